@@ -1,0 +1,325 @@
+"""The contract between a fusion adapter and everything around it.
+
+An adapter turns the feature sequences of an utterance into a few *pseudo tokens* of the backbone's embedding size.
+This module and :mod:`llm_mer.adapters.layers` import torch and nothing else of the project, so an adapter can be
+lifted out and tested alone.
+
+Shapes: ``B`` batch, ``T_m`` steps of modality ``m``, ``D_m`` its feature size, ``d`` the adapter's hidden size, ``H``
+the backbone's embedding size, ``K`` pseudo tokens, ``C`` classes, ``U`` utterances of a context window.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from llm_mer.adapters.layers import AuxiliaryHead, ModalityProjection, PseudoTokenProjection
+
+MODALITIES: tuple[str, ...] = ("text", "audio", "vision")
+
+IGNORE_CLASS = -100
+"""Class target of a sample that has no class in the adapter's label set (the value ``cross_entropy`` ignores)."""
+
+
+@dataclass
+class ModalitySequence:
+    """One modality of a batch.
+
+    Attributes:
+        features: ``(B, T_m, D_m)``; values at padded steps are never read, NaN included.
+        mask: ``(B, T_m)`` bool, True at real steps. A row without a True step is a sample that lacks the modality.
+    """
+
+    features: Tensor
+    mask: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """``(B,)`` bool, False where the sample lacks this modality."""
+        return self.mask.any(dim=1)
+
+
+@dataclass
+class ConversationContext:
+    """Utterance-level history of each sample: one vector per modality and utterance of a context window.
+
+    Attributes:
+        text, audio, vision: ``(B, U, D_m)`` utterance vectors, or None where the data has no such modality. ``D_m`` is
+            :attr:`AdapterConfig.context_sizes`, not the frame-level feature size.
+        text_mask, audio_mask, vision_mask: ``(B, U)`` bool, True where the utterance exists and has the modality.
+        mask: ``(B, U)`` bool, True where the window holds an utterance.
+        speakers: ``(B, U)`` long, 0 for the target's speaker, 1, 2, … for others in order of appearance, -1 where
+            unknown or padded.
+        target: ``(B,)`` long, position of the target in the window (the last utterance of a causal window).
+    """
+
+    mask: Tensor
+    speakers: Tensor
+    target: Tensor
+    text: Tensor | None = None
+    audio: Tensor | None = None
+    vision: Tensor | None = None
+    text_mask: Tensor | None = None
+    audio_mask: Tensor | None = None
+    vision_mask: Tensor | None = None
+
+
+@dataclass
+class FusionTargets:
+    """What auxiliary losses learn from; absent at inference.
+
+    Attributes:
+        classes: ``(B,)`` long in ``[0, C)``, :data:`IGNORE_CLASS` where the sample has none.
+        scores: ``(B,)`` float in the configured score range, NaN where the sample has none.
+    """
+
+    classes: Tensor | None = None
+    scores: Tensor | None = None
+
+
+@dataclass
+class FusionInputs:
+    """Everything an adapter may read."""
+
+    text: ModalitySequence | None = None
+    audio: ModalitySequence | None = None
+    vision: ModalitySequence | None = None
+    context: ConversationContext | None = None
+    targets: FusionTargets | None = None
+
+    def sequence(self, modality: str) -> ModalitySequence | None:
+        """The sequence of ``modality``, one of :data:`MODALITIES`."""
+        return {"text": self.text, "audio": self.audio, "vision": self.vision}[modality]
+
+    @property
+    def batch_size(self) -> int:
+        """``B``. Raises ``ValueError`` when no modality is given at all."""
+        for modality in MODALITIES:
+            sequence = self.sequence(modality)
+            if sequence is not None:
+                return int(sequence.features.shape[0])
+        raise ValueError("no modality given: an adapter needs at least one of text, audio, vision")
+
+
+@dataclass
+class FusedFeatures:
+    """What an adapter's own mathematics hands to the shared ending (:meth:`FusionAdapter.forward`).
+
+    Attributes:
+        vector: ``(B, d_out)`` fused utterance representation.
+        aux_losses: ``{name: scalar}``, unweighted means over the batch.
+        diagnostics: ``{name: (B, ...)}``, detached by the caller.
+        logits, scores: ``(B, C)`` and ``(B,)`` when the adapter defines its own head; None leaves it to
+            :class:`~llm_mer.adapters.layers.AuxiliaryHead`.
+    """
+
+    vector: Tensor
+    aux_losses: dict[str, Tensor] = field(default_factory=dict)
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+    scores: Tensor | None = None
+
+
+@dataclass
+class FusionOutput:
+    """What an adapter emits.
+
+    Attributes:
+        pseudo_tokens: ``(B, K, H)``.
+        aux_losses: ``{name: scalar}``, unweighted; the trainer weighs and logs each by name.
+        diagnostics: ``{name: (B, ...)}``, detached: gates, expert weights, attention.
+        logits: ``(B, C)`` of the adapter's own classifier, or None.
+        scores: ``(B,)`` of the adapter's own regressor in units of the score range, or None.
+        features: ``(B, d_out)`` fused representation, detached (for pictures of the feature space).
+    """
+
+    pseudo_tokens: Tensor
+    aux_losses: dict[str, Tensor] = field(default_factory=dict)
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+    scores: Tensor | None = None
+    features: Tensor | None = None
+
+
+@dataclass
+class AdapterConfig:
+    """What every adapter is built from. Feature and backbone sizes are filled in from the data and the backbone."""
+
+    hidden_size: int = field(default=128, metadata={"help": "the adapter's hidden size d"})
+    num_pseudo_tokens: int = field(default=4, metadata={"help": "pseudo tokens K put into the prompt; 0 with no backbone"})
+    token_expansion: str = field(
+        default="linear",
+        metadata={"help": "how one fused vector becomes K pseudo tokens", "choices": ["linear", "repeat"]},
+    )
+    num_heads: int = field(default=4, metadata={"help": "attention heads"})
+    dropout: float = field(default=0.1, metadata={"help": "dropout inside the adapter"})
+    modality_dropout: float = field(
+        default=0.0,
+        metadata={"help": "chance of hiding each modality of a training sample (one always stays)"},
+    )
+    use_text: bool = field(default=True, metadata={"help": "let the adapter read text (ablation: w/o text)"})
+    use_audio: bool = field(default=True, metadata={"help": "let the adapter read audio (ablation: w/o audio)"})
+    use_vision: bool = field(default=True, metadata={"help": "let the adapter read vision (ablation: w/o vision)"})
+    auxiliary_head: bool = field(
+        default=False, metadata={"help": "give the adapter its own classifier and regressor beside the language model"}
+    )
+
+    # Filled in from the data, the tasks and the backbone; not options of the command line.
+    feature_sizes: dict[str, int] = field(default_factory=dict, metadata={"derived": True})
+    """``{modality: D_m}``; a modality that is absent here does not exist in the data."""
+    context_sizes: dict[str, int] = field(default_factory=dict, metadata={"derived": True})
+    """``{modality: D_m}`` of utterance vectors in :class:`ConversationContext`."""
+    backbone_size: int = field(default=0, metadata={"derived": True})
+    """``H``."""
+    backbone_embedding_norm: float = field(default=1.0, metadata={"derived": True})
+    """Mean row norm of the backbone's embedding table: the scale pseudo tokens start at."""
+    num_classes: int = field(default=0, metadata={"derived": True})
+    """``C`` of the first classification task, 0 without one."""
+    score_range: tuple[float, float] | None = field(default=None, metadata={"derived": True})
+    """Range of the first regression task, None without one."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities that exist in the data and are switched on, in canonical order."""
+        use = {"text": self.use_text, "audio": self.use_audio, "vision": self.use_vision}
+        return tuple(m for m in MODALITIES if use[m] and self.feature_sizes.get(m, 0) > 0)
+
+
+class FusionAdapter(nn.Module, ABC):
+    """Base of all adapters: projects modalities, calls :meth:`fuse`, emits pseudo tokens and auxiliary predictions.
+
+    Invariants every subclass keeps, each with a test for all adapters: batch independence, padding invariance (NaN in
+    padded steps included), any proper subset of modalities, gradients to every parameter, bf16 autocast within 2e-2
+    of float32, core equations equal to a float64 NumPy rewrite, pseudo tokens at the backbone's embedding norm.
+
+    Subclasses set :attr:`name`, :attr:`config_class`, :attr:`default_loss_weights`, implement :meth:`fuse` and report
+    the width of its vector in :attr:`output_size`.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[AdapterConfig]] = AdapterConfig
+    default_loss_weights: ClassVar[dict[str, float]] = {"ce": 1.0, "l1": 1.0}
+    """Weight of each auxiliary loss unless the configuration overrides it by name."""
+    uses_context: ClassVar[bool] = False
+    """True when the adapter reads :attr:`FusionInputs.context`, so the loader builds windows."""
+
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__()
+        if not config.modalities:
+            raise ValueError(
+                f"the adapter has no modality to read: the data offers {sorted(config.feature_sizes)} and "
+                f"use_text={config.use_text}, use_audio={config.use_audio}, use_vision={config.use_vision}"
+            )
+        self.config = config
+        self.projections = nn.ModuleDict(
+            {m: ModalityProjection(config.feature_sizes[m], config.hidden_size, config.dropout) for m in self.frame_modalities}
+        )
+        self.build()
+        self.head: AuxiliaryHead | None = None
+        if config.auxiliary_head:
+            self.head = AuxiliaryHead(self.output_size, config.num_classes, config.score_range, config.dropout)
+        self.pseudo_tokens: PseudoTokenProjection | None = None
+        if config.num_pseudo_tokens > 0:
+            self.pseudo_tokens = PseudoTokenProjection(
+                self.output_size,
+                config.backbone_size,
+                config.num_pseudo_tokens,
+                config.token_expansion,
+                config.backbone_embedding_norm,
+            )
+
+    @property
+    def frame_modalities(self) -> tuple[str, ...]:
+        """Modalities whose frame sequences are projected to ``d``; adapters that read only vectors return ``()``."""
+        return self.config.modalities
+
+    @property
+    def output_size(self) -> int:
+        """Width of the vector that :meth:`fuse` returns."""
+        return self.config.hidden_size
+
+    @abstractmethod
+    def build(self) -> None:
+        """Create the adapter's modules (called once, after the shared projections exist)."""
+
+    @abstractmethod
+    def fuse(self, inputs: FusionInputs) -> FusedFeatures:
+        """The paper's mathematics, from masked sequences to one vector per sample."""
+
+    def forward(self, inputs: FusionInputs) -> FusionOutput:
+        """Fuse, then project to pseudo tokens and auxiliary predictions.
+
+        Raises:
+            ValueError: a sample has no modality at all, or no sequence was given.
+        """
+        inputs = self.select_modalities(inputs)
+        fused = self.fuse(inputs)
+        logits, scores = fused.logits, fused.scores
+        losses = dict(fused.aux_losses)
+        if self.head is not None:
+            head = self.head(fused.vector)
+            logits = head.logits if logits is None else logits
+            scores = head.scores if scores is None else scores
+            if inputs.targets is not None:
+                losses = {**self.head.losses(head, inputs.targets.classes, inputs.targets.scores), **losses}
+        if self.pseudo_tokens is None:
+            tokens = fused.vector.new_zeros(fused.vector.shape[0], 0, max(self.config.backbone_size, 1))
+        else:
+            tokens = self.pseudo_tokens(fused.vector)  # (B, K, H)
+        diagnostics = {name: value.detach() for name, value in fused.diagnostics.items()}
+        return FusionOutput(tokens, losses, diagnostics, logits, scores, fused.vector.detach())
+
+    def project(self, inputs: FusionInputs, modality: str) -> tuple[Tensor, Tensor]:
+        """Project one modality to ``d``: ``(B, T_m, d)`` and its mask; a missing one is the learned stand-in, one step."""
+        sequence = inputs.sequence(modality)
+        projection = self.projections[modality]
+        if sequence is None:
+            projected: tuple[Tensor, Tensor] = projection.stand_in(inputs.batch_size)
+        else:
+            projected = projection(sequence.features, sequence.mask)
+        return projected
+
+    def select_modalities(self, inputs: FusionInputs) -> FusionInputs:
+        """Hide modalities that are switched off or dropped for training, and refuse a sample without any.
+
+        Masks, not values, decide what is read, so hiding a modality is clearing its mask.
+        """
+        batch = inputs.batch_size
+        masks: dict[str, Tensor] = {}
+        for modality in self.config.modalities:
+            sequence = inputs.sequence(modality)
+            if sequence is not None:
+                masks[modality] = sequence.mask.bool()
+        if not masks:
+            raise ValueError(f"no usable modality given: this adapter reads {', '.join(self.config.modalities)}")
+        present = torch.stack([mask.any(dim=1) for mask in masks.values()], dim=1)  # (B, M)
+        if self.training and self.config.modality_dropout > 0 and len(masks) > 1:
+            present = self._drop_modalities(present)
+        if not bool(present.any(dim=1).all()):
+            rows = [i for i in range(batch) if not bool(present[i].any())]
+            raise ValueError(
+                f"samples {rows} of the batch have no modality at all; this adapter reads "
+                f"{', '.join(self.config.modalities)}"
+            )
+        selected: dict[str, ModalitySequence | None] = dict.fromkeys(MODALITIES)
+        for column, (modality, mask) in enumerate(masks.items()):
+            sequence = inputs.sequence(modality)
+            assert sequence is not None
+            selected[modality] = ModalitySequence(sequence.features, mask & present[:, column : column + 1])
+        return FusionInputs(
+            text=selected["text"],
+            audio=selected["audio"],
+            vision=selected["vision"],
+            context=inputs.context,
+            targets=inputs.targets,
+        )
+
+    def _drop_modalities(self, present: Tensor) -> Tensor:
+        """Hide each present modality with the configured chance; a sample that would lose all keeps all."""
+        keep = torch.rand(present.shape, device=present.device) >= self.config.modality_dropout
+        dropped = present & keep
+        return torch.where(dropped.any(dim=1, keepdim=True), dropped, present)

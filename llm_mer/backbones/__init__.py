@@ -1,0 +1,1 @@
+"""Language-model backbones: loading, conversion, and the tiny ones trained on the spot."""

@@ -1,0 +1,1 @@
+"""Utterances: their schema, stores on disk, statistics, batches and public formats."""

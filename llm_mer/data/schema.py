@@ -1,0 +1,43 @@
+"""What one utterance is, in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SPLITS: tuple[str, ...] = ("train", "valid", "test")
+LANGUAGES: tuple[str, ...] = ("en", "zh")
+
+
+@dataclass
+class Utterance:
+    """One spoken turn with whatever is known of it. Only ``id`` and one modality are required.
+
+    Attributes:
+        id: unique within a dataset.
+        split: ``train``, ``valid`` or ``test``.
+        language: ``en`` or ``zh``.
+        text: transcript, None when unknown (a missing modality).
+        audio, vision: media files before extraction (a path each, often the same mp4), None when absent.
+        audio_features: ``(T_a, D_a)`` float32 or None. vision_features: ``(T_v, D_v)``. text_features: ``(T_t, D_t)``.
+        labels: ``{task name: class word in English, or score}``, e.g. ``{"emotion": "joy", "sentiment": 1.4}``. A task
+            that is absent has no target here.
+        dialogue_id, turn, speaker: place in a conversation; ``turn`` orders utterances within ``dialogue_id``.
+        tags: named subsets this utterance belongs to, e.g. ``neutral_words``, ``conflict``.
+    """
+
+    id: str
+    split: str = "train"
+    language: str = "en"
+    text: str | None = None
+    audio: str | None = None
+    vision: str | None = None
+    text_features: np.ndarray | None = None
+    audio_features: np.ndarray | None = None
+    vision_features: np.ndarray | None = None
+    labels: dict[str, str | float] = field(default_factory=dict)
+    dialogue_id: str | None = None
+    turn: int | None = None
+    speaker: str | None = None
+    tags: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""From media to feature sequences: decoding, acoustic and visual descriptors, pretrained encoders."""

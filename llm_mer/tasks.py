@@ -1,0 +1,224 @@
+"""Tasks: a label set or a score range in both languages, and the way between a value and the text of an answer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_EVEN, Decimal
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_mer.errors import UserError
+
+ANSWER_STYLES: tuple[str, ...] = ("word", "index", "number")
+
+
+@dataclass(frozen=True)
+class Label:
+    """One class: its canonical name (in data files) and its word in each language (in prompts and answers)."""
+
+    name: str
+    words: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of an utterance.
+
+    Attributes:
+        name: e.g. ``emotion``. kind: ``classification`` or ``regression``.
+        target: key in :attr:`llm_mer.data.schema.Utterance.labels` that holds the truth.
+        labels: fixed order; empty for regression.
+        aliases: other spellings of a label in data files, ``{alias: name}``; nothing is guessed beyond these.
+        score_range: inclusive, in the unit of the data; None for classification.
+        decimals: digits after the point of a numeric answer; the grid of admissible answers follows from it.
+        metrics: convention of :mod:`llm_mer.evaluation.metrics`: ``classification``, ``iemocap``, ``mosi``, ``sims``.
+    """
+
+    name: str
+    kind: str
+    target: str
+    labels: tuple[Label, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
+    score_range: tuple[float, float] | None = None
+    decimals: int = 1
+    metrics: str = "classification"
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.labels)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(label.name for label in self.labels)
+
+    def words(self, language: str) -> tuple[str, ...]:
+        """Label words in a language, in label order."""
+        return tuple(label.words[language] for label in self.labels)
+
+    def class_index(self, value: str | float, where: str = "") -> int:
+        """Index of a label given by name, alias or a word of either language. Raises ``UserError`` otherwise."""
+        text = str(value).strip()
+        text = self.aliases.get(text, text)
+        for index, label in enumerate(self.labels):
+            if text == label.name or text in label.words.values():
+                return index
+        raise UserError(
+            f"{where + ': ' if where else ''}label {value!r} is not in task {self.name!r}; "
+            f"it knows {', '.join(self.label_names)}"
+        )
+
+    def score(self, value: str | float, where: str = "") -> float:
+        """The truth as a float, checked against the range."""
+        low, high = self.require_range()
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not low <= number <= high:
+            raise UserError(
+                f"{where + ': ' if where else ''}score {value!r} of task {self.name!r} is not a number in [{low}, {high}]"
+            )
+        return number
+
+    def require_range(self) -> tuple[float, float]:
+        """The score range of a regression task."""
+        if self.score_range is None:
+            raise ValueError(f"task {self.name} has no score range: it is a {self.kind} task")
+        return self.score_range
+
+    def answers(self, language: str, style: str) -> tuple[str, ...]:
+        """Every admissible answer text: one per class, or one per decimal of the score grid in rising order."""
+        if self.kind == "classification":
+            if style == "word":
+                return self.words(language)
+            if style == "index":
+                return tuple(str(i) for i in range(self.num_classes))
+            raise UserError(f"task {self.name!r} is classification: its answer is a word or an index, not {style!r}")
+        if style != "number":
+            raise UserError(f"task {self.name!r} is regression: its answer is a number, not {style!r}")
+        return tuple(self.format_score(v) for v in self.grid())
+
+    def grid(self) -> tuple[float, ...]:
+        """Admissible scores in rising order, ``10^-decimals`` apart, both ends of the range included."""
+        low, high = self.require_range()
+        unit = 10**self.decimals
+        first, last = round(low * unit), round(high * unit)
+        return tuple(i / unit for i in range(first, last + 1))
+
+    def format_score(self, value: float) -> str:
+        """A score as answer text, rounded half to even on the grid: ``-0.04`` → ``0.0`` (never ``-0.0``)."""
+        step = Decimal(1).scaleb(-self.decimals)
+        rounded = Decimal(repr(float(value))).quantize(step, rounding=ROUND_HALF_EVEN)
+        return str(abs(rounded) if rounded == 0 else rounded)
+
+    def answer_text(self, value: str | float, language: str, style: str) -> str:
+        """The answer a sample is trained on."""
+        if self.kind == "classification":
+            return self.answers(language, style)[self.class_index(value)]
+        low, high = self.require_range()
+        return self.format_score(min(max(self.score(value), low), high))
+
+    def parse(self, text: str, language: str, style: str) -> int | float | None:
+        """Read a free generation: class index or score; None when it is not an admissible answer.
+
+        White space, letter case and one closing full stop are forgiven; nothing else is. An answer is never guessed
+        at, and never mapped to a class by default.
+        """
+        cleaned = text.strip().rstrip(".。").strip()
+        if self.kind == "classification":
+            folded = [answer.casefold() for answer in self.answers(language, style)]
+            return folded.index(cleaned.casefold()) if cleaned.casefold() in folded else None
+        cleaned = text.strip().rstrip("。").strip()
+        if not re.fullmatch(r"[+-]?\d+(\.\d+)?\.?", cleaned):
+            return None
+        number = float(cleaned)
+        low, high = self.require_range()
+        return number if low <= number <= high else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers for a checkpoint's own description; :meth:`from_dict` reads them back."""
+        entry: dict[str, Any] = {"kind": self.kind, "target": self.target, "metrics": self.metrics}
+        if self.labels:
+            entry["labels"] = [{"name": label.name, **label.words} for label in self.labels]
+        if self.aliases:
+            entry["aliases"] = dict(self.aliases)
+        if self.score_range is not None:
+            entry["range"] = list(self.score_range)
+            entry["decimals"] = self.decimals
+        return entry
+
+    @classmethod
+    def from_dict(cls, name: str, entry: dict[str, Any], where: str = "tasks") -> Task:
+        """Build and check a task from its YAML form."""
+        known = {"kind", "target", "labels", "aliases", "range", "decimals", "metrics"}
+        unknown = sorted(set(entry) - known)
+        if unknown:
+            raise UserError(f"{where}: task {name!r} has unknown keys {unknown}; known are {sorted(known)}")
+        kind = entry.get("kind")
+        if kind not in ("classification", "regression"):
+            raise UserError(f"{where}: task {name!r} has kind {kind!r}; it must be classification or regression")
+        if kind == "classification":
+            labels = []
+            for row in entry.get("labels") or []:
+                words = {k: str(v) for k, v in row.items() if k != "name"}
+                labels.append(Label(str(row["name"]), words))
+            if len(labels) < 2:
+                raise UserError(f"{where}: task {name!r} needs at least two labels, found {len(labels)}")
+            languages = set(labels[0].words)
+            for label in labels:
+                if set(label.words) != languages:
+                    raise UserError(f"{where}: label {label.name!r} of task {name!r} lacks a word in some language")
+            names = [label.name for label in labels]
+            if len(set(names)) != len(names):
+                raise UserError(f"{where}: task {name!r} names a label twice: {names}")
+            return cls(
+                name=name,
+                kind=kind,
+                target=str(entry.get("target", name)),
+                labels=tuple(labels),
+                aliases={str(k): str(v) for k, v in (entry.get("aliases") or {}).items()},
+                metrics=str(entry.get("metrics", "classification")),
+            )
+        bounds = entry.get("range")
+        if not isinstance(bounds, list | tuple) or len(bounds) != 2 or not float(bounds[0]) < float(bounds[1]):
+            raise UserError(f"{where}: task {name!r} needs range: [low, high] with low < high, found {bounds!r}")
+        return cls(
+            name=name,
+            kind=kind,
+            target=str(entry.get("target", name)),
+            score_range=(float(bounds[0]), float(bounds[1])),
+            decimals=int(entry.get("decimals", 1)),
+            metrics=str(entry.get("metrics", "mosi")),
+        )
+
+
+@cache
+def builtin_tasks() -> dict[str, Task]:
+    """The tasks of ``llm_mer/resources/tasks.yaml``."""
+    text = resources.files("llm_mer").joinpath("resources/tasks.yaml").read_text(encoding="utf-8")
+    return {name: Task.from_dict(name, entry, "resources/tasks.yaml") for name, entry in yaml.safe_load(text).items()}
+
+
+def get_task(name: str) -> Task:
+    """A built-in task by name, or a user's own by the path of a YAML file that holds exactly one.
+
+    Raises:
+        UserError: no such task or file, or the file does not describe one task.
+    """
+    if name in builtin_tasks():
+        return builtin_tasks()[name]
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"{name}: no such task file")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or len(content) != 1:
+            raise UserError(f"{name}: a task file holds exactly one task, {{name: {{kind: …}}}}")
+        ((task_name, entry),) = content.items()
+        return Task.from_dict(str(task_name), entry, name)
+    raise UserError(f"unknown task {name!r}; built in are {', '.join(builtin_tasks())}, or name a .yaml file")
