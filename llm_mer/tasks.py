@@ -134,9 +134,10 @@ class Task:
             folded = [answer.casefold() for answer in self.answers(language, style)]
             return folded.index(cleaned.casefold()) if cleaned.casefold() in folded else None
         cleaned = text.strip().rstrip("。").strip()
-        if not re.fullmatch(r"[+-]?\d+(\.\d+)?\.?", cleaned):
+        match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)\.?", cleaned)
+        if match is None:
             return None
-        number = float(cleaned)
+        number = float(match.group(1))
         low, high = self.require_range()
         return number if low <= number <= high else None
 
