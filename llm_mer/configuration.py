@@ -1,0 +1,200 @@
+"""Everything a user can set: typed, documented once, and the command line's own help.
+
+:class:`DataArguments` and :class:`ModelArguments` are parsed by ``TrlParser`` from YAML and the command line, beside the
+chosen adapter's own configuration (:func:`adapter_arguments`) and TRL's trainer arguments
+(:class:`llm_mer.training.MerTrainingArguments`). :class:`MerConfig` is what the model itself is built from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from llm_mer.adapters import adapter_class
+from llm_mer.adapters.base import AdapterConfig
+from llm_mer.errors import UserError
+
+
+@dataclass
+class DataArguments:
+    """What is read and asked."""
+
+    data: str = field(
+        default="",
+        metadata={
+            "help": "a store written by `llm-mer extract`, or FORMAT:PATH to read a public format in place, "
+            "e.g. mosi:../shared/data/mosi (formats: `llm-mer formats`)"
+        },
+    )
+    tasks: list[str] = field(
+        default_factory=lambda: ["emotion"],
+        metadata={"help": "tasks to train together: built-in names (`llm-mer tasks`) or YAML files of your own"},
+    )
+    prompts: list[str] = field(
+        default_factory=lambda: ["short"],
+        metadata={"help": "prompt templates: a style name, YAML files or folders; one must fit each task × language"},
+    )
+    languages: list[str] | None = field(default=None, metadata={"help": "keep only these languages (en, zh)"})
+    train_split: str = field(default="train", metadata={"help": "split to train on"})
+    eval_split: str = field(default="valid", metadata={"help": "split to evaluate on each epoch"})
+    limit_train: int | None = field(default=None, metadata={"help": "use only this many training utterances"})
+    limit_eval: int | None = field(default=None, metadata={"help": "use only this many evaluation utterances"})
+    max_text_tokens: int = field(default=128, metadata={"help": "transcript tokens the adapter reads; longer is cut"})
+    max_audio_steps: int = field(default=400, metadata={"help": "audio steps the adapter reads; longer is cut"})
+    max_vision_steps: int = field(default=200, metadata={"help": "vision steps the adapter reads; longer is cut"})
+    max_prompt_tokens: int = field(
+        default=1024, metadata={"help": "a longer prompt loses its earliest dialogue turns, then is an error"}
+    )
+    context_window: int = field(
+        default=8, metadata={"help": "utterances per context window, the target included (adapters that read context)"}
+    )
+    bidirectional_context: bool = field(
+        default=False, metadata={"help": "let the window look ahead too (offline use only)"}
+    )
+    chat: str = field(
+        default="auto",
+        metadata={"help": "put the prompt into the tokenizer's chat template when it has one", "choices": ["auto", "never"]},
+    )
+
+
+@dataclass
+class ModelArguments:
+    """Backbone, low-rank adaptation, and which adapter."""
+
+    backbone: str = field(
+        default="",
+        metadata={
+            "help": "Llama, GLM or Qwen by local folder or hub name; `tiny:llama` and `tiny:glm` train a small one on the "
+            "spot (cached); `none` trains the adapter's own head without a language model"
+        },
+    )
+    adapter: str = field(default="egmf", metadata={"help": "fusion adapter: egmf, lsgmer, gia_mic, lpgnet, gated_xlstm"})
+    text_source: str = field(
+        default="backbone",
+        metadata={
+            "help": "text the adapter reads: the backbone's own embeddings of the transcript, or features in the data",
+            "choices": ["backbone", "features"],
+        },
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "backbone weights; auto is bfloat16 on a GPU, else float32", "choices": ["auto", "float32", "bfloat16"]},
+    )
+    quantization: str = field(
+        default="none", metadata={"help": "load the backbone quantised (bitsandbytes)", "choices": ["none", "int8", "nf4"]}
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, …"})
+    lora_r: int = field(default=8, metadata={"help": "LoRA rank; 0 freezes the backbone and trains the adapter alone"})
+    lora_alpha: int = field(default=16, metadata={"help": "LoRA scaling"})
+    lora_dropout: float = field(default=0.05, metadata={"help": "LoRA dropout"})
+    lora_targets: list[str] | None = field(
+        default=None, metadata={"help": "module names to adapt; default: every attention and MLP projection"}
+    )
+    save_backbone: str = field(
+        default="auto",
+        metadata={
+            "help": "copy the backbone into the checkpoint: auto copies local folders under 200 MB, so they load elsewhere",
+            "choices": ["auto", "always", "never"],
+        },
+    )
+    loss_weights: list[str] = field(
+        default_factory=list,
+        metadata={"help": "weights of losses by name, e.g. lm=1.0 ce=0.5 apc=0.1; others keep the adapter's defaults"},
+    )
+    adapter_learning_rate: float | None = field(
+        default=None, metadata={"help": "learning rate of the adapter; default: the same as LoRA's"}
+    )
+    init_checkpoint: str | None = field(
+        default=None, metadata={"help": "start from the weights of this checkpoint (same adapter and backbone)"}
+    )
+
+
+def parse_loss_weights(entries: list[str]) -> dict[str, float]:
+    """``["apc=0.5"]`` → ``{"apc": 0.5}``. Raises :class:`UserError` naming a malformed entry."""
+    weights: dict[str, float] = {}
+    for entry in entries:
+        name, _, value = entry.partition("=")
+        try:
+            weights[name.strip()] = float(value)
+        except ValueError:
+            raise UserError(f"loss_weights: {entry!r} is not NAME=NUMBER, e.g. apc=0.5") from None
+    return weights
+
+
+def adapter_arguments(adapter: str) -> type:
+    """A dataclass of the named adapter's own options, for the command line (derived fields left out)."""
+    try:
+        config_class = adapter_class(adapter).config_class
+    except ValueError as error:
+        raise UserError(f"adapter: {error}") from None
+    hints = _resolved_hints(config_class)
+    fields = []
+    for entry in dataclasses.fields(config_class):
+        if entry.metadata.get("derived"):
+            continue
+        metadata = dict(entry.metadata)
+        if entry.default is not dataclasses.MISSING:
+            option = field(default=entry.default, metadata=metadata)
+        else:
+            option = field(default_factory=entry.default_factory, metadata=metadata)  # type: ignore[arg-type]
+        fields.append((entry.name, hints[entry.name], option))
+    return dataclasses.make_dataclass("AdapterArguments", fields, namespace={"__doc__": f"Options of the {adapter} adapter."})
+
+
+def build_adapter_config(adapter: str, options: dict[str, Any]) -> AdapterConfig:
+    """The adapter's typed configuration from plain options; an unknown option is an error that lists the known ones."""
+    config_class = adapter_class(adapter).config_class
+    known = {entry.name for entry in dataclasses.fields(config_class)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise UserError(f"adapter {adapter!r} has no option {unknown}; it knows {sorted(known)}")
+    options = dict(options)
+    if options.get("score_range") is not None:
+        low, high = options["score_range"]
+        options["score_range"] = (float(low), float(high))
+    return config_class(**options)
+
+
+def _resolved_hints(cls: type) -> dict[str, Any]:
+    import typing
+
+    return typing.get_type_hints(cls)
+
+
+class MerConfig(PreTrainedConfig):
+    """What the model is built from: the backbone's configuration, the adapter's name and options.
+
+    Attributes:
+        text_config: the backbone's own configuration; None for an adapter alone.
+        adapter: name in :data:`llm_mer.adapters.ADAPTERS`.
+        adapter_config: its options and derived sizes as plain values.
+        text_source: ``backbone`` (transcript tokens looked up in the embedding table) or ``features``.
+    """
+
+    model_type = "llm_mer"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
+
+    text_config: dict | PreTrainedConfig | None = None
+    adapter: str = "egmf"
+    adapter_config: dict | None = None
+    text_source: str = "backbone"
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.text_config, dict):
+            entry = dict(self.text_config)
+            self.text_config = AutoConfig.for_model(entry.pop("model_type"), **entry)
+        super().__post_init__(**kwargs)
+        if self.text_config is not None and getattr(self.text_config, "tie_word_embeddings", False):
+            self.tie_word_embeddings = True
+
+    def build_adapter_config(self) -> AdapterConfig:
+        """The adapter's typed configuration."""
+        return build_adapter_config(self.adapter, self.adapter_config or {})
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The backbone's configuration, or this one for an adapter alone."""
+        return self.text_config if isinstance(self.text_config, PreTrainedConfig) else self

@@ -1,0 +1,281 @@
+"""Utterances on disk: one Arrow file a split, memory-mapped, and a ``store.json`` that describes them.
+
+Feature sequences are stored flat (``T · D`` float32 values); ``D`` is the store's, so a row reads back as a zero-copy
+view of the file, and resident memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from llm_mer.data.normalisation import FeatureStatistics, RunningStatistics
+from llm_mer.data.schema import LANGUAGES, SPLITS, Utterance
+from llm_mer.errors import UserError
+
+STORE_FILE = "store.json"
+STORE_VERSION = 1
+FEATURE_COLUMNS: dict[str, str] = {"text": "text_features", "audio": "audio_features", "vision": "vision_features"}
+
+
+@dataclass
+class StoreInfo:
+    """What ``store.json`` says.
+
+    Attributes:
+        feature_sizes: ``{modality: D_m}``; a modality nobody has is absent.
+        statistics: ``{modality: FeatureStatistics}`` of the training split.
+        counts: utterances per split. fingerprint: SHA-256 over every id, label, text and feature value.
+        feature_names: names of the feature dimensions where known. description: how the features were made.
+    """
+
+    feature_sizes: dict[str, int]
+    statistics: dict[str, FeatureStatistics]
+    counts: dict[str, int]
+    fingerprint: str
+    feature_names: dict[str, list[str]] = field(default_factory=dict)
+    description: dict[str, Any] = field(default_factory=dict)
+    version: int = STORE_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers for JSON."""
+        entry = asdict(self)
+        entry["statistics"] = {m: s.to_dict() for m, s in self.statistics.items()}
+        return entry
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> StoreInfo:
+        """Read :meth:`to_dict` back."""
+        entry = dict(entry)
+        entry["statistics"] = {m: FeatureStatistics.from_dict(s) for m, s in entry["statistics"].items()}
+        return cls(**entry)
+
+
+def check_utterance(utterance: Utterance, sizes: dict[str, int]) -> None:
+    """Refuse an utterance that cannot be trained on, naming its id and field; ``sizes`` learns each ``D_m``."""
+    where = f"utterance {utterance.id!r}"
+    if utterance.split not in SPLITS:
+        raise UserError(f"{where}: split is {utterance.split!r}; it must be one of {', '.join(SPLITS)}")
+    if utterance.language not in LANGUAGES:
+        raise UserError(f"{where}: language is {utterance.language!r}; it must be one of {', '.join(LANGUAGES)}")
+    found = utterance.text is not None
+    for modality, column in FEATURE_COLUMNS.items():
+        features = getattr(utterance, column)
+        if features is None:
+            continue
+        found = True
+        if features.ndim != 2 or features.shape[0] == 0:
+            raise UserError(f"{where}: {column} has shape {features.shape}; it must be (steps, size) with steps > 0")
+        size = sizes.setdefault(modality, int(features.shape[1]))
+        if features.shape[1] != size:
+            raise UserError(f"{where}: {column} has {features.shape[1]} features, the utterances before it have {size}")
+        if not np.isfinite(features).all():
+            raise UserError(f"{where}: {column} holds NaN or infinity")
+    if not found:
+        raise UserError(f"{where} has no modality: give text, audio or video")
+
+
+def _features(utterance: Utterance) -> dict[str, np.ndarray]:
+    return {
+        modality: np.ascontiguousarray(features, dtype=np.float32)
+        for modality, column in FEATURE_COLUMNS.items()
+        if (features := getattr(utterance, column)) is not None
+    }
+
+
+def _arrow_row(utterance: Utterance) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": utterance.id,
+        "language": utterance.language,
+        "text": utterance.text,
+        "audio": utterance.audio,
+        "vision": utterance.vision,
+        "labels": json.dumps(utterance.labels, ensure_ascii=False, sort_keys=True),
+        "dialogue_id": utterance.dialogue_id,
+        "turn": utterance.turn,
+        "speaker": utterance.speaker,
+        "tags": list(utterance.tags),
+    }
+    features = _features(utterance)
+    for modality, column in FEATURE_COLUMNS.items():
+        row[column] = features[modality].reshape(-1) if modality in features else None
+    return row
+
+
+def _arrow_features() -> Any:
+    from datasets import Features, LargeList, List, Value
+
+    text = Value("string")
+    columns: dict[str, Any] = dict.fromkeys(
+        ("id", "language", "text", "audio", "vision", "labels", "dialogue_id", "speaker"), text
+    )
+    columns["turn"] = Value("int64")
+    columns["tags"] = List(text)
+    for column in FEATURE_COLUMNS.values():
+        columns[column] = LargeList(Value("float32"))
+    return Features(columns)
+
+
+class Fingerprint:
+    """SHA-256 over the content of utterances in order."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def update(self, utterance: Utterance) -> None:
+        """Take in one utterance."""
+        head = [utterance.id, utterance.split, utterance.language, utterance.text, sorted(utterance.labels.items())]
+        self._hash.update(json.dumps(head, ensure_ascii=False).encode())
+        for modality, features in _features(utterance).items():
+            self._hash.update(f"{modality}{features.shape}".encode())
+            self._hash.update(features.tobytes())
+
+    def hexdigest(self) -> str:
+        """The digest so far."""
+        return self._hash.hexdigest()
+
+
+def write_store(
+    utterances: Iterable[Utterance],
+    folder: Path,
+    feature_names: dict[str, list[str]] | None = None,
+    description: dict[str, Any] | None = None,
+) -> Path:
+    """Write utterances to ``folder``, one pass, constant memory; an existing store is replaced only once all is written.
+
+    Raises:
+        UserError: a duplicate id, a wrong split or language, feature sizes that differ, NaN, or no utterance at all.
+    """
+    from datasets.arrow_writer import ArrowWriter
+
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        writers: dict[str, Any] = {}
+        sizes: dict[str, int] = {}
+        running: dict[str, RunningStatistics] = {}
+        counts: dict[str, int] = {}
+        seen: set[str] = set()
+        fingerprint = Fingerprint()
+        for utterance in utterances:
+            check_utterance(utterance, sizes)
+            if utterance.id in seen:
+                raise UserError(f"utterance id {utterance.id!r} occurs twice; ids must be unique within a dataset")
+            seen.add(utterance.id)
+            if utterance.split not in writers:
+                writers[utterance.split] = ArrowWriter(
+                    features=_arrow_features(), path=str(scratch / f"{utterance.split}.arrow"), writer_batch_size=64
+                )
+            writers[utterance.split].write(_arrow_row(utterance))
+            counts[utterance.split] = counts.get(utterance.split, 0) + 1
+            fingerprint.update(utterance)
+            if utterance.split == "train":
+                for modality, features in _features(utterance).items():
+                    running.setdefault(modality, RunningStatistics()).update(features)
+        if not writers:
+            raise UserError(f"{folder}: there is no utterance to store")
+        for writer in writers.values():
+            writer.finalize()
+        statistics = {m: result for m, r in running.items() if (result := r.result()) is not None}
+        info = StoreInfo(sizes, statistics, counts, fingerprint.hexdigest(), feature_names or {}, description or {})
+        (scratch / STORE_FILE).write_text(json.dumps(info.to_dict(), ensure_ascii=False, indent=1), encoding="utf-8")
+        if folder.exists():
+            if any(folder.iterdir()) and not (folder / STORE_FILE).is_file():
+                raise UserError(f"{folder} exists and is not a store; name an empty or new folder")
+            shutil.rmtree(folder)
+        os.chmod(scratch, 0o755)
+        scratch.rename(folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return folder
+
+
+class UtteranceTable(Sequence[Utterance]):
+    """The utterances of one split, read from the memory-mapped file one row at a time."""
+
+    def __init__(self, path: Path, split: str, info: StoreInfo) -> None:
+        from datasets import Dataset
+
+        self.split = split
+        self.info = info
+        self._rows = Dataset.from_file(str(path)).with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Utterance: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Utterance]: ...
+    def __getitem__(self, index: int | slice) -> Utterance | list[Utterance]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = self._rows[int(index)]
+        value = {name: row.column(name)[0].as_py() for name in row.column_names if name not in FEATURE_COLUMNS.values()}
+        features = {}
+        for modality, column in FEATURE_COLUMNS.items():
+            cell = row.column(column)[0]
+            if cell.is_valid:
+                flat = cell.values.to_numpy(zero_copy_only=True)
+                features[column] = flat.reshape(-1, self.info.feature_sizes[modality])
+        return Utterance(
+            id=value["id"],
+            split=self.split,
+            language=value["language"],
+            text=value["text"],
+            audio=value["audio"],
+            vision=value["vision"],
+            labels=json.loads(value["labels"]),
+            dialogue_id=value["dialogue_id"],
+            turn=value["turn"],
+            speaker=value["speaker"],
+            tags=tuple(value["tags"] or ()),
+            **features,
+        )
+
+    def __iter__(self) -> Iterator[Utterance]:
+        for index in range(len(self)):
+            yield self[index]
+
+    def column(self, name: str) -> list[Any]:
+        """One descriptive column of every row (``id``, ``language``, ``dialogue_id``, ``turn``, ``speaker``, ``labels``)."""
+        values = self._rows.data.column(name).to_pylist()
+        return [json.loads(v) for v in values] if name == "labels" else values
+
+
+@dataclass
+class UtteranceStore:
+    """An opened store."""
+
+    folder: Path
+    info: StoreInfo
+
+    @classmethod
+    def open(cls, folder: Path | str) -> UtteranceStore:
+        """Open a folder written by :func:`write_store`. Raises :class:`UserError` when it is not one."""
+        folder = Path(folder)
+        path = folder / STORE_FILE
+        if not path.is_file():
+            raise UserError(f"{folder}: no {STORE_FILE} here; a store is written by `llm-mer extract`")
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        if entry.get("version") != STORE_VERSION:
+            raise UserError(f"{path}: version {entry.get('version')!r}, this program reads {STORE_VERSION}")
+        return cls(folder, StoreInfo.from_dict(entry))
+
+    def split(self, name: str) -> UtteranceTable:
+        """One split. Raises :class:`UserError` naming the splits there are."""
+        path = self.folder / f"{name}.arrow"
+        if not path.is_file():
+            raise UserError(f"{self.folder}: no split {name!r}; it holds {', '.join(sorted(self.info.counts))}")
+        return UtteranceTable(path, name, self.info)
