@@ -56,7 +56,10 @@ class DataArguments:
     )
     chat: str = field(
         default="auto",
-        metadata={"help": "put the prompt into the tokenizer's chat template when it has one", "choices": ["auto", "never"]},
+        metadata={
+            "help": "put the prompt into the tokenizer's chat template when it has one",
+            "choices": ["auto", "never"],
+        },
     )
 
 
@@ -71,7 +74,9 @@ class ModelArguments:
             "spot (cached); `none` trains the adapter's own head without a language model"
         },
     )
-    adapter: str = field(default="egmf", metadata={"help": "fusion adapter: egmf, lsgmer, gia_mic, lpgnet, gated_xlstm"})
+    adapter: str = field(
+        default="egmf", metadata={"help": "fusion adapter: egmf, lsgmer, gia_mic, lpgnet, gated_xlstm"}
+    )
     text_source: str = field(
         default="backbone",
         metadata={
@@ -81,10 +86,14 @@ class ModelArguments:
     )
     dtype: str = field(
         default="auto",
-        metadata={"help": "backbone weights; auto is bfloat16 on a GPU, else float32", "choices": ["auto", "float32", "bfloat16"]},
+        metadata={
+            "help": "backbone weights; auto is bfloat16 on a GPU, else float32",
+            "choices": ["auto", "float32", "bfloat16"],
+        },
     )
     quantization: str = field(
-        default="none", metadata={"help": "load the backbone quantised (bitsandbytes)", "choices": ["none", "int8", "nf4"]}
+        default="none",
+        metadata={"help": "load the backbone quantised (bitsandbytes)", "choices": ["none", "int8", "nf4"]},
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, …"})
     lora_r: int = field(default=8, metadata={"help": "LoRA rank; 0 freezes the backbone and trains the adapter alone"})
@@ -141,7 +150,9 @@ def adapter_arguments(adapter: str) -> type:
         else:
             option = field(default_factory=entry.default_factory, metadata=metadata)  # type: ignore[arg-type]
         fields.append((entry.name, hints[entry.name], option))
-    return dataclasses.make_dataclass("AdapterArguments", fields, namespace={"__doc__": f"Options of the {adapter} adapter."})
+    return dataclasses.make_dataclass(
+        "AdapterArguments", fields, namespace={"__doc__": f"Options of the {adapter} adapter."}
+    )
 
 
 def build_adapter_config(adapter: str, options: dict[str, Any]) -> AdapterConfig:
@@ -187,6 +198,9 @@ class MerConfig(PreTrainedConfig):
         if isinstance(self.text_config, dict):
             entry = dict(self.text_config)
             self.text_config = AutoConfig.for_model(entry.pop("model_type"), **entry)
+        if isinstance(self.text_config, PreTrainedConfig):
+            # transformers pushes the composite's choice down, and an unset one would undo the loaded backbone's.
+            kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
         super().__post_init__(**kwargs)
         if self.text_config is not None and getattr(self.text_config, "tie_word_embeddings", False):
             self.tie_word_embeddings = True

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
@@ -147,7 +146,9 @@ class MerModel(MerPreTrainedModel):
 
     def __init__(self, config: MerConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.language_model = language_model if language_model is not None else AutoModel.from_config(config.text_config)
+        self.language_model = (
+            language_model if language_model is not None else AutoModel.from_config(config.text_config)
+        )
         self.fusion_adapter = build_adapter(config.adapter, config.build_adapter_config())
         self.post_init()
 
@@ -313,6 +314,10 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
             fused_features=outputs.fused_features,
         )
 
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """Fusion tensors reach :meth:`forward` as ``**kwargs``, where ``generate`` cannot see that they are used."""
+        super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in FUSION_KEYS})
+
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Tensor, is_first_iteration: bool = False, use_cache: bool = True, **kwargs: Any
     ) -> dict[str, Any]:
@@ -349,7 +354,9 @@ class MerHeadModel(MerPreTrainedModel):
 
 def describe_parameters(model: nn.Module) -> dict[str, int]:
     """Counts of ``total``, ``trainable`` and ``adapter`` parameters."""
-    adapter = sum(p.numel() for n, p in model.named_parameters() if "fusion_adapter" in n and "original_module" not in n)
+    adapter = sum(
+        p.numel() for n, p in model.named_parameters() if "fusion_adapter" in n and "original_module" not in n
+    )
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"total": total, "trainable": trainable, "adapter": adapter}

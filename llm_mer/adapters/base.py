@@ -323,6 +323,21 @@ class FusionAdapter(nn.Module, ABC):
             targets=inputs.targets,
         )
 
+    def initialise_from_backbone(self, label_vectors: Tensor) -> None:
+        """Hook, once before training: mean token embeddings of the label words ``(C, H)``. Does nothing by default."""
+
+    def on_epoch_end(self) -> dict[str, float]:
+        """Hook, once after every training epoch on every rank; returns values to log. Does nothing by default."""
+        return {}
+
+    def training_only_parameters(self) -> tuple[str, ...]:
+        """State-dict prefixes (below the adapter) that inference does not need and a final checkpoint leaves out."""
+        return ()
+
+    def warnings_from(self, diagnostics: dict[str, Tensor]) -> list[str]:
+        """What is worth warning about in diagnostics gathered over a dataset, ``{name: (N, ...)}``. None by default."""
+        return []
+
     def _drop_modalities(self, present: Tensor) -> Tensor:
         """Hide each present modality with the configured chance; a sample that would lose all keeps all."""
         keep = torch.rand(present.shape, device=present.device) >= self.config.modality_dropout

@@ -1,0 +1,13 @@
+"""accelerate launch finetune.py --config configs/quickstart.yaml [--option value …]"""
+
+import sys
+
+from llm_mer.errors import UserError
+
+if __name__ == "__main__":
+    from llm_mer.training import finetune
+
+    try:
+        finetune()
+    except UserError as error:
+        sys.exit(f"finetune.py: {error}")

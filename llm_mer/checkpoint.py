@@ -1,0 +1,263 @@
+"""A checkpoint that describes itself: what it was trained on, how to ask it, and where its backbone is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from llm_mer import __version__
+from llm_mer.configuration import MerConfig
+from llm_mer.errors import UserError
+from llm_mer.modeling import MerForConditionalGeneration, MerHeadModel, fusion_adapter_of
+from llm_mer.processing import MerProcessor
+
+DESCRIPTION_FILE = "llm_mer.json"
+FORMAT_VERSION = 1
+COPY_LIMIT = 200 * 2**20
+"""A local backbone folder up to this size is copied into the checkpoint unless told otherwise."""
+
+
+@dataclass
+class BackboneReference:
+    """Where the frozen backbone is.
+
+    Attributes:
+        name: hub name, or the name of the local folder it came from.
+        folder: where a copy lies, relative to the checkpoint or to its parent; None when it was not copied.
+        fingerprint: SHA-256 of its configuration and weights, None for a hub name.
+        quantization, dtype: how it was loaded for training.
+    """
+
+    name: str
+    folder: str | None = None
+    fingerprint: str | None = None
+    quantization: str = "none"
+    dtype: str = "float32"
+
+
+@dataclass
+class CheckpointDescription:
+    """The content of ``llm_mer.json``.
+
+    Attributes:
+        model: :class:`~llm_mer.configuration.MerConfig` as plain values (backbone configuration included).
+        processor: :meth:`MerProcessor.to_dict`. backbone: None for an adapter alone.
+        data: fingerprint, counts and feature settings of the training data.
+        baselines: ``{task: {"truths": …}}`` what the trivial answers need: label counts or score mean.
+        shift_probability: ``{task: p0}`` of the Dialogical Emotion Decoder, from the training dialogues.
+        context: window size and direction. training: loss weights, seed, LoRA. versions: of the stack.
+    """
+
+    model: dict[str, Any]
+    processor: dict[str, Any]
+    backbone: BackboneReference | None
+    data: dict[str, Any] = field(default_factory=dict)
+    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shift_probability: dict[str, float] = field(default_factory=dict)
+    context: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT_VERSION
+
+    def save(self, folder: Path) -> None:
+        """Write ``llm_mer.json``."""
+        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> CheckpointDescription:
+        """Read ``llm_mer.json``. Raises :class:`UserError` when the folder is no checkpoint of ours."""
+        path = folder / DESCRIPTION_FILE
+        if not path.is_file():
+            raise UserError(f"{folder}: no {DESCRIPTION_FILE}; it is not a checkpoint written by finetune.py")
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        if entry.get("format") != FORMAT_VERSION:
+            raise UserError(f"{path}: format {entry.get('format')!r}, this program reads {FORMAT_VERSION}")
+        if entry["backbone"] is not None:
+            entry["backbone"] = BackboneReference(**entry["backbone"])
+        return cls(**entry)
+
+
+def stack_versions() -> dict[str, str]:
+    """Versions of what a checkpoint depends on."""
+    names = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "xlstm")
+    found = {"llm_mer": __version__}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """SHA-256 over ``config.json`` and every weight file of a local backbone."""
+    digest = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        digest.update(path.name.encode())
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def reference_backbone(source: str, output: Path, save: str, quantization: str, dtype: str) -> BackboneReference:
+    """Describe the backbone, copying a local folder into ``output/backbone`` as ``save`` says."""
+    path = Path(source)
+    if not path.is_dir():
+        return BackboneReference(source, None, None, quantization, dtype)
+    fingerprint = folder_fingerprint(path)
+    size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    folder = None
+    if save == "always" or (save == "auto" and size <= COPY_LIMIT):
+        target = output / "backbone"
+        if not (target.is_dir() and folder_fingerprint(target) == fingerprint):
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(path, target)
+        folder = "backbone"
+    return BackboneReference(path.name, folder, fingerprint, quantization, dtype)
+
+
+def find_backbone(reference: BackboneReference, checkpoint: Path, override: str | None) -> str:
+    """Where to load the backbone from: an override, the copy beside the checkpoint, or the hub name.
+
+    Raises:
+        UserError: a local backbone that was not copied, or one whose weights are not those trained on.
+    """
+    if override is None and reference.folder is not None:
+        for base in (checkpoint, checkpoint.parent):
+            if (base / reference.folder / "config.json").is_file():
+                return str(base / reference.folder)
+        raise UserError(
+            f"{checkpoint}: its backbone should lie in {reference.folder}/ here or one folder up; it does not"
+        )
+    if override is not None:
+        if reference.fingerprint is not None and Path(override).is_dir():
+            found = folder_fingerprint(Path(override))
+            if found != reference.fingerprint:
+                raise UserError(
+                    f"{override}: fingerprint {found[:12]}…, but the checkpoint was trained on a backbone with "
+                    f"{reference.fingerprint[:12]}…"
+                )
+        return override
+    if reference.fingerprint is not None:
+        raise UserError(
+            f"{checkpoint} was trained on the local backbone {reference.name!r}, which was not copied into it; "
+            f"name its folder with --backbone (fingerprint {reference.fingerprint[:12]}…)"
+        )
+    return reference.name
+
+
+@dataclass
+class LoadedCheckpoint:
+    """A model in eval mode with all it needs to answer."""
+
+    model: torch.nn.Module
+    processor: MerProcessor
+    description: CheckpointDescription
+
+
+def load_checkpoint(folder: Path | str, backbone: str | None = None, device: str | None = None) -> LoadedCheckpoint:
+    """Load a checkpoint from the folder alone.
+
+    Args:
+        backbone: use this backbone instead of the recorded place (its fingerprint must agree).
+        device: ``cpu``, ``cuda`` …; default: the accelerator when there is one.
+
+    Raises:
+        UserError: not a checkpoint, a missing or different backbone, or weights that do not fit.
+    """
+    folder = Path(folder)
+    description = CheckpointDescription.load(folder)
+    if device is None:
+        device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"  # type: ignore[union-attr]
+    entry = dict(description.model)
+    if description.backbone is None:
+        config = MerConfig(**entry)
+        model: torch.nn.Module = MerHeadModel(config)
+        tokenizer: PreTrainedTokenizerBase | None = None
+        load_head_weights(model, folder)
+    else:
+        from llm_mer.backbones.loading import load_backbone
+
+        source = find_backbone(description.backbone, folder, backbone)
+        dtype = description.backbone.dtype if device != "cpu" else "float32"
+        loaded = load_backbone(source, dtype=dtype, quantization=description.backbone.quantization)
+        config = MerConfig(text_config=loaded.model.config, **{k: v for k, v in entry.items() if k != "text_config"})
+        base = MerForConditionalGeneration.from_backbone(loaded.model, config)
+        model = load_adapter_weights(base, folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    processor = MerProcessor.from_dict(description.processor, tokenizer)
+    if description.backbone is None or description.backbone.quantization == "none":
+        model = model.to(device)
+    return LoadedCheckpoint(model.eval(), processor, description)
+
+
+def _tolerated(model: torch.nn.Module, keys: list[str]) -> list[str]:
+    """Missing keys that matter: those an inference checkpoint leaves out on purpose are no loss."""
+    prefixes = fusion_adapter_of(model).training_only_parameters()
+    return [key for key in keys if not any(f".{prefix}" in f".{key}" for prefix in prefixes)]
+
+
+def load_adapter_weights(base: MerForConditionalGeneration, folder: Path) -> torch.nn.Module:
+    """LoRA and fusion-adapter weights of a PEFT checkpoint onto a fresh base. Raises ``UserError`` when they do not fit."""
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{folder}: no adapter_model.safetensors")
+    peft_config = PeftConfig.from_pretrained(str(folder))
+    peft_config.inference_mode = True
+    model = get_peft_model(base, peft_config)
+    state = load_file(path)
+    result = set_peft_model_state_dict(model, state)
+    expected = [k for k in result.missing_keys if "lora_" in k or "modules_to_save" in k]
+    missing = _tolerated(model, expected)
+    if missing or result.unexpected_keys:
+        raise UserError(
+            f"{path}: weights do not fit the description: missing {missing[:4]}, unexpected {list(result.unexpected_keys)[:4]}"
+        )
+    return model
+
+
+def load_head_weights(model: torch.nn.Module, folder: Path) -> None:
+    """Weights of an adapter alone."""
+    from safetensors.torch import load_file
+
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{folder}: no model.safetensors")
+    result = model.load_state_dict(load_file(path), strict=False)
+    missing = _tolerated(model, list(result.missing_keys))
+    if missing or result.unexpected_keys:
+        raise UserError(f"{path}: missing {missing[:4]}, unexpected {list(result.unexpected_keys)[:4]}")
+
+
+def drop_training_only(folder: Path, prefixes: tuple[str, ...]) -> int:
+    """Remove parameters that only training needs from the weights in ``folder``; returns how many tensors went."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    if not prefixes:
+        return 0
+    dropped = 0
+    for name in ("adapter_model.safetensors", "model.safetensors"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        with safe_open(path, "pt") as stream:
+            header = stream.metadata()
+        state = load_file(path)
+        kept = {k: v for k, v in state.items() if not any(f".{prefix}" in f".{k}" for prefix in prefixes)}
+        dropped += len(state) - len(kept)
+        save_file(kept, path, metadata=header)
+    return dropped

@@ -1,0 +1,169 @@
+"""Padding prepared samples into a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm_mer.data.dataset import MerDataset, Question
+from llm_mer.processing import MerProcessor, PreparedSample
+from llm_mer.prompts import HistoryTurn
+
+
+@dataclass
+class MerBatch:
+    """A batch. Tensor names are the model's own keyword arguments.
+
+    Attributes:
+        input_ids, attention_mask, labels: ``(B, L)``; labels are -100 outside the answer. pseudo_token_mask: ``(B, L)``.
+        text_ids: ``(B, T_t)``. ``*_features``: ``(B, T_m, D_m)``. ``*_mask``: ``(B, T_m)``, False rows for a missing one.
+        context_*: see :class:`llm_mer.adapters.base.ConversationContext`.
+        class_targets: ``(B,)``. score_targets: ``(B,)``.
+    """
+
+    input_ids: Tensor | None = None
+    attention_mask: Tensor | None = None
+    pseudo_token_mask: Tensor | None = None
+    labels: Tensor | None = None
+    text_ids: Tensor | None = None
+    text_features: Tensor | None = None
+    text_mask: Tensor | None = None
+    audio_features: Tensor | None = None
+    audio_mask: Tensor | None = None
+    vision_features: Tensor | None = None
+    vision_mask: Tensor | None = None
+    context_mask: Tensor | None = None
+    context_speakers: Tensor | None = None
+    context_target: Tensor | None = None
+    context_text: Tensor | None = None
+    context_text_mask: Tensor | None = None
+    context_audio: Tensor | None = None
+    context_audio_mask: Tensor | None = None
+    context_vision: Tensor | None = None
+    context_vision_mask: Tensor | None = None
+    class_targets: Tensor | None = None
+    score_targets: Tensor | None = None
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """The tensors that exist, by keyword argument (what trainers and ``generate`` pass on)."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+    def to(self, device: torch.device | str) -> MerBatch:
+        """The same batch on another device."""
+        return MerBatch(**{name: value.to(device) for name, value in self.model_inputs().items()})
+
+
+def pad_sequences(rows: Sequence[np.ndarray | None], size: int) -> tuple[Tensor, Tensor]:
+    """``(T_i, D)`` arrays to ``(B, max T, D)`` and a mask ``(B, max T)``; None becomes an all-False row."""
+    longest = max([row.shape[0] for row in rows if row is not None], default=0) or 1
+    features = torch.zeros(len(rows), longest, size)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        if row is not None:
+            features[i, : row.shape[0]] = torch.from_numpy(np.ascontiguousarray(row))
+            mask[i, : row.shape[0]] = True
+    return features, mask
+
+
+def pad_ids(rows: Sequence[Sequence[int]], fill: int, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Ids to ``(B, max L)`` and a mask."""
+    longest = max((len(row) for row in rows), default=0) or 1
+    ids = torch.full((len(rows), longest), fill, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        place = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[i, place] = torch.tensor(list(row), dtype=torch.long)
+        mask[i, place] = True
+    return ids, mask
+
+
+@dataclass
+class MerCollator:
+    """Questions of one dataset to batches.
+
+    Called by a trainer with rows ``{"question": index}`` and by inference with :class:`Question` objects through
+    :meth:`batch`. Training pads on the right and appends the answer; inference pads on the left and leaves it out.
+    """
+
+    dataset: MerDataset
+    processor: MerProcessor
+    use_context: bool = False
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        questions = [self.dataset.questions[int(row["question"])] for row in rows]
+        return self.batch(questions, with_answer=True).model_inputs()
+
+    def prepare(self, question: Question, with_answer: bool) -> PreparedSample:
+        """Look one question up and prepare it."""
+        utterance = self.dataset.utterance(question.row)
+        turns = self.processor.context_turns(question.task, utterance.language)
+        history = [HistoryTurn(speaker, text) for speaker, text in self.dataset.history(question.row, turns)]
+        return self.processor.prepare(utterance, question.task, question.truth if with_answer else None, history)
+
+    def batch(self, questions: Sequence[Question], with_answer: bool) -> MerBatch:
+        """Prepare and pad."""
+        samples = [self.prepare(question, with_answer) for question in questions]
+        batch = MerBatch()
+        if self.processor.tokenizer is not None:
+            self._pad_prompts(batch, samples, with_answer)
+        for modality, size in self.processor.feature_sizes.items():
+            if modality == "text" and self.processor.text_source == "backbone":
+                continue
+            features, mask = pad_sequences([sample.features.get(modality) for sample in samples], size)
+            setattr(batch, f"{modality}_features", features)
+            setattr(batch, f"{modality}_mask", mask)
+        if self.processor.text_source == "backbone" and "text" in self.processor.feature_sizes:
+            batch.text_ids, batch.text_mask = pad_ids([s.text_ids or [] for s in samples], self.processor.filler_id)
+        if self.use_context:
+            self._pad_context(batch, questions)
+        if with_answer:
+            batch.class_targets = torch.tensor([s.class_target for s in samples], dtype=torch.long)
+            batch.score_targets = torch.tensor([s.score_target for s in samples], dtype=torch.float32)
+        return batch
+
+    def _pad_prompts(self, batch: MerBatch, samples: list[PreparedSample], with_answer: bool) -> None:
+        prompts = [sample.prompt for sample in samples]
+        assert all(prompt is not None for prompt in prompts)
+        rows = [
+            p.ids + (s.answer if with_answer else []) for p, s in zip(prompts, samples, strict=True) if p is not None
+        ]
+        left = not with_answer
+        batch.input_ids, mask = pad_ids(rows, self.processor.filler_id, left)
+        batch.attention_mask = mask.long()
+        length = batch.input_ids.shape[1]
+        batch.pseudo_token_mask = torch.zeros(len(rows), length, dtype=torch.bool)
+        if with_answer:
+            batch.labels = torch.full((len(rows), length), -100, dtype=torch.long)
+        for i, (prompt, sample) in enumerate(zip(prompts, samples, strict=True)):
+            assert prompt is not None
+            offset = length - len(rows[i]) if left else 0
+            batch.pseudo_token_mask[i, offset + prompt.start : offset + prompt.start + prompt.count] = True
+            if batch.labels is not None:
+                begin = len(prompt.ids)
+                batch.labels[i, begin : begin + len(sample.answer)] = torch.tensor(sample.answer, dtype=torch.long)
+
+    def _pad_context(self, batch: MerBatch, questions: Sequence[Question]) -> None:
+        context = self.dataset.context
+        if context is None:
+            raise ValueError("this adapter reads conversation context, but no context vectors were computed")
+        windows = [self.dataset.window(question.row) for question in questions]
+        longest = max(len(window.rows) for window in windows)
+        batch.context_mask = torch.zeros(len(windows), longest, dtype=torch.bool)
+        batch.context_speakers = torch.full((len(windows), longest), -1, dtype=torch.long)
+        batch.context_target = torch.tensor([window.target for window in windows], dtype=torch.long)
+        for i, window in enumerate(windows):
+            batch.context_mask[i, : len(window.rows)] = True
+            batch.context_speakers[i, : len(window.rows)] = torch.tensor(self.dataset.speaker_indices(window))
+        for modality, vectors in context.vectors.items():
+            values = torch.zeros(len(windows), longest, vectors.shape[1])
+            mask = torch.zeros(len(windows), longest, dtype=torch.bool)
+            for i, window in enumerate(windows):
+                values[i, : len(window.rows)] = torch.from_numpy(vectors[window.rows])
+                mask[i, : len(window.rows)] = torch.from_numpy(context.present[modality][window.rows])
+            setattr(batch, f"context_{modality}", values)
+            setattr(batch, f"context_{modality}_mask", mask)

@@ -1,0 +1,254 @@
+"""Questions about utterances: which task is asked of which utterance, and the conversation around it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from llm_mer.data.schema import Utterance
+from llm_mer.data.store import FEATURE_COLUMNS, UtteranceTable
+from llm_mer.errors import UserError
+from llm_mer.tasks import Task
+
+
+@dataclass(frozen=True)
+class Question:
+    """One task asked of one utterance: the unit of training, evaluation and inference.
+
+    ``row`` is the utterance's place in the table, ``truth`` its label name or score, None when unknown.
+    """
+
+    row: int
+    task: Task
+    truth: str | float | None
+
+
+@dataclass
+class ContextVectors:
+    """One vector per utterance and modality, computed once and shared by every window.
+
+    ``vectors[m]`` is ``(N, D_m)`` float32, ``present[m]`` is ``(N,)`` bool.
+    """
+
+    vectors: dict[str, np.ndarray]
+    present: dict[str, np.ndarray]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """``{modality: D_m}``."""
+        return {modality: int(values.shape[1]) for modality, values in self.vectors.items()}
+
+
+@dataclass
+class Window:
+    """Rows of a conversation window in order, and which of them is the target."""
+
+    rows: list[int]
+    target: int
+
+
+@dataclass
+class MerDataset:
+    """A table of utterances seen as questions.
+
+    Args:
+        utterances: a store's split or a list.
+        tasks: asked of every utterance that has their target (of every utterance when ``require_truth`` is False).
+        languages: keep only these. limit: keep only the first so many utterances.
+        permutation: ``{modality: rows}`` reads that modality from another row, e.g. a shuffle across samples.
+        hidden: modalities treated as missing.
+        context_window, bidirectional: shape of :meth:`window`.
+    """
+
+    utterances: Sequence[Utterance]
+    tasks: list[Task]
+    languages: list[str] | None = None
+    limit: int | None = None
+    require_truth: bool = True
+    permutation: dict[str, np.ndarray] = field(default_factory=dict)
+    hidden: frozenset[str] = frozenset()
+    context_window: int = 8
+    bidirectional: bool = False
+    context: ContextVectors | None = None
+
+    def __post_init__(self) -> None:
+        self._describe()
+        self.rows = [
+            r for r, language in enumerate(self._language) if self.languages is None or language in self.languages
+        ]
+        if self.limit is not None:
+            self.rows = self.rows[: self.limit]
+        self.questions = self._ask()
+        self._place = self._dialogues()
+
+    def _describe(self) -> None:
+        """Descriptive columns of every row, without touching features."""
+
+        def column(name: str) -> list[Any]:
+            if isinstance(self.utterances, UtteranceTable):
+                return self.utterances.column(name)
+            return [getattr(u, name) for u in self.utterances]
+
+        self._id, self._language = column("id"), column("language")
+        self._labels, self._dialogue = column("labels"), column("dialogue_id")
+        self._turn, self._speaker = column("turn"), column("speaker")
+
+    def _ask(self) -> list[Question]:
+        questions = []
+        for row in self.rows:
+            labels = self._labels[row]
+            for task in self.tasks:
+                truth: str | float | None = None
+                if task.target in labels:
+                    where = f"utterance {self._id[row]!r}"
+                    value = labels[task.target]
+                    if task.kind == "classification":
+                        truth = task.label_names[task.class_index(value, where)]
+                    else:
+                        truth = task.score(value, where)
+                elif self.require_truth:
+                    continue
+                questions.append(Question(row, task, truth))
+        return questions
+
+    def _dialogues(self) -> list[tuple[list[int], int]]:
+        """For each row, its dialogue's rows in turn order and its place there; no dialogue is one of its own."""
+        groups: dict[tuple[str, str], list[int]] = {}
+        for row, dialogue in enumerate(self._dialogue):
+            if dialogue is not None:
+                # The same conversation may exist in two languages; turns of one must not enter the other.
+                groups.setdefault((dialogue, self._language[row]), []).append(row)
+        places: list[tuple[list[int], int]] = [([row], 0) for row in range(len(self._id))]
+        for (dialogue, _), rows in groups.items():
+            turns = [self._turn[row] for row in rows]
+            if any(turn is None for turn in turns):
+                raise UserError(f"dialogue {dialogue!r} has utterances without `turn`; a dialogue needs its order")
+            rows = [row for _, row in sorted(zip(turns, rows, strict=True))]
+            for place, row in enumerate(rows):
+                places[row] = (rows, place)
+        return places
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def utterance(self, row: int) -> Utterance:
+        """The utterance of a row, with permuted and hidden modalities applied."""
+        utterance = self.utterances[row]
+        changes: dict[str, Any] = {}
+        for modality, rows in self.permutation.items():
+            other = self.utterances[int(rows[row])]
+            changes[FEATURE_COLUMNS[modality]] = getattr(other, FEATURE_COLUMNS[modality])
+            if modality == "text":
+                changes["text"] = other.text
+        for modality in self.hidden:
+            changes[FEATURE_COLUMNS[modality]] = None
+            if modality == "text":
+                changes["text"] = None
+        return dataclasses.replace(utterance, **changes) if changes else utterance
+
+    def window(self, row: int) -> Window:
+        """The conversation around a row: the last ``context_window`` utterances up to it, or centred on it."""
+        rows, place = self._place[row]
+        if not self.bidirectional:
+            start, stop = max(0, place - self.context_window + 1), place + 1
+        else:
+            start = max(0, place - self.context_window // 2)
+            stop = min(len(rows), start + self.context_window)
+            start = max(0, min(start, stop - self.context_window))
+        return Window(rows[start:stop], place - start)
+
+    def history(self, row: int, turns: int) -> list[tuple[str | None, str | None]]:
+        """``(speaker, text)`` of up to ``turns`` earlier utterances of the same dialogue, oldest first."""
+        rows, place = self._place[row]
+        earlier = rows[max(0, place - turns) : place] if turns else []
+        return [(self._speaker[r], self.utterances[r].text) for r in earlier]
+
+    def speaker_indices(self, window: Window) -> list[int]:
+        """0 for the target's speaker, 1, 2, … for others in order of appearance, -1 where unknown."""
+        target = self._speaker[window.rows[window.target]]
+        known: dict[str, int] = {} if target is None else {target: 0}
+        indices = []
+        for row in window.rows:
+            speaker = self._speaker[row]
+            indices.append(-1 if speaker is None else known.setdefault(speaker, max(known.values(), default=0) + 1))
+        return indices
+
+    def shuffled(self, modalities: Sequence[str], seed: int) -> MerDataset:
+        """The same questions with the given modalities taken from other utterances of the same language.
+
+        Every utterance gets another's features (a derangement within the language, by a cyclic shift of a random
+        order), so a model that uses the modality must lose what it knew from it.
+        """
+        generator = np.random.default_rng(seed)
+        rows = np.arange(len(self._id))
+        for language in sorted({self._language[r] for r in self.rows}):
+            members = np.array([r for r in self.rows if self._language[r] == language])
+            order = generator.permutation(members)
+            rows[order] = np.roll(order, 1)
+        return self._with(permutation=dict.fromkeys(modalities, rows))
+
+    def without(self, modalities: Sequence[str]) -> MerDataset:
+        """The same questions with the given modalities missing."""
+        return self._with(hidden=self.hidden | frozenset(modalities))
+
+    def _with(self, **changes: Any) -> MerDataset:
+        return dataclasses.replace(self, **changes)
+
+    def truths(self, task: Task) -> list[str | float]:
+        """Known truths of a task over this dataset (for baselines)."""
+        return [q.truth for q in self.questions if q.task.name == task.name and q.truth is not None]
+
+
+def build_context_vectors(
+    dataset: MerDataset,
+    normalise: Callable[[str, np.ndarray], np.ndarray],
+    embed_text: Callable[[list[str]], np.ndarray] | None,
+    modalities: Sequence[str],
+) -> ContextVectors:
+    """One vector per utterance: mean and standard deviation over time of the normalised sequence.
+
+    A modality whose sequences are all one step long (utterance-level features) keeps just that step. Text comes from
+    ``embed_text`` (mean token embedding of the backbone) when given, else from stored text features. Each utterance is
+    encoded once, however many windows hold it.
+    """
+    total = len(dataset.utterances)
+    single = dict.fromkeys(modalities, True)
+    collected: dict[str, list[np.ndarray | None]] = {m: [None] * total for m in modalities}
+    texts: list[str | None] = [None] * total
+    for row in range(total):
+        utterance = dataset.utterance(row)
+        texts[row] = utterance.text
+        for modality in modalities:
+            if modality == "text" and embed_text is not None:
+                continue
+            features = getattr(utterance, FEATURE_COLUMNS[modality])
+            if features is None:
+                continue
+            normal = normalise(modality, features)
+            single[modality] &= normal.shape[0] == 1
+            collected[modality][row] = np.concatenate([normal.mean(axis=0), normal.std(axis=0)])
+    vectors, present = {}, {}
+    for modality in modalities:
+        known = np.array([v is not None for v in collected[modality]], dtype=bool)
+        if modality == "text" and embed_text is not None:
+            known = np.array([bool(t) for t in texts], dtype=bool)
+            rows = np.flatnonzero(known)
+            embedded = embed_text([texts[r] or "" for r in rows])
+            matrix = np.zeros((total, embedded.shape[1]), dtype=np.float32)
+            matrix[rows] = embedded
+        else:
+            if not known.any():
+                continue
+            size = next(v.shape[0] for v in collected[modality] if v is not None)
+            matrix = np.zeros((total, size), dtype=np.float32)
+            for row, vector in enumerate(collected[modality]):
+                if vector is not None:
+                    matrix[row] = vector
+            if single[modality]:
+                matrix = matrix[:, : size // 2]
+        vectors[modality], present[modality] = matrix, known
+    return ContextVectors(vectors, present)

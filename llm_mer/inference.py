@@ -1,0 +1,347 @@
+"""Predictions: always-valid answers with probabilities, batched, for datasets, clips and streams of utterances."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from llm_mer.adapters.base import FusionAdapter, FusionOutput
+from llm_mer.checkpoint import CheckpointDescription, LoadedCheckpoint, load_checkpoint
+from llm_mer.data.collator import MerCollator
+from llm_mer.data.dataset import ContextVectors, MerDataset, Question, build_context_vectors
+from llm_mer.data.schema import Utterance
+from llm_mer.decoding.labels import LabelScorer
+from llm_mer.decoding.numbers import ScoreDistribution
+from llm_mer.errors import UserError
+from llm_mer.modeling import MerForConditionalGeneration, conditional_generation_of, fusion_adapter_of
+from llm_mer.prediction import Prediction
+from llm_mer.processing import MerProcessor
+from llm_mer.tasks import Task
+
+SCORE_STATISTICS: tuple[str, ...] = ("median", "mean", "mode")
+MAX_ANSWER_TOKENS = 16
+TEXT_BATCH = 64
+
+
+@contextmanager
+def recorded_fusion(adapter: nn.Module) -> Iterator[list[FusionOutput]]:
+    """Collect what the adapter says while a scorer runs the model around it."""
+    outputs: list[FusionOutput] = []
+    handle = adapter.register_forward_hook(lambda _module, _args, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def mean_token_embeddings(model: nn.Module, processor: MerProcessor, texts: Sequence[str]) -> np.ndarray:
+    """Mean of the backbone's token embeddings of each text: ``(N, H)`` float32."""
+    table = conditional_generation_of(model).get_input_embeddings()
+    device = next(table.parameters()).device
+    rows = []
+    with torch.no_grad():
+        for text in texts:
+            ids = processor.encode(text)[: processor.max_text_tokens] or [processor.filler_id]
+            rows.append(table(torch.tensor(ids, device=device)).float().mean(dim=0).cpu().numpy())
+    size = int(table.weight.shape[1])
+    return np.stack(rows) if rows else np.zeros((0, size), dtype=np.float32)
+
+
+def attach_context(dataset: MerDataset, model: nn.Module | None, processor: MerProcessor) -> ContextVectors:
+    """Compute the context vectors of a dataset once and put them on it."""
+    embed = None
+    if processor.text_source == "backbone" and model is not None and processor.tokenizer is not None:
+        source = model
+
+        def embed(texts: list[str]) -> np.ndarray:
+            return mean_token_embeddings(source, processor, texts)
+
+    modalities = tuple(processor.feature_sizes)
+    dataset.context = build_context_vectors(dataset, processor.normalise, embed, modalities)
+    return dataset.context
+
+
+@dataclass
+class Predictor:
+    """Answers the questions of a dataset.
+
+    Args:
+        model: bare or PEFT-wrapped; used in eval mode. processor: the one it was trained with.
+        batch_size: questions per forward. use_context: build conversation windows.
+        score_statistic: which point of a score's distribution is its value: median, mean or mode.
+        generate: also generate freely; the text is kept and parsed, never mapped to a class when it cannot be.
+        keep_features: keep each sample's fused vector in ``diagnostics["features"]``.
+    """
+
+    model: nn.Module
+    processor: MerProcessor
+    batch_size: int = 32
+    use_context: bool = False
+    score_statistic: str = "median"
+    generate: bool = False
+    keep_features: bool = False
+    _scorers: dict[tuple[str, str], LabelScorer] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.score_statistic not in SCORE_STATISTICS:
+            raise UserError(f"score_statistic is {self.score_statistic!r}; choose one of {', '.join(SCORE_STATISTICS)}")
+        self.core = conditional_generation_of(self.model)
+        self.adapter: FusionAdapter = fusion_adapter_of(self.model)  # type: ignore[assignment]
+        self.device = next(self.core.parameters()).device
+
+    def predict(
+        self, dataset: MerDataset, questions: Sequence[int] | None = None, progress: str | None = None
+    ) -> list[Prediction]:
+        """Predictions in the order of ``questions`` (default: every question of the dataset).
+
+        Questions of one task and language share their answers, so they are scored together, sorted by length.
+        """
+        indices = list(range(len(dataset))) if questions is None else list(questions)
+        if self.use_context and dataset.context is None:
+            attach_context(dataset, self.model, self.processor)
+        collator = MerCollator(dataset, self.processor, self.use_context)
+        groups: dict[tuple[str, str], list[int]] = {}
+        utterances: dict[int, Utterance] = {}
+        for index in indices:
+            question = dataset.questions[index]
+            utterances[index] = dataset.utterance(question.row)
+            groups.setdefault((question.task.name, utterances[index].language), []).append(index)
+        found: dict[int, Prediction] = {}
+        bar = tqdm(total=len(indices), desc=progress, unit="utterance", disable=progress is None, leave=False)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for (_, language), members in groups.items():
+                members.sort(key=lambda i: len(utterances[i].text or ""))
+                for start in range(0, len(members), self.batch_size):
+                    chunk = members[start : start + self.batch_size]
+                    batch_questions = [dataset.questions[i] for i in chunk]
+                    spoken = [utterances[i] for i in chunk]
+                    for index, prediction in zip(
+                        chunk, self._predict_batch(collator, batch_questions, spoken, language), strict=True
+                    ):
+                        found[index] = prediction
+                    bar.update(len(chunk))
+        finally:
+            self.model.train(was_training)
+            bar.close()
+        return [found[index] for index in indices]
+
+    @torch.no_grad()
+    def _predict_batch(
+        self, collator: MerCollator, questions: list[Question], utterances: list[Utterance], language: str
+    ) -> list[Prediction]:
+        began = time.perf_counter()
+        task = questions[0].task
+        inputs = collator.batch(questions, with_answer=False).to(self.device).model_inputs()
+        with recorded_fusion(self.adapter) as fusions:
+            if isinstance(self.core, MerForConditionalGeneration):
+                log_probs = self.scorer(task, language).log_probabilities(inputs).float().cpu().numpy()
+            else:
+                self.core(**inputs)
+                log_probs = self._head_log_probabilities(task, fusions[0])
+        fusion = fusions[0]
+        generated = self._generate(inputs) if self.generate and self.processor.tokenizer is not None else None
+        head_values = self._head_values(task, fusion)
+        seconds = (time.perf_counter() - began) / len(questions)
+        diagnostics = {name: value.float().cpu().numpy() for name, value in fusion.diagnostics.items()}
+        if self.keep_features and fusion.features is not None:
+            diagnostics["features"] = fusion.features.float().cpu().numpy()
+        predictions = []
+        for i, (question, utterance) in enumerate(zip(questions, utterances, strict=True)):
+            prediction = Prediction(
+                id=utterance.id,
+                task=task.name,
+                language=language,
+                value="",
+                truth=question.truth,
+                diagnostics={name: np.round(value[i], 5).tolist() for name, value in diagnostics.items()},
+                tags=utterance.tags,
+                dialogue_id=utterance.dialogue_id,
+                turn=utterance.turn,
+                speaker=utterance.speaker,
+                seconds=round(seconds, 6),
+            )
+            self._fill_value(prediction, task, None if log_probs is None else log_probs[i], head_values, i)
+            if generated is not None:
+                prediction.generated = generated[i]
+                parsed = task.parse(generated[i], language, self.processor.answer_style(task, language))
+                if parsed is not None and task.kind == "classification":
+                    prediction.parsed = task.label_names[int(parsed)]
+                else:
+                    prediction.parsed = parsed
+            predictions.append(prediction)
+        return predictions
+
+    def scorer(self, task: Task, language: str) -> LabelScorer:
+        """The scorer over every admissible answer of a task in a language."""
+        key = (task.name, language)
+        if key not in self._scorers:
+            answers = self.processor.answers(task, language)
+            self._scorers[key] = LabelScorer(self.core, answers, self.processor.end_token_id)
+        return self._scorers[key]
+
+    def _fill_value(
+        self, prediction: Prediction, task: Task, log_probs: np.ndarray | None, head_values: Any, row: int
+    ) -> None:
+        if head_values is not None:
+            prediction.head_value = head_values[row]
+        if task.kind == "classification":
+            assert log_probs is not None
+            names = task.label_names
+            prediction.value = names[int(log_probs.argmax())]
+            prediction.log_probabilities = [float(v) for v in log_probs]
+            prediction.probabilities = dict(zip(names, np.exp(log_probs).round(6).tolist(), strict=True))
+            return
+        if log_probs is None:  # an adapter alone gives a score, not a distribution
+            prediction.value = float(head_values[row])
+            return
+        grid = np.asarray(task.grid())
+        scores = ScoreDistribution(grid, np.exp(log_probs)[None])
+        low, high = scores.interval(0.8)[0]
+        prediction.mean, prediction.median = float(scores.mean[0]), float(scores.median[0])
+        prediction.mode, prediction.interval = float(scores.mode[0]), (float(low), float(high))
+        prediction.value = {"median": prediction.median, "mean": prediction.mean, "mode": prediction.mode}[
+            self.score_statistic
+        ]
+        prediction.log_probabilities = [float(v) for v in log_probs]
+        texts = [task.format_score(v) for v in task.grid()]
+        prediction.probabilities = dict(zip(texts, np.exp(log_probs).round(6).tolist(), strict=True))
+
+    def _head_log_probabilities(self, task: Task, fusion: FusionOutput) -> np.ndarray | None:
+        if task.kind == "classification":
+            if (
+                fusion.logits is None
+                or self.processor.class_task is None
+                or self.processor.class_task.name != task.name
+            ):
+                raise UserError(f"this adapter's head was not trained on task {task.name!r}")
+            return torch.log_softmax(fusion.logits.float(), dim=-1).cpu().numpy()
+        if fusion.scores is None or self.processor.score_task is None or self.processor.score_task.name != task.name:
+            raise UserError(f"this adapter's head was not trained on task {task.name!r}")
+        return None
+
+    def _head_values(self, task: Task, fusion: FusionOutput) -> list[str | float] | None:
+        """The head's own predictions for a task it knows: label names, or scores clipped to the range."""
+        if task.kind == "classification":
+            known = self.processor.class_task
+            if fusion.logits is None or known is None or known.name != task.name:
+                return None
+            return [task.label_names[i] for i in fusion.logits.argmax(dim=-1).tolist()]
+        known = self.processor.score_task
+        if fusion.scores is None or known is None or known.name != task.name:
+            return None
+        low, high = task.require_range()
+        return [float(v) for v in fusion.scores.float().clamp(low, high).tolist()]
+
+    def _generate(self, inputs: dict[str, Tensor]) -> list[str]:
+        """Greedy free generation. What ``generate`` returns is cut at the prompt's own ids, not at a fixed offset."""
+        tokenizer = self.processor.tokenizer
+        assert tokenizer is not None
+        output = self.core.generate(  # type: ignore[operator]
+            **inputs,
+            max_new_tokens=MAX_ANSWER_TOKENS,
+            do_sample=False,
+            eos_token_id=self.processor.end_token_id,
+            pad_token_id=self.processor.filler_id,
+        )
+        prompt = inputs["input_ids"]
+        if torch.equal(output[:, : prompt.shape[1]], prompt):
+            output = output[:, prompt.shape[1] :]
+        return [text.strip() for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
+
+
+@dataclass
+class MerPipeline:
+    """A checkpoint ready to answer about clips, texts and features.
+
+    Example:
+        >>> pipeline = MerPipeline.from_checkpoint("runs/quickstart")
+        >>> pipeline([Utterance(id="clip", audio="clip.mp4", vision="clip.mp4", text="I am fine.", language="en")])
+    """
+
+    predictor: Predictor
+    description: CheckpointDescription
+
+    @classmethod
+    def from_checkpoint(
+        cls, folder: Path | str, backbone: str | None = None, device: str | None = None, **options: Any
+    ) -> MerPipeline:
+        """Load a checkpoint; ``options`` are those of :class:`Predictor`."""
+        loaded: LoadedCheckpoint = load_checkpoint(folder, backbone, device)
+        adapter = fusion_adapter_of(loaded.model)
+        assert isinstance(adapter, FusionAdapter)
+        predictor = Predictor(loaded.model, loaded.processor, use_context=adapter.uses_context, **options)
+        return cls(predictor, loaded.description)
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks the checkpoint was trained on."""
+        return self.predictor.processor.tasks
+
+    def dataset(self, utterances: Sequence[Utterance], tasks: Sequence[str] | None = None) -> MerDataset:
+        """Utterances as questions: every task of the checkpoint, or the named ones."""
+        known = {task.name: task for task in self.tasks}
+        for name in tasks or ():
+            if name not in known:
+                raise UserError(f"the checkpoint was not trained on task {name!r}; it knows {', '.join(known)}")
+        chosen = [known[name] for name in tasks] if tasks else list(known.values())
+        return MerDataset(
+            list(utterances),
+            chosen,
+            require_truth=False,
+            context_window=int(self.description.context.get("window", 8)),
+            bidirectional=bool(self.description.context.get("bidirectional", False)),
+        )
+
+    def __call__(self, utterances: Sequence[Utterance], tasks: Sequence[str] | None = None) -> list[Prediction]:
+        """Answer every task about every utterance; media are decoded with the checkpoint's own feature settings."""
+        ready = [self.with_features(utterance) for utterance in utterances]
+        return self.predictor.predict(self.dataset(ready, tasks))
+
+    def stream(
+        self, utterances: Iterable[Utterance], batch_size: int = 16, tasks: Sequence[str] | None = None
+    ) -> Iterator[Prediction]:
+        """Answers as utterances arrive, ``batch_size`` at a time.
+
+        Utterances of one dialogue see those of their own batch; use one call for a whole dialogue where context counts.
+        """
+        pending: list[Utterance] = []
+        for utterance in utterances:
+            pending.append(utterance)
+            if len(pending) == batch_size:
+                yield from self(pending, tasks)
+                pending = []
+        if pending:
+            yield from self(pending, tasks)
+
+    def with_features(self, utterance: Utterance) -> Utterance:
+        """Extract features from media as the training data's were, where the utterance has media and no features."""
+        wants_audio = utterance.audio is not None and utterance.audio_features is None
+        wants_vision = utterance.vision is not None and utterance.vision_features is None
+        settings = self.description.data.get("features")
+        wants_text = (
+            utterance.text is not None
+            and utterance.text_features is None
+            and self.predictor.processor.text_source == "features"
+            and "text" in self.predictor.processor.feature_sizes
+        )
+        if not (wants_audio or wants_vision or wants_text):
+            return utterance
+        if not settings:
+            raise UserError(
+                f"utterance {utterance.id!r} comes as media, but the checkpoint was trained on features whose extraction "
+                "it does not know; give features instead"
+            )
+        from llm_mer.features.extract import FeatureSettings, extract_one
+
+        return extract_one(utterance, FeatureSettings.from_dict(settings))

@@ -1,0 +1,813 @@
+"""Training: the trainer on TRL's, its arguments, and :func:`finetune`, the whole way from options to a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from trl import SFTConfig, SFTTrainer, TrlParser
+
+from llm_mer.adapters import adapter_class
+from llm_mer.adapters.base import MODALITIES, FusionAdapter
+from llm_mer.checkpoint import (
+    CheckpointDescription,
+    drop_training_only,
+    load_adapter_weights,
+    reference_backbone,
+    stack_versions,
+)
+from llm_mer.configuration import (
+    DataArguments,
+    MerConfig,
+    ModelArguments,
+    adapter_arguments,
+    build_adapter_config,
+    parse_loss_weights,
+)
+from llm_mer.data.collator import MerCollator
+from llm_mer.data.dataset import MerDataset
+from llm_mer.data.normalisation import FeatureStatistics, RunningStatistics
+from llm_mer.data.schema import Utterance
+from llm_mer.data.store import FEATURE_COLUMNS, Fingerprint, UtteranceStore, check_utterance
+from llm_mer.errors import UserError
+from llm_mer.evaluation.metrics import compute_metrics
+from llm_mer.inference import Predictor, attach_context
+from llm_mer.modeling import (
+    MerForConditionalGeneration,
+    MerHeadModel,
+    conditional_generation_of,
+    describe_parameters,
+    fusion_adapter_of,
+)
+from llm_mer.prediction import Prediction
+from llm_mer.processing import MerProcessor
+from llm_mer.prompts import load_prompts, select_prompt
+from llm_mer.tasks import Task, get_task
+
+logger = logging.getLogger(__name__)
+
+HEADLINE: dict[str, str] = {"classification": "weighted_f1", "iemocap": "ua", "mosi": "corr", "sims": "corr"}
+"""Metric of each convention that enters ``eval_score``, the mean by which the best checkpoint is chosen."""
+
+
+@dataclass
+class MerTrainingArguments(SFTConfig):
+    """TRL's trainer arguments with defaults that fit this project (see ``--help`` for all of them)."""
+
+    output_dir: str | None = field(default="runs/mer", metadata={"help": "where checkpoints and the final model go"})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "passes over the training questions"})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "questions per step and process"})
+    per_device_eval_batch_size: int = field(default=32, metadata={"help": "questions per evaluation step and process"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay"})
+    warmup_steps: float = field(default=0.1, metadata={"help": "warm-up steps, or a share of all steps below 1"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning-rate schedule"})
+    logging_steps: float = field(default=10, metadata={"help": "log every so many steps"})
+    eval_strategy: str = field(default="epoch", metadata={"help": "when to evaluate: no, steps, epoch"})
+    save_strategy: str = field(default="epoch", metadata={"help": "when to save: no, steps, epoch"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept, the best among them"})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "finish with the best checkpoint"})
+    metric_for_best_model: str | None = field(
+        default="score", metadata={"help": "score is the mean of each task's headline metric over languages"}
+    )
+    greater_is_better: bool | None = field(default=True, metadata={"help": "whether more of that metric is better"})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "stop after so many evaluations without a better score"}
+    )
+    remove_unused_columns: bool | None = field(default=False, metadata={"help": "fixed: the collator needs its column"})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "trade compute for memory"})
+    bf16: bool | None = field(default=None, metadata={"help": "bf16 mixed precision; default: on a GPU that has it"})
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.use_cpu
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # without it, two processes on a CPU silently become one
+        # The collator makes the batches; TRL must not look for text columns.
+        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        super().__post_init__()
+
+
+@dataclass
+class RunData:
+    """What was read and checked before any model is loaded."""
+
+    train: MerDataset
+    evaluation: MerDataset | None
+    tasks: list[Task]
+    feature_sizes: dict[str, int]
+    statistics: dict[str, FeatureStatistics]
+    fingerprint: str
+    description: dict[str, Any]
+
+
+class _EpochEnd(TrainerCallback):
+    """Lets the adapter do its once-an-epoch work (moving averages) and logs what it reports."""
+
+    def __init__(self, trainer: MerTraining) -> None:
+        self.trainer = trainer
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        adapter = fusion_adapter_of(self.trainer.model)  # type: ignore[attr-defined]
+        assert isinstance(adapter, FusionAdapter)
+        values = adapter.on_epoch_end()
+        for name, value in values.items():
+            self.trainer.record(name, value)
+
+
+class MerTraining:
+    """What both trainers share: the sum of named losses, their logs, and evaluation by the tasks' own metrics.
+
+    The language-model loss is a sum over answer tokens divided by their count in the whole global batch; auxiliary
+    losses are means over a micro-batch. With ``n`` processes and ``g`` accumulation steps the gradient is then the same
+    as on one process with the whole batch::
+
+        L = w_lm · n · Σ_local nll / N_global  +  Σ_i w_i · aux_i / g
+    """
+
+    def set_up(
+        self,
+        processor: MerProcessor,
+        loss_weights: dict[str, float],
+        adapter_learning_rate: float | None,
+        description: CheckpointDescription | None,
+        evaluation: MerDataset | None,
+    ) -> None:
+        """Called once after the trainer's own construction."""
+        self.processor = processor
+        self.loss_weights = loss_weights
+        self.adapter_learning_rate = adapter_learning_rate
+        self.description = description
+        self.evaluation = evaluation
+        self._records: dict[str, list[float]] = {}
+        self.add_callback(_EpochEnd(self))  # type: ignore[attr-defined]
+
+    # --- losses ---------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The weighted sum of the language-model loss and the adapter's auxiliary losses."""
+        trainer: Any = self
+        inputs = dict(inputs)
+        if "labels" in inputs:
+            inputs["use_cache"] = False
+        outputs = model(**inputs)
+        mode = "" if trainer.model.training else "eval_"
+        total: Tensor | None = None
+        if outputs.loss_sum is not None:
+            weight = self.loss_weights.get("lm", 1.0)
+            if num_items_in_batch is None:
+                total = weight * outputs.loss
+            else:
+                count = torch.as_tensor(num_items_in_batch, device=outputs.loss_sum.device).clamp(min=1)
+                scale = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
+                total = weight * scale * outputs.loss_sum / count
+            self.record(f"{mode}loss_lm", float(outputs.loss.detach()))
+        scaled = num_items_in_batch is not None and outputs.loss_sum is not None and trainer.model.training
+        steps = trainer.current_gradient_accumulation_steps if scaled else 1
+        for name, value in (outputs.aux_losses or {}).items():
+            weight = self.loss_weights.get(name, 0.0)
+            self.record(f"{mode}loss_{name}", float(value.detach()))
+            if weight == 0.0:
+                continue
+            part = weight * value / steps
+            total = part if total is None else total + part
+        if total is None:
+            raise ValueError("the model returned no loss: no labels, and no auxiliary loss with a weight above 0")
+        return (total, outputs) if return_outputs else total
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        """Evaluation loss of a batch; predictions are made by :class:`~llm_mer.inference.Predictor` instead."""
+        trainer: Any = self
+        inputs = trainer._prepare_inputs(inputs)
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            return trainer.compute_loss(model, inputs).detach(), None, None
+
+    def record(self, name: str, value: float) -> None:
+        """Note a value; the next log line carries the mean of all notes, over every process."""
+        self._records.setdefault(name, []).append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the noted means to a log line."""
+        trainer: Any = self
+        evaluating = any(key.startswith("eval_") for key in logs)
+        names = sorted(n for n in self._records if n.startswith("eval_") == evaluating)
+        if names:
+            means = torch.tensor([float(np.mean(self._records.pop(n))) for n in names], device=trainer.args.device)
+            means = trainer.accelerator.reduce(means, reduction="mean")
+            logs = {**logs, **{n: round(float(v), 6) for n, v in zip(names, means, strict=True)}}
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    # --- optimiser ------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Any:
+        """The trainer's own optimiser, with the adapter in groups of its own learning rate when one is set."""
+        trainer: Any = self
+        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)  # type: ignore[misc]
+        if self.adapter_learning_rate is None or getattr(self, "_groups_split", False):
+            return optimizer
+        adapter = {p for n, p in trainer.model.named_parameters() if "fusion_adapter" in n}
+        groups = []
+        for group in optimizer.param_groups:
+            own = [p for p in group["params"] if p in adapter]
+            rest = [p for p in group["params"] if p not in adapter]
+            groups += [{**group, "params": rest}] if rest else []
+            groups += [{**group, "params": own, "lr": self.adapter_learning_rate}] if own else []
+        optimizer.param_groups[:] = groups
+        self._groups_split = True
+        return optimizer
+
+    # --- evaluation -----------------------------------------------------------------------------------------------
+
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's loop for the loss, then the tasks' metrics on the same questions."""
+        output = super().evaluation_loop(dataloader, description, *args, **kwargs)  # type: ignore[misc]
+        if self.evaluation is not None:
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            predictions = self.predict_distributed(self.evaluation)
+            output.metrics.update(summarise(predictions, self.processor.tasks, prefix))
+            for warning in diagnose(fusion_adapter_of(self.model), predictions):  # type: ignore[attr-defined]
+                logger.warning(warning)
+        return output
+
+    def predict_distributed(self, dataset: MerDataset) -> list[Prediction]:
+        """Predictions for a dataset, each process doing its share of whole batches, gathered on all."""
+        trainer: Any = self
+        rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        adapter = fusion_adapter_of(trainer.model)
+        assert isinstance(adapter, FusionAdapter)
+        predictor = Predictor(
+            trainer.model,
+            self.processor,
+            batch_size=trainer.args.per_device_eval_batch_size,
+            use_context=adapter.uses_context,
+        )
+        share = list(range(rank, len(dataset), world))
+        progress = "evaluate" if rank == 0 and not trainer.args.disable_tqdm else None
+        with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
+            own = predictor.predict(dataset, share, progress)
+        if world == 1:
+            return own
+        from accelerate.utils import gather_object
+
+        pairs = gather_object(list(zip(share, own, strict=True)))
+        return [prediction for _, prediction in sorted(pairs, key=lambda pair: pair[0])]
+
+    # --- saving ---------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Weights, and beside them everything needed to use them elsewhere."""
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if self.description is not None:
+            trainer: Any = self
+            self.description.save(Path(output_dir or trainer.args.output_dir))
+
+
+class MerTrainer(MerTraining, SFTTrainer):
+    """TRL's supervised fine-tuning trainer with pseudo tokens and auxiliary losses.
+
+    ``compute_loss`` is ours: TRL's default calls the backbone and the output embeddings directly through a fused head,
+    which leaves this project's auxiliary losses out.
+    """
+
+
+class HeadTrainer(MerTraining, Trainer):
+    """Transformers' trainer for an adapter alone (``--backbone none``): there is no language model to fine-tune."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """A model card of a language-model fine-tuning would be false here."""
+
+
+def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: str) -> dict[str, float]:
+    """Metrics per task and language as a flat log, and ``{prefix}_score``, the mean of the headline metrics.
+
+    Beside each stand ``n`` and what the majority class (or the mean score) would reach on the same truths.
+    """
+    metrics: dict[str, float] = {}
+    headlines: list[float] = []
+    for task in tasks:
+        for language in sorted({p.language for p in predictions if p.task == task.name}):
+            chosen = [p for p in predictions if p.task == task.name and p.language == language and p.truth is not None]
+            if not chosen:
+                continue
+            truth = [p.truth for p in chosen]
+            values = compute_metrics(task, truth, [p.value for p in chosen])
+            stem = f"{prefix}_{task.name}_{language}"
+            names = ("accuracy", "weighted_f1", "ua") if task.kind == "classification" else ("mae", "corr")
+            metrics.update({f"{stem}_{name}": float(values[name]) for name in names if name in values})
+            metrics[f"{stem}_n"] = float(len(chosen))
+            if task.kind == "classification":
+                counts = np.unique([str(t) for t in truth], return_counts=True)[1]
+                metrics[f"{stem}_majority"] = float(counts.max() / len(chosen))
+            else:
+                scores = np.array([float(t) for t in truth if t is not None])
+                metrics[f"{stem}_mean_mae"] = float(np.abs(scores - scores.mean()).mean())
+            headlines.append(float(values[HEADLINE[task.metrics]]))
+    metrics[f"{prefix}_score"] = float(np.mean(headlines)) if headlines else 0.0
+    return metrics
+
+
+def diagnose(adapter: nn.Module, predictions: Sequence[Prediction]) -> list[str]:
+    """What the adapter finds worth warning about in its own diagnostics over a dataset."""
+    if not predictions or not isinstance(adapter, FusionAdapter):
+        return []
+    names = set.intersection(*(set(p.diagnostics) for p in predictions))
+    stacked: dict[str, Tensor] = {}
+    for name in names:
+        rows = [np.asarray(p.diagnostics[name], dtype=np.float32) for p in predictions]
+        if len({row.shape for row in rows}) == 1:
+            stacked[name] = torch.from_numpy(np.stack(rows))
+    return adapter.warnings_from(stacked)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def read_utterances(source: str) -> tuple[dict[str, Sequence[Utterance]], dict[str, Any], str]:
+    """Open a store or read ``FORMAT:PATH``: utterances by split, a description and a fingerprint."""
+    from llm_mer.data.sources import SOURCES
+
+    if not source:
+        raise UserError("data: name a store (from `llm-mer extract`) or FORMAT:PATH")
+    name, separator, path = source.partition(":")
+    if separator and name in SOURCES:
+        splits: dict[str, list[Utterance]] = {}
+        fingerprint = Fingerprint()
+        for utterance in SOURCES[name](Path(path)):
+            splits.setdefault(utterance.split, []).append(utterance)
+            fingerprint.update(utterance)
+        return dict(splits), {"source": name}, fingerprint.hexdigest()
+    if separator and not Path(source).exists():
+        raise UserError(f"data: {name!r} is no format; known are {', '.join(sorted(SOURCES))}")
+    store = UtteranceStore.open(source)
+    tables: dict[str, Sequence[Utterance]] = {split: store.split(split) for split in store.info.counts}
+    return tables, store.info.description, store.info.fingerprint
+
+
+def prepare_data(arguments: DataArguments, model: ModelArguments) -> RunData:
+    """Read the data and check that data, tasks, prompts and labels fit one another, before any model is loaded.
+
+    Raises:
+        UserError: naming the file, field or option that does not fit.
+    """
+    tasks = [get_task(name) for name in arguments.tasks]
+    if len({task.name for task in tasks}) != len(tasks):
+        raise UserError(f"tasks: {arguments.tasks} names a task twice")
+    splits, description, fingerprint = read_utterances(arguments.data)
+    if arguments.train_split not in splits:
+        raise UserError(f"{arguments.data}: no split {arguments.train_split!r}; it holds {', '.join(sorted(splits))}")
+
+    def dataset(split: str, limit: int | None) -> MerDataset:
+        return MerDataset(
+            splits[split],
+            tasks,
+            languages=arguments.languages,
+            limit=limit,
+            context_window=arguments.context_window,
+            bidirectional=arguments.bidirectional_context,
+        )
+
+    train = dataset(arguments.train_split, arguments.limit_train)
+    for task in tasks:
+        if not train.truths(task):
+            known = sorted({target for labels in train._labels for target in labels})
+            raise UserError(
+                f"{arguments.data}: no training utterance has a label {task.target!r} for task {task.name!r}; "
+                f"labels in the data: {', '.join(known) or 'none'}"
+            )
+    evaluation = dataset(arguments.eval_split, arguments.limit_eval) if arguments.eval_split in splits else None
+    if model.backbone != "none":
+        templates = load_prompts(arguments.prompts)
+        for task in tasks:
+            for language in sorted({train._language[q.row] for q in train.questions if q.task is task}):
+                select_prompt(templates, task, language)
+    sizes, statistics = measure_features(train)
+    return RunData(train, evaluation, tasks, sizes, statistics, fingerprint, description)
+
+
+def measure_features(train: MerDataset) -> tuple[dict[str, int], dict[str, FeatureStatistics]]:
+    """Feature sizes, and statistics over the training rows only (read from a store's description when it is whole)."""
+    from llm_mer.data.store import UtteranceTable
+
+    whole = len(train.rows) == len(train.utterances)
+    if isinstance(train.utterances, UtteranceTable) and whole and train.utterances.split == "train":
+        return dict(train.utterances.info.feature_sizes), dict(train.utterances.info.statistics)
+    sizes: dict[str, int] = {}
+    running: dict[str, RunningStatistics] = {}
+    for row in train.rows:
+        utterance = train.utterance(row)
+        check_utterance(utterance, sizes)
+        for modality, column in FEATURE_COLUMNS.items():
+            features = getattr(utterance, column)
+            if features is not None:
+                running.setdefault(modality, RunningStatistics()).update(features)
+    return sizes, {m: result for m, r in running.items() if (result := r.result()) is not None}
+
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class BuiltModel:
+    """A model ready to train, with its processor and where its backbone came from."""
+
+    model: PreTrainedModel
+    processor: MerProcessor
+    backbone_source: str | None
+
+
+def resolve_backbone(name: str) -> str:
+    """``tiny:llama`` and ``tiny:glm`` are trained on the spot (cached); anything else is a folder or a hub name."""
+    if not name:
+        raise UserError("backbone: name a folder, a hub name, tiny:llama, tiny:glm, or none")
+    if name.startswith("tiny:"):
+        from llm_mer.backbones.tiny import TinyBackboneConfig, train_tiny_backbone
+
+        return str(train_tiny_backbone(TinyBackboneConfig(architecture=name.removeprefix("tiny:"))))
+    return name
+
+
+def model_feature_sizes(run: RunData, model: ModelArguments, backbone_size: int) -> dict[str, int]:
+    """``{modality: D_m}`` the adapter is built for, text included as ``text_source`` says."""
+    sizes = {m: s for m, s in run.feature_sizes.items() if m != "text"}
+    if model.text_source == "features":
+        if "text" in run.feature_sizes:
+            sizes["text"] = run.feature_sizes["text"]
+    elif backbone_size and any(u.text for u in (run.train.utterance(r) for r in run.train.rows[:256])):
+        sizes["text"] = backbone_size
+    return {m: sizes[m] for m in MODALITIES if m in sizes}
+
+
+def label_vectors(model: nn.Module, processor: MerProcessor, task: Task) -> Tensor:
+    """Mean token embedding of each label's words over the languages: ``(C, H)``."""
+    from llm_mer.inference import mean_token_embeddings
+
+    rows = []
+    for label in task.labels:
+        rows.append(mean_token_embeddings(model, processor, list(label.words.values())).mean(axis=0))
+    return torch.from_numpy(np.stack(rows))
+
+
+def build_model(
+    run: RunData, data: DataArguments, model: ModelArguments, adapter_options: dict[str, Any], seed: int
+) -> BuiltModel:
+    """Backbone, adapter and processor; LoRA and the adapter are trainable, the backbone is not."""
+    torch.manual_seed(seed)
+    alone = model.backbone == "none"
+    class_task = next((t for t in run.tasks if t.kind == "classification"), None)
+    score_task = next((t for t in run.tasks if t.kind == "regression"), None)
+    derived: dict[str, Any] = {
+        "num_classes": class_task.num_classes if class_task else 0,
+        "score_range": score_task.require_range() if score_task else None,
+    }
+    if alone:
+        model = dataclasses.replace(model, text_source="features")
+        derived |= {"num_pseudo_tokens": 0, "auxiliary_head": True}
+        backbone = tokenizer = source = None
+        hidden = 0
+    else:
+        from llm_mer.backbones.loading import embedding_norm, load_backbone
+
+        source = resolve_backbone(model.backbone)
+        dtype = model.dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+        loaded = load_backbone(
+            source, dtype=dtype, quantization=model.quantization, attn_implementation=model.attn_implementation
+        )
+        backbone, tokenizer = loaded.model, loaded.tokenizer
+        hidden = int(backbone.config.get_text_config().hidden_size)
+        derived |= {"backbone_size": hidden, "backbone_embedding_norm": embedding_norm(backbone)}
+    sizes = model_feature_sizes(run, model, hidden)
+    config_options = {**adapter_options, **derived, "feature_sizes": sizes}
+    num_pseudo_tokens = int(
+        config_options.get("num_pseudo_tokens", adapter_class(model.adapter).config_class().num_pseudo_tokens)
+    )
+    processor = MerProcessor(
+        tokenizer=tokenizer,
+        tasks=run.tasks,
+        prompts=[] if alone else load_prompts(data.prompts),
+        feature_sizes=sizes,
+        statistics=run.statistics,
+        num_pseudo_tokens=num_pseudo_tokens,
+        text_source=model.text_source,
+        chat=data.chat,
+        max_text_tokens=data.max_text_tokens,
+        max_audio_steps=data.max_audio_steps,
+        max_vision_steps=data.max_vision_steps,
+        max_prompt_tokens=data.max_prompt_tokens,
+    )
+    if adapter_class(model.adapter).uses_context:
+        wrapped = _EmbeddingsOf(backbone) if backbone is not None else None
+        config_options["context_sizes"] = attach_context(run.train, wrapped, processor).sizes
+        if run.evaluation is not None:
+            attach_context(run.evaluation, wrapped, processor)
+    adapter_config = build_adapter_config(model.adapter, config_options)
+    try:
+        config = MerConfig(
+            text_config=backbone.config if backbone is not None else None,
+            adapter=model.adapter,
+            adapter_config=dataclasses.asdict(adapter_config),
+            text_source=model.text_source,
+        )
+        if backbone is None:
+            built: Any = MerHeadModel(config)
+            return BuiltModel(built, processor, None)
+        base = MerForConditionalGeneration.from_backbone(backbone, config)
+    except ValueError as error:
+        raise UserError(f"adapter {model.adapter!r}: {error}") from error
+    if class_task is not None:
+        adapter = fusion_adapter_of(base)
+        assert isinstance(adapter, FusionAdapter)
+        adapter.initialise_from_backbone(label_vectors(base, processor, class_task))
+    if model.init_checkpoint:
+        return BuiltModel(_trainable(load_adapter_weights(base, Path(model.init_checkpoint))), processor, source)
+    return BuiltModel(add_lora(base, model), processor, source)
+
+
+class _EmbeddingsOf(MerForConditionalGeneration):
+    """A bare backbone seen as something with input embeddings, before the model around it exists."""
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        nn.Module.__init__(self)
+        self.__dict__["backbone"] = backbone
+
+    def get_input_embeddings(self) -> nn.Module:
+        embeddings: nn.Module = self.__dict__["backbone"].get_input_embeddings()
+        return embeddings
+
+
+def _trainable(model: Any) -> Any:
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            parameter.requires_grad_(True)
+    return model
+
+
+def add_lora(base: MerForConditionalGeneration, model: ModelArguments) -> Any:
+    """LoRA on the backbone's projections, the adapter trained whole through ``modules_to_save``.
+
+    ``lora_r = 0`` freezes LoRA at its start, where it is exactly zero: only the adapter trains, and the checkpoint has
+    the same form.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    from llm_mer.backbones.loading import lora_targets
+
+    targets = model.lora_targets or lora_targets(base.model.language_model)
+    config = LoraConfig(
+        r=max(model.lora_r, 1),
+        lora_alpha=model.lora_alpha,
+        lora_dropout=model.lora_dropout,
+        target_modules=r"model\.language_model\..*\.(" + "|".join(targets) + ")",
+        modules_to_save=["fusion_adapter"],
+    )
+    wrapped = get_peft_model(base, config)
+    if model.lora_r == 0:
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                parameter.requires_grad_(False)
+    return wrapped
+
+
+# --- the whole way ----------------------------------------------------------------------------------------------------
+
+
+def describe_run(
+    run: RunData,
+    built: BuiltModel,
+    data: DataArguments,
+    model: ModelArguments,
+    training: MerTrainingArguments,
+    loss_weights: dict[str, float],
+) -> CheckpointDescription:
+    """What the checkpoint will say of itself. Copies a local backbone beside the checkpoints (main process only)."""
+    from llm_mer.decoding.dialogue import estimate_shift
+
+    output = Path(str(training.output_dir))
+    reference = None
+    if built.backbone_source is not None:
+        dtype = next(built.model.get_input_embeddings().parameters()).dtype
+        save = model.save_backbone if training.process_index == 0 else "never"
+        reference = reference_backbone(
+            built.backbone_source, output, save, model.quantization, str(dtype).removeprefix("torch.")
+        )
+    config = conditional_generation_of(built.model).config
+    baselines: dict[str, dict[str, Any]] = {}
+    shifts: dict[str, float] = {}
+    for task in run.tasks:
+        truths = run.train.truths(task)
+        if task.kind == "classification":
+            baselines[task.name] = {"counts": {name: truths.count(name) for name in task.label_names}}
+            questions = [q for q in run.train.questions if q.task is task and run.train._dialogue[q.row] is not None]
+            if questions:
+                questions.sort(
+                    key=lambda q: (str(run.train._dialogue[q.row]), run.train._language[q.row], run.train._turn[q.row])
+                )
+                shifts[task.name] = float(
+                    estimate_shift(
+                        [str(q.truth) for q in questions],
+                        [str(run.train._speaker[q.row]) for q in questions],
+                        [f"{run.train._dialogue[q.row]}/{run.train._language[q.row]}" for q in questions],
+                    )
+                )
+        else:
+            scores = np.array([float(t) for t in truths])
+            baselines[task.name] = {"mean": float(scores.mean()), "median": float(np.median(scores)), "n": len(scores)}
+    return CheckpointDescription(
+        model={
+            "text_config": config.text_config.to_dict() if config.text_config is not None else None,
+            "adapter": config.adapter,
+            "adapter_config": config.adapter_config,
+            "text_source": config.text_source,
+        },
+        processor=built.processor.to_dict(),
+        backbone=reference,
+        data={
+            "source": run.description.get("source", Path(data.data).name),
+            "fingerprint": run.fingerprint,
+            "train_questions": len(run.train),
+            "features": run.description.get("features"),
+        },
+        baselines=baselines,
+        shift_probability=shifts,
+        context={"window": data.context_window, "bidirectional": data.bidirectional_context},
+        training={
+            "seed": training.seed,
+            "loss_weights": loss_weights,
+            "parameters": describe_parameters(built.model),
+            "lora": {"r": model.lora_r, "alpha": model.lora_alpha, "dropout": model.lora_dropout},
+            "learning_rate": training.learning_rate,
+            "epochs": training.num_train_epochs,
+        },
+        versions=stack_versions(),
+    )
+
+
+def check_loss_weights(model: ModelArguments) -> dict[str, float]:
+    """The adapter's default weights with the user's on top. Raises :class:`UserError` for a loss nobody computes."""
+    known = {"lm": 1.0, **adapter_class(model.adapter).default_loss_weights}
+    chosen = parse_loss_weights(model.loss_weights)
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        raise UserError(f"loss_weights: adapter {model.adapter!r} has no loss {unknown}; it has {sorted(known)}")
+    return {**known, **chosen}
+
+
+def build_trainer(
+    data: DataArguments, model: ModelArguments, training: MerTrainingArguments, adapter_options: dict[str, Any]
+) -> MerTrainer | HeadTrainer:
+    """Everything up to ``train()``: checked data, model, collator, trainer."""
+    loss_weights = check_loss_weights(model)
+    run = prepare_data(data, model)
+    built = build_model(run, data, model, adapter_options, training.seed)
+    description = describe_run(run, built, data, model, training, loss_weights)
+    adapter = fusion_adapter_of(built.model)
+    assert isinstance(adapter, FusionAdapter)
+    collator = MerCollator(run.train, built.processor, adapter.uses_context)
+    callbacks: list[TrainerCallback] = []
+    if run.evaluation is None or len(run.evaluation) == 0:
+        if training.eval_strategy != "no":
+            raise UserError(
+                f"{data.data}: no split {data.eval_split!r} to evaluate on; set eval_strategy: no, "
+                "load_best_model_at_end: false to train without"
+            )
+    elif training.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
+    rows = Dataset.from_dict({"question": list(range(len(run.train)))})
+    evaluation_rows = None
+    if run.evaluation is not None and training.eval_strategy != "no":
+        # One collator serves both: evaluation rows count on from the end of the training rows.
+        evaluation_rows = Dataset.from_dict({"question": [len(run.train) + i for i in range(len(run.evaluation))]})
+    options: dict[str, Any] = {
+        "model": built.model,
+        "args": training,
+        "data_collator": _BothSplits(collator, run.evaluation),
+        "train_dataset": rows,
+        "eval_dataset": evaluation_rows,
+        "callbacks": callbacks,
+    }
+    trainer: MerTrainer | HeadTrainer
+    if isinstance(built.model, MerHeadModel):
+        trainer = HeadTrainer(**options)
+    else:
+        assert isinstance(built.processor.tokenizer, PreTrainedTokenizerBase)
+        trainer = MerTrainer(processing_class=built.processor.tokenizer, **options)
+    evaluation = run.evaluation if evaluation_rows is not None else None
+    trainer.set_up(built.processor, loss_weights, model.adapter_learning_rate, description, evaluation)
+    return trainer
+
+
+@dataclass
+class _BothSplits:
+    """Routes rows to the collator of their split (the trainer has one collator for training and evaluation)."""
+
+    collator: MerCollator
+    evaluation: MerDataset | None
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        boundary = len(self.collator.dataset)
+        if rows[0]["question"] < boundary:
+            return self.collator(rows)
+        assert self.evaluation is not None
+        other = MerCollator(self.evaluation, self.collator.processor, self.collator.use_context)
+        return other([{"question": row["question"] - boundary} for row in rows])
+
+
+def parse_arguments(
+    argv: Sequence[str] | None = None,
+) -> tuple[DataArguments, ModelArguments, MerTrainingArguments, dict[str, Any]]:
+    """YAML (``--config``) with command-line overrides, the chosen adapter's own options among them."""
+    import sys
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    adapter = _peek(arguments, "adapter") or ModelArguments.adapter
+    types = [DataArguments, ModelArguments, MerTrainingArguments, adapter_arguments(adapter)]
+    parser = TrlParser(types)
+    try:
+        data, model, training, options = parser.parse_args_and_config(arguments)
+    except FileNotFoundError as error:
+        raise UserError(f"--config: no such file {error.filename!r}") from None
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if model.adapter != adapter:
+        raise UserError(f"adapter: {model.adapter!r} and {adapter!r} were both named")
+    return data, model, training, dataclasses.asdict(options)
+
+
+def _peek(arguments: list[str], name: str) -> str | None:
+    """An option's value before parsing: the command line's, else the YAML file's."""
+    import yaml
+
+    value = None
+    for i, argument in enumerate(arguments):
+        if argument == "--config" and i + 1 < len(arguments) and value is None:
+            path = Path(arguments[i + 1])
+            if path.is_file():
+                content = yaml.safe_load(path.read_text(encoding="utf-8"))
+                value = content.get(name) if isinstance(content, dict) else None
+    for i, argument in enumerate(arguments):
+        if argument == f"--{name}" and i + 1 < len(arguments):
+            value = arguments[i + 1]
+        elif argument.startswith(f"--{name}="):
+            value = argument.partition("=")[2]
+    return value
+
+
+def finetune(argv: Sequence[str] | None = None) -> Path:
+    """``finetune.py``: parse, check, train, keep the best, save. Returns the folder of the final checkpoint."""
+    data, model, training, adapter_options = parse_arguments(argv)
+    trainer = build_trainer(data, model, training, adapter_options)
+    output = Path(str(training.output_dir))
+    parameters = describe_parameters(trainer.model)
+    if trainer.is_world_process_zero():
+        logger.warning(
+            "training %s: %d trainable of %d parameters (adapter %d), %d questions",
+            model.adapter,
+            parameters["trainable"],
+            parameters["total"],
+            parameters["adapter"],
+            len(trainer.train_dataset),
+        )
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.save_model(str(output))
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        adapter = fusion_adapter_of(trainer.model)
+        assert isinstance(adapter, FusionAdapter)
+        drop_training_only(output, adapter.training_only_parameters())
+        (output / "log_history.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
+    if trainer.evaluation is not None:
+        metrics = trainer.evaluate()
+        if trainer.is_world_process_zero():
+            print_evaluation(metrics, trainer.processor.tasks)
+    trainer.accelerator.wait_for_everyone()
+    return output
+
+
+def print_evaluation(metrics: dict[str, float], tasks: Sequence[Task]) -> None:
+    """Scores of the evaluation split, each with n and the trivial baseline."""
+    for task in tasks:
+        for language in ("en", "zh"):
+            stem = f"eval_{task.name}_{language}"
+            if f"{stem}_n" not in metrics:
+                continue
+            n = int(metrics[f"{stem}_n"])
+            if task.kind == "classification":
+                line = f"accuracy {metrics[f'{stem}_accuracy']:.3f} (majority {metrics[f'{stem}_majority']:.3f})"
+            else:
+                line = f"MAE {metrics[f'{stem}_mae']:.3f} (mean {metrics[f'{stem}_mean_mae']:.3f}), corr {metrics[f'{stem}_corr']:.3f}"
+            print(f"{task.name} [{language}] n={n}: {line}, unparseable 0.000 (scored answers)")
