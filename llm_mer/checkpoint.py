@@ -136,9 +136,7 @@ def find_backbone(reference: BackboneReference, checkpoint: Path, override: str 
         for base in (checkpoint, checkpoint.parent):
             if (base / reference.folder / "config.json").is_file():
                 return str(base / reference.folder)
-        raise UserError(
-            f"{checkpoint}: its backbone should lie in {reference.folder}/ here or one folder up; it does not"
-        )
+        raise UserError(f"{checkpoint}: its backbone should lie in {reference.folder}/ here or one folder up; it does not")
     if override is not None:
         if reference.fingerprint is not None and Path(override).is_dir():
             found = folder_fingerprint(Path(override))

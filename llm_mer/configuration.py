@@ -51,9 +51,7 @@ class DataArguments:
     context_window: int = field(
         default=8, metadata={"help": "utterances per context window, the target included (adapters that read context)"}
     )
-    bidirectional_context: bool = field(
-        default=False, metadata={"help": "let the window look ahead too (offline use only)"}
-    )
+    bidirectional_context: bool = field(default=False, metadata={"help": "let the window look ahead too (offline use only)"})
     chat: str = field(
         default="auto",
         metadata={
@@ -74,9 +72,7 @@ class ModelArguments:
             "spot (cached); `none` trains the adapter's own head without a language model"
         },
     )
-    adapter: str = field(
-        default="egmf", metadata={"help": "fusion adapter: egmf, lsgmer, gia_mic, lpgnet, gated_xlstm"}
-    )
+    adapter: str = field(default="egmf", metadata={"help": "fusion adapter: egmf, lsgmer, gia_mic, lpgnet, gated_xlstm"})
     text_source: str = field(
         default="backbone",
         metadata={

@@ -219,11 +219,7 @@ class Predictor:
 
     def _head_log_probabilities(self, task: Task, fusion: FusionOutput) -> np.ndarray | None:
         if task.kind == "classification":
-            if (
-                fusion.logits is None
-                or self.processor.class_task is None
-                or self.processor.class_task.name != task.name
-            ):
+            if fusion.logits is None or self.processor.class_task is None or self.processor.class_task.name != task.name:
                 raise UserError(f"this adapter's head was not trained on task {task.name!r}")
             return torch.log_softmax(fusion.logits.float(), dim=-1).cpu().numpy()
         if fusion.scores is None or self.processor.score_task is None or self.processor.score_task.name != task.name:

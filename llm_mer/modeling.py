@@ -146,9 +146,7 @@ class MerModel(MerPreTrainedModel):
 
     def __init__(self, config: MerConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.language_model = (
-            language_model if language_model is not None else AutoModel.from_config(config.text_config)
-        )
+        self.language_model = language_model if language_model is not None else AutoModel.from_config(config.text_config)
         self.fusion_adapter = build_adapter(config.adapter, config.build_adapter_config())
         self.post_init()
 
@@ -354,9 +352,7 @@ class MerHeadModel(MerPreTrainedModel):
 
 def describe_parameters(model: nn.Module) -> dict[str, int]:
     """Counts of ``total``, ``trainable`` and ``adapter`` parameters."""
-    adapter = sum(
-        p.numel() for n, p in model.named_parameters() if "fusion_adapter" in n and "original_module" not in n
-    )
+    adapter = sum(p.numel() for n, p in model.named_parameters() if "fusion_adapter" in n and "original_module" not in n)
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"total": total, "trainable": trainable, "adapter": adapter}

@@ -107,9 +107,7 @@ class PromptTemplate:
         for key, value in entry.items():
             wanted = int if key == "context_turns" else str
             if not isinstance(value, wanted) or isinstance(value, bool):
-                raise UserError(
-                    f"{where}: {key} is {value!r}; it must be {'a whole number' if wanted is int else 'text'}"
-                )
+                raise UserError(f"{where}: {key} is {value!r}; it must be {'a whole number' if wanted is int else 'text'}")
         return cls(**entry)
 
 
@@ -210,9 +208,7 @@ def render(
         try:
             return part.format(**values)
         except KeyError as error:
-            raise UserError(
-                f"prompt {template.name!r}: {{{error.args[0]}}} has no meaning for task {task.name!r}"
-            ) from None
+            raise UserError(f"prompt {template.name!r}: {{{error.args[0]}}} has no meaning for task {task.name!r}") from None
 
     return RenderedPrompt(fill(template.prefix), fill(template.suffix) + fill(template.task), fill(template.system))
 

@@ -111,9 +111,7 @@ class PseudoTokenProjection(nn.Module):
     Shapes: ``(B, d) -> (B, K, H)``.
     """
 
-    def __init__(
-        self, input_size: int, backbone_size: int, num_tokens: int, expansion: str, embedding_norm: float
-    ) -> None:
+    def __init__(self, input_size: int, backbone_size: int, num_tokens: int, expansion: str, embedding_norm: float) -> None:
         super().__init__()
         if expansion not in ("linear", "repeat"):
             raise ValueError(f"token_expansion is {expansion!r}; choose linear or repeat")

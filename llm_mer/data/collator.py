@@ -129,9 +129,7 @@ class MerCollator:
     def _pad_prompts(self, batch: MerBatch, samples: list[PreparedSample], with_answer: bool) -> None:
         prompts = [sample.prompt for sample in samples]
         assert all(prompt is not None for prompt in prompts)
-        rows = [
-            p.ids + (s.answer if with_answer else []) for p, s in zip(prompts, samples, strict=True) if p is not None
-        ]
+        rows = [p.ids + (s.answer if with_answer else []) for p, s in zip(prompts, samples, strict=True) if p is not None]
         left = not with_answer
         batch.input_ids, mask = pad_ids(rows, self.processor.filler_id, left)
         batch.attention_mask = mask.long()

@@ -77,9 +77,7 @@ class MerDataset:
 
     def __post_init__(self) -> None:
         self._describe()
-        self.rows = [
-            r for r, language in enumerate(self._language) if self.languages is None or language in self.languages
-        ]
+        self.rows = [r for r, language in enumerate(self._language) if self.languages is None or language in self.languages]
         if self.limit is not None:
             self.rows = self.rows[: self.limit]
         self.questions = self._ask()

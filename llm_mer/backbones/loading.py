@@ -1,0 +1,142 @@
+"""Loading a backbone: any Llama, GLM or Qwen by hub name or folder, quantised or not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from llm_mer.errors import UserError
+
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class LoadedBackbone:
+    """A causal language model in eval mode and its tokenizer (which has a pad token)."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_backbone(
+    source: str | Path,
+    dtype: str = "float32",
+    quantization: str = "none",
+    attn_implementation: str | None = None,
+) -> LoadedBackbone:
+    """Load a causal language model and its tokenizer. No remote code is run; a folder never touches the network.
+
+    Args:
+        source: local folder or hub name. dtype: ``float32``, ``bfloat16`` or ``float16``.
+        quantization: ``none``, ``int8`` or ``nf4`` (bitsandbytes). attn_implementation: transformers' own choice when None.
+
+    Raises:
+        UserError: no such folder, no or a foreign configuration, weights missing from the files, or an unreachable hub.
+    """
+    source = str(source)
+    local = Path(source).is_dir()
+    if local:
+        _check_folder(Path(source))
+    elif source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise UserError(f"backbone: no such folder {source!r}")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+    options: dict[str, Any] = {"dtype": DTYPES[dtype], "trust_remote_code": False, "local_files_only": local}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if quantization != "none":
+        options["quantization_config"] = quantization_config(quantization, DTYPES[dtype])
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
+    except OSError as error:
+        raise UserError(f"backbone {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        raise UserError(f"backbone {source!r} is not a causal language model: {str(error).splitlines()[0]}") from error
+    # transformers fills a missing weight with random numbers and goes on.
+    missing = sorted(str(key) for key in info["missing_keys"])
+    if missing:
+        raise UserError(f"backbone {source!r}: its files lack {len(missing)} weights, e.g. {missing[0]!r}")
+    text_config = model.config.get_text_config()
+    for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"):
+        if getattr(text_config, name, None) not in (None, 1, 1.0):
+            raise UserError(f"backbone {source!r} rescales its logits ({name}); answer scoring does not know this form")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if quantization == "nf4":
+        disable_packed_nf4(model)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return LoadedBackbone(model, tokenizer)
+
+
+def _check_folder(folder: Path) -> None:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"backbone: {folder} has no config.json; a backbone folder is one written by save_pretrained")
+    try:
+        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    if model_type == "chatglm":
+        raise UserError(
+            f"{folder} holds ChatGLM weights in their published layout; convert them once without running their code:\n"
+            f"  llm-mer convert-chatglm3 {folder} OUTPUT_FOLDER"
+        )
+
+
+def quantization_config(name: str, compute_dtype: torch.dtype) -> Any:
+    """bitsandbytes settings for ``int8`` or ``nf4``."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise UserError(f"quantization {name} needs bitsandbytes: pip install 'llm-mer[quantization]'") from None
+    from transformers import BitsAndBytesConfig
+
+    if name == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if name == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=compute_dtype,
+            bnb_4bit_use_double_quant=True,
+        )
+    raise UserError(f"quantization: {name!r} is not one of none, int8, nf4")
+
+
+def disable_packed_nf4(model: nn.Module) -> None:
+    """Keep NF4 weights trainable through on CPUs with AVX512-BF16.
+
+    There one forward without gradient repacks the weights, and every later training step has zero gradient in silence.
+    """
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def lora_targets(language_model: nn.Module) -> list[str]:
+    """Names of every linear layer inside the decoder's blocks (attention and MLP; never the output head), sorted."""
+    names = set()
+    for name, module in language_model.named_modules():
+        linear = isinstance(module, nn.Linear) or type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+        if linear and ".layers." in f".{name}":
+            names.add(name.rsplit(".", 1)[-1])
+    if not names:
+        raise UserError(f"{type(language_model).__name__} has no linear layers in blocks named 'layers'; set lora_targets")
+    return sorted(names)
+
+
+def embedding_norm(model: PreTrainedModel) -> float:
+    """Mean Euclidean norm of the rows of the embedding table: the scale pseudo tokens start at."""
+    weight = model.get_input_embeddings().weight
+    return float(weight.detach().float().norm(dim=1).mean())

@@ -1,0 +1,235 @@
+"""Tiny bilingual backbones, trained on the spot: the frozen language models of the quickstart and the tests."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import (
+    GlmConfig,
+    GlmForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from llm_mer.backbones.tiny_text import GENERATOR_VERSION, generate
+from llm_mer.errors import UserError
+from llm_mer.tasks import builtin_tasks
+
+PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
+
+
+@dataclass
+class TinyBackboneConfig:
+    """Size and training of a tiny backbone."""
+
+    architecture: str = field(
+        default="llama", metadata={"help": "llama, glm or qwen2", "choices": ["llama", "glm", "qwen2"]}
+    )
+    output: str | None = field(default=None, metadata={"help": "folder to write; default: a cache keyed by these options"})
+    seed: int = field(default=0, metadata={"help": "of the text, the weights and the batches"})
+    vocabulary: int = field(default=3200, metadata={"help": "SentencePiece pieces"})
+    hidden_size: int = field(default=128, metadata={"help": "embedding size"})
+    layers: int = field(default=4, metadata={"help": "decoder blocks"})
+    heads: int = field(default=4, metadata={"help": "attention heads (half as many key-value heads)"})
+    lines: int = field(default=24000, metadata={"help": "generated lines to train on"})
+    steps: int = field(default=450, metadata={"help": "optimiser steps"})
+    batch_size: int = field(default=24, metadata={"help": "rows a step"})
+    length: int = field(default=64, metadata={"help": "tokens a row"})
+    learning_rate: float = field(default=4e-3, metadata={"help": "peak learning rate"})
+
+
+@dataclass
+class TinyReport:
+    """Held-out quality: perplexity per token of the model and of a unigram model on the same tokens."""
+
+    perplexity: float
+    unigram_perplexity: float
+
+
+def cache_folder() -> Path:
+    """Where trained tiny backbones are kept: ``$LLM_MER_CACHE``, else ``.llm_mer_cache`` in the working directory."""
+    return Path(os.environ.get("LLM_MER_CACHE", ".llm_mer_cache")) / "backbones"
+
+
+def cache_key(config: TinyBackboneConfig) -> str:
+    """Changes with any option and with the text generator's version."""
+    entry = {**asdict(config), "output": None, "text": GENERATOR_VERSION}
+    return f"{config.architecture}-{hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]}"
+
+
+def train_tokenizer(lines: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A SentencePiece unigram model (case-folded, digits apart, byte fallback) as a fast tokenizer.
+
+    Every label word of the built-in tasks is in its training text, so each can be written without falling back to bytes.
+    """
+    import sentencepiece
+
+    words = [word for task in builtin_tasks().values() for label in task.labels for word in label.words.values()]
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter([*(part for text in lines for part in text.split("\n")), *words * 20]),
+        model_writer=buffer,
+        vocab_size=vocabulary,
+        model_type="unigram",
+        byte_fallback=True,
+        split_digits=True,
+        character_coverage=1.0,
+        normalization_rule_name="nmt_nfkc_cf",
+        user_defined_symbols=["\n"],
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        pad_piece=PAD,
+        bos_piece=BOS,
+        eos_piece=EOS,
+        unk_piece=UNK,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return fast_tokenizer(buffer.getvalue())
+
+
+def fast_tokenizer(model: bytes) -> PreTrainedTokenizerFast:
+    """A serialised SentencePiece unigram model as a ``tokenizers`` one with the same ids."""
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    proto: Any = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model)
+    sentencepiece.SentencePieceProcessor(model_proto=model)  # refuses a damaged model
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    symbols = [piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED]
+    tokenizer.add_tokens([AddedToken(symbol, normalized=False, special=False) for symbol in symbols])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (PAD, BOS, EOS, UNK)])
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNK, padding_side="left"
+    )
+
+
+def new_model(config: TinyBackboneConfig, vocabulary: int) -> PreTrainedModel:
+    """An untrained model of the named architecture."""
+    shared: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.hidden_size * 8 // 3,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": max(config.heads // 2, 1),
+        "max_position_embeddings": 2048,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    head_dim = config.hidden_size // config.heads
+    if config.architecture == "llama":
+        return LlamaForCausalLM(LlamaConfig(**shared, tie_word_embeddings=True))
+    if config.architecture == "glm":
+        return GlmForCausalLM(GlmConfig(**shared, head_dim=head_dim, tie_word_embeddings=False))
+    if config.architecture == "qwen2":
+        return Qwen2ForCausalLM(Qwen2Config(**shared, tie_word_embeddings=True))
+    raise UserError(f"architecture: {config.architecture!r} is not one of llama, glm, qwen2")
+
+
+def train_tiny_backbone(config: TinyBackboneConfig, cache: Path | None = None, progress: bool = True) -> Path:
+    """Train, or take from the cache, and return the folder.
+
+    Deterministic in the configuration for a given number of threads and library versions; written whole or not at all.
+    """
+    folder = Path(config.output) if config.output else (cache or cache_folder()) / cache_key(config)
+    stamp = folder / "tiny_backbone.json"
+    wanted = {**asdict(config), "output": None, "text": GENERATOR_VERSION}
+    if stamp.is_file() and json.loads(stamp.read_text())["config"] == wanted:
+        return folder
+    if folder.exists() and any(folder.iterdir()) and not stamp.is_file():
+        raise UserError(f"{folder} exists and is no tiny backbone; name another output")
+    lines = list(generate(config.seed, config.lines))
+    held_out = list(generate(config.seed + 1, 600))
+    tokenizer = train_tokenizer(lines, config.vocabulary)
+    rows = pack(tokenizer, lines, config.length)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = fit(config, len(tokenizer), rows, progress)
+    report = evaluate_tiny(model, rows, pack(tokenizer, held_out, config.length))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    model.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    entry = {"config": wanted, "report": asdict(report)}
+    (scratch / "tiny_backbone.json").write_text(json.dumps(entry, indent=1), encoding="utf-8")
+    os.chmod(scratch, 0o755)
+    if folder.exists():
+        shutil.rmtree(folder)
+    scratch.rename(folder)
+    return folder
+
+
+def pack(tokenizer: PreTrainedTokenizerFast, lines: list[str], length: int) -> Tensor:
+    """Lines with their begin and end tokens, joined and cut into rows of ``length``: ``(N, length)``."""
+    eos = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+    stream = [token for ids in tokenizer(lines)["input_ids"] for token in (*ids, eos)]
+    count = len(stream) // length
+    return torch.tensor(stream[: count * length]).view(count, length)
+
+
+def fit(config: TinyBackboneConfig, vocabulary: int, rows: Tensor, progress: bool) -> PreTrainedModel:
+    """AdamW with a linear warm-up and cosine decay over random rows."""
+    model = new_model(config, vocabulary)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+    warmup = max(config.steps // 10, 1)
+
+    def rate(step: int) -> float:
+        return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / config.steps)) + 0.02)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    model.train()
+    bar = tqdm(range(config.steps), desc=f"train tiny {config.architecture}", disable=not progress)
+    for _ in bar:
+        batch = rows[torch.randint(len(rows), (config.batch_size,))]
+        loss = model(input_ids=batch, labels=batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.2f}")
+    return model.eval()
+
+
+@torch.no_grad()
+def evaluate_tiny(model: PreTrainedModel, training: Tensor, held_out: Tensor) -> TinyReport:
+    """Perplexity on held-out rows, beside a unigram model (add-one) counted on the training rows."""
+    losses = [float(model(input_ids=chunk, labels=chunk).loss) * len(chunk) for chunk in held_out.split(32)]
+    counts = torch.bincount(training.flatten(), minlength=int(model.config.vocab_size)).double() + 1
+    unigram = -(counts / counts.sum()).log()[held_out[:, 1:]].mean()
+    return TinyReport(math.exp(sum(losses) / len(held_out)), math.exp(float(unigram)))

@@ -1,0 +1,158 @@
+"""Users' own clips: a JSONL or CSV manifest."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llm_mer.data.schema import LANGUAGES, SPLITS, Utterance
+from llm_mer.errors import UserError
+from llm_mer.tasks import builtin_tasks
+
+FIELDS: tuple[str, ...] = (
+    "id",
+    "split",
+    "language",
+    "text",
+    "audio",
+    "video",
+    "dialogue_id",
+    "turn",
+    "speaker",
+    "tags",
+)
+
+
+def label_fields() -> tuple[str, ...]:
+    """Columns that are targets of built-in tasks: ``emotion``, ``sentiment``, ``polarity``, …"""
+    return tuple(dict.fromkeys(task.target for task in builtin_tasks().values()))
+
+
+def guess_language(text: str | None) -> str:
+    """``zh`` when the text has a Chinese character, else ``en``."""
+    return "zh" if text and any("\u4e00" <= c <= "\u9fff" for c in text) else "en"
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            for row in csv.DictReader(stream):
+                yield f"{path}", {k: v for k, v in row.items() if k is not None and v not in (None, "")}
+        return
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield f"{path}:{number}", parse_json_line(line, f"{path}:{number}")
+
+
+def parse_json_line(line: str, where: str) -> dict[str, Any]:
+    """One JSONL line as a mapping without nulls."""
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: a manifest line is a JSON object, found {type(entry).__name__}")
+    return {k: v for k, v in entry.items() if v is not None}
+
+
+def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_labels: Iterable[str] = ()) -> Utterance:
+    """Check one manifest entry. Media paths are relative to ``folder``.
+
+    Raises:
+        UserError: naming place, field, what was found and what would be right.
+    """
+    labels_known = (*label_fields(), *extra_labels)
+    unknown = sorted(set(entry) - set(FIELDS) - set(labels_known))
+    if unknown:
+        raise UserError(f"{where}: unknown fields {unknown}; known are {', '.join((*FIELDS, *labels_known))}")
+    if "id" not in entry:
+        raise UserError(f"{where}: no field 'id'")
+    if not any(key in entry for key in ("text", "audio", "video")):
+        raise UserError(f"{where}: give at least one of text, audio, video")
+    split, text = str(entry.get("split", "test")), entry.get("text")
+    language = str(entry.get("language", guess_language(text)))
+    for name, value, allowed in (("split", split, SPLITS), ("language", language, LANGUAGES)):
+        if value not in allowed:
+            raise UserError(f"{where}: field {name!r} is {value!r}; it must be one of {', '.join(allowed)}")
+    turn: int | None = None
+    if "turn" in entry:
+        try:
+            turn = int(entry["turn"])
+        except (TypeError, ValueError):
+            raise UserError(f"{where}: field 'turn' is {entry['turn']!r}; it must be a whole number") from None
+    tags = entry.get("tags", [])
+    if isinstance(tags, str):
+        tags = [tag for tag in tags.split(";") if tag]
+    media = {name: str(folder / str(entry[name])) if name in entry else None for name in ("audio", "video")}
+    return Utterance(
+        id=str(entry["id"]),
+        split=split,
+        language=language,
+        text=None if text is None else str(text),
+        audio=media["audio"],
+        vision=media["video"],
+        labels={name: _label(entry[name], name, where) for name in labels_known if name in entry},
+        dialogue_id=str(entry["dialogue_id"]) if "dialogue_id" in entry else None,
+        turn=turn,
+        speaker=str(entry["speaker"]) if "speaker" in entry else None,
+        tags=tuple(str(tag) for tag in tags),
+    )
+
+
+def _label(value: Any, name: str, where: str) -> str | float:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{where}: field {name!r} is {value!r}; it must be a word or a number")
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return float(value)
+
+
+def read_manifest(path: Path | str, extra_labels: Iterable[str] = ()) -> list[Utterance]:
+    """Read a ``.jsonl`` or ``.csv`` manifest.
+
+    Args:
+        extra_labels: columns beyond the built-in targets that are labels of a task of your own.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest")
+    if path.suffix not in (".jsonl", ".csv"):
+        raise UserError(f"{path}: a manifest is a .jsonl or .csv file")
+    found: list[Utterance] = []
+    seen: dict[str, str] = {}
+    for number, (where, entry) in enumerate(_rows(path), 2):
+        where = f"{where}:{number}" if path.suffix == ".csv" else where
+        utterance = utterance_from_entry(entry, where, path.parent, tuple(extra_labels))
+        if utterance.id in seen:
+            raise UserError(f"{where}: id {utterance.id!r} was used at {seen[utterance.id]} already")
+        seen[utterance.id] = where
+        found.append(utterance)
+    if not found:
+        raise UserError(f"{path}: the manifest is empty")
+    return found
+
+
+def write_manifest(utterances: Iterable[Utterance], path: Path | str) -> Path:
+    """Write utterances as JSONL, media paths relative to the manifest's folder."""
+    path = Path(path)
+    with path.open("w", encoding="utf-8") as stream:
+        for utterance in utterances:
+            entry: dict[str, Any] = {"id": utterance.id, "split": utterance.split, "language": utterance.language}
+            for name, media in (("audio", utterance.audio), ("video", utterance.vision)):
+                if media is not None:
+                    entry[name] = str(Path(media).relative_to(path.parent)) if Path(media).is_absolute() else media
+            for name in ("text", "dialogue_id", "turn", "speaker"):
+                if getattr(utterance, name) is not None:
+                    entry[name] = getattr(utterance, name)
+            entry.update(utterance.labels)
+            if utterance.tags:
+                entry["tags"] = list(utterance.tags)
+            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    return path
