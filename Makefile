@@ -1,0 +1,16 @@
+.PHONY: setup quickstart test test-slow lint clean
+
+setup:
+	scripts/setup.sh media,deepspeed,dev
+
+test: setup
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 -m "not slow"
+
+test-slow: setup
+	.venv/bin/python -m pytest -m slow
+
+lint: setup
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+clean:
+	rm -rf .venv runs data .llm_mer_cache
