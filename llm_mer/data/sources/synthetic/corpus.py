@@ -1,0 +1,332 @@
+"""Dialogues, speakers, splits, and the clips themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from llm_mer.data.sources.synthetic.face import Look, envelope, look_of, render
+from llm_mer.data.sources.synthetic.sentences import sentence
+from llm_mer.data.sources.synthetic.speech import Synthesiser, Voice, speak
+from llm_mer.errors import UserError
+
+EMOTIONS: tuple[str, ...] = ("neutral", "joy", "sadness", "anger", "fear", "surprise")
+SHARES: dict[str, float] = {"train": 0.70, "valid": 0.12, "test": 0.18}
+SPEAKERS: dict[str, int] = {"train": 6, "valid": 2, "test": 4}
+VARIANTS: tuple[str, ...] = ("m1", "f1", "m2", "f2", "m3", "f3", "m4", "f4", "m5", "f5", "m6", "m7")
+STAY, FOLLOW = 0.55, 0.15
+NEUTRAL_WORDS, CONFLICT = 0.35, 0.12
+MANIFEST, DESCRIPTION = "manifest.jsonl", "corpus.json"
+
+
+@dataclass
+class CorpusConfig:
+    """What to make."""
+
+    output: str = field(default="data/corpus", metadata={"help": "folder of clips and manifest"})
+    utterances_per_language: int = field(default=600, metadata={"help": "utterances in each language, all splits together"})
+    languages: list[str] = field(default_factory=lambda: ["en", "zh"], metadata={"help": "en, zh or both"})
+    seed: int = field(default=0, metadata={"help": "everything follows from it, whatever the number of workers"})
+    size: int = field(default=96, metadata={"help": "frame width and height in pixels (even)"})
+    fps: int = field(default=12, metadata={"help": "frames a second"})
+    workers: int = field(default=2, metadata={"help": "processes"})
+
+    def check(self) -> None:
+        """Raises :class:`UserError` naming the option."""
+        unknown = sorted(set(self.languages) - {"en", "zh"})
+        if unknown or not self.languages:
+            raise UserError(f"languages: {self.languages} holds {unknown or 'nothing'}; choose from en, zh")
+        if self.utterances_per_language < 60:
+            raise UserError(f"utterances_per_language is {self.utterances_per_language}; at least 60 fill the three splits")
+        if self.size < 48 or self.size % 2:
+            raise UserError(f"size is {self.size}; it must be even and at least 48")
+        if not 5 <= self.fps <= 60 or self.workers < 1:
+            raise UserError(f"fps is {self.fps} (5 to 60), workers is {self.workers} (at least 1)")
+
+
+@dataclass
+class Plan:
+    """One clip before it is made."""
+
+    id: str
+    split: str
+    language: str
+    text: str
+    emotion: str
+    intensity: float
+    curve: float
+    sentiment: float
+    dialogue_id: str
+    turn: int
+    speaker: str
+    tags: list[str]
+    seed: list[int]
+
+
+@dataclass
+class Speaker:
+    """A voice and a face."""
+
+    name: str
+    voice: Voice
+    look: Look
+
+
+def speakers_of(config: CorpusConfig, language: str) -> dict[str, list[Speaker]]:
+    """Speakers per split, no one in two."""
+    generator = np.random.default_rng([config.seed, config.languages.index(language), 7])
+    order = generator.permutation(len(VARIANTS))
+    found: dict[str, list[Speaker]] = {}
+    taken = 0
+    for split, count in SPEAKERS.items():
+        found[split] = []
+        for _ in range(count):
+            variant = VARIANTS[order[taken]]
+            base = 40 if variant.startswith("m") else 58
+            voice = Voice(
+                variant,
+                float(base + generator.normal(0, 4)),
+                float(generator.uniform(155, 190)),
+                float(generator.uniform(0.4, 0.55)),
+            )
+            found[split].append(Speaker(f"{language}-{variant}", voice, look_of(generator)))
+            taken += 1
+    return found
+
+
+def sentiment_of(emotion: str, intensity: float, curve: float) -> float:
+    """The score that follows from what is shown: the emotion's sign, grown by intensity; the mouth's curve for the rest."""
+    strength = (intensity - 0.55) / 0.6  # intensity 0.55 to 1.15 becomes 0 to 1
+    if emotion == "joy":
+        value = 0.8 + 2.2 * strength
+    elif emotion in ("sadness", "anger"):
+        value = -(0.8 + 2.2 * strength)
+    elif emotion == "fear":
+        value = -(0.5 + 1.7 * strength)
+    elif emotion == "surprise":
+        value = np.sign(curve) * (0.3 + 1.3 * strength)
+    else:
+        value = 0.8 * curve
+    return float(np.clip(np.round(value, 1), -3, 3)) + 0.0
+
+
+def plan_corpus(config: CorpusConfig) -> list[Plan]:
+    """Every utterance of every dialogue: who says what, how. Deterministic in the seed."""
+    plans: list[Plan] = []
+    for number, language in enumerate(config.languages):
+        speakers = speakers_of(config, language)
+        generator = np.random.default_rng([config.seed, number, 11])
+        for split, share in SHARES.items():
+            remaining, dialogue = round(config.utterances_per_language * share), 0
+            while remaining > 0:
+                turns = min(int(generator.integers(6, 11)), remaining)
+                pair = generator.choice(len(speakers[split]), 2, replace=False)
+                cast = [speakers[split][int(i)].name for i in pair]
+                states = [EMOTIONS[int(i)] for i in generator.integers(len(EMOTIONS), size=2)]
+                for turn in range(turns):
+                    who = turn % 2
+                    if turn >= 2:
+                        states[who] = _next_state(generator, states[who], states[1 - who])
+                    name = f"{language}-{split}-{dialogue:03d}"
+                    index = len(plans)
+                    plans.append(_plan(generator, config, language, split, name, turn, cast[who], states[who], index))
+                remaining -= turns
+                dialogue += 1
+    return plans
+
+
+def _next_state(generator: np.random.Generator, own: str, partner: str) -> str:
+    draw = generator.random()
+    if draw < STAY:
+        return own
+    if draw < STAY + FOLLOW:
+        return partner
+    return EMOTIONS[int(generator.integers(len(EMOTIONS)))]
+
+
+def _plan(
+    generator: np.random.Generator,
+    config: CorpusConfig,
+    language: str,
+    split: str,
+    dialogue: str,
+    turn: int,
+    speaker: str,
+    emotion: str,
+    index: int,
+) -> Plan:
+    draw = generator.random()
+    intensity = float(np.round(generator.uniform(0.55, 1.15), 3))
+    curve = float(np.round(generator.uniform(-0.5, 0.5), 3))
+    if emotion == "surprise":
+        curve = float(np.round(generator.choice([-1, 1]) * generator.uniform(0.35, 0.7), 3))
+    elif emotion != "neutral":
+        curve = 0.0
+    words: str | None = emotion
+    tags = ["emotional_words"]
+    if draw < NEUTRAL_WORDS:
+        words, tags = None, ["neutral_words"]
+    elif draw < NEUTRAL_WORDS + CONFLICT:
+        others = [e for e in EMOTIONS if e not in (emotion, "neutral")]
+        words, tags = others[int(generator.integers(len(others)))], ["conflict"]
+    elif emotion == "neutral":
+        words, tags = None, ["neutral_words"]
+    return Plan(
+        id=f"{dialogue}-{turn:02d}",
+        split=split,
+        language=language,
+        text=sentence(generator, language, words),
+        emotion=emotion,
+        intensity=intensity,
+        curve=curve,
+        sentiment=sentiment_of(emotion, intensity, curve),
+        dialogue_id=dialogue,
+        turn=turn,
+        speaker=speaker,
+        tags=tags,
+        seed=[config.seed, config.languages.index(language), 13, index],
+    )
+
+
+# --- clips ------------------------------------------------------------------------------------------------------------
+
+
+class _Maker:
+    """State of one worker process."""
+
+    current: _Maker | None = None
+
+    def __init__(self, config: CorpusConfig) -> None:
+        self.config = config
+        self.synthesiser = Synthesiser()
+        self.speakers = {
+            speaker.name: speaker
+            for language in config.languages
+            for group in speakers_of(config, language).values()
+            for speaker in group
+        }
+
+    def make(self, plan: Plan) -> None:
+        """Write one clip; it appears under its name only when whole."""
+        config, speaker = self.config, self.speakers[plan.speaker]
+        samples = speak(
+            self.synthesiser, plan.text, plan.language, speaker.voice, plan.emotion, plan.intensity, [*plan.seed, 1]
+        )
+        frames = int(np.ceil(len(samples) / self.synthesiser.rate * config.fps))
+        level = envelope(samples, self.synthesiser.rate, config.fps, frames)
+        pixels = render(
+            speaker.look, plan.emotion, plan.intensity, plan.curve, level, config.fps, config.size, [*plan.seed, 2]
+        )
+        path = clip_path(Path(config.output), plan)
+        scratch = path.with_suffix(f".{os.getpid()}.part.mp4")
+        write_clip(scratch, pixels, samples, config.fps, self.synthesiser.rate)
+        scratch.replace(path)
+
+
+def clip_path(folder: Path, plan: Plan) -> Path:
+    """``clips/<id>.mp4``."""
+    return folder / "clips" / f"{plan.id}.mp4"
+
+
+def write_clip(path: Path, pixels: np.ndarray, samples: np.ndarray, fps: int, rate: int) -> None:
+    """H.264 and AAC in mp4."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "20", "threads": "1"})
+        video.height, video.width, video.pix_fmt = pixels.shape[1], pixels.shape[2], "yuv420p"  # type: ignore[attr-defined]
+        audio: Any = container.add_stream("aac", rate=rate)
+        audio.bit_rate = 64000
+        audio.layout = "mono"
+        for frame in pixels:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))  # type: ignore[attr-defined]
+        container.mux(video.encode())  # type: ignore[attr-defined]
+        sound = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="fltp", layout="mono")
+        sound.sample_rate = rate
+        fifo = av.AudioFifo()
+        fifo.write(sound)
+        size = audio.codec_context.frame_size or 1024
+        while (block := fifo.read(size, partial=True)) is not None:
+            container.mux(audio.encode(block))
+        container.mux(audio.encode())
+
+
+def _start_worker(config: CorpusConfig) -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+    _Maker.current = _Maker(config)
+
+
+def _make(plan: Plan) -> str:
+    assert _Maker.current is not None
+    _Maker.current.make(plan)
+    return plan.id
+
+
+def make_corpus(config: CorpusConfig, progress: bool = True) -> Path:
+    """Write the clips, ``manifest.jsonl`` and ``corpus.json``; returns the manifest's path.
+
+    Finished clips of the same configuration are kept, so an interrupted call goes on where it stopped.
+
+    Raises:
+        UserError: an option out of range, or a folder that holds a corpus of another configuration.
+    """
+    config.check()
+    folder = Path(config.output)
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    settings = {k: v for k, v in asdict(config).items() if k not in ("output", "workers")}
+    description = folder / DESCRIPTION
+    if description.is_file():
+        found = json.loads(description.read_text(encoding="utf-8"))["settings"]
+        if found != settings:
+            changed = sorted(k for k in settings if found.get(k) != settings[k])
+            raise UserError(f"{folder} holds a corpus made with other {', '.join(changed)}; name another output")
+    versions = {name: metadata.version(name) for name in ("numpy", "av", "opencv-python-headless", "espeakng-loader")}
+    note = "A synthetic test bench: espeak-ng voices and drawn faces. Scores on it are not scores on people."
+    text = json.dumps({"settings": settings, "versions": versions, "note": note}, indent=1)
+    description.write_text(text, encoding="utf-8")
+    plans = plan_corpus(config)
+    missing = [plan for plan in plans if not clip_path(folder, plan).is_file()]
+    bar = tqdm(total=len(plans), initial=len(plans) - len(missing), desc="make clips", unit="clip", disable=not progress)
+    if config.workers == 1:
+        _start_worker(config)
+        for plan in missing:
+            _make(plan)
+            bar.update()
+    elif missing:
+        with ProcessPoolExecutor(config.workers, get_context("spawn"), _start_worker, (config,)) as pool:
+            for _ in pool.map(_make, missing, chunksize=4):
+                bar.update()
+    bar.close()
+    manifest = folder / MANIFEST
+    scratch = manifest.with_suffix(".part")
+    with scratch.open("w", encoding="utf-8") as stream:
+        for plan in plans:
+            clip = str(clip_path(Path(), plan))
+            entry = {
+                "id": plan.id,
+                "split": plan.split,
+                "language": plan.language,
+                "text": plan.text,
+                "audio": clip,
+                "video": clip,
+                "emotion": plan.emotion,
+                "sentiment": plan.sentiment,
+                "dialogue_id": plan.dialogue_id,
+                "turn": plan.turn,
+                "speaker": plan.speaker,
+                "tags": plan.tags,
+            }
+            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    scratch.replace(manifest)
+    return manifest
