@@ -1,1 +1,1 @@
-"""From media to feature sequences: decoding, acoustic and visual descriptors, pretrained encoders."""
+"""Media to feature sequences: decoding, acoustic and visual descriptors, pretrained encoders, extraction over a manifest."""

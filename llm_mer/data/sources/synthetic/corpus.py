@@ -25,6 +25,8 @@ SPEAKERS: dict[str, int] = {"train": 6, "valid": 2, "test": 4}
 VARIANTS: tuple[str, ...] = ("m1", "f1", "m2", "f2", "m3", "f3", "m4", "f4", "m5", "f5", "m6", "m7")
 STAY, FOLLOW = 0.55, 0.15
 NEUTRAL_WORDS, CONFLICT = 0.35, 0.12
+STILL_FACE, FLAT_VOICE = 0.30, 0.25
+"""Shares of utterances whose face (or whose voice, never both) hardly shows the emotion, so that neither is enough."""
 MANIFEST, DESCRIPTION = "manifest.jsonl", "corpus.json"
 
 
@@ -64,6 +66,8 @@ class Plan:
     emotion: str
     intensity: float
     curve: float
+    face: float
+    voice: float
     sentiment: float
     dialogue_id: str
     turn: int
@@ -91,12 +95,12 @@ def speakers_of(config: CorpusConfig, language: str) -> dict[str, list[Speaker]]
         found[split] = []
         for _ in range(count):
             variant = VARIANTS[order[taken]]
-            base = 40 if variant.startswith("m") else 58
+            base = 42 if variant.startswith("m") else 54
             voice = Voice(
                 variant,
-                float(base + generator.normal(0, 4)),
-                float(generator.uniform(155, 190)),
-                float(generator.uniform(0.4, 0.55)),
+                float(base + generator.normal(0, 3)),
+                float(generator.uniform(160, 180)),
+                float(generator.uniform(0.42, 0.48)),
             )
             found[split].append(Speaker(f"{language}-{variant}", voice, look_of(generator)))
             taken += 1
@@ -171,6 +175,9 @@ def _plan(
         curve = float(np.round(generator.choice([-1, 1]) * generator.uniform(0.35, 0.7), 3))
     elif emotion != "neutral":
         curve = 0.0
+    channel, faint = generator.random(), float(np.round(generator.uniform(0.05, 0.3), 3))
+    face = faint if channel < STILL_FACE else 1.0
+    voice = faint if STILL_FACE <= channel < STILL_FACE + FLAT_VOICE else 1.0
     words: str | None = emotion
     tags = ["emotional_words"]
     if draw < NEUTRAL_WORDS:
@@ -188,6 +195,8 @@ def _plan(
         emotion=emotion,
         intensity=intensity,
         curve=curve,
+        face=face,
+        voice=voice,
         sentiment=sentiment_of(emotion, intensity, curve),
         dialogue_id=dialogue,
         turn=turn,
@@ -219,13 +228,12 @@ class _Maker:
         """Write one clip; it appears under its name only when whole."""
         config, speaker = self.config, self.speakers[plan.speaker]
         samples = speak(
-            self.synthesiser, plan.text, plan.language, speaker.voice, plan.emotion, plan.intensity, [*plan.seed, 1]
+            self.synthesiser, plan.text, plan.language, speaker.voice, plan.emotion, plan.intensity * plan.voice, [*plan.seed, 1]
         )
         frames = int(np.ceil(len(samples) / self.synthesiser.rate * config.fps))
         level = envelope(samples, self.synthesiser.rate, config.fps, frames)
-        pixels = render(
-            speaker.look, plan.emotion, plan.intensity, plan.curve, level, config.fps, config.size, [*plan.seed, 2]
-        )
+        intensity, curve = plan.intensity * plan.face, plan.curve * plan.face
+        pixels = render(speaker.look, plan.emotion, intensity, curve, level, config.fps, config.size, [*plan.seed, 2])
         path = clip_path(Path(config.output), plan)
         scratch = path.with_suffix(f".{os.getpid()}.part.mp4")
         write_clip(scratch, pixels, samples, config.fps, self.synthesiser.rate)

@@ -34,11 +34,11 @@ class Prosody:
 
 PROSODY: dict[str, Prosody] = {
     "neutral": Prosody(1.0, 0.0, 1.0, 1.0),
-    "joy": Prosody(1.15, 16.0, 1.6, 1.25),
-    "sadness": Prosody(0.72, -14.0, 0.4, 0.55, pause=0.25),
-    "anger": Prosody(1.18, 2.0, 1.15, 1.9),
-    "fear": Prosody(1.38, 24.0, 0.7, 0.75, pause=0.08, tremor=0.45),
-    "surprise": Prosody(0.9, 30.0, 2.0, 1.35, pause=0.12),
+    "joy": Prosody(1.25, 16.0, 1.9, 1.2),
+    "sadness": Prosody(0.62, -18.0, 0.3, 0.4, pause=0.3),
+    "anger": Prosody(1.2, -6.0, 0.9, 2.0),
+    "fear": Prosody(1.55, 24.0, 0.5, 0.55, pause=0.05, tremor=0.75),
+    "surprise": Prosody(0.78, 30.0, 2.3, 1.4, pause=0.15),
 }
 
 

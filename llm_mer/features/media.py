@@ -1,0 +1,147 @@
+"""Decoding sound and pictures with PyAV, with one reason for each way it can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_mer.errors import UserError
+
+SAMPLE_RATE = 16_000
+MIN_SECONDS = 0.1
+MAX_SECONDS = 600.0
+REASONS: dict[str, str] = {
+    "no_file": "there is no such file",
+    "empty_file": "the file has no bytes",
+    "not_media": "it is not a media file PyAV can open",
+    "no_audio_track": "it has no audio track",
+    "no_video_track": "it has no video track",
+    "corrupt": "decoding failed",
+    "no_samples": "the audio track holds no samples",
+    "no_frames": "the video track holds no frames",
+    "too_short": f"it is shorter than {MIN_SECONDS} s",
+    "too_long": f"it is longer than {MAX_SECONDS:.0f} s",
+}
+
+
+class MediaError(UserError):
+    """A file that cannot be used. ``reason`` is a key of :data:`REASONS`."""
+
+    def __init__(self, path: Path | str, reason: str, detail: str = "") -> None:
+        self.path, self.reason, self.detail = str(path), reason, detail
+        super().__init__(f"{path}: {REASONS[reason]}" + (f" ({detail})" if detail else ""))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MediaError, (self.path, self.reason, self.detail)
+
+
+@dataclass
+class Frames:
+    """Pictures at even times: ``pixels (F, h, w, 3)`` uint8 RGB, ``fps`` pictures a second."""
+
+    pixels: np.ndarray
+    fps: float
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        import av
+    except ImportError:
+        raise UserError("reading media needs PyAV: pip install 'llm-mer[media]'") from None
+    if not path.is_file():
+        raise MediaError(path, "no_file")
+    if path.stat().st_size == 0:
+        raise MediaError(path, "empty_file")
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise MediaError(path, "not_media", str(error)) from None
+    try:
+        with container:
+            yield container
+    except (av.error.FFmpegError, OSError) as error:
+        raise MediaError(path, "corrupt", str(error)) from None
+
+
+def read_audio(path: Path | str, rate: int = SAMPLE_RATE) -> np.ndarray:
+    """The first audio track as mono float32 in [-1, 1] at ``rate`` Hz: ``(samples,)``.
+
+    Raises:
+        MediaError: with its reason; a track that breaks off in the middle counts as corrupt.
+    """
+    import av
+
+    path = Path(path)
+    blocks: list[np.ndarray] = []
+    total = 0
+    with _opened(path) as container:
+        if not container.streams.audio:
+            raise MediaError(path, "no_audio_track")
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+        for frame in container.decode(container.streams.audio[0]):
+            frame.pts = None  # gaps in timestamps would otherwise be refused by the resampler
+            for piece in resampler.resample(frame):
+                blocks.append(piece.to_ndarray().reshape(-1))
+                total += len(blocks[-1])
+            if total > MAX_SECONDS * rate:
+                raise MediaError(path, "too_long")
+        for piece in resampler.resample(None):
+            blocks.append(piece.to_ndarray().reshape(-1))
+    samples = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
+    if not len(samples):
+        raise MediaError(path, "no_samples")
+    if len(samples) < MIN_SECONDS * rate:
+        raise MediaError(path, "too_short", f"{len(samples) / rate:.3f} s of sound")
+    return np.clip(np.nan_to_num(samples), -1.0, 1.0).astype(np.float32)
+
+
+def read_frames(path: Path | str, fps: float, max_side: int = 256) -> Frames:
+    """The first video track sampled at even times: the frame on display at ``0, 1/fps, 2/fps, …``.
+
+    Times come from the frames' own timestamps, so a variable frame rate is sampled correctly. Pictures larger than
+    ``max_side`` are scaled down while decoding, which bounds memory.
+
+    Raises:
+        MediaError: with its reason.
+    """
+    path = Path(path)
+    taken: list[np.ndarray] = []
+    with _opened(path) as container:
+        if not container.streams.video:
+            raise MediaError(path, "no_video_track")
+        stream = container.streams.video[0]
+        rate = float(stream.average_rate or 25)
+        start: float | None = None
+        shown: np.ndarray | None = None
+        index = 0
+        end = 0.0
+        for number, frame in enumerate(container.decode(stream)):
+            seconds = float(frame.time) if frame.time is not None else number / rate
+            start = seconds if start is None else start
+            seconds -= start
+            while shown is not None and index / fps < seconds - 1e-6:
+                taken.append(shown)
+                index += 1
+            if seconds > MAX_SECONDS:
+                raise MediaError(path, "too_long")
+            shown = _to_rgb(frame, max_side)
+            end = seconds + 1 / rate
+        if shown is None:
+            raise MediaError(path, "no_frames")
+        while index / fps < end - 1e-6:
+            taken.append(shown)
+            index += 1
+    return Frames(np.stack(taken), fps)
+
+
+def _to_rgb(frame: Any, max_side: int) -> np.ndarray:
+    scale = min(1.0, max_side / max(frame.width, frame.height))
+    if scale < 1.0:
+        frame = frame.reformat(width=max(round(frame.width * scale), 1), height=max(round(frame.height * scale), 1))
+    return frame.to_ndarray(format="rgb24")
