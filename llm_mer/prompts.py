@@ -108,14 +108,21 @@ class PromptTemplate:
             wanted = int if key == "context_turns" else str
             if not isinstance(value, wanted) or isinstance(value, bool):
                 raise UserError(f"{where}: {key} is {value!r}; it must be {'a whole number' if wanted is int else 'text'}")
-        return cls(**entry)
+        try:
+            return cls(**entry)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
 
 
 def _placeholders(text: str, allowed: Sequence[str], where: str) -> set[str]:
     try:
-        names = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+        fields = [field for field in Formatter().parse(text) if field[1] is not None]
     except ValueError as error:
         raise UserError(f"{where}: {error}; write {{{{ and }}}} for literal braces") from None
+    names = {name for _, name, _, _ in fields if name is not None}
+    formatted = sorted(str(name) for _, name, spec, conversion in fields if spec or conversion)
+    if formatted:
+        raise UserError(f"{where}: placeholders {formatted} carry a format; they are filled in as they are")
     unknown = sorted(names - set(allowed))
     if unknown:
         raise UserError(f"{where}: unknown placeholders {unknown}; known are {', '.join(allowed)}")

@@ -15,6 +15,8 @@ import yaml
 from llm_mer.errors import UserError
 
 ANSWER_STYLES: tuple[str, ...] = ("word", "index", "number")
+CONVENTIONS: dict[str, tuple[str, ...]] = {"classification": ("classification", "iemocap"), "regression": ("mosi", "sims")}
+"""Metric conventions a kind of task may name."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ class Task:
         return tuple(label.name for label in self.labels)
 
     def words(self, language: str) -> tuple[str, ...]:
-        """Label words in a language, in label order."""
+        """Label words in a language, in label order. Raises ``UserError`` when the task has none in it."""
+        if any(language not in label.words for label in self.labels):
+            raise UserError(f"task {self.name!r} has no label words in language {language!r}")
         return tuple(label.words[language] for label in self.labels)
 
     def class_index(self, value: str | float, where: str = "") -> int:
@@ -77,7 +81,7 @@ class Task:
         low, high = self.require_range()
         try:
             number = float(value)
-        except ValueError:
+        except (TypeError, ValueError):
             number = float("nan")
         if not low <= number <= high:
             raise UserError(
@@ -129,15 +133,13 @@ class Task:
         White space, letter case and one closing full stop are forgiven; nothing else is. An answer is never guessed
         at, and never mapped to a class by default.
         """
-        cleaned = text.strip().rstrip(".。").strip()
+        cleaned = re.sub(r"[.。]$", "", text.strip()).strip()
         if self.kind == "classification":
             folded = [answer.casefold() for answer in self.answers(language, style)]
             return folded.index(cleaned.casefold()) if cleaned.casefold() in folded else None
-        cleaned = text.strip().rstrip("。").strip()
-        match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)\.?", cleaned)
-        if match is None:
+        if re.fullmatch(r"[+-]?[0-9]+(?:\.[0-9]+)?", cleaned) is None:
             return None
-        number = float(match.group(1))
+        number = float(cleaned)
         low, high = self.require_range()
         return number if low <= number <= high else None
 
@@ -156,6 +158,8 @@ class Task:
     @classmethod
     def from_dict(cls, name: str, entry: dict[str, Any], where: str = "tasks") -> Task:
         """Build and check a task from its YAML form."""
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}: task {name!r} is {entry!r}; it must be a mapping of keys to values")
         known = {"kind", "target", "labels", "aliases", "range", "decimals", "metrics"}
         unknown = sorted(set(entry) - known)
         if unknown:
@@ -163,9 +167,15 @@ class Task:
         kind = entry.get("kind")
         if kind not in ("classification", "regression"):
             raise UserError(f"{where}: task {name!r} has kind {kind!r}; it must be classification or regression")
+        metrics = str(entry.get("metrics", CONVENTIONS[kind][0]))
+        if metrics not in CONVENTIONS[kind]:
+            allowed = " or ".join(CONVENTIONS[kind])
+            raise UserError(f"{where}: task {name!r} has metrics {metrics!r}; a {kind} task has {allowed}")
         if kind == "classification":
             labels = []
             for row in entry.get("labels") or []:
+                if not isinstance(row, dict) or "name" not in row:
+                    raise UserError(f"{where}: task {name!r} has label {row!r}; a label is {{name: …, en: …, zh: …}}")
                 words = {k: str(v) for k, v in row.items() if k != "name"}
                 labels.append(Label(str(row["name"]), words))
             if len(labels) < 2:
@@ -177,24 +187,40 @@ class Task:
             names = [label.name for label in labels]
             if len(set(names)) != len(names):
                 raise UserError(f"{where}: task {name!r} names a label twice: {names}")
+            for language in languages:
+                spoken = [label.words[language].casefold() for label in labels]
+                if len(set(spoken)) != len(spoken):
+                    raise UserError(f"{where}: task {name!r} uses a word of language {language!r} twice: {spoken}")
+            aliases = {str(k): str(v) for k, v in (entry.get("aliases") or {}).items()}
+            unknown = sorted(set(aliases.values()) - set(names))
+            if unknown:
+                raise UserError(f"{where}: task {name!r} has aliases of unknown labels {unknown}; labels are {names}")
             return cls(
                 name=name,
                 kind=kind,
                 target=str(entry.get("target", name)),
                 labels=tuple(labels),
-                aliases={str(k): str(v) for k, v in (entry.get("aliases") or {}).items()},
-                metrics=str(entry.get("metrics", "classification")),
+                aliases=aliases,
+                metrics=metrics,
             )
-        bounds = entry.get("range")
-        if not isinstance(bounds, list | tuple) or len(bounds) != 2 or not float(bounds[0]) < float(bounds[1]):
+        bounds, decimals = entry.get("range"), entry.get("decimals", 1)
+        try:
+            low, high = (float(bound) for bound in bounds)  # type: ignore[union-attr]
+        except (TypeError, ValueError):
+            low = high = 0.0
+        if not low < high:
             raise UserError(f"{where}: task {name!r} needs range: [low, high] with low < high, found {bounds!r}")
+        if not isinstance(decimals, int) or isinstance(decimals, bool) or not 0 <= decimals <= 4:
+            raise UserError(f"{where}: task {name!r} has decimals {decimals!r}; it must be a whole number from 0 to 4")
+        if any(round(bound, decimals) != bound for bound in (low, high)):
+            raise UserError(f"{where}: range {bounds!r} of task {name!r} has more than its {decimals} decimals")
         return cls(
             name=name,
             kind=kind,
             target=str(entry.get("target", name)),
-            score_range=(float(bounds[0]), float(bounds[1])),
-            decimals=int(entry.get("decimals", 1)),
-            metrics=str(entry.get("metrics", "mosi")),
+            score_range=(low, high),
+            decimals=decimals,
+            metrics=metrics,
         )
 
 
@@ -217,7 +243,10 @@ def get_task(name: str) -> Task:
         path = Path(name)
         if not path.is_file():
             raise UserError(f"{name}: no such task file")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise UserError(f"{name}: not YAML: {error}") from None
         if not isinstance(content, dict) or len(content) != 1:
             raise UserError(f"{name}: a task file holds exactly one task, {{name: {{kind: …}}}}")
         ((task_name, entry),) = content.items()

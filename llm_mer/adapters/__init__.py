@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from llm_mer.adapters.base import AdapterConfig, FusionAdapter
 from llm_mer.adapters.egmf import EGMFAdapter
+from llm_mer.adapters.gated_projector import GatedProjectorAdapter
+from llm_mer.adapters.gated_xlstm import GatedXLSTMAdapter
+from llm_mer.adapters.gia_mic import GIAMICAdapter
+from llm_mer.adapters.lpgnet import LPGNetAdapter
+from llm_mer.adapters.lsgmer import LSGMERAdapter
 
 ADAPTERS: dict[str, type[FusionAdapter]] = {
     "egmf": EGMFAdapter,
+    "lsgmer": LSGMERAdapter,
+    "gia_mic": GIAMICAdapter,
+    "lpgnet": LPGNetAdapter,
+    "gated_xlstm": GatedXLSTMAdapter,
+    "gated_projector": GatedProjectorAdapter,
 }
 
 

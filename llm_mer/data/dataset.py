@@ -160,10 +160,13 @@ class MerDataset:
         return Window(rows[start:stop], place - start)
 
     def history(self, row: int, turns: int) -> list[tuple[str | None, str | None]]:
-        """``(speaker, text)`` of up to ``turns`` earlier utterances of the same dialogue, oldest first."""
+        """``(speaker, text)`` of up to ``turns`` earlier utterances of the same dialogue, oldest first.
+
+        Texts are permuted or hidden as in :meth:`utterance`, or a missing text would still be read in the next turn.
+        """
         rows, place = self._place[row]
         earlier = rows[max(0, place - turns) : place] if turns else []
-        return [(self._speaker[r], self.utterances[r].text) for r in earlier]
+        return [(self._speaker[r], self.utterance(r).text) for r in earlier]
 
     def speaker_indices(self, window: Window) -> list[int]:
         """0 for the target's speaker, 1, 2, … for others in order of appearance, -1 where unknown."""
@@ -187,14 +190,15 @@ class MerDataset:
             members = np.array([r for r in self.rows if self._language[r] == language])
             order = generator.permutation(members)
             rows[order] = np.roll(order, 1)
-        return self._with(permutation=dict.fromkeys(modalities, rows))
+        return self._with(permutation={**self.permutation, **dict.fromkeys(modalities, rows)})
 
     def without(self, modalities: Sequence[str]) -> MerDataset:
         """The same questions with the given modalities missing."""
         return self._with(hidden=self.hidden | frozenset(modalities))
 
     def _with(self, **changes: Any) -> MerDataset:
-        return dataclasses.replace(self, **changes)
+        # Context vectors hold the modalities as they were; the changed dataset needs its own.
+        return dataclasses.replace(self, context=None, **changes)
 
     def truths(self, task: Task) -> list[str | float]:
         """Known truths of a task over this dataset (for baselines)."""

@@ -73,13 +73,15 @@ def check_utterance(utterance: Utterance, sizes: dict[str, int]) -> None:
         if features is None:
             continue
         found = True
-        if features.ndim != 2 or features.shape[0] == 0:
-            raise UserError(f"{where}: {column} has shape {features.shape}; it must be (steps, size) with steps > 0")
+        if features.ndim != 2 or 0 in features.shape:
+            raise UserError(f"{where}: {column} has shape {features.shape}; it must be (steps, size), neither of them 0")
         size = sizes.setdefault(modality, int(features.shape[1]))
         if features.shape[1] != size:
             raise UserError(f"{where}: {column} has {features.shape[1]} features, the utterances before it have {size}")
-        if not np.isfinite(features).all():
-            raise UserError(f"{where}: {column} holds NaN or infinity")
+        with np.errstate(over="ignore"):
+            stored = np.asarray(features, dtype=np.float32)
+        if not np.isfinite(stored).all():
+            raise UserError(f"{where}: {column} holds NaN or infinity in float32")
     if not found:
         raise UserError(f"{where} has no modality: give text, audio or video")
 
@@ -189,16 +191,29 @@ def write_store(
         statistics = {m: result for m, r in running.items() if (result := r.result()) is not None}
         info = StoreInfo(sizes, statistics, counts, fingerprint.hexdigest(), feature_names or {}, description or {})
         (scratch / STORE_FILE).write_text(json.dumps(info.to_dict(), ensure_ascii=False, indent=1), encoding="utf-8")
-        if folder.exists():
-            if any(folder.iterdir()) and not (folder / STORE_FILE).is_file():
-                raise UserError(f"{folder} exists and is not a store; name an empty or new folder")
-            shutil.rmtree(folder)
         os.chmod(scratch, 0o755)
-        scratch.rename(folder)
+        _exchange(scratch, folder)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return folder
+
+
+def _exchange(scratch: Path, folder: Path) -> None:
+    """Put ``scratch`` in the place of ``folder``; the old store is deleted only when the new one stands there."""
+    if not folder.exists():
+        scratch.rename(folder)
+        return
+    if any(folder.iterdir()) and not (folder / STORE_FILE).is_file():
+        raise UserError(f"{folder} exists and is not a store; name an empty or new folder")
+    old = scratch.with_name(f"{scratch.name}-old")
+    folder.rename(old)
+    try:
+        scratch.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 class UtteranceTable(Sequence[Utterance]):

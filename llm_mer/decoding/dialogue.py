@@ -97,9 +97,9 @@ class OnlineDialogueDecoder:
 
     def path(self, count: int | None = None) -> np.ndarray:
         """States of the best hypothesis, its last ``count`` utterances (default: all)."""
-        length = len(self._states) if count is None else count
+        first = 0 if count is None else max(0, len(self._states) - count)
         rank, found = 0, []
-        for states, parents in zip(reversed(self._states[-length:]), reversed(self._parents[-length:]), strict=True):
+        for states, parents in zip(reversed(self._states[first:]), reversed(self._parents[first:]), strict=True):
             found.append(int(states[rank]))
             rank = int(parents[rank])
         return np.array(found[::-1], dtype=np.int64)

@@ -78,7 +78,8 @@ def pearson(truth: np.ndarray, predicted: np.ndarray) -> float:
     if len(truth) < 2 or np.ptp(truth) == 0 or np.ptp(predicted) == 0:
         warnings.warn("correlation of a constant is undefined; reported as 0", stacklevel=2)
         return 0.0
-    return float(np.corrcoef(truth, predicted)[0, 1])
+    # To a range of 1 first, or the variance of tiny differences underflows to 0.
+    return float(np.corrcoef(truth / np.ptp(truth), predicted / np.ptp(predicted))[0, 1])
 
 
 def _two_class(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
@@ -135,7 +136,7 @@ def sims_metrics(truth: np.ndarray, predicted: np.ndarray) -> Metrics:
 
 def interval_coverage(truth: np.ndarray, intervals: np.ndarray) -> float:
     """Share of truths inside their interval ``(N, 2)``, ends included to six decimals."""
-    truth, intervals = np.round(truth, 6), np.round(intervals, 6)
+    truth, intervals = (np.round(np.asarray(values, dtype=np.float64), 6) for values in (truth, intervals))
     return float(((truth >= intervals[:, 0]) & (truth <= intervals[:, 1])).mean())
 
 
@@ -187,7 +188,7 @@ def compute_metrics(
 
 
 def majority_baseline(task: Task, truth: Sequence[Any], train_truth: Sequence[Any] | None = None) -> Metrics:
-    """What the trivial answer scores on ``truth``: the commonest training class, or the training mean (else of ``truth``)."""
+    """What the trivial answer scores on ``truth``: the commonest training class or the training mean (else of ``truth``)."""
     source = list(train_truth) if train_truth else list(truth)
     if task.kind == "classification":
         names, counts = np.unique([str(t) for t in source], return_counts=True)

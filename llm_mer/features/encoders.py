@@ -61,7 +61,9 @@ class SpeechEncoder:
         self.config, self.model, self.device = _load(name, device)
         kind = self.config.model_type
         if kind not in (*SPEECH_MODELS, "clap"):
-            raise UserError(f"--audio {name}: a {kind!r} model is no speech encoder; known are {', '.join(SPEECH_MODELS)}, clap")
+            raise UserError(
+                f"--audio {name}: a {kind!r} model is no speech encoder; known are {', '.join(SPEECH_MODELS)}, clap"
+            )
         self.is_clap = kind == "clap"
         self.extractor = _processor(name, "AutoFeatureExtractor")
         self.names = [f"{kind}_{i}" for i in range(_size(self.config, name))]
@@ -88,7 +90,9 @@ class PictureEncoder:
     def __init__(self, name: str, device: str = "cpu") -> None:
         self.config, self.model, self.device = _load(name, device)
         if not (hasattr(self.model, "get_image_features") or hasattr(self.config, "image_size")):
-            raise UserError(f"--vision {name}: a {self.config.model_type!r} model is no picture encoder; use CLIP, SigLIP or ViT")
+            raise UserError(
+                f"--vision {name}: a {self.config.model_type!r} model is no picture encoder; use CLIP, SigLIP or ViT"
+            )
         self.processor = _processor(name, "AutoImageProcessor")
         self.names = [f"{self.config.model_type}_{i}" for i in range(_size(self.config, name))]
 
@@ -127,7 +131,9 @@ def _max_positions(config: Any) -> int:
     """Longest input in tokens; RoBERTa counts its positions from ``pad_token_id + 1``."""
     text = getattr(config, "text_config", None) or config
     limit = int(getattr(text, "max_position_embeddings", 512) or 512)
-    return limit - (int(text.pad_token_id or 0) + 1 if "roberta" in text.model_type or text.model_type == "clap_text_model" else 0)
+    return limit - (
+        int(text.pad_token_id or 0) + 1 if "roberta" in text.model_type or text.model_type == "clap_text_model" else 0
+    )
 
 
 def _pooled(output: Any) -> Tensor:

@@ -54,11 +54,15 @@ class FeatureSettings:
     )
     text: str = field(
         default=NONE,
-        metadata={"help": "none (the backbone embeds the transcript) or a text encoder by hub name or folder (RoBERTa, BERT)"},
+        metadata={
+            "help": "none (the backbone embeds the transcript) or a text encoder by hub name or folder (RoBERTa, BERT)"
+        },
     )
     audio_rate: float = field(default=12.5, metadata={"help": "acoustic descriptor steps a second (at most 100)"})
     vision_fps: float = field(default=6.0, metadata={"help": "pictures a second"})
-    face_model: str | None = field(default=None, metadata={"help": "YuNet ONNX file that finds the face (default: frame centre)"})
+    face_model: str | None = field(
+        default=None, metadata={"help": "YuNet ONNX file that finds the face (default: frame centre)"}
+    )
     landmark_model: str | None = field(default=None, metadata={"help": "MediaPipe face_landmarker.task file"})
     device: str = field(default="cpu", metadata={"help": "where pretrained encoders run"})
 
@@ -88,8 +92,8 @@ class FeatureSettings:
 class ExtractConfig(FeatureSettings):
     """Options of ``llm-mer extract``."""
 
-    manifest: str = field(default="", metadata={"help": "JSONL or CSV manifest of clips"})
-    output: str = field(default="", metadata={"help": "folder of the store"})
+    manifest: str = field(default="", metadata={"help": "JSONL or CSV manifest of clips", "required": True})
+    output: str = field(default="", metadata={"help": "folder of the store", "required": True})
     workers: int = field(default=2, metadata={"help": "processes"})
     on_bad_media: str = field(
         default="drop",
@@ -312,6 +316,13 @@ def extract(config: ExtractConfig, utterances: Sequence[Utterance], progress: bo
         logger.warning("%d files could not be used; %s names each with its reason", len(rejected), output / QUARANTINE)
     shutil.rmtree(parts)
     return output
+
+
+def extract_manifest(config: ExtractConfig) -> Path:
+    """``llm-mer extract``: read the manifest, then :func:`extract`."""
+    from llm_mer.data.sources.manifest import read_manifest
+
+    return extract(config, read_manifest(config.manifest))
 
 
 def _run(tasks: list[tuple[Utterance, Path]], settings: FeatureSettings, workers: int, bar: Any) -> None:

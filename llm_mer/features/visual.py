@@ -13,6 +13,7 @@ from llm_mer.features.media import Frames
 SIDE = 48
 CELL = 8
 ORIENTATIONS = 8
+MARGIN = 12
 
 
 class VisualExtractor(Protocol):
@@ -38,7 +39,10 @@ class FaceRegion:
                 raise UserError(f"--face-model {model}: no such file; it is an ONNX file of OpenCV's YuNet face detector")
             import cv2
 
-            self._detector = cv2.FaceDetectorYN.create(model, "", (320, 320), 0.6)
+            try:
+                self._detector = cv2.FaceDetectorYN.create(model, "", (320, 320), 0.6)
+            except cv2.error as error:
+                raise UserError(f"--face-model {model}: OpenCV cannot read it as a YuNet ONNX file: {error.err}") from None
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Crop ``(F, h, w, 3)`` to the region."""
@@ -97,7 +101,9 @@ class HogFlow:
         cells = SIDE // CELL
         if before is None:
             return np.zeros(cells * cells * 3)
-        flow = self._cv2.calcOpticalFlowFarneback(before, grey, None, 0.5, 2, 9, 3, 5, 1.1, 0) * (fps / SIDE)
+        # OpenCV's Farnebäck sees movement in the last row and column even of a still picture: they are padding here.
+        pair = (self._cv2.copyMakeBorder(p, 0, MARGIN, 0, MARGIN, self._cv2.BORDER_REFLECT_101) for p in (before, grey))
+        flow = self._cv2.calcOpticalFlowFarneback(*pair, None, 0.5, 2, 9, 3, 5, 1.1, 0)[:SIDE, :SIDE] * (fps / SIDE)
         field = np.concatenate([flow, np.linalg.norm(flow, axis=-1, keepdims=True)], axis=-1)  # (48, 48, 3)
         return field.reshape(cells, CELL, cells, CELL, 3).mean(axis=(1, 3)).reshape(-1)
 

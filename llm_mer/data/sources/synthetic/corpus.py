@@ -20,7 +20,7 @@ from llm_mer.data.sources.synthetic.speech import Synthesiser, Voice, speak
 from llm_mer.errors import UserError
 
 EMOTIONS: tuple[str, ...] = ("neutral", "joy", "sadness", "anger", "fear", "surprise")
-SHARES: dict[str, float] = {"train": 0.70, "valid": 0.12, "test": 0.18}
+SHARES: dict[str, float] = {"train": 0.62, "valid": 0.12, "test": 0.26}
 SPEAKERS: dict[str, int] = {"train": 6, "valid": 2, "test": 4}
 VARIANTS: tuple[str, ...] = ("m1", "f1", "m2", "f2", "m3", "f3", "m4", "f4", "m5", "f5", "m6", "m7")
 STAY, FOLLOW = 0.55, 0.15
@@ -228,7 +228,13 @@ class _Maker:
         """Write one clip; it appears under its name only when whole."""
         config, speaker = self.config, self.speakers[plan.speaker]
         samples = speak(
-            self.synthesiser, plan.text, plan.language, speaker.voice, plan.emotion, plan.intensity * plan.voice, [*plan.seed, 1]
+            self.synthesiser,
+            plan.text,
+            plan.language,
+            speaker.voice,
+            plan.emotion,
+            plan.intensity * plan.voice,
+            [*plan.seed, 1],
         )
         frames = int(np.ceil(len(samples) / self.synthesiser.rate * config.fps))
         level = envelope(samples, self.synthesiser.rate, config.fps, frames)

@@ -1,0 +1,20 @@
+"""python infer.py --checkpoint runs/x --video clip.mp4 --text "…"  (see --help)"""
+
+import sys
+
+from llm_mer.command_line import parse
+from llm_mer.errors import UserError
+
+if __name__ == "__main__":
+    from llm_mer.infer import InferConfig, infer
+
+    try:
+        infer(
+            parse(
+                InferConfig, sys.argv[1:], "infer.py", "Answers about clips, text, features or a whole manifest, as JSONL."
+            )
+        )
+    except UserError as error:
+        sys.exit(f"infer.py: {error}")
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.exit(130)

@@ -1,0 +1,131 @@
+"""``llm-mer``: one subcommand a job. Modules are imported only when their subcommand runs."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llm_mer.command_line import parse
+from llm_mer.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: a dataclass of options and a function that takes it, each as ``module:name``."""
+
+    help: str
+    config: str
+    function: str
+
+
+COMMANDS: dict[str, Command] = {
+    "make-corpus": Command(
+        "make the synthetic bilingual corpus of mp4 clips",
+        "llm_mer.data.sources.synthetic:CorpusConfig",
+        "llm_mer.data.sources.synthetic:make_corpus",
+    ),
+    "extract": Command(
+        "features of every clip of a manifest, as a store",
+        "llm_mer.features.extract:ExtractConfig",
+        "llm_mer.features.extract:extract_manifest",
+    ),
+    "prepare": Command(
+        "write a public data set's files (FORMAT PATH) as a store",
+        "llm_mer.data.prepare:PrepareConfig",
+        "llm_mer.data.prepare:prepare",
+    ),
+    "train-backbone": Command(
+        "train the tiny bilingual backbone",
+        "llm_mer.backbones.tiny:TinyBackboneConfig",
+        "llm_mer.backbones.tiny:train_tiny_backbone",
+    ),
+    "convert-chatglm3": Command(
+        "turn published ChatGLM3 weights and tokenizer into a GLM folder of transformers",
+        "llm_mer.backbones.commands:ConvertConfig",
+        "llm_mer.backbones.commands:run_chatglm3",
+    ),
+    "convert-llama2c": Command(
+        "turn a llama2.c model and tokenizer into a Llama folder of transformers",
+        "llm_mer.backbones.commands:ConvertConfig",
+        "llm_mer.backbones.commands:run_llama2c",
+    ),
+    "prompts list": Command(
+        "list the prompt templates", "llm_mer.inspection:PromptsConfig", "llm_mer.inspection:list_prompts"
+    ),
+    "prompts preview": Command(
+        "show what the model reads, pseudo-token positions marked",
+        "llm_mer.inspection:PreviewConfig",
+        "llm_mer.inspection:preview_prompts",
+    ),
+    "tasks": Command("list the tasks and their labels", "llm_mer.inspection:TasksConfig", "llm_mer.inspection:show_tasks"),
+    "info": Command(
+        "what a checkpoint or a store says of itself", "llm_mer.inspection:InfoConfig", "llm_mer.inspection:show_info"
+    ),
+    "evaluate": Command(
+        "scores of a checkpoint with baselines and intervals; predictions kept",
+        "llm_mer.evaluation.evaluate:EvaluateConfig",
+        "llm_mer.evaluation.evaluate:run",
+    ),
+    "report": Command(
+        "one self-contained HTML page from evaluations",
+        "llm_mer.evaluation.report:ReportConfig",
+        "llm_mer.evaluation.report:run",
+    ),
+    "compare": Command(
+        "adapters × ablations × seeds on one backbone, one table",
+        "llm_mer.evaluation.compare:CompareConfig",
+        "llm_mer.evaluation.compare:run",
+    ),
+}
+
+
+def resolve(place: str) -> Any:
+    """``module:name`` to the object."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def usage() -> str:
+    """The list of subcommands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return (
+        "usage: llm-mer COMMAND [options]\n\n" + "\n".join(lines) + "\n\n"
+        "llm-mer COMMAND --help lists the options of one. Training is `accelerate launch finetune.py --config FILE`,\n"
+        "inference `python infer.py --checkpoint FOLDER …`."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; a user's mistake is one line on standard error and exit code 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    name, rest = " ".join(arguments[:words]), arguments[words:]
+    if name not in COMMANDS:
+        print(f"llm-mer: no command {name!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    command = COMMANDS[name]
+    try:
+        config = parse(resolve(command.config), rest, f"llm-mer {name}", command.help)
+        result = resolve(command.function)(config)
+    except UserError as error:
+        print(f"llm-mer {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nllm-mer {name}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    if result is not None:
+        print(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""What the readers share: CSV rows with their columns checked, numbers by name, padding cut off."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_mer.errors import UserError
+from llm_mer.tasks import Task
+
+
+def require_file(path: Path, hint: str) -> Path:
+    """The path, if a file is there. Raises ``UserError`` with ``hint``, which says what belongs there."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {hint}")
+    return path
+
+
+def csv_rows(path: Path, columns: Sequence[str], errors: str = "strict") -> Iterator[tuple[str, dict[str, str]]]:
+    """``(file:line, row)`` one at a time. ``line`` is that on which the row ends.
+
+    Raises:
+        UserError: the file lacks one of ``columns``, a row is short of one, or the text is not UTF-8.
+    """
+    require_file(path, "it is a CSV file with the columns " + ", ".join(columns))
+    try:
+        with path.open(encoding="utf-8-sig", newline="", errors=errors) as stream:
+            reader = csv.DictReader(stream)
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(
+                    f"{path}: no column {', '.join(missing)}; found {', '.join(reader.fieldnames or ['nothing'])}"
+                )
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                for name in columns:
+                    if row[name] is None:
+                        raise UserError(f"{where}: the row ends before column {name}")
+                yield where, row
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except csv.Error as error:
+        raise UserError(f"{path}: not CSV: {error}") from None
+
+
+def whole_number(text: Any, name: str, where: str) -> int:
+    """A field that counts. Raises ``UserError`` naming it."""
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: field {name} is {text!r}; it must be a whole number") from None
+
+
+def real_number(text: Any, name: str, where: str, low: float, high: float) -> float:
+    """A finite number from ``low`` to ``high``. Raises ``UserError`` naming the field."""
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not low <= value <= high:
+        raise UserError(f"{where}: field {name} is {text!r}; it must be a number in [{low:g}, {high:g}]")
+    return value
+
+
+def label_name(task: Task, value: Any, name: str, where: str, aliases: Mapping[str, str] | None = None) -> str:
+    """A label as the task names it, from its name, an alias or its word in either language."""
+    text = str(value).strip()
+    return task.label_names[task.class_index((aliases or {}).get(text, text), f"{where}: field {name}")]
+
+
+def polarity(value: str, name: str, where: str) -> dict[str, str | float]:
+    """The target ``polarity``, empty for a neutral utterance: the task ``polarity`` is positive against negative."""
+    if value not in ("negative", "neutral", "positive"):
+        raise UserError(f"{where}: field {name} is {value!r}; it must be negative, neutral or positive")
+    return {} if value == "neutral" else {"polarity": value}
+
+
+def cut(features: Any, length: Any, name: str, length_name: str, where: str) -> np.ndarray | None:
+    """The first ``length`` steps of a padded ``(T, D)`` sequence as float32; None when there are none.
+
+    Raises:
+        UserError: not ``(T, D)``, or more steps are claimed than there are.
+    """
+    try:
+        values = np.asarray(features, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: field {name} is no array of numbers") from None
+    if values.ndim != 2:
+        raise UserError(f"{where}: field {name} has shape {values.shape}; it must be (steps, size)")
+    steps = whole_number(length, length_name, where)
+    if not 0 <= steps <= len(values):
+        raise UserError(f"{where}: field {length_name} is {steps}, but {name} has {len(values)} steps")
+    return values[:steps] if steps else None

@@ -1,0 +1,173 @@
+"""The pickles of MMSA: MOSI, MOSEI, CH-SIMS and CH-SIMS v2, aligned or not.
+
+Layout (``aligned_50.pkl``, ``unaligned_50.pkl``, ``ch-simsv2s.pkl``)::
+
+    {"train" | "valid" | "test": {
+        "raw_text": N sentences, "id": N texts "video$_$segment", "regression_labels": (N,),
+        "audio": (N, T_a, D_a), "vision": (N, T_v, D_v),                # padded with zeros
+        "audio_lengths": N, "vision_lengths": N,                        # unaligned files only
+        "text": (N, T_t, D_t), "text_bert": (N, 3, T_t),                # optional; ids, mask, segments
+    }}
+
+Conventions: the video is the dialogue and the segment's number the turn. Lengths cut padding. An aligned file has none, its
+modalities share one time axis: what is cut there, at both ends and from all three alike, are steps that the mask of
+``text_bert`` leaves out and where audio and vision are zero. As in the loaders published with these files, minus infinity
+in ``audio`` (silence, in COVAREP's logarithms) and NaN in ``vision`` (no face) read as 0. The label is ``sentiment``:
+[-3, 3] in the English sets, [-1, 1] in the Chinese ones.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_mer.data.schema import LANGUAGES, SPLITS, Utterance
+from llm_mer.data.sources.common import cut, real_number
+from llm_mer.data.sources.manifest import guess_language
+from llm_mer.data.sources.safe_pickle import load_pickle
+from llm_mer.errors import UserError
+
+FIELDS: tuple[str, ...] = ("raw_text", "id", "audio", "vision", "regression_labels")
+LENGTHS: dict[str, str] = {"audio": "audio_lengths", "vision": "vision_lengths"}
+SEPARATOR = "$_$"
+
+logger = logging.getLogger(__name__)
+
+
+def infer_language(texts: Any) -> str:
+    """``zh`` when any sentence has a Chinese character: a Chinese set has sentences without one, an English set none with."""
+    return "zh" if any(guess_language(str(text)) == "zh" for text in texts) else "en"
+
+
+def read_mmsa(path: Path | str, language: str | None = None) -> Iterator[Utterance]:
+    """Utterances of an MMSA pickle. The whole file is in memory, since a pickle is; a split is released after its last row.
+
+    Args:
+        language: of the sentences; inferred from them when None.
+
+    Raises:
+        UserError: a name the safe unpickler does not admit, a missing field, lengths that disagree, a score out of range.
+    """
+    path = Path(path)
+    if language is not None and language not in LANGUAGES:
+        raise UserError(f"language is {language!r}; it must be one of {', '.join(LANGUAGES)}")
+    content = load_pickle(path)
+    if not isinstance(content, dict) or not set(SPLITS) & set(content):
+        raise UserError(f"{path}: not an MMSA pickle: it must be a dict with {', '.join(SPLITS)}")
+    others = sorted(str(name) for name in set(content) - set(SPLITS))
+    if others:
+        logger.warning("%s: not read, since without a split's name: %s", path, ", ".join(others))
+    parts = {split: _checked(content.pop(split), f"{path}: {split}") for split in SPLITS if split in content}
+    del content
+    if language is None:
+        language = infer_language(text for part in parts.values() for text in part["raw_text"])
+    for split in list(parts):
+        yield from _read_split(parts.pop(split), split, language, f"{path}: {split}")
+
+
+def _checked(part: Any, where: str) -> dict[str, Any]:
+    if not isinstance(part, dict):
+        raise UserError(f"{where} is a {type(part).__name__}; it must be a dict of fields")
+    missing = [name for name in FIELDS if name not in part]
+    if not missing and any(name in part for name in LENGTHS.values()):
+        missing = [name for name in LENGTHS.values() if name not in part]
+    if missing:
+        raise UserError(f"{where} has no field {', '.join(missing)}; found {', '.join(sorted(map(str, part)))}")
+    count = _count(part, "id", where)
+    for name in (*FIELDS, *LENGTHS.values(), "text", "text_bert"):
+        if name in part and _count(part, name, where) != count:
+            raise UserError(f"{where}: field {name} has {_count(part, name, where)} rows, id has {count}")
+    return part
+
+
+def _count(part: dict[str, Any], name: str, where: str) -> int:
+    try:
+        return len(part[name])
+    except TypeError:
+        raise UserError(
+            f"{where}: field {name} is a {type(part[name]).__name__}; it must have one row an utterance"
+        ) from None
+
+
+def _extent(used: np.ndarray) -> slice:
+    """From the first to the last used step."""
+    steps = np.flatnonzero(used)
+    return slice(int(steps[0]), int(steps[-1]) + 1) if len(steps) else slice(0, 0)
+
+
+def _mask(part: dict[str, Any], row: int, where: str) -> np.ndarray | None:
+    """Steps that hold a token."""
+    if "text_bert" not in part:
+        return None
+    tokens = np.asarray(part["text_bert"][row])
+    if tokens.ndim != 2 or len(tokens) != 3:
+        raise UserError(f"{where}: field text_bert has shape {tokens.shape}; it must be (3, steps)")
+    return tokens[1] > 0
+
+
+def _sequences(part: dict[str, Any], row: int, where: str) -> dict[str, np.ndarray | None]:
+    """The three feature sequences of one utterance without padding."""
+    padded: dict[str, np.ndarray] = {}
+    for name in ("text", "audio", "vision"):
+        if name in part:
+            whole = cut(part[name][row], len(part[name][row]), name, name, where)
+            if whole is not None:
+                padded[name] = whole
+    if "audio" in padded:
+        padded["audio"] = np.where(np.isneginf(padded["audio"]), np.float32(0), padded["audio"])
+    if "vision" in padded:
+        padded["vision"] = np.where(np.isnan(padded["vision"]), np.float32(0), padded["vision"])
+    mask = _mask(part, row, where)
+    found: dict[str, np.ndarray | None] = {}
+    if LENGTHS["audio"] in part:
+        for name, length in LENGTHS.items():
+            if name in padded:
+                found[name] = cut(padded[name], part[length][row], name, length, where)
+        if "text" in padded:
+            fits = mask is not None and len(mask) == len(padded["text"])
+            found["text"] = padded["text"][_extent(mask if fits and mask is not None else padded["text"].any(axis=1))]
+    else:
+        steps = {name: len(values) for name, values in padded.items()}
+        if len(set(steps.values())) > 1:
+            raise UserError(
+                f"{where}: no field audio_lengths, so the file is aligned, but its modalities have {steps} steps"
+            )
+        used = np.zeros(next(iter(steps.values()), 0), dtype=bool)
+        fits = mask is not None and len(mask) == len(used)
+        if fits and mask is not None:
+            used |= mask
+        for name, values in padded.items():
+            # Embeddings of padding are not zero, so text counts only where no mask tells its padding.
+            if name != "text" or not fits:
+                used |= values.any(axis=1)
+        found = {name: values[_extent(used)] for name, values in padded.items()}
+    return {name: values if values is not None and len(values) else None for name, values in found.items()}
+
+
+def _read_split(part: dict[str, Any], split: str, language: str, where: str) -> Iterator[Utterance]:
+    scores = np.asarray(part["regression_labels"], dtype=object).reshape(len(part["id"]), -1)
+    if scores.shape[1] != 1:
+        raise UserError(f"{where}: field regression_labels has {scores.shape[1]} values a row; it must have one")
+    for row in range(len(part["id"])):
+        identifier = str(np.asarray(part["id"][row]).reshape(-1)[0])
+        video, _, segment = identifier.partition(SEPARATOR)
+        place = f"{where}: utterance {identifier!r}"
+        features = _sequences(part, row, place)
+        ordered = segment.isdecimal()
+        yield Utterance(
+            id=identifier,
+            split=split,
+            language=language,
+            text=str(part["raw_text"][row]),
+            text_features=features.get("text"),
+            audio_features=features.get("audio"),
+            vision_features=features.get("vision"),
+            labels={"sentiment": real_number(scores[row, 0], "regression_labels", place, -3.0, 3.0)},
+            # Without a number there is no order, and a dialogue without its order is none.
+            dialogue_id=video if ordered else None,
+            turn=int(segment) if ordered else None,
+        )

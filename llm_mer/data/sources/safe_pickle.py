@@ -1,0 +1,143 @@
+"""Pickles of other people's data, read without running anything they ask for.
+
+A pickle is a program: ``GLOBAL os.system`` followed by a call is as valid as a list of arrays. What is read here is a list
+of allowed names, matched exactly and in full, never by prefix; each stands for a constructor of plain data. Anything else
+is refused by name.
+
+One hole would remain with names alone: the state of a numpy dtype is data, and it can declare an array of objects to be an
+array of bytes, so that bytes of the file become pointers. Therefore a state is given to dtypes and arrays only, and a
+dtype's has to agree with what its own name says.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from llm_mer.errors import UserError
+
+PLAIN_DTYPE = re.compile(r"[<>=|]?[?a-zA-Z][0-9]*(\[[0-9]*[a-zA-Z]+\])?")
+"""One type, an item size, a unit of time: no fields, no sub-arrays."""
+
+
+class _ArrayClass:
+    """Stands for ``numpy.ndarray``, which a file may name as an argument but not call."""
+
+
+def _empty_array(kind: object, shape: object, typecode: object) -> np.ndarray:
+    # As numpy does before the state arrives, whatever shape and type the file names here.
+    if kind is not _ArrayClass:
+        raise ValueError("an array of another class than numpy.ndarray")
+    return np.empty(0, dtype=np.int8)
+
+
+def _dtype(name: object, align: object = False, copy: object = False) -> np.dtype:
+    text = name.decode("ascii") if isinstance(name, bytes) else name
+    if not isinstance(text, str) or PLAIN_DTYPE.fullmatch(text) is None:
+        raise ValueError(f"the dtype {name!r}")
+    # Always a copy: the state that follows would otherwise be written into numpy's own shared instance.
+    return np.dtype(text, False, True)
+
+
+def _bytes_of(text: object, encoding: object = "latin1") -> bytes:
+    # Python 2 protocols carry bytes as text in Latin-1; other codecs would be an import by name.
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"the codec {encoding!r}")
+    return text.encode("latin1")
+
+
+def _allowed() -> dict[tuple[str, str], Any]:
+    names: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): _ArrayClass,
+        ("numpy", "dtype"): _dtype,
+        ("_codecs", "encode"): _bytes_of,
+        ("collections", "OrderedDict"): OrderedDict,
+    }
+    # numpy 1 and numpy 2 name the same functions by different modules. They are taken from what numpy itself would
+    # write, so that none of its private modules is imported here.
+    frombuffer = np.zeros(1).__reduce_ex__(5)[0]
+    scalar = np.float64(1.0).__reduce__()[0]
+    for core in ("numpy.core", "numpy._core"):
+        names[f"{core}.multiarray", "_reconstruct"] = _empty_array
+        names[f"{core}.multiarray", "scalar"] = scalar
+        names[f"{core}.numeric", "_frombuffer"] = frombuffer
+    for kind in (dict, list, tuple, set, frozenset, bytes, bytearray, complex):
+        for module in ("builtins", "__builtin__"):
+            names[module, kind.__name__] = kind
+    return names
+
+
+ALLOWED = _allowed()
+"""``(module, name)`` as the file writes it → what it gets."""
+
+
+class SafeUnpickler(pickle._Unpickler):
+    """Reads numpy arrays, dtypes, scalars and plain containers from a stream; refuses every other name.
+
+    It is the interpreter's unpickler in Python, whose steps can be overridden one by one. Large arrays are read by the
+    stream in one piece either way.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, stream: BinaryIO, path: Path | str) -> None:
+        # Latin-1 is what numpy needs for arrays that Python 2 wrote; Python 3 files do not use it.
+        super().__init__(stream, encoding="latin1")
+        self.path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The one gate through which names pass."""
+        if (module, name) not in ALLOWED:
+            raise UserError(
+                f"{self.path}: refused: the pickle asks for {module}.{name}; "
+                "only numpy arrays, dtypes, scalars and plain containers are read"
+            )
+        return ALLOWED[module, name]
+
+    def get_extension(self, code: int) -> None:
+        """Extension codes stand for names of a table of the process; the table's cache would bypass the gate."""
+        raise UserError(f"{self.path}: refused: the pickle asks for extension code {code}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Objects that live outside of the file."""
+        raise UserError(f"{self.path}: refused: the pickle asks for the outside object {pid!r}")
+
+    def load_build(self) -> None:
+        """Give an object its state: arrays and dtypes only, and a dtype only the state its name implies."""
+        state = self.stack.pop()  # type: ignore[attr-defined]
+        target = self.stack[-1]  # type: ignore[attr-defined]
+        if isinstance(target, np.dtype):
+            plain = isinstance(state, tuple) and len(state) in (8, 9) and state[2:5] == (None, None, None)
+            if not plain or state[5] not in (-1, target.itemsize) or state[7] != target.flags:
+                raise UserError(
+                    f"{self.path}: refused: the pickle asks for a dtype with fields or other flags than {target}'s"
+                )
+        elif not isinstance(target, np.ndarray):
+            raise UserError(f"{self.path}: refused: the pickle asks to set the state of a {type(target).__name__}")
+        target.__setstate__(state)
+
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+
+
+def load_pickle(path: Path | str) -> Any:
+    """What a pickle file holds, read from the open file without a second copy of its bytes.
+
+    Raises:
+        UserError: no such file; not a pickle, or a damaged one; or a name that is not allowed, which is stated.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with path.open("rb") as stream:
+        unpickler = SafeUnpickler(stream, path)
+        try:
+            return unpickler.load()
+        except UserError:
+            raise
+        except Exception as error:  # a damaged file fails in any of a dozen ways
+            raise UserError(f"{path}: not a readable pickle: {type(error).__name__}: {error}") from None

@@ -1,0 +1,245 @@
+"""``infer.py``: a clip, text, features, a manifest or standard input → JSONL."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from llm_mer.data.schema import LANGUAGES, Utterance
+from llm_mer.data.sources.manifest import guess_language, parse_json_line, read_manifest, utterance_from_entry
+from llm_mer.errors import UserError
+
+PROBABILITY_FLOOR = 0.0005
+"""Probabilities below this are left out of a score's printed distribution; they stay in ``--full`` output."""
+
+
+@dataclass
+class InferConfig:
+    """Options of ``infer.py``. Give one input: a clip (any of video, audio, text), features, a manifest, or ``--stdin``."""
+
+    checkpoint: str = field(default="", metadata={"help": "folder written by finetune.py", "required": True})
+    video: str | None = field(default=None, metadata={"help": "video file; its sound is used too unless --audio is given"})
+    audio: str | None = field(default=None, metadata={"help": "sound file"})
+    text: str | None = field(default=None, metadata={"help": "transcript"})
+    language: str | None = field(
+        default=None, metadata={"help": "en or zh (default: from the transcript)", "choices": list(LANGUAGES)}
+    )
+    features: str | None = field(
+        default=None, metadata={"help": ".npz with any of text, audio, vision, each (steps, size), instead of media"}
+    )
+    manifest: str | None = field(default=None, metadata={"help": "JSONL or CSV manifest of utterances"})
+    stdin: bool = field(
+        default=False, metadata={"help": "read manifest lines (JSONL) from standard input, answer as they come"}
+    )
+    output: str | None = field(
+        default=None, metadata={"help": "JSONL file (default: standard output); an existing one is continued"}
+    )
+    tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
+    batch_size: int = field(default=16, metadata={"help": "utterances answered together"})
+    on_bad_input: str = field(
+        default="report",
+        metadata={"help": "an input that cannot be used: a line with its error, or stop", "choices": ["report", "stop"]},
+    )
+    dialogue_decoder: str = field(
+        default="none",
+        metadata={
+            "help": "decode whole dialogues of a manifest, or utterance by utterance",
+            "choices": ["none", "offline", "online"],
+        },
+    )
+    generate: bool = field(default=False, metadata={"help": "also generate freely and say whether it could be parsed"})
+    full: bool = field(default=False, metadata={"help": "print every probability, log-probability and diagnostic"})
+    backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: the accelerator if there is one)"})
+
+
+def single_utterance(config: InferConfig) -> Utterance:
+    """The utterance the clip options describe.
+
+    Raises:
+        UserError: a file that is not there, or features that are not ``(steps, size)`` arrays.
+    """
+    for name in ("video", "audio", "features"):
+        path = getattr(config, name)
+        if path is not None and not Path(path).is_file():
+            raise UserError(f"--{name} {path}: no such file")
+    found: dict[str, Any] = {}
+    if config.features is not None:
+        with np.load(config.features, allow_pickle=False) as stored:
+            unknown = sorted(set(stored.files) - {"text", "audio", "vision"})
+            if unknown or not stored.files:
+                raise UserError(
+                    f"--features {config.features}: holds {unknown or 'nothing'}; it may hold text, audio, vision"
+                )
+            for name in stored.files:
+                values = stored[name]
+                if values.ndim != 2 or not np.issubdtype(values.dtype, np.number):
+                    raise UserError(
+                        f"--features {config.features}: {name} has shape {values.shape}; it must be (steps, size)"
+                    )
+                found[f"{name}_features"] = values.astype(np.float32)
+    name = next((Path(p).stem for p in (config.video, config.audio, config.features) if p is not None), "text")
+    return Utterance(
+        id=name,
+        split="test",
+        language=config.language or guess_language(config.text),
+        text=config.text,
+        audio=config.audio or config.video,
+        vision=config.video,
+        **found,
+    )
+
+
+def inputs(config: InferConfig) -> Iterator[Utterance | tuple[str, str]]:
+    """Utterances of whichever input was given; ``(id, message)`` for a line that cannot be used.
+
+    Raises:
+        UserError: no input, or more than one.
+    """
+    clip = any(getattr(config, n) is not None for n in ("video", "audio", "text", "features"))
+    given = [name for name, there in (("a clip", clip), ("--manifest", config.manifest), ("--stdin", config.stdin)) if there]
+    if len(given) != 1:
+        raise UserError(
+            f"give one input: --video, --audio, --text or --features; --manifest; or --stdin (found {', '.join(given) or 'none'})"
+        )
+    if clip:
+        yield single_utterance(config)
+    elif config.manifest is not None:
+        yield from read_manifest(config.manifest)
+    else:
+        for number, line in enumerate(sys.stdin, 1):
+            if not line.strip():
+                continue
+            where = f"standard input:{number}"
+            try:
+                entry = parse_json_line(line, where)
+                entry.setdefault("id", f"line-{number}")
+                yield utterance_from_entry(entry, where, Path())
+            except UserError as error:
+                if config.on_bad_input == "stop":
+                    raise
+                yield where, str(error)
+
+
+def finished_ids(path: Path) -> set[str]:
+    """Ids an interrupted run has already answered; a last line that broke off is cut away."""
+    if not path.is_file():
+        return set()
+    found: set[str] = set()
+    kept = 0
+    with path.open("rb") as stream:
+        for line in stream:
+            if not line.endswith(b"\n"):
+                break
+            found.add(str(json.loads(line)["id"]))
+            kept += len(line)
+    with path.open("rb+") as stream:
+        stream.truncate(kept)
+    return found
+
+
+@contextmanager
+def opened(output: str | None) -> Iterator[IO[str]]:
+    """The output file for appending, or standard output."""
+    if output is None:
+        yield sys.stdout
+        return
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    with Path(output).open("a", encoding="utf-8") as stream:
+        yield stream
+
+
+def shorten(entry: dict[str, Any]) -> dict[str, Any]:
+    """A prediction's line without what is seldom read: log-probabilities, and probabilities that are nearly zero."""
+    entry = dict(entry)
+    entry.pop("log_probabilities", None)
+    if "probabilities" in entry and "interval" in entry:
+        entry["probabilities"] = {k: v for k, v in entry["probabilities"].items() if v >= PROBABILITY_FLOOR}
+    return entry
+
+
+def batches(items: Iterable[Utterance], size: int, by_dialogue: bool) -> Iterator[list[Utterance]]:
+    """Groups of ``size``; with ``by_dialogue`` a dialogue is never torn (its utterances must follow one another)."""
+    pending: list[Utterance] = []
+    for item in items:
+        same = bool(pending) and item.dialogue_id is not None and item.dialogue_id == pending[-1].dialogue_id
+        if len(pending) >= size and not (by_dialogue and same):
+            yield pending
+            pending = []
+        pending.append(item)
+    if pending:
+        yield pending
+
+
+def infer(config: InferConfig) -> int:
+    """Answer everything and write JSONL; returns the number of utterances answered.
+
+    With ``--output``, an interrupted run goes on after the last whole line. An input that cannot be used becomes a line
+    ``{"id": …, "error": …}`` unless ``--on_bad_input stop``.
+    """
+    from llm_mer.evaluation.evaluate import decode_dialogues
+    from llm_mer.inference import MerPipeline
+
+    stream_in = inputs(config)
+    first = next(stream_in, None)  # a wrong command line fails before a model is loaded
+    if first is None:
+        raise UserError("there is nothing to answer: the input is empty")
+    pipeline = MerPipeline.from_checkpoint(
+        config.checkpoint,
+        backbone=config.backbone,
+        device=config.device,
+        batch_size=config.batch_size,
+        generate=config.generate,
+    )
+    known = {task.name: task for task in pipeline.tasks}
+    done = finished_ids(Path(config.output)) if config.output else set()
+    answered = 0
+    with opened(config.output) as out, tqdm(desc="infer", unit="utterance", disable=config.output is None) as bar:
+
+        def write(entry: dict[str, Any]) -> None:
+            out.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+        def ready() -> Iterator[Utterance]:
+            from itertools import chain
+
+            for item in chain([first], stream_in):
+                if isinstance(item, tuple):
+                    write({"id": item[0], "error": item[1]})
+                    continue
+                if item.id in done:
+                    continue
+                try:
+                    yield pipeline.with_features(item)
+                except UserError as error:
+                    if config.on_bad_input == "stop":
+                        raise
+                    write({"id": item.id, "error": str(error)})
+
+        size = 1 if config.stdin else config.batch_size
+        whole = pipeline.predictor.use_context or config.dialogue_decoder != "none"
+        for group in batches(ready(), size, whole and not config.stdin):
+            predictions = pipeline(group, config.tasks)
+            if config.dialogue_decoder != "none":
+                for name, p_shift in pipeline.description.shift_probability.items():
+                    rows = [i for i, p in enumerate(predictions) if p.task == name]
+                    decoded = decode_dialogues([predictions[i] for i in rows], known[name], p_shift, config.dialogue_decoder)
+                    for i, prediction in zip(rows, decoded, strict=True):
+                        predictions[i] = dataclasses.replace(predictions[i], value=prediction.value)
+            # All answers of an utterance are written together, so a resumed run never lacks one of them.
+            order = {utterance.id: place for place, utterance in enumerate(group)}
+            for prediction in sorted(predictions, key=lambda p: order[p.id]):
+                entry = prediction.to_dict()
+                write(entry if config.full else shorten(entry))
+            out.flush()
+            answered += len(group)
+            bar.update(len(group))
+    return answered
