@@ -1,10 +1,14 @@
 .PHONY: setup quickstart test test-slow lint clean
 
+quickstart:
+	scripts/setup.sh media,dev
+	scripts/quickstart.sh
+
 setup:
 	scripts/setup.sh media,deepspeed,dev
 
 test: setup
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: setup
 	.venv/bin/python -m pytest -m slow

@@ -10,6 +10,7 @@ the backbone's embedding size, ``K`` pseudo tokens, ``C`` classes, ``U`` utteran
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -145,6 +146,14 @@ class FusionOutput:
     features: Tensor | None = None
 
 
+MODALITY_ABLATIONS: dict[str, dict[str, bool | str]] = {
+    "w/o text": {"use_text": False},
+    "w/o audio": {"use_audio": False},
+    "w/o vision": {"use_vision": False},
+}
+"""Ablations every adapter has."""
+
+
 @dataclass
 class AdapterConfig:
     """What every adapter is built from. Feature and backbone sizes are filled in from the data and the backbone."""
@@ -160,6 +169,10 @@ class AdapterConfig:
     modality_dropout: float = field(
         default=0.0,
         metadata={"help": "chance of hiding each modality of a training sample (one always stays)"},
+    )
+    feature_noise: float = field(
+        default=0.0,
+        metadata={"help": "Gaussian noise on the features in training, in units of each sequence's own root mean square"},
     )
     use_text: bool = field(default=True, metadata={"help": "let the adapter read text (ablation: w/o text)"})
     use_audio: bool = field(default=True, metadata={"help": "let the adapter read audio (ablation: w/o audio)"})
@@ -206,6 +219,8 @@ class FusionAdapter(nn.Module, ABC):
     """Weight of each auxiliary loss unless the configuration overrides it by name."""
     uses_context: ClassVar[bool] = False
     """True when the adapter reads :attr:`FusionInputs.context`, so the loader builds windows."""
+    ablations: ClassVar[dict[str, dict[str, bool | str]]] = {}
+    """Rows of the paper's ablation table: the options each one changes. :data:`MODALITY_ABLATIONS` come on top."""
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
@@ -312,14 +327,37 @@ class FusionAdapter(nn.Module, ABC):
         for column, (modality, mask) in enumerate(masks.items()):
             sequence = inputs.sequence(modality)
             assert sequence is not None
-            selected[modality] = ModalitySequence(sequence.features, mask & present[:, column : column + 1])
+            features = self._with_noise(sequence.features, mask)
+            selected[modality] = ModalitySequence(features, mask & present[:, column : column + 1])
         return FusionInputs(
             text=selected["text"],
             audio=selected["audio"],
             vision=selected["vision"],
-            context=inputs.context,
+            context=self._noisy_context(inputs.context),
             targets=inputs.targets,
         )
+
+    def _with_noise(self, features: Tensor, mask: Tensor) -> Tensor:
+        """``x + σ · rms(x) · ε`` in training, the root mean square over the sample's own real steps: ``(B, T, D)``."""
+        if not self.training or self.config.feature_noise == 0.0:
+            return features
+        clean = features.masked_fill(~mask.unsqueeze(-1), 0.0)
+        power = clean.pow(2).sum(dim=(1, 2)) / (mask.sum(dim=1).clamp(min=1) * features.shape[-1])
+        return clean + self.config.feature_noise * power.sqrt()[:, None, None] * torch.randn_like(clean)
+
+    def _noisy_context(self, context: ConversationContext | None) -> ConversationContext | None:
+        """The same noise on every utterance vector of a conversation."""
+        if context is None or not self.training or self.config.feature_noise == 0.0:
+            return context
+        changes: dict[str, Tensor] = {}
+        for modality in MODALITIES:
+            vectors: Tensor | None = getattr(context, modality)
+            if vectors is not None:
+                own: Tensor | None = getattr(context, f"{modality}_mask")
+                known = context.mask.bool() if own is None else context.mask.bool() & own.bool()
+                flat = self._with_noise(vectors.flatten(0, 1).unsqueeze(1), known.flatten(0, 1).unsqueeze(1))
+                changes[modality] = flat.view_as(vectors)
+        return dataclasses.replace(context, **changes)
 
     def initialise_from_backbone(self, label_vectors: Tensor) -> None:
         """Hook, once before training: mean token embeddings of the label words ``(C, H)``. Does nothing by default."""

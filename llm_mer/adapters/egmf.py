@@ -102,6 +102,14 @@ class EGMFAdapter(FusionAdapter):
 
     name: ClassVar[str] = "egmf"
     config_class: ClassVar[type[AdapterConfig]] = EGMFConfig
+    ablations: ClassVar[dict[str, dict[str, bool | str]]] = {
+        "w/o E1": {"use_expert_local": False},
+        "w/o E2": {"use_expert_semantic": False},
+        "w/o E3": {"use_expert_global": False},
+        "w/o gating": {"gating": "uniform"},
+        "w/o context gate": {"gating": "feature"},
+        "repeated token": {"token_expansion": "repeat"},
+    }
     config: EGMFConfig
 
     def build(self) -> None:

@@ -36,6 +36,9 @@ class GatedProjectorAdapter(FusionAdapter):
 
     name: ClassVar[str] = "gated_projector"
     config_class: ClassVar[type[AdapterConfig]] = GatedProjectorConfig
+    ablations: ClassVar[dict[str, dict[str, bool | str]]] = {
+        "w/o gate": {"use_gate": False},
+    }
     config: GatedProjectorConfig
 
     def build(self) -> None:

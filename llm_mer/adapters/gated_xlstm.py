@@ -219,6 +219,10 @@ class GatedXLSTMAdapter(FusionAdapter):
     name: ClassVar[str] = "gated_xlstm"
     config_class: ClassVar[type[AdapterConfig]] = GatedXLSTMConfig
     uses_context: ClassVar[bool] = True
+    ablations: ClassVar[dict[str, dict[str, bool | str]]] = {
+        "w/o interlocutor": {"use_interlocutor": False},
+        "w/o gates": {"use_gates": False},
+    }
     config: GatedXLSTMConfig
 
     @property

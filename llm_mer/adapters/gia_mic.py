@@ -148,6 +148,12 @@ class GIAMICAdapter(FusionAdapter):
     name: ClassVar[str] = "gia_mic"
     config_class: ClassVar[type[AdapterConfig]] = GIAMICConfig
     default_loss_weights: ClassVar[dict[str, float]] = {"ce": 1.0, "l1": 1.0, "mic": 0.1}
+    ablations: ClassVar[dict[str, dict[str, bool | str]]] = {
+        "w/o MSR": {"use_msr": False},
+        "w/o MIR": {"use_mir": False},
+        "w/o MIC": {"use_mic": False},
+        "w/o attention gate": {"use_attention_gate": False},
+    }
     config: GIAMICConfig
 
     @property

@@ -262,6 +262,13 @@ class LPGNetAdapter(FusionAdapter):
     config_class: ClassVar[type[AdapterConfig]] = LPGNetConfig
     default_loss_weights: ClassVar[dict[str, float]] = {"ce": 1.5, "l1": 1.5, "distill_ce": 1.0, "distill_kl": 0.3}
     uses_context: ClassVar[bool] = True
+    ablations: ClassVar[dict[str, dict[str, bool | str]]] = {
+        "w/o inter": {"use_inter": False},
+        "w/o intra": {"use_intra": False},
+        "w/o FFN": {"use_feed_forward": False},
+        "w/o dual gate": {"use_unimodal_gate": False, "use_multimodal_gate": False},
+        "w/o distillation": {"use_distillation": False},
+    }
     config: LPGNetConfig
 
     @property

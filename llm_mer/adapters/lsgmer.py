@@ -108,6 +108,15 @@ class LSGMERAdapter(FusionAdapter):
     name: ClassVar[str] = "lsgmer"
     config_class: ClassVar[type[AdapterConfig]] = LSGMERConfig
     default_loss_weights: ClassVar[dict[str, float]] = {"ce": 1.0, "apc": 1.0, "l1": 1.0}
+    ablations: ClassVar[dict[str, dict[str, bool | str]]] = {
+        "w/o LSMA": {"use_label_enhancement": False},
+        "w/o JOO": {"use_joint_optimisation": False},
+        "w/o LSMA and JOO": {"use_label_enhancement": False, "use_joint_optimisation": False},
+        "w/o moving average": {"use_moving_average": False},
+        "w/o cross-modal": {"use_cross_modal": False},
+        "w/o dynamic fusion": {"use_dynamic_fusion": False},
+        "vision not label-gated": {"label_gate_vision": False},
+    }
     config: LSGMERConfig
 
     def __init__(self, config: AdapterConfig) -> None:

@@ -114,3 +114,39 @@ def paired_difference(
     below, above = (np.sum(spread <= 0) + 1) / (resamples + 1), (np.sum(spread >= 0) + 1) / (resamples + 1)
     low, high = np.quantile(spread, [0.025, 0.975])
     return difference, (float(low), float(high)), float(min(1.0, 2 * min(below, above)))
+
+
+def paired_difference_over_seeds(
+    task: Task,
+    metric: str,
+    truth: Sequence[Any],
+    first: Sequence[Sequence[Any]],
+    second: Sequence[Sequence[Any]] | None,
+    resamples: int,
+    seed: int,
+) -> tuple[float, tuple[float, float], float]:
+    """:func:`paired_difference` of two systems trained with several seeds each, ``first[seed][sample]``.
+
+    Utterances are resampled, the same for every seed and both systems, and the metric is averaged over seeds: seeds share
+    their utterances, so pooling all answers would pretend to more data than there is. Without ``second`` the interval is
+    of the first system's own mean, and p is 1.
+    """
+    statistic = statistics_of(task)[metric]
+
+    def averaged(systems: Sequence[Sequence[Any]]) -> tuple[float, np.ndarray]:
+        points, spreads = [], []
+        for answers in systems:
+            true, guess = as_arrays(task, truth, answers)
+            points.append(float(statistic(true[None], guess[None])[0]))
+            spreads.append(resample(statistic, true, guess, resamples, seed))
+        return float(np.mean(points)), np.mean(spreads, axis=0)
+
+    value, spread = averaged(first)
+    if second is None:
+        low, high = np.quantile(spread, [0.025, 0.975])
+        return value, (float(low), float(high)), 1.0
+    other, other_spread = averaged(second)
+    spread = spread - other_spread
+    below, above = (np.sum(spread <= 0) + 1) / (resamples + 1), (np.sum(spread >= 0) + 1) / (resamples + 1)
+    low, high = np.quantile(spread, [0.025, 0.975])
+    return value - other, (float(low), float(high)), float(min(1.0, 2 * min(below, above)))

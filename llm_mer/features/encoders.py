@@ -18,18 +18,27 @@ FRAME_BATCH = 32
 
 def _load(name: str, device: str) -> tuple[Any, Any, Any]:
     """Configuration, model and torch device. Local folders never touch the network; no remote code is run."""
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
 
     local = Path(name).is_dir()
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=False)
-        model = AutoModel.from_pretrained(
-            name, config=config, local_files_only=local, trust_remote_code=False, dtype=torch.float32
+        model, report = AutoModel.from_pretrained(
+            name,
+            config=config,
+            local_files_only=local,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"encoder {name!r} cannot be loaded; give a hub name or a folder with config.json and weights: {error}"
         ) from None
+    missing, total = len(report["missing_keys"]), len(model.state_dict())
+    if missing > total / 2:  # a head that a checkpoint lacks is usual, a body is not
+        raise UserError(f"encoder {name!r}: the weights are of another model; {missing} of {total} tensors are not in them")
     return config, model.eval().to(device), torch.device(device)
 
 
@@ -43,9 +52,9 @@ def _processor(name: str, kind: str) -> Any:
         raise UserError(f"encoder {name!r} has no usable {kind} files: {error}") from None
 
 
-def _size(config: Any, name: str) -> int:
+def _size(config: Any, name: str, projected: bool) -> int:
     for part in (config, getattr(config, "text_config", None)):
-        size = getattr(part, "projection_dim", None) or getattr(part, "hidden_size", None)
+        size = (projected and getattr(part, "projection_dim", None)) or getattr(part, "hidden_size", None)
         if size:
             return int(size)
     raise UserError(f"encoder {name!r}: its configuration gives no hidden size")
@@ -66,7 +75,7 @@ class SpeechEncoder:
             )
         self.is_clap = kind == "clap"
         self.extractor = _processor(name, "AutoFeatureExtractor")
-        self.names = [f"{kind}_{i}" for i in range(_size(self.config, name))]
+        self.names = [f"{kind}_{i}" for i in range(_size(self.config, name, self.is_clap))]
 
     @torch.no_grad()
     def __call__(self, samples: np.ndarray) -> np.ndarray:
@@ -89,12 +98,12 @@ class PictureEncoder:
 
     def __init__(self, name: str, device: str = "cpu") -> None:
         self.config, self.model, self.device = _load(name, device)
-        if not (hasattr(self.model, "get_image_features") or hasattr(self.config, "image_size")):
-            raise UserError(
-                f"--vision {name}: a {self.config.model_type!r} model is no picture encoder; use CLIP, SigLIP or ViT"
-            )
+        kind = self.config.model_type
+        projected = hasattr(self.model, "get_image_features")
+        if not (projected or hasattr(self.config, "image_size")):
+            raise UserError(f"--vision {name}: a {kind!r} model is no picture encoder; use CLIP, SigLIP or ViT")
         self.processor = _processor(name, "AutoImageProcessor")
-        self.names = [f"{self.config.model_type}_{i}" for i in range(_size(self.config, name))]
+        self.names = [f"{kind}_{i}" for i in range(_size(self.config, name, projected))]
 
     @torch.no_grad()
     def __call__(self, frames: Frames) -> np.ndarray:
@@ -114,9 +123,16 @@ class TextEncoder:
 
     def __init__(self, name: str, device: str = "cpu", max_tokens: int = 512) -> None:
         self.config, self.model, self.device = _load(name, device)
+        kind = self.config.model_type
+        projected = hasattr(self.model, "get_text_features")
+        reads_tokens = self.model.main_input_name == "input_ids" and not getattr(self.config, "is_encoder_decoder", False)
+        if not (projected or reads_tokens):
+            raise UserError(
+                f"--text {name}: a {kind!r} model is no text encoder; use RoBERTa, BERT or a causal language model"
+            )
         self.tokenizer = _processor(name, "AutoTokenizer")
         self.max_tokens = min(max_tokens, _max_positions(self.config))
-        self.names = [f"{self.config.model_type}_{i}" for i in range(_size(self.config, name))]
+        self.names = [f"{kind}_{i}" for i in range(_size(self.config, name, projected))]
 
     @torch.no_grad()
     def __call__(self, text: str) -> np.ndarray:

@@ -326,26 +326,23 @@ def extract_manifest(config: ExtractConfig) -> Path:
 
 
 def _run(tasks: list[tuple[Utterance, Path]], settings: FeatureSettings, workers: int, bar: Any) -> None:
-    """Do all tasks in ``workers`` processes; when one dies, its tasks are retried one at a time to find the culprit."""
-    if not tasks:
-        return
-    suspects = _run_pool(tasks, settings, workers, bar)
-    while suspects:
-        crashed = _run_pool(suspects, settings, 1, bar, in_flight=1)
-        if not crashed:
-            return
-        utterance, part = crashed[0]
-        file = str(utterance.vision or utterance.audio)
-        message = f"{file}: the decoder crashed on it"
-        _save_part(part, Extracted({}, [Rejected(utterance.id, "media", file, "crashed", message)]))
-        bar.update()
-        suspects = crashed[1:]
+    """Do all tasks in ``workers`` processes; when one dies, what was in work is retried one by one to find the culprit."""
+    waiting = tasks
+    while waiting:
+        suspects, waiting = _run_pool(waiting, settings, workers, bar)
+        while suspects:
+            crashed, suspects = _run_pool(suspects, settings, 1, bar, in_flight=1)
+            for utterance, part in crashed:
+                file = str(utterance.vision or utterance.audio)
+                message = f"{file}: the decoder crashed on it"
+                _save_part(part, Extracted({}, [Rejected(utterance.id, "media", file, "crashed", message)]))
+                bar.update()
 
 
 def _run_pool(
     tasks: list[tuple[Utterance, Path]], settings: FeatureSettings, workers: int, bar: Any, in_flight: int | None = None
-) -> list[tuple[Utterance, Path]]:
-    """Run tasks in a pool; returns those not done because a worker died, the ones it may have died of first."""
+) -> tuple[list[tuple[Utterance, Path]], list[tuple[Utterance, Path]]]:
+    """Run tasks in a pool; returns those a worker may have died of, and those not begun by then."""
     limit = in_flight or workers * IN_FLIGHT
     waiting = list(reversed(tasks))
     running: dict[Future[None], tuple[Utterance, Path]] = {}
@@ -353,8 +350,8 @@ def _run_pool(
         try:
             while waiting or running:
                 while waiting and len(running) < limit:
-                    task = waiting.pop()
-                    running[pool.submit(_work, *task)] = task
+                    running[pool.submit(_work, *waiting[-1])] = waiting[-1]
+                    waiting.pop()  # only now: a pool that broke in between refuses the task
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
@@ -362,11 +359,10 @@ def _run_pool(
                     bar.update()
         except BrokenProcessPool:
             lost = [task for task in running.values() if not task[1].is_file()]
-            if not lost and not waiting:
-                return []
-            return lost + list(reversed(waiting))
+            bar.update(len(running) - len(lost))
+            return lost, list(reversed(waiting))
         except BaseException:
             for future in running:
                 future.cancel()
             raise
-    return []
+    return [], []

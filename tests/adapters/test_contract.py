@@ -278,7 +278,9 @@ def test_pseudo_tokens_pass_gradcheck(case: Case) -> None:
         given = dict(zip(leaves, values, strict=True))
         return (adapter(map_tensors(inputs, lambda name, tensor: given.get(name, tensor))).pseudo_tokens * direction).sum()
 
-    assert torch.autograd.gradcheck(mixture, tuple(leaves.values()), atol=1e-6, rtol=1e-3)
+    # Entry by entry once per adapter; along random directions for its other cases.
+    fast = case.task != "both" or bool(case.options)
+    assert torch.autograd.gradcheck(mixture, tuple(leaves.values()), atol=1e-6, rtol=1e-3, fast_mode=fast)
 
 
 # --- 5. precision -----------------------------------------------------------------------------------------------------
@@ -327,7 +329,7 @@ def test_pseudo_tokens_start_at_the_norm_of_the_backbones_embeddings(case: Case,
     adapter = build(case, hidden_size=32, num_heads=4, backbone_embedding_norm=norm, token_expansion=expansion)
     tokens = adapter(make_inputs(case)).pseudo_tokens
     assert tokens.shape == (BATCH, 3, BACKBONE_SIZE)
-    assert math.isclose(float(tokens.norm(dim=-1).mean()), norm, rel_tol=0.02)
+    assert math.isclose(float(tokens.detach().norm(dim=-1).mean()), norm, rel_tol=0.02)
     assert bool((tokens[:, :1] == tokens).all()) == (expansion == "repeat")
 
 

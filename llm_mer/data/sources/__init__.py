@@ -7,14 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from llm_mer.data.schema import Utterance
+from llm_mer.data.sources.casia import read_casia
+from llm_mer.data.sources.cped import read_cped
 from llm_mer.data.sources.manifest import read_manifest
+from llm_mer.data.sources.meld import read_meld
+from llm_mer.data.sources.mmsa import read_mmsa
 from llm_mer.data.sources.mosi import read_mosi
+from llm_mer.data.sources.mosi_csv import read_mosi_csv
+from llm_mer.data.sources.mse_adapter import read_mse_adapter
+from llm_mer.data.sources.ravdess import read_ravdess
 
 Reader = Callable[..., Iterable[Utterance]]
 
 SOURCES: dict[str, Reader] = {
     "manifest": read_manifest,
     "mosi": read_mosi,
+    "mosi_csv": read_mosi_csv,
+    "mmsa": read_mmsa,
+    "mse_adapter": read_mse_adapter,
+    "meld": read_meld,
+    "cped": read_cped,
+    "casia": read_casia,
+    "ravdess": read_ravdess,
 }
 """Format name → ``read(path, **options)``, as in ``--data mosi:FOLDER``."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,13 +41,26 @@ def guess_language(text: str | None) -> str:
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.suffix == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            for row in csv.DictReader(stream):
-                yield f"{path}", {k: v for k, v in row.items() if k is not None and v not in (None, "")}
+            reader = csv.DictReader(stream)
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                if None in row:
+                    raise UserError(f"{where}: more cells than columns; quote a text that holds a comma")
+                yield where, {k: v for k, v in row.items() if v not in (None, "")}
         return
-    with path.open(encoding="utf-8") as stream:
+    with path.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 yield f"{path}:{number}", parse_json_line(line, f"{path}:{number}")
+
+
+def _rows_or_error(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        yield from _rows(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error}") from None
+    except csv.Error as error:
+        raise UserError(f"{path}: not CSV: {error}") from None
 
 
 def parse_json_line(line: str, where: str) -> dict[str, Any]:
@@ -74,6 +89,9 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
     if not any(key in entry for key in ("text", "audio", "video")):
         raise UserError(f"{where}: give at least one of text, audio, video")
     split, text = str(entry.get("split", "test")), entry.get("text")
+    for name in ("text", "audio", "video"):
+        if name in entry and not isinstance(entry[name], str):
+            raise UserError(f"{where}: field {name!r} is {entry[name]!r}; it must be a string")
     language = str(entry.get("language", guess_language(text)))
     for name, value, allowed in (("split", split, SPLITS), ("language", language, LANGUAGES)):
         if value not in allowed:
@@ -81,18 +99,23 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
     turn: int | None = None
     if "turn" in entry:
         try:
-            turn = int(entry["turn"])
+            number = float(entry["turn"])
         except (TypeError, ValueError):
-            raise UserError(f"{where}: field 'turn' is {entry['turn']!r}; it must be a whole number") from None
+            number = math.nan
+        if isinstance(entry["turn"], bool) or not number.is_integer():
+            raise UserError(f"{where}: field 'turn' is {entry['turn']!r}; it must be a whole number")
+        turn = int(number)
     tags = entry.get("tags", [])
     if isinstance(tags, str):
         tags = [tag for tag in tags.split(";") if tag]
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise UserError(f"{where}: field 'tags' is {tags!r}; it must be a list of words (in CSV, split by semicolons)")
     media = {name: str(folder / str(entry[name])) if name in entry else None for name in ("audio", "video")}
     return Utterance(
         id=str(entry["id"]),
         split=split,
         language=language,
-        text=None if text is None else str(text),
+        text=text,
         audio=media["audio"],
         vision=media["video"],
         labels={name: _label(entry[name], name, where) for name in labels_known if name in entry},
@@ -106,12 +129,13 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
 def _label(value: Any, name: str, where: str) -> str | float:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(f"{where}: field {name!r} is {value!r}; it must be a word or a number")
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return float(value)
+    try:
+        number = float(value)
+    except ValueError:
+        return str(value)
+    if not math.isfinite(number):
+        raise UserError(f"{where}: field {name!r} is {value!r}; it must be a word or a finite number")
+    return number
 
 
 def read_manifest(path: Path | str, extra_labels: Iterable[str] = ()) -> list[Utterance]:
@@ -127,8 +151,7 @@ def read_manifest(path: Path | str, extra_labels: Iterable[str] = ()) -> list[Ut
         raise UserError(f"{path}: a manifest is a .jsonl or .csv file")
     found: list[Utterance] = []
     seen: dict[str, str] = {}
-    for number, (where, entry) in enumerate(_rows(path), 2):
-        where = f"{where}:{number}" if path.suffix == ".csv" else where
+    for where, entry in _rows_or_error(path):
         utterance = utterance_from_entry(entry, where, path.parent, tuple(extra_labels))
         if utterance.id in seen:
             raise UserError(f"{where}: id {utterance.id!r} was used at {seen[utterance.id]} already")
@@ -147,7 +170,7 @@ def write_manifest(utterances: Iterable[Utterance], path: Path | str) -> Path:
             entry: dict[str, Any] = {"id": utterance.id, "split": utterance.split, "language": utterance.language}
             for name, media in (("audio", utterance.audio), ("video", utterance.vision)):
                 if media is not None:
-                    entry[name] = str(Path(media).relative_to(path.parent)) if Path(media).is_absolute() else media
+                    entry[name] = os.path.relpath(media, path.parent)
             for name in ("text", "dialogue_id", "turn", "speaker"):
                 if getattr(utterance, name) is not None:
                     entry[name] = getattr(utterance, name)

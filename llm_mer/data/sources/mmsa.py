@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def infer_language(texts: Any) -> str:
-    """``zh`` when any sentence has a Chinese character: a Chinese set has sentences without one, an English set none with."""
+    """``zh`` when any sentence has a Chinese character: a Chinese set may lack them here and there."""
     return "zh" if any(guess_language(str(text)) == "zh" for text in texts) else "en"
 
 
@@ -99,6 +99,11 @@ def _extent(used: np.ndarray) -> slice:
     return slice(int(steps[0]), int(steps[-1]) + 1) if len(steps) else slice(0, 0)
 
 
+def _filled(values: np.ndarray) -> np.ndarray:
+    """Steps that are not zero throughout."""
+    return np.asarray((values != 0).any(axis=1))
+
+
 def _mask(part: dict[str, Any], row: int, where: str) -> np.ndarray | None:
     """Steps that hold a token."""
     if "text_bert" not in part:
@@ -129,7 +134,7 @@ def _sequences(part: dict[str, Any], row: int, where: str) -> dict[str, np.ndarr
                 found[name] = cut(padded[name], part[length][row], name, length, where)
         if "text" in padded:
             fits = mask is not None and len(mask) == len(padded["text"])
-            found["text"] = padded["text"][_extent(mask if fits and mask is not None else padded["text"].any(axis=1))]
+            found["text"] = padded["text"][_extent(mask if fits and mask is not None else _filled(padded["text"]))]
     else:
         steps = {name: len(values) for name, values in padded.items()}
         if len(set(steps.values())) > 1:
@@ -143,7 +148,7 @@ def _sequences(part: dict[str, Any], row: int, where: str) -> dict[str, np.ndarr
         for name, values in padded.items():
             # Embeddings of padding are not zero, so text counts only where no mask tells its padding.
             if name != "text" or not fits:
-                used |= values.any(axis=1)
+                used |= _filled(values)
         found = {name: values[_extent(used)] for name, values in padded.items()}
     return {name: values if values is not None and len(values) else None for name, values in found.items()}
 

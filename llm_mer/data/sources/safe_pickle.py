@@ -14,8 +14,9 @@ from __future__ import annotations
 import pickle
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -83,7 +84,7 @@ class SafeUnpickler(pickle._Unpickler):
     stream in one piece either way.
     """
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, stream: BinaryIO, path: Path | str) -> None:
         # Latin-1 is what numpy needs for arrays that Python 2 wrote; Python 3 files do not use it.

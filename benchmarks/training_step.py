@@ -1,0 +1,128 @@
+"""How much longer is a training step with an adapter than the bare backbone's LoRA step at equal tokens?
+
+Aim: at most 1.05 ×. Both sides have the same rank, targets, dropout, optimiser and number of positions; ours spends four
+of its positions on pseudo tokens and runs the adapter. The bare step is timed with logits at answer positions, as ours has
+them, and with logits at every position, as causal language models are usually trained.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from common import Size, alternate, backbone, mer_batch, mer_model, milliseconds, options, ratio, report, threads
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from llm_mer.adapters import ADAPTERS, adapter_class
+from llm_mer.backbones.loading import lora_targets
+from llm_mer.configuration import ModelArguments
+from llm_mer.modeling import conditional_generation_of, fusion_adapter_of
+from llm_mer.training import add_lora
+
+Step = Callable[[], None]
+
+
+def optimiser_step(model: nn.Module, loss: Callable[[], Tensor]) -> Step:
+    """Forward, backward, clipping and AdamW over what is trainable."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def bare_lora(size: Size) -> nn.Module:
+    """The backbone with LoRA as :func:`llm_mer.training.add_lora` puts it, and nothing else."""
+    llama, defaults = backbone(size), ModelArguments()
+    targets = r"model\.layers\..*\.(" + "|".join(lora_targets(llama)) + ")"
+    config = LoraConfig(
+        r=defaults.lora_r, lora_alpha=defaults.lora_alpha, lora_dropout=defaults.lora_dropout, target_modules=targets
+    )
+    return get_peft_model(llama, config).train()
+
+
+def bare_step(size: Size, batch: dict[str, Tensor], all_positions: bool) -> Step:
+    """The bare backbone's step: transformers' own loss over all logits, or over logits at answer positions only."""
+    model = bare_lora(size)
+    core = model.base_model.model
+    ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
+
+    def everywhere() -> Tensor:
+        loss: Tensor = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
+        return loss
+
+    def answers() -> Tensor:
+        hidden = core.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        places = labels[:, 1:] != -100
+        return F.cross_entropy(core.lm_head(hidden[:, :-1][places]), labels[:, 1:][places])
+
+    return optimiser_step(model, everywhere if all_positions else answers)
+
+
+def mer_step(size: Size, batch: dict[str, Tensor], adapter: str) -> tuple[Step, Step]:
+    """Our step as the trainer takes it (weighted auxiliary losses included), and the adapter's own share of it."""
+    model = add_lora(mer_model(backbone(size), adapter), ModelArguments()).train()
+    weights = adapter_class(adapter).default_loss_weights
+
+    def weighted(losses: dict[str, Tensor] | None) -> Tensor | float:
+        return sum(weights.get(name, 0.0) * value for name, value in (losses or {}).items())
+
+    def loss() -> Tensor:
+        output = model(**batch, use_cache=False)
+        return output.loss + weighted(output.aux_losses)
+
+    fuse = conditional_generation_of(model).model.fuse
+
+    def alone() -> Tensor:
+        fused = fuse(batch)
+        return fused.pseudo_tokens.sum() + weighted(fused.aux_losses)
+
+    return optimiser_step(model, loss), optimiser_step(fusion_adapter_of(model), alone)
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--rows", type=int, default=16, help="batch size")
+    parser.add_argument("--repetitions", type=int, default=15)
+    arguments = parser.parse_args()
+    plan = [(Size(), 96, list(ADAPTERS)), (Size(), 160, ["egmf"]), (Size(8, 512), 128, ["egmf"])]
+    if arguments.quick:
+        plan = [(Size(2, 128, 4000), 48, ["egmf", "gated_projector"])]
+    rows = []
+    with threads(arguments.threads):
+        for size, tokens, adapters in plan:
+            for adapter in adapters:
+                batch = mer_batch(size, arguments.rows, tokens, adapter)
+                ours, alone = mer_step(size, batch, adapter)
+                sides = {
+                    "ours": ours,
+                    "answers": bare_step(size, batch, all_positions=False),
+                    "all": bare_step(size, batch, all_positions=True),
+                    "adapter": alone,
+                }
+                taken = alternate(sides, 3 if arguments.quick else arguments.repetitions)
+                to_answers, to_all = ratio(taken["ours"], taken["answers"]), ratio(taken["ours"], taken["all"])
+                times = [milliseconds(taken[name]) for name in sides]
+                rows.append([adapter, str(size), tokens, *times, f"{to_answers:.2f} ×", f"{to_all:.2f} ×"])
+                print(*rows[-1], file=sys.stderr, flush=True)
+    head = ["adapter", "layers × size", "positions", "ours, ms", "bare LoRA, logits at answers, ms"]
+    head += ["bare LoRA, all logits, ms", "adapter alone, ms", "ours ÷ bare at answers", "ours ÷ bare, all logits"]
+    notes = (
+        f"Batch {arguments.rows}, vocabulary {plan[0][0].vocabulary}, {arguments.threads} thread(s), float32, random weights; "
+        "processor time, medians over repetitions, the four sides in turn; ratios are medians of the ratio within a turn. Audio is "
+        "(50, 25), vision (24, 396), transcript 24 tokens, a window of 8 utterances for adapters that read one. "
+        "`adapter alone` is its forward, backward and optimiser step by itself."
+    )
+    report("training_step", __doc__, head, rows, notes, arguments.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""``llm-mer prepare``: a public data set's files as a store."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llm_mer.data.schema import LANGUAGES
+from llm_mer.data.sources import SOURCES, read_source
+from llm_mer.data.store import write_store
+from llm_mer.errors import UserError
+
+OPTIONS: tuple[str, ...] = ("language", "split", "task", "media")
+
+
+@dataclass
+class PrepareConfig:
+    """Options of ``llm-mer prepare``. Those after ``output`` are for formats that leave something open."""
+
+    name: str = field(default="", metadata={"help": "format of the files", "choices": sorted(SOURCES), "required": True})
+    path: str = field(default="", metadata={"help": "the data set's file or folder", "required": True})
+    output: str = field(default="", metadata={"help": "folder of the store to write", "required": True})
+    language: str | None = field(
+        default=None,
+        metadata={"help": "language of the sentences, else inferred (mmsa, mse_adapter)", "choices": list(LANGUAGES)},
+    )
+    split: str | None = field(
+        default=None,
+        metadata={
+            "help": "split of a single file whose name does not say it (mse_adapter), or declare_lab or official (mosi)"
+        },
+    )
+    task: str | None = field(
+        default=None, metadata={"help": "task whose labels these are, where the file name does not say it (mse_adapter)"}
+    )
+    media: str | None = field(
+        default=None, metadata={"help": "folder with the splits' folders of clips, else beside the CSV files (meld)"}
+    )
+
+
+def prepare(config: PrepareConfig) -> Path:
+    """Read the files and write the store, one utterance in memory at a time where the format allows it.
+
+    Returns:
+        The store's folder. Features are stored as published; a format that names media files stores their paths, and
+        ``llm-mer extract`` is what turns those into features.
+
+    Raises:
+        UserError: an unknown format, an option the format does not have, or files that do not follow it.
+    """
+    from tqdm import tqdm
+
+    if config.name not in SOURCES:
+        raise UserError(f"name is {config.name!r}; it must be one of {', '.join(sorted(SOURCES))}")
+    options = {name: value for name in OPTIONS if (value := getattr(config, name)) is not None}
+    accepted = inspect.signature(SOURCES[config.name]).parameters
+    for name in options:
+        if name not in accepted:
+            raise UserError(f"{name}: the format {config.name} has no such option")
+    utterances = read_source(config.name, Path(config.path), **options)
+    total = len(utterances) if isinstance(utterances, Sized) else None
+    description = {"source": config.name, "path": config.path, **options}
+    # disable=None: a bar on a terminal, silence in a log.
+    with tqdm(utterances, total=total, desc=config.name, unit=" utterances", disable=None) as bar:
+        return write_store(bar, Path(config.output), description=description)

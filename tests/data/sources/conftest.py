@@ -1,0 +1,21 @@
+"""Where the real data lies, and what every reader owes."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("LLM_MER_SHARED_DATA") or Path(__file__).parents[4] / "shared" / "data")
+
+
+@pytest.fixture
+def shared_data() -> Callable[[str], Path]:
+    """A folder of the real data, or the test is skipped with the reason."""
+
+    def folder(name: str) -> Path:
+        if not (SHARED / name).is_dir():
+            pytest.skip(f"{SHARED / name} is absent; LLM_MER_SHARED_DATA names the folder that holds {name}")
+        return SHARED / name
+
+    return folder

@@ -1,0 +1,13 @@
+"""The bilingual MOSI folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from llm_mer.data.sources.mosi import read_mosi
+
+
+def test_real_files(shared_data: Callable[[str], Path]) -> None:
+    found = read_mosi(shared_data("mosi"), languages=["en"])
+    assert len(found) == 2199
+    assert len({u.dialogue_id for u in found}) == 93
+    assert len(read_mosi(shared_data("mosi"))) == 2 * 2199
