@@ -156,7 +156,7 @@ def options(question: str) -> argparse.ArgumentParser:
     """``--quick`` and ``--threads``, with the script's own question as the help text."""
     parser = argparse.ArgumentParser(description=question, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke run under 20 s; prints, and writes no result")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (more make the times depend on the machine's load)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads; waiting for a second one would count")
     return parser
 
 

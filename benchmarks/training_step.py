@@ -116,8 +116,8 @@ def main() -> None:
     head = ["adapter", "layers × size", "positions", "ours, ms", "bare LoRA, logits at answers, ms"]
     head += ["bare LoRA, all logits, ms", "adapter alone, ms", "ours ÷ bare at answers", "ours ÷ bare, all logits"]
     notes = (
-        f"Batch {arguments.rows}, vocabulary {plan[0][0].vocabulary}, {arguments.threads} thread(s), float32, random weights; "
-        "processor time, medians over repetitions, the four sides in turn; ratios are medians of the ratio within a turn. Audio is "
+        f"Batch {arguments.rows}, vocabulary {plan[0][0].vocabulary}, {arguments.threads} thread(s), float32, random "
+        "weights; processor time, medians, the four sides in turn; ratios are medians of the ratio within a turn. Audio is "
         "(50, 25), vision (24, 396), transcript 24 tokens, a window of 8 utterances for adapters that read one. "
         "`adapter alone` is its forward, backward and optimiser step by itself."
     )

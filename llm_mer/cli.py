@@ -75,6 +75,7 @@ COMMANDS: dict[str, Command] = {
         "llm_mer.evaluation.report:ReportConfig",
         "llm_mer.evaluation.report:run",
     ),
+    "demo": Command("try a checkpoint in the browser", "llm_mer.app:DemoConfig", "llm_mer.app:run"),
     "compare": Command(
         "adapters × ablations × seeds on one backbone, one table",
         "llm_mer.evaluation.compare:CompareConfig",

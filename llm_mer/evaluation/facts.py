@@ -227,9 +227,8 @@ def shuffled_condition(main: Loaded) -> str | None:
     """The condition in which everything the checkpoint reads except the words comes from other utterances."""
     wanted = {m for m in main.evaluation.checkpoint.get("modalities", []) if m != "text"}
     for condition in main.predictions:
-        if condition.endswith(" shuffled") and wanted:
-            if set(condition.removesuffix(" shuffled").split(" and ")) == wanted:
-                return condition
+        if condition.endswith(" shuffled") and set(condition.removesuffix(" shuffled").split(" and ")) == wanted:
+            return condition
     return None
 
 
@@ -242,8 +241,8 @@ def paired(one: Sequence[Prediction], two: Sequence[Prediction], what: str) -> t
     first, second = ({(p.language, p.id): p for p in answers} for answers in (one, two))
     if first.keys() != second.keys():
         raise UserError(
-            f"{what}: they do not answer the same utterances ({len(first)} and {len(second)}, {len(first.keys() & second.keys())} "
-            "in common); evaluate both on the same split without --limit"
+            f"{what}: they do not answer the same utterances ({len(first)} and {len(second)}, "
+            f"{len(first.keys() & second.keys())} in common); evaluate both on the same split without --limit"
         )
     if any(first[key].truth != second[key].truth for key in first):
         raise UserError(f"{what}: the same utterances have different truths; evaluate both on the same data")

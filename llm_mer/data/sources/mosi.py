@@ -17,7 +17,7 @@ DECLARE_LAB_TEST: frozenset[str] = frozenset(
     Sqr0AcuoNnk tStelxIAHjw BXuRRbG0Ugk 2WGyTLYerpo iiK8YX8oH1E cM3Yna7AavY I5y0__X72p0 tmZoasNr4rU GWuJjcEuzt8
     Dg_0XKD0Mf4 Njd1F0vZSm4 9J25DZhivz8 OQvJTdtJ2H4 0h-zjBukYpk Nzq88NnDkEk 9c67fiY0wGQ Clx4VXItLTE vyB00TXsimI
     Iu2PFX3z_1s Ci-AH39fi3Y 8d-gEyoeBzc ZUXBRvtny7o 1iG0909rllw cW1FSBF59ik 03bSnISJMiM vvZ4IcEtiZc Af8D0E4ZXaw
-    G-xst2euQUc yvsjCA6Y5Fc Vj1wYRQjB-o _dI--eQ6qVU
+    G-xst2euQUc Jkswaaud0hk Vj1wYRQjB-o BI97DNYfe5I
     """.split()
 )
 """Videos of declare-lab's 752 test sentences. ``benchmarks/mosi_split.py`` shows how they were found and what they mean."""

@@ -4,13 +4,15 @@ A pickle is a program: ``GLOBAL os.system`` followed by a call is as valid as a 
 of allowed names, matched exactly and in full, never by prefix; each stands for a constructor of plain data. Anything else
 is refused by name.
 
-One hole would remain with names alone: the state of a numpy dtype is data, and it can declare an array of objects to be an
-array of bytes, so that bytes of the file become pointers. Therefore a state is given to dtypes and arrays only, and a
-dtype's has to agree with what its own name says.
+Names alone would leave holes, because numpy trusts the states of its own objects. A dtype's state can declare objects to be
+bytes, so that bytes of the file become pointers; an array's can claim more objects than it brings. Therefore a state is given
+to dtypes and arrays only, checked and rebuilt: a dtype's has to be what its name implies, an array's content to fill its
+shape.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections import OrderedDict
@@ -22,8 +24,10 @@ import numpy as np
 
 from llm_mer.errors import UserError
 
-PLAIN_DTYPE = re.compile(r"[<>=|]?[?a-zA-Z][0-9]*(\[[0-9]*[a-zA-Z]+\])?")
-"""One type, an item size, a unit of time: no fields, no sub-arrays."""
+PLAIN_DTYPE = re.compile(r"[<>=|]?[?bBhHiIlLqQefdgFDGSUOVuc][0-9]*")
+"""One type and its size: no fields, no sub-arrays, and no dates, which no data set has and whose state numpy trusts."""
+
+_NUMPY_SCALAR: Callable[..., Any] = np.float64(1.0).__reduce__()[0]  # type: ignore[assignment]
 
 
 class _ArrayClass:
@@ -52,6 +56,39 @@ def _bytes_of(text: object, encoding: object = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _scalar(dtype: object, content: object) -> Any:
+    data = content.encode("latin1") if isinstance(content, str) else content
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(data, bytes) or len(data) != dtype.itemsize:
+        raise ValueError("a scalar whose content is not of its dtype")
+    return _NUMPY_SCALAR(dtype, data)
+
+
+def _dtype_state(dtype: np.dtype, state: object) -> tuple[Any, ...] | None:
+    """The state to give: the one that the dtype's name implies, in the byte order that the file states. None if it differs."""
+    own = np.dtype(dtype.str).__reduce__()[2]  # type: ignore[index]
+    if not isinstance(state, tuple) or len(state) != len(own) or state[0] != own[0] or state[2:] != own[2:]:
+        return None
+    if state[1] != own[1] and (state[1] not in ("<", ">") or own[1] not in ("<", ">")):
+        return None
+    return (own[0], state[1], *own[2:])
+
+
+def _array_state(state: object) -> tuple[Any, ...] | None:
+    """The state to give: version, shape, dtype, order, and as much content as the shape says. None if it is another."""
+    if not isinstance(state, tuple) or len(state) != 5:
+        return None
+    _, shape, dtype, fortran, content = state
+    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
+        return None
+    if not isinstance(dtype, np.dtype):
+        return None
+    items = math.prod(shape)
+    whole = type(content) is list and len(content) == items
+    if not dtype.hasobject:
+        whole = type(content) in (bytes, str) and len(content) == items * dtype.itemsize
+    return (1, shape, dtype, bool(fortran), content) if whole else None
+
+
 def _allowed() -> dict[tuple[str, str], Any]:
     names: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): _ArrayClass,
@@ -59,13 +96,12 @@ def _allowed() -> dict[tuple[str, str], Any]:
         ("_codecs", "encode"): _bytes_of,
         ("collections", "OrderedDict"): OrderedDict,
     }
-    # numpy 1 and numpy 2 name the same functions by different modules. They are taken from what numpy itself would
-    # write, so that none of its private modules is imported here.
+    # numpy 1 and numpy 2 name the same functions by different modules. What is called is taken from what numpy itself
+    # would write, so that none of its private modules is imported here.
     frombuffer = np.zeros(1).__reduce_ex__(5)[0]
-    scalar = np.float64(1.0).__reduce__()[0]
     for core in ("numpy.core", "numpy._core"):
         names[f"{core}.multiarray", "_reconstruct"] = _empty_array
-        names[f"{core}.multiarray", "scalar"] = scalar
+        names[f"{core}.multiarray", "scalar"] = _scalar
         names[f"{core}.numeric", "_frombuffer"] = frombuffer
     for kind in (dict, list, tuple, set, frozenset, bytes, bytearray, complex):
         for module in ("builtins", "__builtin__"):
@@ -113,14 +149,14 @@ class SafeUnpickler(pickle._Unpickler):
         state = self.stack.pop()  # type: ignore[attr-defined]
         target = self.stack[-1]  # type: ignore[attr-defined]
         if isinstance(target, np.dtype):
-            plain = isinstance(state, tuple) and len(state) in (8, 9) and state[2:5] == (None, None, None)
-            if not plain or state[5] not in (-1, target.itemsize) or state[7] != target.flags:
-                raise UserError(
-                    f"{self.path}: refused: the pickle asks for a dtype with fields or other flags than {target}'s"
-                )
-        elif not isinstance(target, np.ndarray):
-            raise UserError(f"{self.path}: refused: the pickle asks to set the state of a {type(target).__name__}")
-        target.__setstate__(state)
+            checked, wrong = _dtype_state(target, state), f"a dtype with fields or other flags than {target}"
+        elif isinstance(target, np.ndarray):
+            checked, wrong = _array_state(state), "an array whose content does not fill its shape"
+        else:
+            checked, wrong = None, f"the state of a {type(target).__name__}"
+        if checked is None:
+            raise UserError(f"{self.path}: refused: the pickle asks for {wrong}")
+        target.__setstate__(checked)
 
     dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 

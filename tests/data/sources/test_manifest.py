@@ -80,7 +80,7 @@ def test_a_csv_of_a_spreadsheet_with_a_mark_at_its_start_and_crlf_is_read(tmp_pa
 
 
 def test_a_jsonl_with_a_mark_at_its_start_and_blank_lines_is_read(tmp_path: Path) -> None:
-    path = jsonl(tmp_path, '﻿{"id": "a", "text": "hello"}', "", "  ", {"id": "b", "text": "you"})
+    path = jsonl(tmp_path, '\ufeff{"id": "a", "text": "hello"}', "", "  ", {"id": "b", "text": "you"})
     assert [u.id for u in read_manifest(path)] == ["a", "b"]
 
 

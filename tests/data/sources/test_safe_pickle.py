@@ -26,12 +26,12 @@ VALUES: list[Any] = [
     np.array(["ab", "中文"]),
     np.array([b"x"]),
     np.array([True, False]),
-    np.array(["2020-01-01"], dtype="M8[D]"),
     np.zeros((3, 2), dtype="V8"),
     np.float32(2.5),
     np.int64(-1),
     np.str_("中"),
-    np.datetime64("2020-01-01"),
+    np.bool_(True),
+    np.float16(0.5),
     np.dtype("float32"),
     {"a": [1, (2.5, None, True)], "b": {1, 2}, "c": frozenset([1]), "d": b"\xff", "e": bytearray(b"x"), "f": 1j, "g": "中"},
     collections.OrderedDict(a=1),
@@ -159,15 +159,31 @@ def test_bytes_cannot_become_pointers(tmp_path: Path) -> None:
         load_pickle(written(tmp_path / "bad.pkl", pickle.dumps(array)))
 
 
+@pytest.mark.parametrize("shape", [(4,), (-3,), (True,), [3], (2, 2)])
+def test_objects_are_not_read_beyond_their_list(tmp_path: Path, shape: Any) -> None:
+    reconstruct, arguments, _ = np.zeros(1).__reduce__()
+    array = Reduced(reconstruct, arguments, (1, shape, np.dtype(object), False, [1, 2, 3]))
+    with pytest.raises(UserError, match=r"bad\.pkl: refused: .* does not fill its shape"):
+        load_pickle(written(tmp_path / "bad.pkl", pickle.dumps(array)))
+
+
 def test_a_dtype_of_the_process_cannot_be_changed(tmp_path: Path) -> None:
     dtype = Reduced(np.dtype, ("f4", False, False), (3, ">", None, None, None, -1, -1, 0))
     assert load_pickle(written(tmp_path / "data.pkl", pickle.dumps(dtype))) == np.dtype(">f4")
     assert np.dtype("f4").isnative
 
 
-def test_structured_dtypes_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [[("a", "f4")], "M8[D]", "m8[s]"])
+def test_structured_dtypes_and_dates_are_refused(tmp_path: Path, dtype: Any) -> None:
     with pytest.raises(UserError, match=r"bad\.pkl.*dtype"):
-        load_pickle(written(tmp_path / "bad.pkl", pickle.dumps(np.zeros(1, dtype=[("a", "f4")]))))
+        load_pickle(written(tmp_path / "bad.pkl", pickle.dumps(np.zeros(1, dtype=dtype))))
+
+
+def test_a_state_of_dates_without_its_unit_is_refused(tmp_path: Path) -> None:
+    """numpy crashes on it."""
+    dtype = Reduced(np.dtype, ("M8", False, True), (4, "<", None, None, None, -1, -1, 0))
+    with pytest.raises(UserError, match=r"bad\.pkl.*dtype"):
+        load_pickle(written(tmp_path / "bad.pkl", pickle.dumps(dtype)))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x04]", pickle.dumps(np.ones(9))[:-20], b"\x80\x09."])

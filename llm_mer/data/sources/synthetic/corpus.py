@@ -47,6 +47,8 @@ class CorpusConfig:
         unknown = sorted(set(self.languages) - {"en", "zh"})
         if unknown or not self.languages:
             raise UserError(f"languages: {self.languages} holds {unknown or 'nothing'}; choose from en, zh")
+        if len(set(self.languages)) < len(self.languages):
+            raise UserError(f"languages: {self.languages} names one twice")
         if self.utterances_per_language < 60:
             raise UserError(f"utterances_per_language is {self.utterances_per_language}; at least 60 fill the three splits")
         if self.size < 48 or self.size % 2:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,43 +56,62 @@ class Voice:
 
 
 class Synthesiser:
-    """espeak-ng in this process. One per process: the library has global state."""
+    """espeak-ng in this process, one utterance at a time.
+
+    The library seeds its noise from the clock and its oscillators go on from the utterance before, also past
+    ``espeak_Terminate``. It is therefore loaded afresh for every utterance (some 10 ms), so that an utterance follows
+    from its arguments alone.
+    """
 
     def __init__(self) -> None:
         try:
             import espeakng_loader
         except ImportError:
             raise UserError("speaking needs espeakng-loader: pip install 'llm-mer[media]'") from None
-        self._library: Any = ctypes.CDLL(espeakng_loader.get_library_path())
-        data = str(Path(espeakng_loader.get_data_path()).parent)
-        self.rate = int(self._library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), 0))
-        if self.rate <= 0:
-            raise UserError(f"espeak-ng could not be started with the data in {data}")
-        self._blocks: list[np.ndarray] = []
+        self._path = espeakng_loader.get_library_path()
+        self._data = str(Path(espeakng_loader.get_data_path()).parent)
+        with self._loaded() as (_, rate):
+            self.rate = rate
+
+    @contextmanager
+    def _loaded(self) -> Iterator[tuple[Any, int]]:
+        library = ctypes.CDLL(self._path)
+        try:
+            rate = int(library.espeak_Initialize(SYNCHRONOUS, 0, self._data.encode(), 0))
+            if rate <= 0:
+                raise UserError(f"espeak-ng could not be started with the data in {self._data}")
+            yield library, rate
+            library.espeak_Terminate()
+        finally:
+            _ctypes.dlclose(library._handle)
+
+    def say(
+        self, text: str, language: str, variant: str, rate: float, pitch: float, pitch_range: float, seed: int = 0
+    ) -> np.ndarray:
+        """Speech as float32 in [-1, 1] at :attr:`rate`. Raises :class:`UserError` when the voice does not exist."""
+        blocks: list[np.ndarray] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
         def collect(samples: Any, count: int, _events: Any) -> int:
             if samples and count > 0:
-                self._blocks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+                blocks.append(np.ctypeslib.as_array(samples, (count,)).copy())
             return 0
 
-        self._callback = kind(collect)  # kept: the library holds a bare pointer to it
-        self._library.espeak_SetSynthCallback(self._callback)
-
-    def say(self, text: str, language: str, variant: str, rate: float, pitch: float, pitch_range: float) -> np.ndarray:
-        """Speech as float32 in [-1, 1] at :attr:`rate`. Raises :class:`UserError` when the voice does not exist."""
+        callback = kind(collect)  # kept: the library holds a bare pointer to it
         name = f"{VOICES[language]}+{variant}"
-        if self._library.espeak_SetVoiceByName(name.encode()) != 0:
-            raise UserError(f"espeak-ng has no voice {name!r}")
-        for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, pitch_range), (VOLUME, 100)):
-            self._library.espeak_SetParameter(parameter, round(value), 0)
-        self._blocks.clear()
-        data = text.encode() + b"\0"
-        self._library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 1, 0, UTF8, None, None)
-        self._library.espeak_Synchronize()
-        if not self._blocks:
+        with self._loaded() as (library, _):
+            library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
+            library.espeak_SetSynthCallback(callback)
+            if library.espeak_SetVoiceByName(name.encode()) != 0:
+                raise UserError(f"espeak-ng has no voice {name!r}")
+            for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, pitch_range), (VOLUME, 100)):
+                library.espeak_SetParameter(parameter, round(value), 0)
+            data = text.encode() + b"\0"
+            library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 1, 0, UTF8, None, None)
+            library.espeak_Synchronize()
+        if not blocks:
             raise UserError(f"espeak-ng said nothing for {text!r}")
-        return np.concatenate(self._blocks).astype(np.float32) / 32768.0
+        return np.concatenate(blocks).astype(np.float32) / 32768.0
 
 
 def trim(samples: np.ndarray, threshold: float = 0.005) -> np.ndarray:
@@ -124,7 +146,8 @@ def speak(
     loudness = voice.loudness * factor(shape.loudness, 0.12 * jitter[3])
     pause = shape.pause * scale
     parts = split_in_two(text, language) if pause > 0.05 else [text]
-    spoken = [trim(synthesiser.say(part, language, voice.variant, rate, pitch, pitch_range)) for part in parts]
+    noise = int(np.random.SeedSequence(seed).generate_state(1)[0]) >> 1
+    spoken = [trim(synthesiser.say(part, language, voice.variant, rate, pitch, pitch_range, noise)) for part in parts]
     gap = np.zeros(int(pause * synthesiser.rate), dtype=np.float32)
     joined = spoken[0] if len(spoken) == 1 else np.concatenate([spoken[0], gap, spoken[1]])
     if shape.tremor:

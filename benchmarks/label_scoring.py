@@ -1,0 +1,124 @@
+"""What does scoring every admissible answer cost, against one prefill of the same prompts and against greedy decoding?
+
+Aim: at most 1.1 × one prefill. ``LabelScorer`` makes one prefix pass and packs all answers behind it under a tree mask. It
+is timed over 7 labels of one to three tokens and over the 61 scores from -3.0 to 3.0 written digit by digit, against the
+prefix pass alone (with logits at the last position), greedy ``generate`` of as many tokens as the longest answer has, and
+one full forward per answer, with which its scores must agree.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable
+
+import torch
+from common import (
+    PSEUDO_TOKENS,
+    Size,
+    alternate,
+    backbone,
+    mer_batch,
+    mer_model,
+    milliseconds,
+    options,
+    ratio,
+    report,
+    threads,
+)
+from torch import Tensor
+
+from llm_mer.decoding.labels import LabelScorer
+from llm_mer.modeling import MerForConditionalGeneration
+from llm_mer.tasks import builtin_tasks
+
+END = 2
+LABELS = [[101], [102], [103], [104, 105], [106, 107], [106, 108], [109, 110, 111]]
+
+
+def scores() -> list[list[int]]:
+    """The grid of the ``sentiment`` task, one token for each character (SentencePiece with split digits does this)."""
+    task = builtin_tasks()["sentiment"]
+    return [[200 + ord(character) for character in task.format_score(value)] for value in task.grid()]
+
+
+@torch.no_grad()
+def prefill(model: MerForConditionalGeneration, inputs: dict[str, Tensor]) -> Tensor:
+    """One pass over the prompts that fills the cache, and log-probabilities of the next token."""
+    hidden = model.model(**inputs, use_cache=True).last_hidden_state[:, -1]
+    return torch.log_softmax(model.lm_head(hidden), dim=-1)
+
+
+@torch.no_grad()
+def brute_force(model: MerForConditionalGeneration, inputs: dict[str, Tensor], answers: list[list[int]]) -> Tensor:
+    """One full forward per answer: ``(B, C)``."""
+    rows, length = inputs["input_ids"].shape
+    columns = []
+    for answer in answers:
+        tokens = torch.tensor([*answer, END])
+        extended = dict(inputs)
+        extended["input_ids"] = torch.cat([inputs["input_ids"], tokens.expand(rows, -1)], dim=1)
+        extended["attention_mask"] = torch.ones_like(extended["input_ids"])
+        extended["pseudo_token_mask"] = torch.nn.functional.pad(inputs["pseudo_token_mask"], (0, len(tokens)))
+        hidden = model.model(**extended, use_cache=False).last_hidden_state[:, length - 1 : -1]
+        chosen = torch.log_softmax(model.lm_head(hidden), dim=-1).gather(2, tokens.expand(rows, -1)[..., None])
+        columns.append(chosen.sum(dim=(1, 2)))
+    return torch.stack(columns, dim=1)
+
+
+def measure(
+    model: MerForConditionalGeneration, inputs: dict[str, Tensor], answers: list[list[int]], repetitions: int
+) -> list[str]:
+    """The cells of one row."""
+    scorer = LabelScorer(model, answers, END)
+    longest = max(map(len, answers)) + 1
+    limits = {"max_new_tokens": longest, "min_new_tokens": longest, "do_sample": False}
+    sides: dict[str, Callable[[], object]] = {
+        "scorer": lambda: scorer.score(inputs),
+        "prefill": lambda: prefill(model, inputs),
+        "greedy": lambda: model.generate(**inputs, **limits),
+    }
+    taken = alternate(sides, repetitions)
+    checked = answers if len(answers) < 10 else answers[:: len(answers) // 6]
+    found: list[Tensor] = []
+    once = alternate({"brute": lambda: found.append(brute_force(model, inputs, checked))}, 1, warmup=0)["brute"][0]
+    brute = once * len(answers) / len(checked)
+    chosen = scorer.score(inputs)[:, [answers.index(answer) for answer in checked]]
+    times = [milliseconds(taken[side]) for side in sides] + [f"{1000 * brute:.0f}"]
+    ratios = [ratio(taken["scorer"], taken["prefill"]), ratio(taken["scorer"], taken["greedy"])]
+    ratios.append(statistics.median(taken["scorer"]) / brute)
+    difference = float((chosen - found[0]).abs().max())
+    return [str(len(scorer.tree.tokens)), *times, *(f"{value:.2f} ×" for value in ratios), f"{difference:.1e}"]
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--rows", type=int, default=32, help="prompts in a batch")
+    parser.add_argument("--repetitions", type=int, default=9)
+    arguments = parser.parse_args()
+    plan = [(Size(), 96), (Size(), 259), (Size(8, 512), 259)]
+    rows, repetitions = arguments.rows, arguments.repetitions
+    if arguments.quick:
+        plan, rows, repetitions = [(Size(2, 128, 4000), 64)], 4, 2
+    table = []
+    with threads(arguments.threads):
+        for size, tokens in plan:
+            model = mer_model(backbone(size)).eval()
+            inputs = mer_batch(size, rows, tokens, answer=False)
+            for name, answers in (("7 labels", LABELS), ("61 scores", scores())):
+                table.append([str(size), tokens, name, *measure(model, inputs, answers, repetitions)])
+                print(*table[-1], file=sys.stderr, flush=True)
+    head = ["layers × size", "prompt", "answers", "packed positions", "scoring, ms", "prefill, ms", "greedy, ms"]
+    head += ["one forward per answer, ms", "÷ prefill", "÷ greedy", "÷ one forward per answer", "largest difference"]
+    notes = (
+        f"Batch {rows}, vocabulary {plan[0][0].vocabulary}, {PSEUDO_TOKENS} pseudo tokens of EGMF (each pass over the prompt "
+        f"runs the adapter), {arguments.threads} thread(s), float32, random weights; processor time, medians, sides in turn. "
+        "Labels have 1, 1, 1, 2, 2, 2 and 3 tokens; every answer is closed by the end token. Greedy decoding makes as many "
+        "tokens as the longest answer has, its end included. One forward per answer was timed over all 7 labels, and over "
+        "every tenth score and scaled. `largest difference` is between log-probabilities of whole answers."
+    )
+    report("label_scoring", __doc__, head, table, notes, arguments.quick)
+
+
+if __name__ == "__main__":
+    main()
