@@ -115,7 +115,7 @@ def mer_batch(size: Size, rows: int, tokens: int, adapter: str = "egmf", answer:
     return batch
 
 
-def alternate(sides: dict[str, Callable[[], object]], repetitions: int, warmup: int = 2) -> dict[str, list[float]]:
+def alternate(sides: dict[str, Callable[[], object]], repetitions: int, warmup: int = 1) -> dict[str, list[float]]:
     """CPU seconds of each side, taken in turn: ``{name: [seconds]}``.
 
     Processor time of this process, not wall time: with one thread the two agree on an idle machine, and waiting for a

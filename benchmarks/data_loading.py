@@ -127,9 +127,9 @@ def main() -> None:
     head = ["data", "utterances", "store, MB", "written a second", "opening, s", "read a second"]
     head += ["index, MB", "grown while reading, MB", "file pages mapped, MB"]
     notes = (
-        f"One core, processor time; {batches} batches of {BATCH} at random with replacement, 5 % of them before the clock and "
-        "`grown while reading` begin; the file was in the page cache. `index` is what opening adds to anonymous memory: ids, "
-        "labels and turns of every utterance, one question each, no features."
+        f"One core, processor time; {batches} batches of {BATCH} at random with replacement, 5 % of them before the clock "
+        "and `grown while reading` begin; the file was in the page cache. `index` is what opening adds to anonymous memory: "
+        "ids, labels and turns of every utterance, one question each, no features."
     )
     report("data_loading", __doc__, head, table, notes, arguments.quick)
 

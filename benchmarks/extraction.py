@@ -6,6 +6,7 @@ The corpus is made in a temporary folder by the project's own generator (clips o
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 import tempfile
 import time
@@ -62,54 +63,55 @@ def on_one_core(descriptor: str, utterances: list[Utterance]) -> float:
     return time.process_time() - began
 
 
-def with_workers(descriptor: str, utterances: list[Utterance], repeats: int, folder: Path) -> float:
-    """Wall seconds of the whole ``extract`` call with two workers over ``repeats`` copies of the utterances."""
-    copies = [replace(u, id=f"{u.id}-{i}") for i in range(repeats) for u in utterances]
-    settings = settings_of(descriptor)
-    config = ExtractConfig(**settings.to_dict(), output=str(folder), workers=2)
-    began = time.perf_counter()
-    extract(config, copies, progress=False)
-    return time.perf_counter() - began
+def with_workers(descriptor: str, utterances: list[Utterance], copies: int, folder: Path) -> tuple[float, float]:
+    """Wall seconds of a whole ``extract`` call with two workers, and processor seconds of the workers."""
+    several = [replace(u, id=f"{u.id}-{i}") for i in range(copies) for u in utterances]
+    config = ExtractConfig(**settings_of(descriptor).to_dict(), output=str(folder), workers=2)
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    extract(config, several, progress=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - began, used
 
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--repeats", type=int, default=8, help="copies of the corpus for the two workers")
+    parser.add_argument("--copies", type=int, default=5, help="copies of the corpus for the two workers")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
+    copies, quick = arguments.copies, arguments.quick
     table = []
     with tempfile.TemporaryDirectory() as scratch, threads(arguments.threads):
         cv2.setNumThreads(arguments.threads)
-        config = CorpusConfig(output=f"{scratch}/corpus", utterances_per_language=60, languages=["en"])
+        config = CorpusConfig(output=f"{scratch}/corpus", utterances_per_language=60, languages=["en"], workers=1)
         utterances = list(read_manifest(make_corpus(config, progress=False)))
-        utterances = utterances[:8] if arguments.quick else utterances
+        utterances = utterances[:8] if quick else utterances
         sets = {f"{config.size} × {config.size}, {config.fps} a second": utterances}
-        if not arguments.quick:
-            sets[f"{LARGE} × {LARGE}, 24 a second"] = enlarge(utterances[:16], Path(scratch) / "large")
+        if not quick:
+            sets[f"{LARGE} × {LARGE}, 24 a second"] = enlarge(utterances[:12], Path(scratch) / "large")
         for name, clips in sets.items():
             total = seconds_of(clips)
-            for descriptor in ("egemaps", "librosa", "hog_flow"):
-                one = min(on_one_core(descriptor, clips) for _ in range(1 if arguments.quick else 3))
+            for descriptor in ("egemaps", "librosa", "hog_flow") if clips is utterances else ("hog_flow",):
+                one = min(on_one_core(descriptor, clips) for _ in range(1 if quick else 3))
                 row = [descriptor, name, len(clips), f"{total:.0f}", f"{total / one:.0f} ×"]
-                if arguments.quick:
+                if quick:
                     row += ["", "", ""]
                 else:
-                    few, many = (
-                        with_workers(descriptor, clips, n, Path(scratch) / f"store{n}") for n in (1, arguments.repeats)
-                    )
-                    extra = (arguments.repeats - 1) * total
-                    row += [f"{arguments.repeats * total / many:.0f} ×", f"{extra / (many - few):.0f} ×"]
-                    row += [f"{few - (many - few) / (arguments.repeats - 1):.1f}"]
+                    _, few = with_workers(descriptor, clips, 1, Path(scratch) / "store1")
+                    wall, many = with_workers(descriptor, clips, copies, Path(scratch) / "store")
+                    each = (many - few) / (copies - 1)
+                    row += [f"{2 * total / each:.0f} ×", f"{few - each:.0f}", f"{copies * total / wall:.0f} ×"]
                 table.append(row)
                 print(*row, file=sys.stderr, flush=True)
-    head = ["descriptor", "pictures", "clips", "seconds of sound", "one core", "two workers, whole command"]
-    head += ["two workers, once started", "start, s"]
+    head = ["descriptor", "pictures", "clips", "seconds of sound", "one core"]
+    head += ["two workers, both cores free", "start of both, s", "two workers, whole command, this machine's load"]
     notes = (
-        "× real time: seconds of sound by seconds of work. `one core` is processor time without start-up, best of three; "
-        f"the two workers are timed by wall clock (other work shared the cores) over {arguments.repeats} copies of the clips, the "
-        "store written included. `start` is what remains for no clips at all: two processes importing the libraries."
+        "× real time: seconds of sound by seconds of work. `one core` is processor time without start-up, best of three. "
+        "`both cores free` is twice the sound by the two workers' processor time, start-up (spawning and importing, its "
+        f"processor time beside it) taken off by the difference of {copies} copies of the clips and one. `whole command` is "
+        f"wall time over {copies} copies with start-up and the written store, while other work held the cores."
     )
-    report("extraction", __doc__, head, table, notes, arguments.quick)
+    report("extraction", __doc__, head, table, notes, quick)
 
 
 if __name__ == "__main__":

@@ -93,8 +93,8 @@ def measure(
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--rows", type=int, default=32, help="prompts in a batch")
-    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--rows", type=int, default=16, help="prompts in a batch")
+    parser.add_argument("--repetitions", type=int, default=5)
     arguments = parser.parse_args()
     plan = [(Size(), 96), (Size(), 259), (Size(8, 512), 259)]
     rows, repetitions = arguments.rows, arguments.repetitions
@@ -111,11 +111,11 @@ def main() -> None:
     head = ["layers × size", "prompt", "answers", "packed positions", "scoring, ms", "prefill, ms", "greedy, ms"]
     head += ["one forward per answer, ms", "÷ prefill", "÷ greedy", "÷ one forward per answer", "largest difference"]
     notes = (
-        f"Batch {rows}, vocabulary {plan[0][0].vocabulary}, {PSEUDO_TOKENS} pseudo tokens of EGMF (each pass over the prompt "
-        f"runs the adapter), {arguments.threads} thread(s), float32, random weights; processor time, medians, sides in turn. "
-        "Labels have 1, 1, 1, 2, 2, 2 and 3 tokens; every answer is closed by the end token. Greedy decoding makes as many "
-        "tokens as the longest answer has, its end included. One forward per answer was timed over all 7 labels, and over "
-        "every tenth score and scaled. `largest difference` is between log-probabilities of whole answers."
+        f"Batch {rows}, vocabulary {plan[0][0].vocabulary}, {PSEUDO_TOKENS} pseudo tokens of EGMF (each pass over the "
+        f"prompt runs the adapter), {arguments.threads} thread(s), float32, random weights; processor time, medians, sides "
+        "in turn. Labels have 1, 1, 1, 2, 2, 2 and 3 tokens; every answer is closed by the end token. Greedy decoding makes "
+        "as many tokens as the longest answer has, its end included. One forward per answer was timed over all 7 labels, "
+        "and over every tenth score and scaled. `largest difference` is between log-probabilities of whole answers."
     )
     report("label_scoring", __doc__, head, table, notes, arguments.quick)
 

@@ -68,9 +68,9 @@ def main() -> None:
     head += ["added, all logits, MB", "peak, ours, MB", "peak, all logits, MB", "ours ÷ all, added", "ours ÷ all, peak"]
     copies = ", ".join(f"{rows * tokens * 4 * v / 2**20:.0f} MB at {v:,}" for v in VOCABULARIES)
     notes = (
-        f"{shape} Llama, batch {rows}, {tokens} positions a row, 3 of them answers, float32, LoRA and AdamW; ours with EGMF. "
-        "`before` holds Python, the libraries, the weights (the embedding table is most of them at a large vocabulary) and "
-        f"the batch. One copy of all logits is {copies}."
+        f"{shape} Llama, batch {rows}, {tokens} positions a row, 3 of them answers, float32, LoRA and AdamW; ours with "
+        "EGMF. `before` holds Python, the libraries, the weights (at a large vocabulary mostly the embedding table) and the "
+        f"batch. One copy of all logits is {copies}."
     )
     report("vocabulary_memory", __doc__, head, table, notes, arguments.quick)
 

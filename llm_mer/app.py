@@ -18,7 +18,9 @@ class DemoConfig:
     """Options of ``llm-mer demo``."""
 
     checkpoint: str = field(default="", metadata={"help": "folder written by finetune.py", "required": True})
-    host: str = field(default="127.0.0.1", metadata={"help": "address to serve on; the default is reachable from this machine only"})
+    host: str = field(
+        default="127.0.0.1", metadata={"help": "address to serve on; the default is reachable from this machine only"}
+    )
     port: int = field(default=7860, metadata={"help": "port"})
     backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
 
@@ -48,7 +50,11 @@ def answer(
         if prediction.interval is None and prediction.probabilities:
             labels = labels or prediction.probabilities
         else:
-            between = "" if prediction.interval is None else f", 80 % between {prediction.interval[0]} and {prediction.interval[1]}"
+            between = (
+                ""
+                if prediction.interval is None
+                else f", 80 % between {prediction.interval[0]} and {prediction.interval[1]}"
+            )
             scores.append(f"{prediction.task}: {prediction.value}{between}")
     return labels, "\n".join(scores), predictions[0].diagnostics
 

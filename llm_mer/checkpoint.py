@@ -78,12 +78,19 @@ class CheckpointDescription:
         path = folder / DESCRIPTION_FILE
         if not path.is_file():
             raise UserError(f"{folder}: no {DESCRIPTION_FILE}; it is not a checkpoint written by finetune.py")
-        entry = json.loads(path.read_text(encoding="utf-8"))
-        if entry.get("format") != FORMAT_VERSION:
-            raise UserError(f"{path}: format {entry.get('format')!r}, this program reads {FORMAT_VERSION}")
-        if entry["backbone"] is not None:
-            entry["backbone"] = BackboneReference(**entry["backbone"])
-        return cls(**entry)
+        try:
+            entry = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: damaged or cut off, not JSON: {error}") from None
+        found = entry.get("format") if isinstance(entry, dict) else None
+        if found != FORMAT_VERSION:
+            raise UserError(f"{path}: format {found!r}, this program reads {FORMAT_VERSION}")
+        try:
+            if entry["backbone"] is not None:
+                entry["backbone"] = BackboneReference(**entry["backbone"])
+            return cls(**entry)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: damaged or edited: {error}") from None
 
 
 def stack_versions() -> dict[str, str]:
@@ -101,7 +108,10 @@ def stack_versions() -> dict[str, str]:
 def folder_fingerprint(folder: Path) -> str:
     """SHA-256 over ``config.json`` and every weight file of a local backbone."""
     digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UserError(f"backbone: {folder} has no config.json; a backbone folder is one written by save_pretrained")
+    for path in sorted([config, *folder.glob("*.safetensors")]):
         digest.update(path.name.encode())
         with path.open("rb") as stream:
             while block := stream.read(1 << 20):
@@ -126,6 +136,25 @@ def reference_backbone(source: str, output: Path, save: str, quantization: str, 
     return BackboneReference(path.name, folder, fingerprint, quantization, dtype)
 
 
+def check_backbone(reference: BackboneReference | None, source: str, checkpoint: str) -> None:
+    """Refuse a backbone that is not the one a checkpoint was trained on, naming both fingerprints.
+
+    Raises:
+        UserError: other weights or configuration, or a checkpoint of an adapter alone. What came from the hub, or goes
+            there, has no fingerprint and is taken at its word.
+    """
+    if reference is None:
+        raise UserError(f"{checkpoint} holds an adapter alone, trained with --backbone none; {source!r} has no place in it")
+    if reference.fingerprint is None or not Path(source).is_dir():
+        return
+    found = folder_fingerprint(Path(source))
+    if found != reference.fingerprint:
+        raise UserError(
+            f"{source}: fingerprint {found[:12]}…, but {checkpoint} was trained on a backbone with "
+            f"{reference.fingerprint[:12]}…"
+        )
+
+
 def find_backbone(reference: BackboneReference, checkpoint: Path, override: str | None) -> str:
     """Where to load the backbone from: an override, the copy beside the checkpoint, or the hub name.
 
@@ -135,16 +164,11 @@ def find_backbone(reference: BackboneReference, checkpoint: Path, override: str 
     if override is None and reference.folder is not None:
         for base in (checkpoint, checkpoint.parent):
             if (base / reference.folder / "config.json").is_file():
+                check_backbone(reference, str(base / reference.folder), str(checkpoint))
                 return str(base / reference.folder)
         raise UserError(f"{checkpoint}: its backbone should lie in {reference.folder}/ here or one folder up; it does not")
     if override is not None:
-        if reference.fingerprint is not None and Path(override).is_dir():
-            found = folder_fingerprint(Path(override))
-            if found != reference.fingerprint:
-                raise UserError(
-                    f"{override}: fingerprint {found[:12]}…, but the checkpoint was trained on a backbone with "
-                    f"{reference.fingerprint[:12]}…"
-                )
+        check_backbone(reference, override, str(checkpoint))
         return override
     if reference.fingerprint is not None:
         raise UserError(
@@ -192,52 +216,89 @@ def load_checkpoint(folder: Path | str, backbone: str | None = None, device: str
         config = MerConfig(text_config=loaded.model.config, **{k: v for k, v in entry.items() if k != "text_config"})
         base = MerForConditionalGeneration.from_backbone(loaded.model, config)
         model = load_adapter_weights(base, folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = load_tokenizer(folder)
     processor = MerProcessor.from_dict(description.processor, tokenizer)
     if description.backbone is None or description.backbone.quantization == "none":
         model = model.to(device)
     return LoadedCheckpoint(model.eval(), processor, description)
 
 
-def _tolerated(model: torch.nn.Module, keys: list[str]) -> list[str]:
-    """Missing keys that matter: those an inference checkpoint leaves out on purpose are no loss."""
-    prefixes = fusion_adapter_of(model).training_only_parameters()
-    return [key for key in keys if not any(f".{prefix}" in f".{key}" for prefix in prefixes)]
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the weights. Raises :class:`UserError` when its files are missing or damaged."""
+    if not (folder / "tokenizer_config.json").is_file():
+        raise UserError(f"{folder}: no tokenizer_config.json; the checkpoint is incomplete")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # a damaged file surfaces as whatever its reader raises
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{folder}: the tokenizer's files are missing or damaged: {reason}") from error
+    return tokenizer
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file. Raises :class:`UserError` when it is missing or cut off."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"{path.parent}: no {path.name}")
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or cut off: {error}") from None
+
+
+def fits(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Size], model: torch.nn.Module) -> None:
+    """Compare weights with what the model expects; those that only training needs may be missing.
+
+    Raises:
+        UserError: naming missing and unexpected weights, or one of another shape.
+    """
+    prefixes = fusion_adapter_of(model).training_only_parameters()  # type: ignore[operator]
+    missing = sorted(
+        name
+        for name in expected
+        if name not in state and not any(f".{prefix}" in f".{name}" for prefix in prefixes)  # type: ignore[union-attr]
+    )
+    unexpected = sorted(set(state) - set(expected))
+    if missing or unexpected:
+        raise UserError(f"{path}: weights do not fit the description: missing {missing[:4]}, unexpected {unexpected[:4]}")
+    for name, value in state.items():
+        if value.shape != expected[name]:
+            raise UserError(
+                f"{path}: {name} has shape {tuple(value.shape)}, the description asks for {tuple(expected[name])}"
+            )
 
 
 def load_adapter_weights(base: MerForConditionalGeneration, folder: Path) -> torch.nn.Module:
     """LoRA and fusion-adapter weights of a PEFT checkpoint onto a fresh base. Raises ``UserError`` when they do not fit."""
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-    from safetensors.torch import load_file
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        raise UserError(f"{folder}: no adapter_model.safetensors")
-    peft_config = PeftConfig.from_pretrained(str(folder))
+    state = read_weights(path)
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: no adapter_config.json; the checkpoint is incomplete")
+    try:
+        peft_config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'adapter_config.json'}: damaged: {error}") from None
     peft_config.inference_mode = True
     model = get_peft_model(base, peft_config)
-    state = load_file(path)
-    result = set_peft_model_state_dict(model, state)
-    expected = [k for k in result.missing_keys if "lora_" in k or "modules_to_save" in k]
-    missing = _tolerated(model, expected)
-    if missing or result.unexpected_keys:
-        raise UserError(
-            f"{path}: weights do not fit the description: missing {missing[:4]}, unexpected {list(result.unexpected_keys)[:4]}"
-        )
+    # What an inference checkpoint leaves out on purpose keeps its fresh values: PEFT itself fails on a missing key.
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    fits(path, state, {name: value.shape for name, value in own.items()}, model)
+    set_peft_model_state_dict(model, {**own, **state})
     return model
 
 
 def load_head_weights(model: torch.nn.Module, folder: Path) -> None:
     """Weights of an adapter alone."""
-    from safetensors.torch import load_file
-
     path = folder / "model.safetensors"
-    if not path.is_file():
-        raise UserError(f"{folder}: no model.safetensors")
-    result = model.load_state_dict(load_file(path), strict=False)
-    missing = _tolerated(model, list(result.missing_keys))
-    if missing or result.unexpected_keys:
-        raise UserError(f"{path}: missing {missing[:4]}, unexpected {list(result.unexpected_keys)[:4]}")
+    state = read_weights(path)
+    fits(path, state, {name: value.shape for name, value in model.state_dict().items()}, model)
+    model.load_state_dict(state, strict=False)
 
 
 def drop_training_only(folder: Path, prefixes: tuple[str, ...]) -> int:

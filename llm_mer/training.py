@@ -21,8 +21,10 @@ from llm_mer.adapters import adapter_class
 from llm_mer.adapters.base import MODALITIES, FusionAdapter
 from llm_mer.checkpoint import (
     CheckpointDescription,
+    check_backbone,
     drop_training_only,
     load_adapter_weights,
+    load_head_weights,
     reference_backbone,
     stack_versions,
 )
@@ -390,12 +392,17 @@ def prepare_data(arguments: DataArguments, model: ModelArguments) -> RunData:
             )
     evaluation = dataset(arguments.eval_split, arguments.limit_eval) if arguments.eval_split in splits else None
     if model.backbone != "none":
-        templates = load_prompts(arguments.prompts)
-        for task in tasks:
-            for language in sorted({train._language[q.row] for q in train.questions if q.task is task}):
-                select_prompt(templates, task, language)
+        check_prompts(train, arguments.prompts)
     sizes, statistics = measure_features(train)
     return RunData(train, evaluation, tasks, sizes, statistics, fingerprint, description)
+
+
+def check_prompts(dataset: MerDataset, prompts: Sequence[str]) -> None:
+    """Every task and language of the questions needs a template. Raises :class:`UserError` naming the one without."""
+    templates = load_prompts(prompts)
+    for task in dataset.tasks:
+        for language in sorted({dataset._language[q.row] for q in dataset.questions if q.task is task}):
+            select_prompt(templates, task, language)
 
 
 def measure_features(train: MerDataset) -> tuple[dict[str, int], dict[str, FeatureStatistics]]:
@@ -467,6 +474,7 @@ def build_model(
     """Backbone, adapter and processor; LoRA and the adapter are trainable, the backbone is not."""
     torch.manual_seed(seed)
     alone = model.backbone == "none"
+    initial = CheckpointDescription.load(Path(model.init_checkpoint)) if model.init_checkpoint else None
     class_task = next((t for t in run.tasks if t.kind == "classification"), None)
     score_task = next((t for t in run.tasks if t.kind == "regression"), None)
     derived: dict[str, Any] = {
@@ -482,6 +490,8 @@ def build_model(
         from llm_mer.backbones.loading import embedding_norm, load_backbone
 
         source = resolve_backbone(model.backbone)
+        if initial is not None:
+            check_backbone(initial.backbone, source, model.init_checkpoint or "")
         dtype = model.dtype
         if dtype == "auto":
             dtype = "bfloat16" if torch.cuda.is_available() else "float32"
@@ -525,6 +535,8 @@ def build_model(
         )
         if backbone is None:
             built: Any = MerHeadModel(config)
+            if model.init_checkpoint:
+                load_head_weights(built, Path(model.init_checkpoint))
             return BuiltModel(built, processor, None)
         base = MerForConditionalGeneration.from_backbone(backbone, config)
     except ValueError as error:
@@ -606,6 +618,9 @@ def describe_run(
             built.backbone_source, output, save, model.quantization, str(dtype).removeprefix("torch.")
         )
     config = conditional_generation_of(built.model).config
+    text_config = config.text_config.to_dict() if config.text_config is not None else None
+    if text_config is not None:
+        text_config.pop("_name_or_path", None)  # a folder of this machine says nothing elsewhere
     baselines: dict[str, dict[str, Any]] = {}
     shifts: dict[str, float] = {}
     for task in run.tasks:
@@ -629,7 +644,7 @@ def describe_run(
             baselines[task.name] = {"mean": float(scores.mean()), "median": float(np.median(scores)), "n": len(scores)}
     return CheckpointDescription(
         model={
-            "text_config": config.text_config.to_dict() if config.text_config is not None else None,
+            "text_config": text_config,
             "adapter": config.adapter,
             "adapter_config": config.adapter_config,
             "text_source": config.text_source,
@@ -672,20 +687,23 @@ def build_trainer(
 ) -> MerTrainer | HeadTrainer:
     """Everything up to ``train()``: checked data, model, collator, trainer."""
     loss_weights = check_loss_weights(model)
+    build_adapter_config(model.adapter, adapter_options)
     run = prepare_data(data, model)
+    if training.eval_strategy != "no":
+        if run.evaluation is None or len(run.evaluation) == 0:
+            raise UserError(
+                f"{data.data}: no split {data.eval_split!r} to evaluate on; set eval_strategy: no, "
+                "load_best_model_at_end: false to train without"
+            )
+        if model.backbone != "none":
+            check_prompts(run.evaluation, data.prompts)
     built = build_model(run, data, model, adapter_options, training.seed)
     description = describe_run(run, built, data, model, training, loss_weights)
     adapter = fusion_adapter_of(built.model)
     assert isinstance(adapter, FusionAdapter)
     collator = MerCollator(run.train, built.processor, adapter.uses_context)
     callbacks: list[TrainerCallback] = []
-    if run.evaluation is None or len(run.evaluation) == 0:
-        if training.eval_strategy != "no":
-            raise UserError(
-                f"{data.data}: no split {data.eval_split!r} to evaluate on; set eval_strategy: no, "
-                "load_best_model_at_end: false to train without"
-            )
-    elif training.early_stopping_patience is not None:
+    if training.eval_strategy != "no" and training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
     rows = Dataset.from_dict({"question": list(range(len(run.train)))})
     evaluation_rows = None
@@ -745,7 +763,21 @@ def parse_arguments(
         raise UserError(str(error)) from error
     if model.adapter != adapter:
         raise UserError(f"adapter: {model.adapter!r} and {adapter!r} were both named")
+    check_choices(data, model, options)
     return data, model, training, dataclasses.asdict(options)
+
+
+def check_choices(*groups: Any) -> None:
+    """Options with a closed set of values, wherever they came from (argparse checks the command line, not the YAML file).
+
+    Raises:
+        UserError: naming the option, its value and the choices.
+    """
+    for group in groups:
+        for entry in dataclasses.fields(group):
+            value, choices = getattr(group, entry.name), entry.metadata.get("choices")
+            if choices is not None and value not in choices:
+                raise UserError(f"{entry.name}: {value!r} is not one of {', '.join(map(str, choices))}")
 
 
 def _peek(arguments: list[str], name: str) -> str | None:

@@ -206,7 +206,7 @@ def trained(shared: Shared, backbones: dict[str, Path], store: Path) -> Path:
                 tasks=["emotion", "sentiment"],
                 auxiliary_head="true",
                 modality_dropout=0.1,
-                num_train_epochs=10,
+                num_train_epochs=12,
                 per_device_train_batch_size=16,
                 learning_rate="1e-2",
             )

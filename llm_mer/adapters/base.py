@@ -295,10 +295,10 @@ class FusionAdapter(nn.Module, ABC):
         """Project one modality to ``d``: ``(B, T_m, d)`` and its mask; a missing one is the learned stand-in, one step."""
         sequence = inputs.sequence(modality)
         projection = self.projections[modality]
+        assert isinstance(projection, ModalityProjection)
         if sequence is None:
-            projected: tuple[Tensor, Tensor] = projection.stand_in(inputs.batch_size)
-        else:
-            projected = projection(sequence.features, sequence.mask)
+            return projection.stand_in(inputs.batch_size)
+        projected: tuple[Tensor, Tensor] = projection(sequence.features, sequence.mask)
         return projected
 
     def select_modalities(self, inputs: FusionInputs) -> FusionInputs:

@@ -26,7 +26,6 @@ from llm_mer.evaluation.evaluate import (
     load_predictions,
     parse_conditions,
     save_predictions,
-    training_truth,
     under,
 )
 from llm_mer.evaluation.metrics import majority_baseline
@@ -331,7 +330,6 @@ def tabulate(config: CompareConfig, systems: Sequence[System], runs: dict[str, l
     for task_name, entry in first.tasks.items():
         task = Task.from_dict(task_name, entry)
         metric = HEADLINE[task.kind]
-        known = training_truth(task, first.baselines.get(task_name, {}))
         languages = sorted({p.language for p in loaded[reference][0][AS_IS]})
         for condition in conditions:
             for language in [*languages, *([EVERYTHING] if len(languages) > 1 else [])]:
@@ -339,7 +337,7 @@ def tabulate(config: CompareConfig, systems: Sequence[System], runs: dict[str, l
                     chosen = select(loaded, condition, task_name, language, subset)
                     for system in chosen:
                         cell, n, truth = make_row(chosen, system, reference, task, metric, config.resamples)
-                        baseline = float(majority_baseline(task, truth, known)[metric])
+                        baseline = float(majority_baseline(task, truth)[metric])
                         rows.append(
                             TableRow(
                                 system, condition, task_name, language, subset, metric, n, len(config.seeds), baseline, cell

@@ -68,8 +68,8 @@ class EvaluateConfig:
 class Row:
     """Scores of one condition, task, language and subset.
 
-    ``metrics`` as in METRICS of the task's convention, ``intervals`` 95 % bootstrap of the headline ones, ``baseline`` the
-    majority class or mean score of the training data on the same truths.
+    ``metrics`` as in METRICS of the task's convention, ``intervals`` 95 % bootstrap of the headline ones, ``baseline`` what
+    the row's own majority class or mean score would get: no constant answer does better on accuracy.
     """
 
     condition: str
@@ -225,7 +225,6 @@ def score_rows(
     condition: str,
     predictions: Sequence[Prediction],
     task: Task,
-    train_truth: Sequence[Any] | None,
     resamples: int,
     seed: int,
     use_parsed: bool = False,
@@ -259,20 +258,13 @@ def score_rows(
                     metrics["unparseable_rate"],
                     {k: float(v) for k, v in metrics.items() if k not in ("n", "unparseable_rate")},
                     headline_intervals(task, truth, values, resamples, seed),
-                    {k: float(v) for k, v in majority_baseline(task, truth, train_truth).items() if k != "n"},
+                    {k: float(v) for k, v in majority_baseline(task, truth).items() if k != "n"},
                 )
             )
     if len(languages) == 1:
         # A report asks for both languages together; with one language they are the same rows.
         rows += [dataclasses.replace(row, language=EVERYTHING) for row in list(rows)]
     return rows
-
-
-def training_truth(task: Task, baseline: dict[str, Any]) -> list[Any] | None:
-    """Stand-ins for the training truths from which the trivial answer follows (class counts, or the mean score)."""
-    if "counts" in baseline:
-        return [name for name, count in baseline["counts"].items() for _ in range(int(count))]
-    return [baseline["mean"]] if "mean" in baseline else None
 
 
 # --- the whole way ----------------------------------------------------------------------------------------------------
@@ -344,12 +336,11 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> tuple[Evaluation,
         warnings=diagnose(adapter, by_condition[AS_IS]),
     )
     for task in tasks:
-        known = training_truth(task, description.baselines.get(task.name, {}))
         for name, predictions in by_condition.items():
-            evaluation.rows += score_rows(name, predictions, task, known, config.resamples, config.seed)
+            evaluation.rows += score_rows(name, predictions, task, config.resamples, config.seed)
         if config.generate:
             evaluation.rows += score_rows(
-                GENERATION, by_condition[AS_IS], task, known, config.resamples, config.seed, use_parsed=True
+                GENERATION, by_condition[AS_IS], task, config.resamples, config.seed, use_parsed=True
             )
         if config.dialogue_decoder != "none" and task.kind == "classification":
             if task.name not in description.shift_probability:
@@ -357,7 +348,7 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> tuple[Evaluation,
             own = [p for p in by_condition[AS_IS] if p.task == task.name]
             decoded = decode_dialogues(own, task, description.shift_probability[task.name], config.dialogue_decoder)
             by_condition.setdefault(DIALOGUE, []).extend(decoded)
-            evaluation.rows += score_rows(DIALOGUE, decoded, task, known, config.resamples, config.seed)
+            evaluation.rows += score_rows(DIALOGUE, decoded, task, config.resamples, config.seed)
     return evaluation, by_condition
 
 

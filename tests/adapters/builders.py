@@ -162,7 +162,8 @@ def drop(inputs: FusionInputs, modalities: Iterable[str]) -> FusionInputs:
     dropped = replace(inputs, **dict.fromkeys(modalities))
     if inputs.context is not None:
         names = [name for m in modalities for name in (m, f"{m}_mask")]
-        dropped.context = replace(inputs.context, **dict.fromkeys(names))
+        nothing: dict[str, Any] = dict.fromkeys(names)
+        dropped.context = replace(inputs.context, **nothing)
     return dropped
 
 

@@ -1,6 +1,7 @@
 """The shared building blocks against float64 NumPy."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,9 +108,10 @@ def test_attend_equals_numpy_and_is_zero_where_no_key_is_real() -> None:
 
 
 def test_attend_over_masked_keys_alone_has_a_finite_zero_gradient() -> None:
-    tensors = [randn(B, n, D).requires_grad_() for n in (T, S, S)]
-    attend(*tensors, MASK)[0].square().sum().backward()
-    for tensor in tensors:
+    query, key, value = (randn(B, n, D).requires_grad_() for n in (T, S, S))
+    attend(query, key, value, MASK)[0].square().sum().backward()
+    for tensor in (query, key, value):
+        assert tensor.grad is not None
         assert torch.isfinite(tensor.grad).all()
         assert not tensor.grad[2].any()
 
@@ -195,7 +197,7 @@ def test_pseudo_tokens_refuse_an_unknown_expansion_and_no_backbone() -> None:
 
 
 def test_the_head_predicts_in_the_unit_of_the_score_range() -> None:
-    head = AuxiliaryHead(D, 4, (1.0, 9.0)).double()
+    head: Any = AuxiliaryHead(D, 4, (1.0, 9.0)).double()
     fused = randn(B, D)
     output = head(fused)
     weight, bias = array(head.regressor.weight)[0], float(head.regressor.bias.detach())
@@ -220,7 +222,7 @@ def test_class_loss_is_the_mean_cross_entropy_of_known_classes() -> None:
 
 
 def test_score_loss_is_the_mean_absolute_error_of_known_scores() -> None:
-    predicted = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    predicted: Any = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
     loss = score_loss(predicted, torch.tensor([0.0, math.nan, 5.5]))
     loss.backward()
     assert float(loss.detach()) == (1.0 + 2.5) / 2
@@ -228,7 +230,8 @@ def test_score_loss_is_the_mean_absolute_error_of_known_scores() -> None:
 
 
 def test_losses_without_a_known_target_are_zero_with_a_graph() -> None:
-    logits, scores = torch.randn(2, 3, requires_grad=True), torch.randn(2, requires_grad=True)
+    logits: Any = torch.randn(2, 3, requires_grad=True)
+    scores: Any = torch.randn(2, requires_grad=True)
     losses = AuxiliaryHead.losses(HeadOutput(logits, scores), torch.tensor([-100, -100]), torch.tensor([math.nan] * 2))
     (losses["ce"] + losses["l1"]).backward()
     assert [float(losses[name].detach()) for name in ("ce", "l1")] == [0.0, 0.0]

@@ -66,7 +66,9 @@ def read_mosi(path: Path, languages: Sequence[str] = ("en", "zh"), split: str = 
                     id=f"{row['id']}-{language}",
                     split=_split(row, split),
                     language=language,
-                    text=row[TEXT_COLUMN[language]].lower(),  # the English column is in capitals, which no tokenizer has seen much of
+                    text=row[
+                        TEXT_COLUMN[language]
+                    ].lower(),  # the English column is in capitals, which no tokenizer has seen much of
                     text_features=features["text"][number : number + 1],
                     audio_features=features["audio"][number : number + 1],
                     vision_features=features["vision"][number : number + 1],

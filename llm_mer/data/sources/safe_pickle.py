@@ -5,9 +5,9 @@ of allowed names, matched exactly and in full, never by prefix; each stands for 
 is refused by name.
 
 Names alone would leave holes, because numpy trusts the states of its own objects. A dtype's state can declare objects to be
-bytes, so that bytes of the file become pointers; an array's can claim more objects than it brings. Therefore a state is given
-to dtypes and arrays only, checked and rebuilt: a dtype's has to be what its name implies, an array's content to fill its
-shape.
+bytes, so that bytes of the file become pointers; an array's can claim more objects than it brings. Therefore a state is
+given to dtypes and arrays only, checked and rebuilt: a dtype's has to be what its name implies, an array's content to fill
+its shape.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _scalar(dtype: object, content: object) -> Any:
 
 
 def _dtype_state(dtype: np.dtype, state: object) -> tuple[Any, ...] | None:
-    """The state to give: the one that the dtype's name implies, in the byte order that the file states. None if it differs."""
+    """The state to give: the one that the dtype's name implies, in the file's byte order. None if it is another."""
     own = np.dtype(dtype.str).__reduce__()[2]  # type: ignore[index]
     if not isinstance(state, tuple) or len(state) != len(own) or state[0] != own[0] or state[2:] != own[2:]:
         return None

@@ -58,9 +58,23 @@ def told_by_words(plan: Plan, known: dict[str, dict[str, list[re.Pattern[str]]]]
     return {e for e, found in known[plan.language].items() if any(p.fullmatch(plan.text) for p in found)}
 
 
-def decoded(folder: Path, name: str) -> tuple[bytes, bytes]:
-    path = folder / "clips" / f"{name}.mp4"
-    return read_audio(path).tobytes(), read_frames(path, SMALL.fps).pixels.tobytes()
+def assert_same_clips(first: Path, second: Path) -> None:
+    """Equal samples and, up to the encoder, equal pixels.
+
+    x264's macroblock tree reads memory it has not written at these sizes, so a few clips in a hundred come out encoded a
+    little differently from what was drawn alike.
+    """
+    names = sorted(p.name for p in (first / "clips").iterdir())
+    assert sorted(p.name for p in (second / "clips").iterdir()) == names
+    differing = 0
+    for name in names:
+        one, other = first / "clips" / name, second / "clips" / name
+        np.testing.assert_array_equal(read_audio(one), read_audio(other), err_msg=name)
+        pixels, others = (read_frames(p, SMALL.fps).pixels.astype(int) for p in (one, other))
+        assert pixels.shape == others.shape, name
+        assert np.abs(pixels - others).mean() < 3, name
+        differing += bool((pixels != others).any())
+    assert differing < len(names) / 2
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -242,10 +256,28 @@ def test_two_worker_processes_make_the_same_corpus_as_one(made: Path, tmp_path: 
     make_corpus(replace(SMALL, output=str(tmp_path), workers=2), progress=False)
     for name in ("manifest.jsonl", "corpus.json"):
         assert (tmp_path / name).read_bytes() == (made / name).read_bytes()
-    names = sorted(p.stem for p in (made / "clips").iterdir())
-    assert sorted(p.stem for p in (tmp_path / "clips").iterdir()) == names
-    for name in names:
-        assert decoded(tmp_path, name) == decoded(made, name), name
+    assert_same_clips(made, tmp_path)
+
+
+def test_what_is_drawn_and_said_follows_from_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def write(path: Path, pixels: np.ndarray, samples: np.ndarray, *_: int) -> None:
+        written.append((pixels, samples))
+        path.touch()
+
+    monkeypatch.setattr(corpus, "write_clip", write)
+    config = replace(SMALL, output=str(tmp_path))
+    (tmp_path / "clips").mkdir()
+    some = plan_corpus(config)[::6]
+    for plan in some:
+        corpus._Maker(config).make(plan)
+    maker = corpus._Maker(config)
+    for plan in reversed(some):
+        maker.make(plan)
+    for (pixels, samples), (again, said) in zip(written[: len(some)], reversed(written[len(some) :]), strict=True):
+        np.testing.assert_array_equal(pixels, again)
+        np.testing.assert_array_equal(samples, said)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -282,8 +314,7 @@ def test_an_interrupted_making_goes_on_and_ends_the_same(
     make_corpus(config, progress=False)
     assert {p: p.stat().st_mtime_ns for p in done} == done
     assert (tmp_path / "manifest.jsonl").read_bytes() == (made / "manifest.jsonl").read_bytes()
-    for name in (p.stem for p in (made / "clips").iterdir()):
-        assert decoded(tmp_path, name) == decoded(made, name), name
+    assert_same_clips(made, tmp_path)
 
 
 def test_a_clip_broken_off_in_the_middle_does_not_count_as_made(
@@ -326,6 +357,6 @@ def test_an_option_out_of_range_is_named_and_nothing_is_made(
 
 
 def test_a_voice_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(speech.VOICES, "en", "klingon")
-    with pytest.raises(UserError, match=r"espeak-ng has no voice 'klingon\+f1'"):
+    monkeypatch.setitem(speech.VOICES, "en", "nowhere")
+    with pytest.raises(UserError, match=r"espeak-ng has no voice 'nowhere\+f1'"):
         Synthesiser().say("hello", "en", "f1", 170, 50, 50)

@@ -258,7 +258,9 @@ def write_clip(path: Path, pixels: np.ndarray, samples: np.ndarray, fps: int, ra
     import av
 
     with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "20", "threads": "1"})
+        video = container.add_stream(
+            "libx264", rate=fps, options={"preset": "veryfast", "crf": "20", "threads": "1", "x264-params": "no-mbtree=1"}
+        )
         video.height, video.width, video.pix_fmt = pixels.shape[1], pixels.shape[2], "yuv420p"  # type: ignore[attr-defined]
         audio: Any = container.add_stream("aac", rate=rate)
         audio.bit_rate = 64000

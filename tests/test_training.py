@@ -1,0 +1,452 @@
+"""Training: what moves and what stays, losses, refusals before any model, accumulation, resuming, the best checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import adapter_weights, make_utterances, training_options, values_of
+
+import llm_mer.training
+from llm_mer.backbones.loading import load_backbone
+from llm_mer.checkpoint import CheckpointDescription, load_checkpoint
+from llm_mer.data.dataset import MerDataset
+from llm_mer.data.store import UtteranceStore, write_store
+from llm_mer.errors import UserError
+from llm_mer.evaluation.metrics import compute_metrics
+from llm_mer.inference import MerPipeline, Predictor
+from llm_mer.modeling import conditional_generation_of, fusion_adapter_of
+from llm_mer.tasks import get_task
+from llm_mer.training import build_trainer, finetune, parse_arguments
+
+EVALUATED = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": "true"}
+
+
+@pytest.fixture
+def arguments(store: Path, backbones: dict[str, Path], tmp_path: Path) -> Callable[..., list[str]]:
+    """A command line of finetune.py with changes."""
+
+    def build(**changes: Any) -> list[str]:
+        chosen = {"data": store, "backbone": backbones["llama"], "output": tmp_path / "run", **changes}
+        return training_options(chosen.pop("data"), chosen.pop("backbone"), chosen.pop("output"), **chosen)
+
+    return build
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "log_history.json").read_text())
+
+
+# --- what is learnt ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["llama", "glm", "qwen2"])
+def test_the_adapter_and_lora_move_and_the_frozen_backbone_does_not(
+    arguments: Callable[..., list[str]], backbones: dict[str, Path], architecture: str
+) -> None:
+    trainer = build_trainer(*parse_arguments(arguments(backbone=backbones[architecture], max_steps=3, auxiliary_head="true")))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    after = trainer.model.state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    adapter = {n for n in before if "fusion_adapter.modules_to_save" in n and n in dict(trainer.model.named_parameters())}
+    assert adapter - moved <= {n for n in adapter if n.endswith(".missing")}, "parts of the adapter are dead"
+    assert {n for n in before if "lora_B" in n} <= moved
+    frozen = [n for n in before if "lora_" not in n and "modules_to_save" not in n]
+    assert len(frozen) > 10
+    assert not moved & set(frozen)
+    published = load_backbone(backbones[architecture]).model
+    core = conditional_generation_of(trainer.model)
+    assert torch.equal(core.get_input_embeddings().weight, published.get_input_embeddings().weight)
+    assert torch.equal(core.lm_head.weight, published.lm_head.weight)
+
+
+def test_lora_rank_zero_trains_the_adapter_alone(arguments: Callable[..., list[str]]) -> None:
+    trainer = build_trainer(*parse_arguments(arguments(max_steps=2, lora_r=0)))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    moved = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all("fusion_adapter.modules_to_save" in name for name in moved)
+
+
+def test_what_audio_and_vision_say_is_learnt_through_the_pseudo_tokens(trained: Path, store: Path) -> None:
+    pipeline = MerPipeline.from_checkpoint(trained)
+    utterances = [u for split in ("valid", "test") for u in UtteranceStore.open(store).split(split)]
+    task = get_task("emotion")
+    dataset = MerDataset(utterances, [task])
+
+    def accuracy(data: MerDataset) -> float:
+        found = pipeline.predictor.predict(data)
+        return compute_metrics(task, [p.truth for p in found], values_of(found))["accuracy"]
+
+    score = accuracy(dataset)
+    assert score > 0.6
+    assert score - accuracy(dataset.shuffled(["audio", "vision"], 0)) > 0.25
+    assert abs(score - accuracy(dataset.shuffled(["text"], 0))) < 0.25
+    sentiment = pipeline.predictor.predict(MerDataset(utterances, [get_task("sentiment")]))
+    truth = torch.tensor([float(p.truth) for p in sentiment])
+    error = (truth - torch.tensor([float(p.value) for p in sentiment])).abs().mean()
+    assert error < 0.5 * (truth - truth.mean()).abs().mean()
+
+
+def test_the_adapter_alone_trains_and_its_checkpoint_answers_alike(
+    arguments: Callable[..., list[str]], store: Path
+) -> None:
+    output = finetune(
+        arguments(
+            backbone="none", tasks=["emotion", "sentiment"], num_train_epochs=8, learning_rate="1e-2", **EVALUATED
+        )
+    )
+    lines = history(output)
+    assert lines[0]["loss_ce"] > 2 * lines[-3]["loss_ce"]
+    assert max(line["eval_emotion_en_accuracy"] for line in lines if "eval_score" in line) > 0.8
+    loaded = load_checkpoint(output)
+    assert loaded.processor.tokenizer is None
+    assert loaded.description.backbone is None
+    dataset = MerDataset(list(UtteranceStore.open(store).split("test")), loaded.processor.tasks)
+    found = Predictor(loaded.model, loaded.processor).predict(dataset)
+    emotions = [p for p in found if p.task == "emotion"]
+    assert sum(p.value == p.truth for p in emotions) > 0.8 * len(emotions)
+    assert all(-3.0 <= float(p.value) <= 3.0 for p in found if p.task == "sentiment")
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def test_losses_are_logged_by_name_and_the_total_is_their_weighted_sum(arguments: Callable[..., list[str]]) -> None:
+    output = finetune(
+        arguments(max_steps=2, auxiliary_head="true", tasks=["emotion", "sentiment"], loss_weights=["ce=0.5", "l1=0.25"])
+    )
+    for line in history(output)[:2]:
+        assert {"loss_lm", "loss_ce", "loss_l1"} <= line.keys()
+        total = line["loss_lm"] + 0.5 * line["loss_ce"] + 0.25 * line["loss_l1"]
+        assert float(line["loss"]) == pytest.approx(total, abs=2e-3)
+
+
+def test_evaluation_logs_losses_scores_counts_and_trivial_baselines(
+    arguments: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = finetune(arguments(tasks=["emotion", "sentiment"], auxiliary_head="true", limit_train=16, **EVALUATED))
+    line = next(line for line in history(output) if "eval_score" in line)
+    assert {"eval_loss", "eval_loss_lm", "eval_loss_ce", "eval_loss_l1"} <= line.keys()
+    assert not any(name.startswith("loss") for name in line)
+    assert line["eval_emotion_en_n"] == line["eval_sentiment_zh_n"] == 16
+    assert 0 < line["eval_emotion_zh_majority"] < 1
+    headline = [line[f"eval_emotion_{x}_weighted_f1"] for x in ("en", "zh")]
+    headline += [line[f"eval_sentiment_{x}_corr"] for x in ("en", "zh")]
+    assert line["eval_score"] == pytest.approx(sum(headline) / 4)
+    shown = capsys.readouterr().out
+    assert "emotion [en] n=16: accuracy" in shown
+    assert "sentiment [zh] n=16: MAE" in shown
+
+
+def test_a_loss_weight_scales_its_gradient_and_zero_silences_it(arguments: Callable[..., list[str]]) -> None:
+    gradients = {}
+    for weights in (("lm=1", "ce=1"), ("lm=2", "ce=1"), ("lm=1", "ce=0"), ("lm=0", "ce=1")):
+        trainer = build_trainer(*parse_arguments(arguments(auxiliary_head="true", loss_weights=weights)))
+        inputs = next(iter(trainer.get_train_dataloader()))
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.compute_loss(trainer.model, inputs, num_items_in_batch=(inputs["labels"] != -100).sum()).backward()
+        adapter = fusion_adapter_of(trainer.model)
+        gradients[weights] = (adapter.fusion.weight.grad, adapter.head.classifier.weight.grad)
+    both, double, lm, ce = gradients.values()
+    assert torch.allclose(both[0], lm[0] + ce[0], atol=1e-6)
+    assert torch.allclose(double[0], 2 * lm[0] + ce[0], atol=1e-6)
+    assert lm[1] is None
+    assert torch.allclose(both[1], ce[1])
+
+
+def test_the_adapter_gets_its_own_learning_rate(arguments: Callable[..., list[str]]) -> None:
+    trainer = build_trainer(*parse_arguments(arguments(adapter_learning_rate=0.25)))
+    optimizer = trainer.create_optimizer()
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    grouped = [(names[p], group["lr"]) for group in optimizer.param_groups for p in group["params"]]
+    assert len(grouped) == len({name for name, _ in grouped}) == sum(p.requires_grad for p in names)
+    assert {rate for name, rate in grouped if "fusion_adapter" in name} == {0.25}
+    assert {rate for name, rate in grouped if "lora_" in name} == {5e-3}
+
+
+# --- refusals before any model ----------------------------------------------------------------------------------------
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown loss": ({"loss_weights": ["contrast=1"]}, r"no loss \['contrast'\].*'ce', 'l1', 'lm'"),
+    "malformed loss weight": ({"loss_weights": ["ce"]}, "'ce' is not NAME=NUMBER"),
+    "unknown adapter": ({"adapter": "attention"}, "unknown adapter 'attention'; choose one of egmf"),
+    "unknown adapter option": ({"experts": 3}, "--experts"),
+    "another adapter's option": ({"use_gate": "false"}, "--use_gate"),
+    "unknown task": ({"tasks": ["mood"]}, "unknown task 'mood'; built in are emotion"),
+    "a task twice": ({"tasks": ["emotion", "emotion"]}, "names a task twice"),
+    "missing label column": ({"tasks": ["polarity"]}, "no training utterance has a label 'polarity'.*emotion, sentiment"),
+    "wrong label set": ({"tasks": ["iemocap4"]}, "utterance 'train-0.*label '.*' is not in task 'iemocap4'"),
+    "no prompt for the language": ({"prompts": ["prompts/short_en_classification.yaml"]}, "language 'zh'"),
+    "no prompt for the kind": (
+        {"tasks": ["sentiment"], "prompts": ["prompts/short_en_classification.yaml"]},
+        "no prompt for regression task 'sentiment'",
+    ),
+    "unknown prompt": ({"prompts": ["poetic"]}, "'poetic' is no file, folder or style; styles are"),
+    "no store": ({"data": "nowhere"}, "nowhere: no store.json"),
+    "unknown format": ({"data": "vhs:tape"}, "'vhs' is no format"),
+    "no training split": ({"train_split": "dev"}, "no split 'dev'; it holds test, train, valid"),
+    "no evaluation split": ({"eval_split": "dev", **EVALUATED}, "no split 'dev' to evaluate on"),
+    "no such configuration": ({"config": "nowhere.yaml"}, "no such file 'nowhere.yaml'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.usefixtures("no_backbone")
+def test_a_mistake_is_refused_before_a_backbone_is_loaded(case: str, arguments: Callable[..., list[str]]) -> None:
+    changes, message = REFUSED[case]
+    with pytest.raises(UserError, match=message):
+        finetune(arguments(**changes))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"experts": 3}, "experts"),
+        ({"gating": "random"}, "gating.*'random'.*hierarchical"),
+        ({"text_source": "ear"}, "text_source.*'ear'.*backbone"),
+        ({"token_expansion": "copy"}, "token_expansion.*'copy'"),
+    ],
+)
+@pytest.mark.usefixtures("no_backbone")
+def test_a_mistake_in_the_yaml_file_is_refused_before_a_backbone_is_loaded(
+    entry: dict[str, Any], message: str, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(entry))
+    with pytest.raises(UserError, match=message):
+        finetune(arguments(config=path))
+
+
+@pytest.mark.usefixtures("no_backbone")
+def test_an_unknown_adapter_option_given_as_a_value_is_refused(arguments: Callable[..., list[str]]) -> None:
+    data, model, training, _ = parse_arguments(arguments())
+    with pytest.raises(UserError, match=r"'egmf' has no option \['experts'\]"):
+        build_trainer(data, model, training, {"experts": 3})
+
+
+@pytest.mark.parametrize(
+    ("split", "labels", "message"),
+    [
+        ("train", {"emotion": "bored"}, "train-003.*label 'bored' is not in task 'emotion'; it knows neutral, joy"),
+        ("valid", {"emotion": "bored"}, "valid-003.*label 'bored'"),
+        ("train", {"sentiment": 7.5}, r"train-003.*score 7.5 of task 'sentiment' is not a number in \[-3.0, 3.0\]"),
+    ],
+)
+@pytest.mark.usefixtures("no_backbone")
+def test_a_wrong_truth_is_named_with_its_utterance(
+    split: str, labels: dict[str, Any], message: str, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    utterances = [*make_utterances("train", 8), *make_utterances("valid", 8)]
+    place = next(i for i, u in enumerate(utterances) if u.id == f"{split}-003")
+    utterances[place] = dataclasses.replace(utterances[place], labels={**utterances[place].labels, **labels})
+    data = write_store(utterances, tmp_path / "store")
+    with pytest.raises(UserError, match=message):
+        finetune(arguments(data=data, tasks=["emotion", "sentiment"]))
+
+
+@pytest.mark.usefixtures("no_backbone")
+def test_a_language_only_the_evaluation_has_needs_its_prompt_too(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    train = [u for u in make_utterances("train", 8) if u.language == "en"]
+    data = write_store([*train, *make_utterances("valid", 8)], tmp_path / "store")
+    with pytest.raises(UserError, match="language 'zh'"):
+        finetune(arguments(data=data, prompts=["prompts/short_en_classification.yaml"], **EVALUATED))
+
+
+def test_a_hidden_size_that_does_not_fit_the_heads_is_one_clear_error(arguments: Callable[..., list[str]]) -> None:
+    with pytest.raises(UserError, match="hidden_size 16 is not a multiple of num_heads 3"):
+        finetune(arguments(num_heads=3))
+
+
+def test_the_command_line_overrides_the_yaml_file(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"adapter": "gated_projector", "use_gate": False, "hidden_size": 24, "seed": 99}))
+    argv = [a for a in arguments(config=path) if a not in ("--adapter", "egmf")]
+    _, model, training, options = parse_arguments(argv)
+    assert model.adapter == "gated_projector"
+    assert options["use_gate"] is False
+    assert options["hidden_size"] == 16
+    assert training.seed == 7
+
+
+# --- accumulation, resuming, choosing ---------------------------------------------------------------------------------
+
+
+def test_accumulating_two_batches_of_four_equals_one_of_eight(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    outputs = []
+    for batch, steps in ((8, 1), (4, 2)):
+        output = tmp_path / f"{batch}x{steps}"
+        outputs.append(
+            finetune(
+                arguments(
+                    output=output,
+                    per_device_train_batch_size=batch,
+                    gradient_accumulation_steps=steps,
+                    auxiliary_head="true",
+                    learning_rate="1e-3",
+                )
+            )
+        )
+    one, two = (history(output) for output in outputs)
+    assert len(one) == len(two) == 13
+    for a, b in zip(one[:-1], two[:-1], strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=2e-3)
+        assert float(a["grad_norm"]) == pytest.approx(float(b["grad_norm"]), rel=1e-2)
+    first, second = (adapter_weights(output) for output in outputs)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.allclose(value, second[name], atol=2e-4), name
+
+
+@pytest.mark.parametrize("adapter", ["egmf", "lsgmer"])
+def test_resuming_in_the_middle_of_an_epoch_ends_with_bit_identical_weights(
+    adapter: str, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    changes = {
+        "adapter": adapter,
+        "dropout": 0.2,
+        "lora_dropout": 0.1,
+        "modality_dropout": 0.2,
+        "feature_noise": 0.1,
+        "auxiliary_head": "true",
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 2,
+        "save_strategy": "steps",
+        "save_steps": 8,
+    }
+    whole = finetune(arguments(output=tmp_path / "whole", **changes))
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    shutil.copytree(whole / "checkpoint-8", resumed / "checkpoint-8")
+    state = json.loads((whole / "checkpoint-8" / "trainer_state.json").read_text())
+    assert 1 < state["epoch"] < 2
+    finetune(arguments(output=resumed, resume_from_checkpoint=resumed / "checkpoint-8", **changes))
+    expected, found = adapter_weights(whole), adapter_weights(resumed)
+    assert expected.keys() == found.keys()
+    assert not any(torch.equal(v, adapter_weights(whole / "checkpoint-8")[n]) for n, v in expected.items() if "lora_B" in n)
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    found = [
+        adapter_weights(finetune(arguments(output=tmp_path / str(i), seed=seed, max_steps=2, dropout=0.2)))
+        for i, seed in enumerate((3, 3, 4))
+    ]
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert not all(torch.equal(value, found[2][name]) for name, value in found[0].items())
+
+
+def preset(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
+    """Evaluations score as given, one after the other."""
+    left = iter(scores)
+    monkeypatch.setattr(llm_mer.training, "summarise", lambda *_: {"eval_score": next(left)})
+
+
+def test_training_stops_early_when_the_score_no_longer_rises(
+    arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset(monkeypatch, [0.1, 0.5, 0.4, 0.5, 0.9, 0.9])
+    changes = {**EVALUATED, "num_train_epochs": 6, "early_stopping_patience": 2, "limit_train": 16, "limit_eval": 4}
+    output = finetune(arguments(**changes))
+    assert [line["eval_score"] for line in history(output) if "eval_score" in line] == [0.1, 0.5, 0.4, 0.5]
+
+
+@pytest.mark.parametrize("backbone", ["llama", "none"])
+def test_the_best_checkpoint_is_kept_and_is_what_training_ends_with(
+    backbone: str, arguments: Callable[..., list[str]], backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset(monkeypatch, [0.1, 0.9, 0.3, 0.2, 0.2])
+    changes = {**EVALUATED, "num_train_epochs": 4, "save_total_limit": 1, "limit_train": 16, "limit_eval": 4}
+    output = finetune(arguments(backbone=backbones.get(backbone, backbone), **changes))
+    kept = sorted(p.name for p in output.glob("checkpoint-*"))
+    assert "checkpoint-4" in kept
+    best, final = adapter_weights(output / "checkpoint-4"), adapter_weights(output)
+    assert best.keys() == final.keys()
+    assert all(torch.equal(value, final[name]) for name, value in best.items())
+    last = adapter_weights(output / kept[-1])
+    assert kept[-1] == "checkpoint-4" or not all(torch.equal(v, final[n]) for n, v in last.items())
+
+
+def test_every_intermediate_checkpoint_answers_by_itself(
+    arguments: Callable[..., list[str]], store: Path
+) -> None:
+    changes = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    output = finetune(arguments(**changes))
+    utterances = list(UtteranceStore.open(store).split("test"))[:4]
+    for folder in (output / "checkpoint-1", output / "checkpoint-2", output):
+        assert len(MerPipeline.from_checkpoint(folder)(utterances)) == 4
+
+
+# --- starting from weights --------------------------------------------------------------------------------------------
+
+
+def test_training_can_start_from_the_weights_of_a_checkpoint(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    first = finetune(arguments(output=tmp_path / "first", max_steps=2))
+    trainer = build_trainer(*parse_arguments(arguments(output=tmp_path / "second", init_checkpoint=first)))
+    state, saved = trainer.model.state_dict(), adapter_weights(first)
+    for name, value in saved.items():
+        inner = name.replace("lora_A", "lora_A.default").replace("lora_B", "lora_B.default")
+        inner = inner.replace("fusion_adapter", "fusion_adapter.modules_to_save.default")
+        assert torch.equal(state[inner], value), name
+    trainable = {n for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert all("lora_" in n or "modules_to_save" in n for n in trainable)
+    assert any("lora_" in n for n in trainable)
+    assert any("modules_to_save" in n for n in trainable)
+
+
+def test_an_adapter_alone_starts_from_the_weights_of_a_checkpoint_too(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    first = finetune(arguments(output=tmp_path / "first", backbone="none", max_steps=2))
+    trainer = build_trainer(
+        *parse_arguments(arguments(output=tmp_path / "second", backbone="none", init_checkpoint=first, seed=8))
+    )
+    state = trainer.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in adapter_weights(first).items())
+
+
+def test_starting_from_a_checkpoint_of_another_backbone_is_refused_with_both_fingerprints(
+    arguments: Callable[..., list[str]], trained: Path, other_backbone: Path
+) -> None:
+    from llm_mer.checkpoint import folder_fingerprint
+
+    reference = CheckpointDescription.load(trained).backbone
+    assert reference is not None
+    both = (folder_fingerprint(other_backbone)[:12], str(reference.fingerprint)[:12])
+    with pytest.raises(UserError) as caught:
+        finetune(arguments(backbone=other_backbone, init_checkpoint=trained))
+    assert all(fingerprint in str(caught.value) for fingerprint in both)
+
+
+# --- adapters that read context ---------------------------------------------------------------------------------------
+
+
+def test_an_adapter_that_reads_context_trains_on_dialogues(arguments: Callable[..., list[str]], store: Path) -> None:
+    output = finetune(arguments(adapter="gated_xlstm", max_steps=2, context_window=4, **EVALUATED, eval_steps=2))
+    pipeline = MerPipeline.from_checkpoint(output)
+    assert pipeline.predictor.use_context
+    assert pipeline.description.context == {"window": 4, "bidirectional": False}
+    utterances = [u for u in UtteranceStore.open(store).split("test") if u.dialogue_id == "test-en-0"]
+    together = pipeline(utterances)
+    alone = pipeline(utterances[-1:])
+    assert together[-1].log_probabilities != alone[0].log_probabilities
