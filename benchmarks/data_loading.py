@@ -107,6 +107,7 @@ def main() -> None:
     scales, batches = ((1, 2), 60) if arguments.quick else ((1, 10, 100), arguments.batches)
     table = []
     with tempfile.TemporaryDirectory() as scratch:
+        write_store(utterances(1, lines), Path(scratch) / "first")  # imports what writing needs
         for scale in scales:
             folder = Path(scratch) / f"store{scale}"
             began = time.process_time()

@@ -50,12 +50,14 @@ def prefill(model: MerForConditionalGeneration, inputs: dict[str, Tensor]) -> Te
 
 
 @torch.no_grad()
-def brute_force(model: MerForConditionalGeneration, inputs: dict[str, Tensor], answers: list[list[int]]) -> Tensor:
+def brute_force(
+    model: MerForConditionalGeneration, inputs: dict[str, Tensor], answers: list[list[int]], end: int | None
+) -> Tensor:
     """One full forward per answer: ``(B, C)``."""
     rows, length = inputs["input_ids"].shape
     columns = []
     for answer in answers:
-        tokens = torch.tensor([*answer, END])
+        tokens = torch.tensor([*answer, *([] if end is None else [end])])
         extended = dict(inputs)
         extended["input_ids"] = torch.cat([inputs["input_ids"], tokens.expand(rows, -1)], dim=1)
         extended["attention_mask"] = torch.ones_like(extended["input_ids"])
@@ -67,11 +69,15 @@ def brute_force(model: MerForConditionalGeneration, inputs: dict[str, Tensor], a
 
 
 def measure(
-    model: MerForConditionalGeneration, inputs: dict[str, Tensor], answers: list[list[int]], repetitions: int
+    model: MerForConditionalGeneration,
+    inputs: dict[str, Tensor],
+    answers: list[list[int]],
+    end: int | None,
+    repetitions: int,
 ) -> list[str]:
     """The cells of one row."""
-    scorer = LabelScorer(model, answers, END)
-    longest = max(map(len, answers)) + 1
+    scorer = LabelScorer(model, answers, end)
+    longest = max(map(len, answers)) + (end is not None)
     limits = {"max_new_tokens": longest, "min_new_tokens": longest, "do_sample": False}
     sides: dict[str, Callable[[], object]] = {
         "scorer": lambda: scorer.score(inputs),
@@ -79,9 +85,9 @@ def measure(
         "greedy": lambda: model.generate(**inputs, **limits),
     }
     taken = alternate(sides, repetitions)
-    checked = answers if len(answers) < 10 else answers[:: len(answers) // 6]
+    checked = answers if len(answers) < 10 else answers[:: len(answers) // 3]
     found: list[Tensor] = []
-    once = alternate({"brute": lambda: found.append(brute_force(model, inputs, checked))}, 1, warmup=0)["brute"][0]
+    once = alternate({"brute": lambda: found.append(brute_force(model, inputs, checked, end))}, 1, warmup=0)["brute"][0]
     brute = once * len(answers) / len(checked)
     chosen = scorer.score(inputs)[:, [answers.index(answer) for answer in checked]]
     times = [milliseconds(taken[side]) for side in sides] + [f"{1000 * brute:.0f}"]
@@ -93,8 +99,8 @@ def measure(
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--rows", type=int, default=16, help="prompts in a batch")
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=8, help="prompts in a batch")
+    parser.add_argument("--repetitions", type=int, default=3)
     arguments = parser.parse_args()
     plan = [(Size(), 96), (Size(), 259), (Size(8, 512), 259)]
     rows, repetitions = arguments.rows, arguments.repetitions
@@ -105,17 +111,21 @@ def main() -> None:
         for size, tokens in plan:
             model = mer_model(backbone(size)).eval()
             inputs = mer_batch(size, rows, tokens, answer=False)
-            for name, answers in (("7 labels", LABELS), ("61 scores", scores())):
-                table.append([str(size), tokens, name, *measure(model, inputs, answers, repetitions)])
-                print(*table[-1], file=sys.stderr, flush=True)
+            for name, answers in {"7 labels": LABELS, "61 scores": scores()}.items():
+                for end in (END, None):
+                    closed = "" if end is not None else ", no end token"
+                    cells = measure(model, inputs, answers, end, repetitions)
+                    table.append([str(size), tokens, f"{name}{closed}", *cells])
+                    print(*table[-1], file=sys.stderr, flush=True)
     head = ["layers × size", "prompt", "answers", "packed positions", "scoring, ms", "prefill, ms", "greedy, ms"]
     head += ["one forward per answer, ms", "÷ prefill", "÷ greedy", "÷ one forward per answer", "largest difference"]
     notes = (
         f"Batch {rows}, vocabulary {plan[0][0].vocabulary}, {PSEUDO_TOKENS} pseudo tokens of EGMF (each pass over the "
         f"prompt runs the adapter), {arguments.threads} thread(s), float32, random weights; processor time, medians, sides "
-        "in turn. Labels have 1, 1, 1, 2, 2, 2 and 3 tokens; every answer is closed by the end token. Greedy decoding makes "
-        "as many tokens as the longest answer has, its end included. One forward per answer was timed over all 7 labels, "
-        "and over every tenth score and scaled. `largest difference` is between log-probabilities of whole answers."
+        "in turn. Labels have 1, 1, 1, 2, 2, 2 and 3 tokens; the end token closes an answer unless said otherwise. Greedy "
+        "decoding makes as many tokens as the longest answer has, its end included. One forward per answer was timed over "
+        "all 7 labels, and over every twentieth score and scaled. `largest difference` is between log-probabilities of "
+        "whole answers."
     )
     report("label_scoring", __doc__, head, table, notes, arguments.quick)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +17,10 @@ from tqdm import tqdm
 from llm_mer.data.schema import LANGUAGES, Utterance
 from llm_mer.data.sources.manifest import guess_language, parse_json_line, read_manifest, utterance_from_entry
 from llm_mer.errors import UserError
+from llm_mer.prediction import Prediction
+
+if TYPE_CHECKING:
+    from llm_mer.inference import MerPipeline
 
 PROBABILITY_FLOOR = 0.0005
 """Probabilities below this are left out of a score's printed distribution; they stay in ``--full`` output."""
@@ -130,21 +134,40 @@ def inputs(config: InferConfig) -> Iterator[Utterance | tuple[str, str]]:
                 yield where, str(error)
 
 
-def finished_ids(path: Path) -> set[str]:
-    """Ids an interrupted run has already answered; a last line that broke off is cut away."""
+def finished_ids(path: Path, answers: int = 1) -> set[str]:
+    """Ids an interrupted run has already answered.
+
+    A last line that broke off is cut away, and with it the last utterance when it has fewer than ``answers`` lines.
+
+    Raises:
+        UserError: a line that ``infer.py`` did not write.
+    """
     if not path.is_file():
         return set()
-    found: set[str] = set()
+    found: list[str] = []
+    begins: dict[str, int] = {}
+    failed: set[str] = set()
     kept = 0
     with path.open("rb") as stream:
-        for line in stream:
+        for number, line in enumerate(stream, 1):
             if not line.endswith(b"\n"):
                 break
-            found.add(str(json.loads(line)["id"]))
+            try:
+                entry = json.loads(line)
+                name = str(entry["id"])
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path}:{number}: not a line of infer.py; name another --output") from None
+            if "error" in entry:
+                failed.add(name)
+            begins.setdefault(name, kept)
+            found.append(name)
             kept += len(line)
+    if found and found[-1] not in failed and found.count(found[-1]) < answers:
+        kept = begins[found[-1]]
+        found = [name for name in found if name != found[-1]]
     with path.open("rb+") as stream:
         stream.truncate(kept)
-    return found
+    return set(found)
 
 
 @contextmanager
@@ -180,6 +203,17 @@ def batches(items: Iterable[Utterance], size: int, by_dialogue: bool) -> Iterato
         yield pending
 
 
+def refusal(pipeline: MerPipeline, utterance: Utterance, tasks: list[str] | None) -> str | None:
+    """Why the model's inputs cannot be made of an utterance (a feature size, too long a prompt), or None."""
+    processor = pipeline.predictor.processor
+    for question in pipeline.dataset([utterance], tasks).questions:
+        try:
+            processor.prepare(utterance, question.task, None)
+        except UserError as error:
+            return str(error)
+    return None
+
+
 def infer(config: InferConfig) -> int:
     """Answer everything and write JSONL; returns the number of utterances answered.
 
@@ -201,7 +235,8 @@ def infer(config: InferConfig) -> int:
         generate=config.generate,
     )
     known = {task.name: task for task in pipeline.tasks}
-    done = finished_ids(Path(config.output)) if config.output else set()
+    asked = len(config.tasks) if config.tasks else len(known)
+    done = finished_ids(Path(config.output), asked) if config.output else set()
     answered = 0
     with opened(config.output) as out, tqdm(desc="infer", unit="utterance", disable=config.output is None) as bar:
 
@@ -213,7 +248,8 @@ def infer(config: InferConfig) -> int:
 
             for item in chain([first], stream_in):
                 if isinstance(item, tuple):
-                    write({"id": item[0], "error": item[1]})
+                    if item[0] not in done:
+                        write({"id": item[0], "error": item[1]})
                     continue
                 if item.id in done:
                     continue
@@ -226,8 +262,25 @@ def infer(config: InferConfig) -> int:
 
         size = 1 if config.stdin else config.batch_size
         whole = pipeline.predictor.use_context or config.dialogue_decoder != "none"
+
+        def answer(group: list[Utterance]) -> list[Prediction]:
+            """Predictions of a group; an utterance that cannot be answered becomes a line and leaves the group."""
+            while group:
+                try:
+                    return pipeline(group, config.tasks)
+                except UserError as error:
+                    if config.on_bad_input == "stop":
+                        raise
+                    bad = [(u, message) for u in group if (message := refusal(pipeline, u, config.tasks)) is not None]
+                    if not bad:
+                        raise error from None
+                    for utterance, message in bad:
+                        write({"id": utterance.id, "error": message})
+                        group.remove(utterance)
+            return []
+
         for group in batches(ready(), size, whole and not config.stdin):
-            predictions = pipeline(group, config.tasks)
+            predictions = answer(group)
             if config.dialogue_decoder != "none":
                 for name, p_shift in pipeline.description.shift_probability.items():
                     rows = [i for i, p in enumerate(predictions) if p.task == name]

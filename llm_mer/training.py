@@ -95,6 +95,9 @@ class MerTrainingArguments(SFTConfig):
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.use_cpu
         if not torch.accelerator.is_available():
             self.use_cpu = True  # without it, two processes on a CPU silently become one
+        for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+            if getattr(self, name) is False:  # what YAML makes of an unquoted no
+                setattr(self, name, "no")
         # The collator makes the batches; TRL must not look for text columns.
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
@@ -841,5 +844,6 @@ def print_evaluation(metrics: dict[str, float], tasks: Sequence[Task]) -> None:
             if task.kind == "classification":
                 line = f"accuracy {metrics[f'{stem}_accuracy']:.3f} (majority {metrics[f'{stem}_majority']:.3f})"
             else:
-                line = f"MAE {metrics[f'{stem}_mae']:.3f} (mean {metrics[f'{stem}_mean_mae']:.3f}), corr {metrics[f'{stem}_corr']:.3f}"
+                line = f"MAE {metrics[f'{stem}_mae']:.3f} (mean {metrics[f'{stem}_mean_mae']:.3f}), "
+                line += f"corr {metrics[f'{stem}_corr']:.3f}"
             print(f"{task.name} [{language}] n={n}: {line}, unparseable 0.000 (scored answers)")

@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,9 +147,7 @@ def store(shared: Shared) -> Path:
     from llm_mer.data.store import write_store
 
     def build(folder: Path) -> None:
-        write_store(
-            [*make_utterances("train", 96), *make_utterances("valid", 32), *make_utterances("test", 32)], folder
-        )
+        write_store([*make_utterances("train", 96), *make_utterances("valid", 32), *make_utterances("test", 32)], folder)
 
     return shared.make("store", build)
 
@@ -256,8 +254,7 @@ def values_of(predictions: Sequence[Any]) -> list[Any]:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-    yield

@@ -99,7 +99,7 @@ def test_another_backbone_is_refused_with_both_fingerprints_named(trained: Path,
 
 def test_a_copied_backbone_whose_weights_were_exchanged_is_refused_too(copied: Path, other_backbone: Path) -> None:
     shutil.copy(other_backbone / "model.safetensors", copied / "backbone" / "model.safetensors")
-    with pytest.raises(UserError, match="fingerprint .*… but .* was trained on a backbone with|fingerprint .*…, but"):
+    with pytest.raises(UserError, match=r"fingerprint .*…, but .* was trained on a backbone"):
         load_checkpoint(copied)
 
 
@@ -146,7 +146,7 @@ def test_a_missing_or_cut_off_file_is_one_clear_error(name: str, damage: str, co
 
 
 def test_a_folder_that_is_no_checkpoint_and_a_newer_format_are_refused(copied: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="it is not a checkpoint written by finetune.py"):
+    with pytest.raises(UserError, match=r"it is not a checkpoint written by finetune\.py"):
         load_checkpoint(tmp_path)
     entry = json.loads((copied / "llm_mer.json").read_text())
     (copied / "llm_mer.json").write_text(json.dumps({**entry, "format": 99}))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ARCHITECTURES, AUDIO_SIZE, VISION_SIZE
+
 from llm_mer.backbones.loading import embedding_norm, load_backbone
 from llm_mer.configuration import MerConfig, build_adapter_config
 from llm_mer.modeling import (
@@ -228,9 +229,7 @@ def test_gradient_checkpointing_gives_equal_gradients(pair: tuple[Any, MerForCon
 
 
 @torch.no_grad()
-def test_saving_and_loading_the_whole_model_is_exact(
-    pair: tuple[Any, MerForConditionalGeneration], tmp_path: Path
-) -> None:
+def test_saving_and_loading_the_whole_model_is_exact(pair: tuple[Any, MerForConditionalGeneration], tmp_path: Path) -> None:
     _, wrapped = pair
     wrapped.save_pretrained(tmp_path)
     again, info = MerForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)

@@ -51,7 +51,9 @@ def history(folder: Path) -> list[dict[str, Any]]:
 def test_the_adapter_and_lora_move_and_the_frozen_backbone_does_not(
     arguments: Callable[..., list[str]], backbones: dict[str, Path], architecture: str
 ) -> None:
-    trainer = build_trainer(*parse_arguments(arguments(backbone=backbones[architecture], max_steps=3, auxiliary_head="true")))
+    trainer = build_trainer(
+        *parse_arguments(arguments(backbone=backbones[architecture], max_steps=3, auxiliary_head="true"))
+    )
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     after = trainer.model.state_dict()
@@ -97,13 +99,9 @@ def test_what_audio_and_vision_say_is_learnt_through_the_pseudo_tokens(trained: 
     assert error < 0.5 * (truth - truth.mean()).abs().mean()
 
 
-def test_the_adapter_alone_trains_and_its_checkpoint_answers_alike(
-    arguments: Callable[..., list[str]], store: Path
-) -> None:
+def test_the_adapter_alone_trains_and_its_checkpoint_answers_alike(arguments: Callable[..., list[str]], store: Path) -> None:
     output = finetune(
-        arguments(
-            backbone="none", tasks=["emotion", "sentiment"], num_train_epochs=8, learning_rate="1e-2", **EVALUATED
-        )
+        arguments(backbone="none", tasks=["emotion", "sentiment"], num_train_epochs=8, learning_rate="1e-2", **EVALUATED)
     )
     lines = history(output)
     assert lines[0]["loss_ce"] > 2 * lines[-3]["loss_ce"]
@@ -285,9 +283,7 @@ def test_the_command_line_overrides_the_yaml_file(arguments: Callable[..., list[
 # --- accumulation, resuming, choosing ---------------------------------------------------------------------------------
 
 
-def test_accumulating_two_batches_of_four_equals_one_of_eight(
-    arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_accumulating_two_batches_of_four_equals_one_of_eight(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
     outputs = []
     for batch, steps in ((8, 1), (4, 2)):
         output = tmp_path / f"{batch}x{steps}"
@@ -385,9 +381,7 @@ def test_the_best_checkpoint_is_kept_and_is_what_training_ends_with(
     assert kept[-1] == "checkpoint-4" or not all(torch.equal(v, final[n]) for n, v in last.items())
 
 
-def test_every_intermediate_checkpoint_answers_by_itself(
-    arguments: Callable[..., list[str]], store: Path
-) -> None:
+def test_every_intermediate_checkpoint_answers_by_itself(arguments: Callable[..., list[str]], store: Path) -> None:
     changes = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     output = finetune(arguments(**changes))
     utterances = list(UtteranceStore.open(store).split("test"))[:4]
@@ -398,9 +392,7 @@ def test_every_intermediate_checkpoint_answers_by_itself(
 # --- starting from weights --------------------------------------------------------------------------------------------
 
 
-def test_training_can_start_from_the_weights_of_a_checkpoint(
-    arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_training_can_start_from_the_weights_of_a_checkpoint(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
     first = finetune(arguments(output=tmp_path / "first", max_steps=2))
     trainer = build_trainer(*parse_arguments(arguments(output=tmp_path / "second", init_checkpoint=first)))
     state, saved = trainer.model.state_dict(), adapter_weights(first)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -59,6 +60,8 @@ def load_backbone(
         raise UserError(f"backbone {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     except ValueError as error:
         raise UserError(f"backbone {source!r} is not a causal language model: {str(error).splitlines()[0]}") from error
+    except SafetensorError as error:
+        raise UserError(f"backbone {source!r}: its weights are damaged or cut off: {error}") from error
     # transformers fills a missing weight with random numbers and goes on.
     missing = sorted(str(key) for key in info["missing_keys"])
     if missing:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -113,8 +114,24 @@ ALLOWED = _allowed()
 """``(module, name)`` as the file writes it → what it gets."""
 
 
+class _Bounded:
+    """A stream that does not reserve memory for bytes its file does not have: a damaged length would claim gigabytes."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.readline = stream.readline
+        start = stream.tell()
+        self._end = stream.seek(0, 2)
+        stream.seek(start)
+
+    def read(self, size: int) -> bytes:
+        if size > 65536 and size > self._end - self._stream.tell():
+            raise EOFError(f"{size} bytes announced, {self._end - self._stream.tell()} left")
+        return self._stream.read(size)
+
+
 class SafeUnpickler(pickle._Unpickler):
-    """Reads numpy arrays, dtypes, scalars and plain containers from a stream; refuses every other name.
+    """Reads numpy arrays, dtypes, scalars and plain containers from an open file; refuses every other name.
 
     It is the interpreter's unpickler in Python, whose steps can be overridden one by one. Large arrays are read by the
     stream in one piece either way.
@@ -124,7 +141,7 @@ class SafeUnpickler(pickle._Unpickler):
 
     def __init__(self, stream: BinaryIO, path: Path | str) -> None:
         # Latin-1 is what numpy needs for arrays that Python 2 wrote; Python 3 files do not use it.
-        super().__init__(stream, encoding="latin1")
+        super().__init__(_Bounded(stream), encoding="latin1")
         self.path = path
 
     def find_class(self, module: str, name: str) -> Any:
@@ -143,6 +160,13 @@ class SafeUnpickler(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         """Objects that live outside of the file."""
         raise UserError(f"{self.path}: refused: the pickle asks for the outside object {pid!r}")
+
+    def load_bytearray8(self) -> None:
+        """A byte array, its length believed only once the bytes are there."""
+        (size,) = struct.unpack("<Q", self.read(8))  # type: ignore[attr-defined]
+        self.append(bytearray(self.read(size)))  # type: ignore[attr-defined]
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8  # type: ignore[assignment]
 
     def load_build(self) -> None:
         """Give an object its state: arrays and dtypes only, and a dtype only the state its name implies."""

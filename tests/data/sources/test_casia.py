@@ -2,12 +2,12 @@
 
 import pickle
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from shared_files import shared_data
 
 from llm_mer.data.sources.casia import EMOTIONS, read_casia
 from llm_mer.errors import UserError
@@ -86,7 +86,7 @@ def test_files_that_are_not_casia(tmp_path: Path) -> None:
         list(read_casia(pickled(tmp_path / "x.p", [entry()])))
 
 
-def test_real_file(shared_data: Callable[[str], Path]) -> None:
+def test_real_file() -> None:
     found = list(read_casia(shared_data("casia")))
     assert len(found) == len({u.id for u in found}) == 1200
     assert Counter(u.split for u in found) == {"train": 600, "valid": 300, "test": 300}

@@ -1,10 +1,10 @@
 """CPED's CSV files: thirteen emotions, dialogues and turns from the ids."""
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shared_files import shared_data
 
 from llm_mer.data.sources.cped import COLUMNS, FILES, read_cped
 from llm_mer.errors import UserError
@@ -78,7 +78,7 @@ def test_other_encodings_are_refused(tmp_path: Path) -> None:
         list(read_cped(tmp_path))
 
 
-def test_real_files(shared_data: Callable[[str], Path]) -> None:
+def test_real_files() -> None:
     found = list(read_cped(shared_data("cped")))
     assert Counter(u.split for u in found) == {"valid": 11137, "test": 27438}
     assert len({u.id for u in found}) == len(found)

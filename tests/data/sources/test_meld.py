@@ -1,10 +1,10 @@
 """MELD's CSV files: order, labels, clips, and apostrophes in every state of damage."""
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shared_files import shared_data
 
 from llm_mer.data.sources.meld import FILES, read_meld, repair_text
 from llm_mer.errors import UserError
@@ -123,7 +123,7 @@ def test_wrong_rows_name_file_line_and_field(folder: Path, wrong: bytes, message
     assert message in str(caught.value)
 
 
-def test_real_files(shared_data: Callable[[str], Path]) -> None:
+def test_real_files() -> None:
     found = list(read_meld(shared_data("meld")))
     assert Counter(u.split for u in found) == {"train": 9989, "valid": 1109, "test": 2610}
     assert len({u.id for u in found}) == len(found)

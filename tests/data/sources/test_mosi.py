@@ -1,12 +1,11 @@
 """The bilingual MOSI folder."""
 
-from collections.abc import Callable
-from pathlib import Path
+from shared_files import shared_data
 
 from llm_mer.data.sources.mosi import read_mosi
 
 
-def test_real_files(shared_data: Callable[[str], Path]) -> None:
+def test_real_files() -> None:
     found = read_mosi(shared_data("mosi"), languages=["en"])
     assert len(found) == 2199
     assert len({u.dialogue_id for u in found}) == 93

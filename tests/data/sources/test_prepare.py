@@ -2,11 +2,11 @@
 
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_files import shared_data
 
 from llm_mer.cli import main
 from llm_mer.data.prepare import PrepareConfig, prepare
@@ -73,6 +73,6 @@ def test_command_line(tmp_path: Path, pickled: Path, capsys: pytest.CaptureFixtu
         ("cped", {"valid": 11137, "test": 27438}),
     ],
 )
-def test_real_files(shared_data: Callable[[str], Path], tmp_path: Path, name: str, counts: dict[str, int]) -> None:
+def test_real_files(tmp_path: Path, name: str, counts: dict[str, int]) -> None:
     folder = prepare(PrepareConfig(name, str(shared_data(name)), str(tmp_path / "store")))
     assert UtteranceStore.open(folder).info.counts == counts

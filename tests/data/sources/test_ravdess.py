@@ -1,10 +1,10 @@
 """RAVDESS: everything is in the file names."""
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shared_files import shared_data
 
 from llm_mer.data.sources.ravdess import read_ravdess
 from llm_mer.errors import UserError
@@ -62,7 +62,7 @@ def test_missing_files(tmp_path: Path) -> None:
         list(read_ravdess(tmp_path / "none"))
 
 
-def test_real_files(shared_data: Callable[[str], Path]) -> None:
+def test_real_files() -> None:
     found = list(read_ravdess(shared_data("ravdess")))
     assert len(found) == 120
     assert Counter(u.split for u in found) == {"train": 60, "test": 60}

@@ -5,6 +5,7 @@ import collections
 import os
 import pickle
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,21 @@ def test_a_state_of_dates_without_its_unit_is_refused(tmp_path: Path) -> None:
 def test_damaged_files_are_one_clear_error(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(UserError, match=r"bad\.pkl: not a readable pickle"):
         load_pickle(written(tmp_path / "bad.pkl", content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\x80\x04B\xff\xff\xff\x7fx.", b"\x80\x05\x96\0\0\0\xff\0\0\0\0x.", b"\x80\x04\x95\0\0\0\xff\0\0\0\0."],
+    ids=["bytes", "byte array", "frame"],
+)
+def test_a_length_beyond_the_file_reserves_no_memory(tmp_path: Path, content: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="bytes announced"):
+            load_pickle(written(tmp_path / "bad.pkl", content))
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""``finetune.py`` as its users start it: accelerate, two ranks by torchrun, DeepSpeed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, adapter_weights, run_environment, training_options
+
+from llm_mer.data.store import UtteranceStore
+from llm_mer.inference import MerPipeline
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+
+
+def launch(command: list[str], argv: list[str], timeout: int = 400) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command, "finetune.py", *argv],
+        cwd=ROOT,
+        env=run_environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    return [line for line in json.loads((folder / "log_history.json").read_text()) if "loss" in line]
+
+
+def answers(folder: Path, store: Path) -> list[str | float]:
+    return [p.value for p in MerPipeline.from_checkpoint(folder)(list(UtteranceStore.open(store).split("test"))[:6])]
+
+
+def test_accelerate_trains_evaluates_and_leaves_a_checkpoint_that_answers(
+    backbones: dict[str, Path], store: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"tasks: [emotion, sentiment]\ndata: {store}\nmax_steps: 3\neval_strategy: steps\neval_steps: 3\n")
+    argv = training_options(None, backbones["llama"], tmp_path / "run", tasks=None, eval_strategy=None, config=config)
+    result = launch(ACCELERATE, [a for a in argv if a not in ("--num_train_epochs", "1")])
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "emotion [en] n=16: accuracy" in result.stdout
+    assert len(history(tmp_path / "run")) == 3
+    assert len(answers(tmp_path / "run", store)) == 12
+
+
+def test_a_mistake_ends_in_one_line_without_a_traceback(store: Path, tmp_path: Path) -> None:
+    argv = training_options(store, "none", tmp_path / "run", tasks=["mood"])
+    result = launch([sys.executable], argv)
+    assert result.returncode == 1
+    assert "finetune.py: unknown task 'mood'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_two_ranks_end_with_the_weights_of_one_process_with_twice_the_batch(
+    backbones: dict[str, Path], store: Path, tmp_path: Path
+) -> None:
+    shared = {
+        "auxiliary_head": "true",
+        "learning_rate": "1e-3",
+        "max_steps": 6,
+        "limit_eval": 6,
+        "eval_strategy": "steps",
+        "eval_steps": 6,
+    }
+    outputs = {ranks: tmp_path / f"ranks-{ranks}" for ranks in (1, 2)}
+    for ranks, output in outputs.items():
+        argv = training_options(store, backbones["llama"], output, per_device_train_batch_size=8 // ranks, **shared)
+        result = launch([*TORCHRUN, str(ranks)], argv)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert result.stdout.count("emotion [en] n=3: accuracy") == 1
+    state = [json.loads((output / "trainer_state.json").read_text()) for output in outputs.values()]
+    assert state[0]["train_batch_size"] == 2 * state[1]["train_batch_size"] == 8
+    assert state[0]["epoch"] == state[1]["epoch"], "the second run was no run of two ranks"
+    for one, two in zip(*(history(output) for output in outputs.values()), strict=True):
+        for name in ("loss", "loss_lm", "loss_ce"):
+            assert float(one[name]) == pytest.approx(float(two[name]), abs=5e-3), name
+    first, second = (adapter_weights(output) for output in outputs.values())
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.allclose(value, second[name], atol=2e-4), name
+
+
+def deepspeed_lacks() -> str | None:
+    """Why DeepSpeed cannot run here."""
+    if importlib.util.find_spec("deepspeed") is None:
+        return "deepspeed is not installed"
+    if shutil.which("g++") is None:
+        return "no g++, and DeepSpeed builds an operator on its first run"
+    if shutil.which("ninja") is None and importlib.util.find_spec("ninja") is None:
+        return "no ninja, and DeepSpeed builds an operator on its first run"
+    return None
+
+
+@pytest.mark.skipif(deepspeed_lacks() is not None, reason=str(deepspeed_lacks()))
+def test_deepspeed_zero2_trains_on_two_ranks_and_its_checkpoint_loads(
+    backbones: dict[str, Path], store: Path, tmp_path: Path
+) -> None:
+    argv = training_options(
+        store,
+        backbones["llama"],
+        tmp_path / "run",
+        deepspeed=ROOT / "deepspeed_configs" / "zero2.json",
+        per_device_train_batch_size=4,
+        auxiliary_head="true",
+        max_steps=4,
+        limit_eval=4,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end="true",
+    )
+    result = launch([*TORCHRUN, "2"], argv)
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = history(tmp_path / "run")
+    assert len(lines) == 4
+    assert all({"loss_lm", "loss_ce"} <= line.keys() for line in lines)
+    assert len(answers(tmp_path / "run", store)) == 6
+    start = adapter_weights(tmp_path / "run")
+    assert any(bool(value.abs().sum() > 0) for name, value in start.items() if "lora_B" in name)

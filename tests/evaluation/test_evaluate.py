@@ -1,0 +1,153 @@
+"""evaluate: conditions, rows and files, on a checkpoint that has learnt from audio and vision."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_utterances
+
+from llm_mer.errors import UserError
+from llm_mer.evaluation.evaluate import (
+    AS_IS,
+    DIALOGUE,
+    GENERATION,
+    EvaluateConfig,
+    Evaluation,
+    decode_dialogues,
+    evaluate,
+    load_predictions,
+    parse_conditions,
+    run,
+    score_rows,
+)
+from llm_mer.evaluation.metrics import compute_metrics
+from llm_mer.prediction import Prediction
+from llm_mer.tasks import get_task
+
+ALL = ("text", "audio", "vision")
+EMOTION = get_task("emotion")
+
+
+def test_conditions_say_what_is_shuffled_or_missing() -> None:
+    found = parse_conditions(["shuffle:audio,vision", "without:text"], ALL)
+    assert found == {
+        "audio and vision shuffled": ("shuffle", ("audio", "vision")),
+        "without text": ("without", ("text",)),
+    }
+
+
+def test_subsets_are_all_six_proper_ones_which_with_the_whole_make_seven() -> None:
+    found = parse_conditions(["subsets"], ALL)
+    kept = {tuple(m for m in ALL if m not in hidden) for _, hidden in found.values()}
+    assert len(found) == 6
+    assert kept == {("text",), ("audio",), ("vision",), ("text", "audio"), ("text", "vision"), ("audio", "vision")}
+
+
+@pytest.mark.parametrize("text", ["mix:audio", "shuffle", "shuffle:smell", "without:text,audio,vision"])
+def test_a_condition_that_makes_no_sense_is_refused_by_its_text(text: str) -> None:
+    with pytest.raises(UserError, match=text.split(",")[0].replace("(", r"\(")):
+        parse_conditions([text], ALL)
+
+
+def prediction(identity: str, value: str, truth: str, **fields: object) -> Prediction:
+    scores = np.full(6, -3.0)
+    scores[EMOTION.class_index(value)] = -0.2
+    return Prediction(identity, "emotion", "en", value, truth=truth, log_probabilities=scores.tolist(), **fields)  # type: ignore[arg-type]
+
+
+def test_a_free_generation_that_cannot_be_read_is_wrong_and_counted() -> None:
+    rows = [prediction(str(i), "joy", "joy", generated="?", parsed="joy" if i < 3 else None) for i in range(4)]
+    scored = score_rows(GENERATION, rows, EMOTION, 50, 0, use_parsed=True)[0]
+    assert scored.unparseable_rate == 0.25
+    assert scored.metrics["accuracy"] == 0.75
+
+
+def test_the_baseline_of_a_row_is_its_own_majority_class() -> None:
+    rows = [prediction(str(i), "joy", "joy" if i < 3 else "fear", tags=("x",) if i >= 2 else ()) for i in range(6)]
+    found = {row.subset: row for row in score_rows(AS_IS, rows, EMOTION, 50, 0) if row.language == "en"}
+    assert found["all"].baseline["accuracy"] == 0.5
+    assert found["x"].baseline["accuracy"] == 0.75
+    assert found["x"].n == 4
+
+
+def test_decoding_a_dialogue_needs_its_speakers() -> None:
+    with pytest.raises(UserError, match="dialogue 'd'"):
+        decode_dialogues([prediction("a", "joy", "joy", dialogue_id="d", turn=0)], EMOTION, 0.5)
+
+
+def test_decoding_smooths_one_doubtful_turn_of_a_speaker_and_leaves_the_rest() -> None:
+    rows = [prediction(f"{i}", "joy", "joy", dialogue_id="d", turn=i, speaker="A") for i in range(5)]
+    doubtful = np.full(6, -4.0)
+    doubtful[EMOTION.class_index("fear")], doubtful[EMOTION.class_index("joy")] = -0.68, -0.75
+    rows[2].value, rows[2].log_probabilities = "fear", doubtful.tolist()
+    alone = prediction("z", "fear", "fear")
+    decoded = decode_dialogues([*reversed(rows), alone], EMOTION, 0.1)
+    assert [p.value for p in decoded] == ["joy"] * 5 + ["fear"]
+    assert [p.id for p in decoded] == ["4", "3", "2", "1", "0", "z"]
+
+
+def test_evaluate_writes_what_it_prints_and_shuffling_takes_the_score_away(
+    trained: Path, store: Path, tmp_path: Path
+) -> None:
+    config = EvaluateConfig(
+        checkpoint=str(trained),
+        data=str(store),
+        output=str(tmp_path / "scores"),
+        conditions=["shuffle:audio,vision", "without:text"],
+        dialogue_decoder="offline",
+        generate=True,
+        resamples=100,
+    )
+    text = run(config)
+    evaluation = Evaluation.load(tmp_path / "scores")
+    row = evaluation.find(task="emotion")
+    shuffled = evaluation.find("audio and vision shuffled", "emotion")
+    assert row is not None
+    assert shuffled is not None
+    assert row.metrics["accuracy"] > shuffled.metrics["accuracy"] + 0.25
+    assert f"accuracy {row.metrics['accuracy']:.3f}" in text
+    assert {r.condition for r in evaluation.rows} == {
+        AS_IS,
+        "audio and vision shuffled",
+        "without text",
+        GENERATION,
+        DIALOGUE,
+    }
+    # Every metric can be recomputed from the predictions alone.
+    kept = [p for p in load_predictions(tmp_path / "scores" / "predictions.jsonl")[AS_IS] if p.task == "emotion"]
+    again = compute_metrics(EMOTION, [p.truth for p in kept], [p.value for p in kept])
+    assert again["accuracy"] == pytest.approx(row.metrics["accuracy"])
+    assert row.n == 32
+
+
+def test_evaluating_twice_gives_the_same_files(trained: Path, store: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run(EvaluateConfig(checkpoint=str(trained), data=str(store), output=str(tmp_path / name), resamples=50))
+    assert (tmp_path / "a" / "evaluation.json").read_text() == (tmp_path / "b" / "evaluation.json").read_text()
+
+    def lines(name: str) -> list[dict[str, object]]:
+        found = [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").open(encoding="utf-8")]
+        return [{k: v for k, v in entry.items() if k != "seconds"} for entry in found]
+
+    assert lines("a") == lines("b")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "holdout"}, "holdout"),
+        ({"tasks": ["meld"]}, "meld"),
+        ({"conditions": ["shuffle:smell"]}, "smell"),
+        ({"languages": []}, "no utterance"),
+    ],
+)
+def test_what_does_not_fit_is_named(trained: Path, store: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(EvaluateConfig(checkpoint=str(trained), data=str(store), **changes), progress=False)  # type: ignore[arg-type]
+
+
+def test_the_fixture_has_both_languages_so_the_tests_above_mean_something() -> None:
+    assert {u.language for u in make_utterances("test", 8)} == {"en", "zh"}
