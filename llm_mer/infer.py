@@ -113,7 +113,8 @@ def inputs(config: InferConfig) -> Iterator[Utterance | tuple[str, str]]:
     given = [name for name, there in (("a clip", clip), ("--manifest", config.manifest), ("--stdin", config.stdin)) if there]
     if len(given) != 1:
         raise UserError(
-            f"give one input: --video, --audio, --text or --features; --manifest; or --stdin (found {', '.join(given) or 'none'})"
+            "give one input: --video, --audio, --text or --features; --manifest; or --stdin "
+            f"(found {', '.join(given) or 'none'})"
         )
     if clip:
         yield single_utterance(config)

@@ -45,8 +45,16 @@ def test_accelerate_trains_evaluates_and_leaves_a_checkpoint_that_answers(
 ) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(f"tasks: [emotion, sentiment]\ndata: {store}\nmax_steps: 3\neval_strategy: steps\neval_steps: 3\n")
-    argv = training_options(None, backbones["llama"], tmp_path / "run", tasks=None, eval_strategy=None, config=config)
-    result = launch(ACCELERATE, [a for a in argv if a not in ("--num_train_epochs", "1")])
+    argv = training_options(
+        None,
+        backbones["llama"],
+        tmp_path / "run",
+        tasks=None,
+        eval_strategy=None,
+        num_train_epochs=None,
+        config=config,
+    )
+    result = launch(ACCELERATE, argv)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "emotion [en] n=16: accuracy" in result.stdout
     assert len(history(tmp_path / "run")) == 3
