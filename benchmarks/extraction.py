@@ -10,11 +10,14 @@ import resource
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from common import options, report, threads
 
 from llm_mer.data.schema import Utterance
@@ -54,6 +57,7 @@ def seconds_of(utterances: list[Utterance]) -> float:
 
 def on_one_core(descriptor: str, utterances: list[Utterance]) -> float:
     """Processor seconds for all utterances in this process, loading not counted."""
+    cv2.setNumThreads(1)
     extractor = Extractor(settings_of(descriptor))
     extractor(utterances[0])
     began = time.process_time()
@@ -82,7 +86,6 @@ def main() -> None:
     copies, quick = arguments.copies, arguments.quick
     table = []
     with tempfile.TemporaryDirectory() as scratch, threads(arguments.threads):
-        cv2.setNumThreads(arguments.threads)
         config = CorpusConfig(output=f"{scratch}/corpus", utterances_per_language=60, languages=["en"], workers=1)
         utterances = list(read_manifest(make_corpus(config, progress=False)))
         utterances = utterances[:8] if quick else utterances
@@ -97,19 +100,20 @@ def main() -> None:
                 if quick:
                     row += ["", "", ""]
                 else:
-                    _, few = with_workers(descriptor, clips, 1, Path(scratch) / "store1")
-                    wall, many = with_workers(descriptor, clips, copies, Path(scratch) / "store")
-                    each = (many - few) / (copies - 1)
-                    row += [f"{2 * total / each:.0f} ×", f"{few - each:.0f}", f"{copies * total / wall:.0f} ×"]
+                    with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+                        pair = list(pool.map(on_one_core, [descriptor] * 2, [clips] * 2))
+                    wall, used = with_workers(descriptor, clips, copies, Path(scratch) / "store")
+                    start = used - copies * sum(pair) / 2
+                    row += [f"{2 * total / max(pair):.0f} ×", f"{start:.0f}", f"{copies * total / wall:.0f} ×"]
                 table.append(row)
                 print(*row, file=sys.stderr, flush=True)
     head = ["descriptor", "pictures", "clips", "seconds of sound", "one core"]
-    head += ["two workers, both cores free", "start of both, s", "two workers, whole command, this machine's load"]
+    head += ["two processes", "start of two workers, s", "whole command, two workers, this machine's load"]
     notes = (
-        "× real time: seconds of sound by seconds of work. `one core` is processor time without start-up, best of three. "
-        "`both cores free` is twice the sound by the two workers' processor time, start-up (spawning and importing, its "
-        f"processor time beside it) taken off by the difference of {copies} copies of the clips and one. `whole command` is "
-        f"wall time over {copies} copies with start-up and the written store, while other work held the cores."
+        "× real time: seconds of sound by seconds of work. `one core` is processor time without start-up, best of three; "
+        "`two processes` is twice the sound by the slower one's processor time, both at work at once. `whole command` is "
+        f"wall time of `extract` over {copies} copies of the clips, spawning and importing and the written store included, "
+        "while other work held the cores; `start` is the workers' processor time that was not extraction."
     )
     report("extraction", __doc__, head, table, notes, quick)
 

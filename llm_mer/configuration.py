@@ -26,7 +26,7 @@ class DataArguments:
         default="",
         metadata={
             "help": "a store written by `llm-mer extract`, or FORMAT:PATH to read a public format in place, "
-            "e.g. mosi:../shared/data/mosi (formats: `llm-mer formats`)"
+            "e.g. mosi:../shared/data/mosi (formats: `llm-mer prepare --help`)"
         },
     )
     tasks: list[str] = field(

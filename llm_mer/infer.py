@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from llm_mer.data.schema import LANGUAGES, Utterance
 from llm_mer.data.sources.manifest import guess_language, parse_json_line, read_manifest, utterance_from_entry
+from llm_mer.decoding.dialogue import OnlineDialogueDecoder
 from llm_mer.errors import UserError
 from llm_mer.prediction import Prediction
 
@@ -196,12 +197,54 @@ def batches(items: Iterable[Utterance], size: int, by_dialogue: bool) -> Iterato
     pending: list[Utterance] = []
     for item in items:
         same = bool(pending) and item.dialogue_id is not None and item.dialogue_id == pending[-1].dialogue_id
-        if len(pending) >= size and not (by_dialogue and same):
+        if len(pending) >= size and not same:
             yield pending
             pending = []
         pending.append(item)
+        if len(pending) >= size and not by_dialogue:
+            yield pending  # at once, so that a live stream is answered before its next line comes
+            pending = []
     if pending:
         yield pending
+
+
+class Conversations:
+    """Answers one utterance at a time with the dialogue so far: for a live stream.
+
+    Keeps the last ``window`` utterances of each dialogue, which context adapters and prompts with earlier turns read, and
+    the beam of an online dialogue decoder.
+    """
+
+    def __init__(self, pipeline: MerPipeline, tasks: list[str] | None, decode: bool) -> None:
+        self.pipeline, self.tasks, self.decode = pipeline, tasks, decode
+        self.known = {task.name: task for task in pipeline.tasks}
+        self.window = max(
+            int(pipeline.description.context.get("window", 8)), pipeline.predictor.processor.most_context_turns + 1
+        )
+        self.earlier: dict[tuple[str, str], list[Utterance]] = {}
+        self.decoders: dict[tuple[str, str, str], OnlineDialogueDecoder] = {}
+
+    def __call__(self, utterance: Utterance) -> list[Prediction]:
+        """The answers about this utterance."""
+        if utterance.dialogue_id is None:
+            return self.pipeline([utterance], self.tasks)
+        place = (utterance.language, utterance.dialogue_id)
+        window = [*self.earlier.get(place, []), utterance]
+        predictions = [p for p in self.pipeline(window, self.tasks) if p.id == utterance.id]
+        self.earlier[place] = window[-self.window :]
+        return [self._decoded(p) if self.decode else p for p in predictions]
+
+    def _decoded(self, prediction: Prediction) -> Prediction:
+        p_shift = self.pipeline.description.shift_probability.get(prediction.task)
+        if p_shift is None:
+            return prediction
+        if prediction.speaker is None:
+            raise UserError(f"utterance {prediction.id!r} has no speaker; the dialogue decoder needs one")
+        task = self.known[prediction.task]
+        key = (prediction.task, prediction.language, str(prediction.dialogue_id))
+        decoder = self.decoders.setdefault(key, OnlineDialogueDecoder(task.num_classes, p_shift))
+        state = decoder.push(np.asarray(prediction.log_probabilities), prediction.speaker)
+        return dataclasses.replace(prediction, value=task.label_names[state])
 
 
 def refusal(pipeline: MerPipeline, utterance: Utterance, tasks: list[str] | None) -> str | None:
@@ -215,19 +258,35 @@ def refusal(pipeline: MerPipeline, utterance: Utterance, tasks: list[str] | None
     return None
 
 
+def decode_groups(pipeline: MerPipeline, predictions: list[Prediction], mode: str) -> list[Prediction]:
+    """The dialogue decoder on whole dialogues, for every task that has a shift probability."""
+    from llm_mer.evaluation.evaluate import decode_dialogues
+
+    known = {task.name: task for task in pipeline.tasks}
+    decoded = list(predictions)
+    for name, p_shift in pipeline.description.shift_probability.items():
+        rows = [i for i, p in enumerate(predictions) if p.task == name]
+        for i, prediction in zip(
+            rows, decode_dialogues([predictions[i] for i in rows], known[name], p_shift, mode), strict=True
+        ):
+            decoded[i] = prediction
+    return decoded
+
+
 def infer(config: InferConfig) -> int:
     """Answer everything and write JSONL; returns the number of utterances answered.
 
     With ``--output``, an interrupted run goes on after the last whole line. An input that cannot be used becomes a line
     ``{"id": …, "error": …}`` unless ``--on_bad_input stop``.
     """
-    from llm_mer.evaluation.evaluate import decode_dialogues
-    from llm_mer.inference import MerPipeline
-
     stream_in = inputs(config)
     first = next(stream_in, None)  # a wrong command line fails before a model is loaded
     if first is None:
         raise UserError("there is nothing to answer: the input is empty")
+    if config.stdin and config.dialogue_decoder == "offline":
+        raise UserError("--dialogue_decoder offline needs whole dialogues; with --stdin use online")
+    from llm_mer.inference import MerPipeline
+
     pipeline = MerPipeline.from_checkpoint(
         config.checkpoint,
         backbone=config.backbone,
@@ -235,8 +294,9 @@ def infer(config: InferConfig) -> int:
         batch_size=config.batch_size,
         generate=config.generate,
     )
-    known = {task.name: task for task in pipeline.tasks}
-    asked = len(config.tasks) if config.tasks else len(known)
+    if config.dialogue_decoder != "none" and not pipeline.description.shift_probability:
+        raise UserError(f"{config.checkpoint} was trained without dialogues, so it has no p0 for --dialogue_decoder")
+    asked = len(config.tasks) if config.tasks else len(pipeline.tasks)
     done = finished_ids(Path(config.output), asked) if config.output else set()
     answered = 0
     with opened(config.output) as out, tqdm(desc="infer", unit="utterance", disable=config.output is None) as bar:
@@ -261,14 +321,11 @@ def infer(config: InferConfig) -> int:
                         raise
                     write({"id": item.id, "error": str(error)})
 
-        size = 1 if config.stdin else config.batch_size
-        whole = pipeline.predictor.use_context or config.dialogue_decoder != "none"
-
         def answer(group: list[Utterance]) -> list[Prediction]:
             """Predictions of a group; an utterance that cannot be answered becomes a line and leaves the group."""
             while group:
                 try:
-                    return pipeline(group, config.tasks)
+                    return live(group[0]) if live is not None else pipeline(group, config.tasks)
                 except UserError as error:
                     if config.on_bad_input == "stop":
                         raise
@@ -280,14 +337,12 @@ def infer(config: InferConfig) -> int:
                         group.remove(utterance)
             return []
 
-        for group in batches(ready(), size, whole and not config.stdin):
+        live = Conversations(pipeline, config.tasks, config.dialogue_decoder == "online") if config.stdin else None
+        whole = pipeline.predictor.use_context or config.dialogue_decoder != "none"
+        for group in batches(ready(), 1 if live else config.batch_size, whole and live is None):
             predictions = answer(group)
-            if config.dialogue_decoder != "none":
-                for name, p_shift in pipeline.description.shift_probability.items():
-                    rows = [i for i, p in enumerate(predictions) if p.task == name]
-                    decoded = decode_dialogues([predictions[i] for i in rows], known[name], p_shift, config.dialogue_decoder)
-                    for i, prediction in zip(rows, decoded, strict=True):
-                        predictions[i] = dataclasses.replace(predictions[i], value=prediction.value)
+            if live is None and config.dialogue_decoder != "none":
+                predictions = decode_groups(pipeline, predictions, config.dialogue_decoder)
             # All answers of an utterance are written together, so a resumed run never lacks one of them.
             order = {utterance.id: place for place, utterance in enumerate(group)}
             for prediction in sorted(predictions, key=lambda p: order[p.id]):

@@ -19,6 +19,7 @@ from llm_mer.checkpoint import CheckpointDescription, LoadedCheckpoint, load_che
 from llm_mer.data.collator import MerCollator
 from llm_mer.data.dataset import ContextVectors, MerDataset, Question, build_context_vectors
 from llm_mer.data.schema import Utterance
+from llm_mer.data.store import FEATURE_COLUMNS
 from llm_mer.decoding.labels import LabelScorer
 from llm_mer.decoding.numbers import ScoreDistribution
 from llm_mer.errors import UserError
@@ -200,7 +201,7 @@ class Predictor:
             names = task.label_names
             prediction.value = names[int(log_probs.argmax())]
             prediction.log_probabilities = [float(v) for v in log_probs]
-            prediction.probabilities = dict(zip(names, np.exp(log_probs).round(6).tolist(), strict=True))
+            prediction.probabilities = dict(zip(names, np.exp(log_probs.astype(np.float64)).round(6).tolist(), strict=True))
             return
         if log_probs is None:  # an adapter alone gives a score, not a distribution
             prediction.value = float(head_values[row])
@@ -215,7 +216,7 @@ class Predictor:
         ]
         prediction.log_probabilities = [float(v) for v in log_probs]
         texts = [task.format_score(v) for v in task.grid()]
-        prediction.probabilities = dict(zip(texts, np.exp(log_probs).round(6).tolist(), strict=True))
+        prediction.probabilities = dict(zip(texts, np.exp(log_probs.astype(np.float64)).round(6).tolist(), strict=True))
 
     def _head_log_probabilities(self, task: Task, fusion: FusionOutput) -> np.ndarray | None:
         if task.kind == "classification":
@@ -332,7 +333,7 @@ class MerPipeline:
             and "text" in self.predictor.processor.feature_sizes
         )
         if not (wants_audio or wants_vision or wants_text):
-            return utterance
+            return self._usable(utterance)
         if not settings:
             raise UserError(
                 f"utterance {utterance.id!r} comes as media, but the checkpoint was trained on features whose extraction "
@@ -340,4 +341,17 @@ class MerPipeline:
             )
         from llm_mer.features.extract import FeatureSettings, extract_one
 
-        return extract_one(utterance, FeatureSettings.from_dict(settings))
+        return self._usable(extract_one(utterance, FeatureSettings.from_dict(settings)))
+
+    def _usable(self, utterance: Utterance) -> Utterance:
+        """The utterance, if it has something the adapter reads. Raises :class:`UserError` saying what that is."""
+        read = self.predictor.adapter.config.modalities
+        has = {m for m, column in FEATURE_COLUMNS.items() if getattr(utterance, column) is not None}
+        if self.predictor.processor.text_source == "backbone" and utterance.text:
+            has.add("text")
+        if not has & set(read):
+            raise UserError(
+                f"utterance {utterance.id!r} has none of the modalities the checkpoint reads ({', '.join(read)}); "
+                f"found {', '.join(sorted(has)) or 'nothing'}"
+            )
+        return utterance

@@ -13,7 +13,7 @@ from llm_mer.data.normalisation import FeatureStatistics
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS
 from llm_mer.errors import UserError
-from llm_mer.prompts import HistoryTurn, PromptTemplate, RenderedPrompt, render, render_chat, select_prompt
+from llm_mer.prompts import HistoryTurn, PromptTemplate, RenderedPrompt, render, render_chat, render_plain, select_prompt
 from llm_mer.tasks import Task
 
 
@@ -97,23 +97,34 @@ class MerProcessor:
         return self.chat == "auto" and self.tokenizer is not None and bool(self.tokenizer.chat_template)
 
     def render(
-        self, template: PromptTemplate, task: Task, text: str | None, history: Sequence[HistoryTurn]
+        self,
+        template: PromptTemplate,
+        task: Task,
+        text: str | None,
+        history: Sequence[HistoryTurn],
+        speaker: str | None = None,
     ) -> RenderedPrompt:
-        """The prompt's text before and after the pseudo tokens, chat markup included."""
-        rendered = render(template, task, text, history)
+        """The prompt's text before and after the pseudo tokens: chat markup included, or the system message in front."""
+        rendered = render(template, task, text, history, speaker)
         if self.uses_chat:
             assert self.tokenizer is not None
             return render_chat(rendered, self.tokenizer)
-        return rendered
+        return render_plain(rendered)
 
     def encode_prompt(
-        self, task: Task, language: str, text: str | None, history: Sequence[HistoryTurn], where: str = ""
+        self,
+        task: Task,
+        language: str,
+        text: str | None,
+        history: Sequence[HistoryTurn],
+        where: str = "",
+        speaker: str | None = None,
     ) -> PromptIds:
         """``[E_prefix; T_pseudo; E_suffix; P_task]`` as ids; loses the earliest turns to fit ``max_prompt_tokens``."""
         template = select_prompt(self.prompts, task, language)
         turns = list(history)[-template.context_turns :] if template.context_turns else []
         while True:
-            rendered = self.render(template, task, text, turns)
+            rendered = self.render(template, task, text, turns, speaker)
             head = self.encode(rendered.before) if self.uses_chat else self.prefix_ids() + self.encode(rendered.before)
             ids = head + [self.filler_id] * self.num_pseudo_tokens + self.encode(rendered.after)
             if len(ids) <= self.max_prompt_tokens:
@@ -128,6 +139,11 @@ class MerProcessor:
     def context_turns(self, task: Task, language: str) -> int:
         """Earlier turns the prompt of this task and language shows."""
         return select_prompt(self.prompts, task, language).context_turns if self.tokenizer is not None else 0
+
+    @property
+    def most_context_turns(self) -> int:
+        """The largest number of earlier turns any of the prompts shows."""
+        return max((prompt.context_turns for prompt in self.prompts), default=0)
 
     def answer_style(self, task: Task, language: str) -> str:
         """``word``, ``index`` or ``number``, as the prompt of this task and language asks."""
@@ -197,18 +213,21 @@ class MerProcessor:
         where = f"utterance {utterance.id!r}"
         prompt, answer, text_ids = None, [], None
         if self.tokenizer is not None:
-            prompt = self.encode_prompt(task, utterance.language, utterance.text, history, where)
+            prompt = self.encode_prompt(task, utterance.language, utterance.text, history, where, utterance.speaker)
             if truth is not None:
                 style = self.answer_style(task, utterance.language)
                 answer = [*self.encode(task.answer_text(truth, utterance.language, style)), self.end_token_id]
             if self.text_source == "backbone" and utterance.text:
                 text_ids = self.encode(utterance.text)[: self.max_text_tokens] or None
+        features = self.features(utterance)
+        if not features and text_ids is None:
+            raise UserError(f"{where} has none of the modalities the model reads ({', '.join(self.feature_sizes)})")
         class_target, score_target = -100, float("nan")
         if truth is not None and self.class_task is not None and task.name == self.class_task.name:
             class_target = task.class_index(truth, where)
         if truth is not None and self.score_task is not None and task.name == self.score_task.name:
             score_target = task.score(truth, where)
-        return PreparedSample(prompt, answer, text_ids, self.features(utterance), class_target, score_target)
+        return PreparedSample(prompt, answer, text_ids, features, class_target, score_target)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the tokenizer as plain containers, for the checkpoint's own description."""

@@ -33,7 +33,7 @@ class HistoryTurn:
 
 @dataclass(frozen=True)
 class RenderedPrompt:
-    """A prompt's text before and after the pseudo tokens, and the system message (already in ``before`` when plain)."""
+    """A prompt's text before and after the pseudo tokens, and the system message that goes in front of it."""
 
     before: str
     after: str
@@ -220,6 +220,12 @@ def render(
     return RenderedPrompt(fill(template.prefix), fill(template.suffix) + fill(template.task), fill(template.system))
 
 
+def render_plain(rendered: RenderedPrompt) -> RenderedPrompt:
+    """A prompt for a backbone without a chat template: the system message is its first line."""
+    head = f"{rendered.system}\n" if rendered.system else ""
+    return RenderedPrompt(head + rendered.before, rendered.after)
+
+
 def render_chat(rendered: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
     """Put a prompt into the tokenizer's chat template; the pseudo tokens stay inside the user's turn.
 
@@ -261,6 +267,8 @@ def preview(
     rendered = render(template, task, text, history)
     if tokenizer is not None and tokenizer.chat_template:
         rendered = render_chat(rendered, tokenizer)
+    else:
+        rendered = render_plain(rendered)
     marks = "".join(f"⟦P{i + 1}⟧" for i in range(num_pseudo_tokens))
     answers = task.answers(template.language, template.answer)
     shown = " | ".join(answers) if len(answers) <= 12 else f"{answers[0]} … {answers[-1]} ({len(answers)} answers)"

@@ -276,8 +276,9 @@ class MerTraining:
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Weights, and beside them everything needed to use them elsewhere."""
         super()._save(output_dir, state_dict)  # type: ignore[misc]
-        if self.description is not None:
-            trainer: Any = self
+        trainer: Any = self
+        # Every rank comes here; only the first knows where the backbone's copy lies.
+        if self.description is not None and trainer.args.should_save:
             self.description.save(Path(output_dir or trainer.args.output_dir))
 
 

@@ -6,9 +6,11 @@ import inspect
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llm_mer.data.schema import LANGUAGES
 from llm_mer.data.sources import SOURCES, read_source
+from llm_mer.data.sources.common import with_neighbours
 from llm_mer.data.store import write_store
 from llm_mer.errors import UserError
 
@@ -38,6 +40,13 @@ class PrepareConfig:
     media: str | None = field(
         default=None, metadata={"help": "folder with the splits' folders of clips, else beside the CSV files (meld)"}
     )
+    neighbours: int = field(
+        default=0,
+        metadata={
+            "help": "put the text features of so many neighbours on each side in the dialogue beside an utterance's own "
+            "(utterance-level features)"
+        },
+    )
 
 
 def prepare(config: PrepareConfig) -> Path:
@@ -54,12 +63,15 @@ def prepare(config: PrepareConfig) -> Path:
 
     if config.name not in SOURCES:
         raise UserError(f"name is {config.name!r}; it must be one of {', '.join(sorted(SOURCES))}")
-    options = {name: value for name in OPTIONS if (value := getattr(config, name)) is not None}
+    options: dict[str, Any] = {name: value for name in OPTIONS if (value := getattr(config, name)) is not None}
     accepted = inspect.signature(SOURCES[config.name]).parameters
     for name in options:
         if name not in accepted:
             raise UserError(f"{name}: the format {config.name} has no such option")
     utterances = read_source(config.name, Path(config.path), **options)
+    if config.neighbours:
+        utterances = with_neighbours(utterances, config.neighbours)
+        options["neighbours"] = config.neighbours
     total = len(utterances) if isinstance(utterances, Sized) else None
     description = {"source": config.name, "path": config.path, **options}
     # disable=None: a bar on a terminal, silence in a log.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -106,7 +107,6 @@ class RunResult:
     steps: int
     milliseconds_per_answer: float
     shift_probability: dict[str, float]
-    baselines: dict[str, dict[str, Any]]
     tasks: dict[str, dict[str, Any]]
 
 
@@ -212,6 +212,9 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
 
     arguments = training_arguments(config, system, seed, folder)
     data, model, training, options = parse_arguments(arguments)
+    scratch = tempfile.TemporaryDirectory(prefix="llm-mer-compare-")
+    if not config.keep_models:
+        training.output_dir, model.save_backbone = scratch.name, "never"
     trainer = build_trainer(data, model, training, options)
     began = time.perf_counter()
     trainer.train()
@@ -261,11 +264,11 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
         trainer.state.global_step,
         round(per_answer, 3),
         shifts,
-        trainer.description.baselines,
         {task.name: task.to_dict() for task in tasks},
     )
     (folder / RUN).write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
     del trainer, predictor
+    scratch.cleanup()
     gc.collect()
     return result
 
@@ -388,9 +391,9 @@ def markdown(comparison: Comparison) -> str:
             f"{1000 * seconds / max(steps, 1):.0f} | {answer:.1f} |"
         )
     lines.append(
-        f"\nMean over {comparison.rows[0].seeds} seed(s), ± their standard deviation, [95 % bootstrap interval over utterances]; "
-        f"p is of the paired bootstrap against {comparison.reference}, * where it is below 0.05. Answers are scored, so none is "
-        "unparseable."
+        f"\nMean over {comparison.rows[0].seeds} seed(s), ± their standard deviation, [95 % bootstrap interval over "
+        f"utterances]; p is of the paired bootstrap against {comparison.reference}, * where it is below 0.05. Answers are "
+        "scored, so none is unparseable."
     )
     return "\n".join(lines)
 

@@ -57,7 +57,7 @@ class EvaluateConfig:
         default="median",
         metadata={"help": "which point of a score's distribution answers", "choices": ["median", "mean", "mode"]},
     )
-    resamples: int = field(default=1000, metadata={"help": "bootstrap resamples for the 95 %% intervals"})
+    resamples: int = field(default=1000, metadata={"help": "bootstrap resamples for the 95 % intervals"})
     seed: int = field(default=0, metadata={"help": "of the bootstrap and of shuffling"})
     batch_size: int = field(default=64, metadata={"help": "questions per forward"})
     backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
@@ -373,7 +373,8 @@ def table(evaluation: Evaluation) -> str:
         for name in names:
             low, high = row.intervals[name]
             shown.append(
-                f"{name} {row.metrics[name]:.3f} [{low:.3f}, {high:.3f}] (baseline {row.baseline.get(name, float('nan')):.3f})"
+                f"{name} {row.metrics[name]:.3f} [{low:.3f}, {high:.3f}] "
+                f"(baseline {row.baseline.get(name, float('nan')):.3f})"
             )
         head = f"{row.condition:<28} {row.task:<10} {row.language:<3} {row.subset:<16} n={row.n:<5}"
         lines.append(f"{head} {'  '.join(shown)}  unparseable {row.unparseable_rate:.3f}")

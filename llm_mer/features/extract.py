@@ -95,6 +95,9 @@ class ExtractConfig(FeatureSettings):
     manifest: str = field(default="", metadata={"help": "JSONL or CSV manifest of clips", "required": True})
     output: str = field(default="", metadata={"help": "folder of the store", "required": True})
     workers: int = field(default=2, metadata={"help": "processes"})
+    labels: list[str] = field(
+        default_factory=list, metadata={"help": "columns of the manifest that are targets of tasks of your own"}
+    )
     on_bad_media: str = field(
         default="drop",
         metadata={
@@ -322,7 +325,7 @@ def extract_manifest(config: ExtractConfig) -> Path:
     """``llm-mer extract``: read the manifest, then :func:`extract`."""
     from llm_mer.data.sources.manifest import read_manifest
 
-    return extract(config, read_manifest(config.manifest))
+    return extract(config, read_manifest(config.manifest, config.labels))
 
 
 def _run(tasks: list[tuple[Utterance, Path]], settings: FeatureSettings, workers: int, bar: Any) -> None:

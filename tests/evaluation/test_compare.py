@@ -77,12 +77,12 @@ def test_a_comparison_has_every_system_its_cost_and_is_done_only_once(
         ablations=["gated_projector:use_gate=false"],
         backbones=["none"],
         seeds=[1, 2],
-        conditions=["without:text"],
+        conditions=["without:audio"],
         resamples=50,
     )
     text = run(wanted)
     for name in ("egmf (none)", "gated_projector (none)", "gated_projector use_gate=false (none)"):
-        assert text.count(f"| {name} |") == 2 + 1, name  # as is, without text, cost
+        assert text.count(f"| {name} |") == 2 + 1, name  # as is, without audio, cost
     result = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     assert len(result["runs"]) == 6
     references = [r for r in result["rows"] if r["system"] == "egmf (none)"]

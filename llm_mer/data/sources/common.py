@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llm_mer.data.schema import Utterance
 from llm_mer.errors import UserError
 from llm_mer.tasks import Task
 
@@ -96,3 +98,39 @@ def cut(features: Any, length: Any, name: str, length_name: str, where: str) -> 
     if not 0 <= steps <= len(values):
         raise UserError(f"{where}: field {length_name} is {steps}, but {name} has {len(values)} steps")
     return values[:steps] if steps else None
+
+
+def with_neighbours(utterances: Iterable[Utterance], count: int, modality: str = "text") -> list[Utterance]:
+    """Utterance vectors of one modality beside those of ``count`` neighbours on each side in the same dialogue.
+
+    ``(1, D)`` becomes ``(1, (2 · count + 1) · D)`` in the order ``−count … 0 … +count``, zeros past the ends of a dialogue
+    and where a neighbour has none. The future is read too, so this is for recordings, not for live use.
+
+    Raises:
+        UserError: a sequence of more than one step, or an utterance without dialogue and turn.
+    """
+    found, column = list(utterances), f"{modality}_features"
+    dialogues: dict[tuple[str, str], list[int]] = {}
+    for row, utterance in enumerate(found):
+        if utterance.dialogue_id is None or utterance.turn is None:
+            raise UserError(f"utterance {utterance.id!r}: neighbours need dialogue_id and turn")
+        features = getattr(utterance, column)
+        if features is not None and len(features) != 1:
+            raise UserError(
+                f"utterance {utterance.id!r}: {column} has {len(features)} steps; neighbours need one vector each"
+            )
+        dialogues.setdefault((utterance.language, utterance.dialogue_id), []).append(row)
+    widened: dict[int, Utterance] = {}
+    for rows in dialogues.values():
+        rows.sort(key=lambda row: found[row].turn or 0)
+        for place, row in enumerate(rows):
+            own = getattr(found[row], column)
+            if own is None:
+                continue
+            parts = []
+            for step in range(-count, count + 1):
+                inside = 0 <= place + step < len(rows)
+                other = getattr(found[rows[place + step]], column) if inside else None
+                parts.append(np.zeros_like(own) if other is None else other)
+            widened[row] = dataclasses.replace(found[row], **{column: np.concatenate(parts, axis=1)})
+    return [widened.get(row, utterance) for row, utterance in enumerate(found)]

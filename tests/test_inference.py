@@ -1,0 +1,333 @@
+"""Predictions are always valid and the same however they are asked for; ``infer.py`` reads every kind of input."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_utterances, training_options, values_of
+
+from llm_mer.data.schema import Utterance
+from llm_mer.data.sources.manifest import write_manifest
+from llm_mer.data.store import UtteranceStore
+from llm_mer.errors import UserError
+from llm_mer.infer import InferConfig, batches, finished_ids, infer, single_utterance
+from llm_mer.inference import MerPipeline, Predictor
+from llm_mer.prediction import Prediction
+from llm_mer.tasks import get_task
+
+
+@pytest.fixture(scope="module")
+def pipeline(trained: Path) -> MerPipeline:
+    return MerPipeline.from_checkpoint(trained)
+
+
+@pytest.fixture(scope="module")
+def utterances(store: Path) -> list[Utterance]:
+    return list(UtteranceStore.open(store).split("test"))[:10]
+
+
+def close(one: list[Prediction], two: list[Prediction]) -> bool:
+    return all(np.allclose(a.log_probabilities, b.log_probabilities, atol=1e-4) for a, b in zip(one, two, strict=True))
+
+
+# --- predictions ------------------------------------------------------------------------------------------------------
+
+
+def test_every_answer_is_valid_and_its_probabilities_sum_to_one(pipeline: MerPipeline, utterances: list[Utterance]) -> None:
+    found = pipeline(utterances)
+    assert [(p.id, p.task) for p in found] == [(u.id, t) for u in utterances for t in ("emotion", "sentiment")]
+    for prediction in found:
+        assert sum(np.exp(prediction.log_probabilities)) == pytest.approx(1.0, abs=1e-4)
+        if prediction.task == "emotion":
+            assert prediction.value in get_task("emotion").label_names
+            assert prediction.value == max(prediction.probabilities, key=lambda name: prediction.probabilities[name])
+            assert prediction.head_value in get_task("emotion").label_names
+        else:
+            assert prediction.value == prediction.median
+            assert -3.0 <= float(prediction.value) <= 3.0
+            low, high = prediction.interval or (0, 0)
+            assert low <= float(prediction.value) <= high
+            assert len(prediction.log_probabilities) == 61
+        assert set(prediction.diagnostics) >= {"expert_weights"}
+        assert Prediction.from_dict(json.loads(json.dumps(prediction.to_dict()))) == prediction
+
+
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_the_batch_size_changes_nothing(
+    size: int, trained: Path, pipeline: MerPipeline, utterances: list[Utterance]
+) -> None:
+    other = MerPipeline.from_checkpoint(trained, batch_size=size)
+    assert close(other(utterances), pipeline(utterances))
+
+
+def test_order_and_company_change_nothing(pipeline: MerPipeline, utterances: list[Utterance]) -> None:
+    forwards = pipeline(utterances, ["emotion"])
+    backwards = pipeline(utterances[::-1], ["emotion"])
+    assert close(forwards, backwards[::-1])
+    assert close(pipeline(utterances[4:5], ["emotion"]), forwards[4:5])
+
+
+def test_a_stream_answers_like_a_list(pipeline: MerPipeline, utterances: list[Utterance]) -> None:
+    assert close(list(pipeline.stream(iter(utterances), batch_size=4)), pipeline(utterances))
+
+
+@pytest.mark.parametrize("kept", [c for n in (1, 2) for c in combinations(("text", "audio", "vision"), n)])
+def test_any_modality_may_be_missing(kept: tuple[str, ...], pipeline: MerPipeline, utterances: list[Utterance]) -> None:
+    gone = {f"{m}_features": None for m in ("audio", "vision") if m not in kept}
+    gone |= {"text": None} if "text" not in kept else {}
+    found = pipeline([dataclasses.replace(u, **gone) for u in utterances])
+    assert len(found) == 20
+    assert all(np.isfinite(p.log_probabilities).all() for p in found)
+
+
+def test_an_utterance_with_nothing_at_all_is_an_error_that_names_it(
+    pipeline: MerPipeline, utterances: list[Utterance]
+) -> None:
+    with pytest.raises(UserError, match="'empty'"):
+        pipeline([utterances[0], Utterance(id="empty", language="en")])
+
+
+def test_free_generation_is_kept_and_parsed_but_never_guessed_at(trained: Path, utterances: list[Utterance]) -> None:
+    found = MerPipeline.from_checkpoint(trained, generate=True)(utterances)
+    for prediction in found:
+        task = get_task(prediction.task)
+        style = "word" if task.kind == "classification" else "number"
+        assert prediction.generated is not None
+        parsed = task.parse(prediction.generated, prediction.language, style)
+        expected = task.label_names[int(parsed)] if task.kind == "classification" and parsed is not None else parsed
+        assert prediction.parsed == expected
+    assert any(p.parsed == p.value for p in found)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median", "mode"])
+def test_the_value_of_a_score_is_the_statistic_asked_for(statistic: str, trained: Path, utterances: list[Utterance]) -> None:
+    for prediction in MerPipeline.from_checkpoint(trained, score_statistic=statistic)(utterances[:3], ["sentiment"]):
+        assert prediction.value == getattr(prediction, statistic)
+
+
+def test_wrong_choices_are_refused(trained: Path, pipeline: MerPipeline, utterances: list[Utterance]) -> None:
+    with pytest.raises(UserError, match="score_statistic is 'best'"):
+        MerPipeline.from_checkpoint(trained, score_statistic="best")
+    with pytest.raises(UserError, match="not trained on task 'polarity'; it knows emotion, sentiment"):
+        pipeline(utterances, ["polarity"])
+    wrong = dataclasses.replace(utterances[0], audio_features=np.zeros((3, 9), np.float32))
+    with pytest.raises(UserError, match=r"\(3, 9\), the model was trained on 6"):
+        pipeline([wrong])
+
+
+def test_media_without_known_feature_settings_are_refused(pipeline: MerPipeline) -> None:
+    with pytest.raises(UserError, match="extraction it does not know|whose extraction"):
+        pipeline([Utterance(id="clip", audio="clip.wav", text="x")])
+
+
+def test_predicting_leaves_a_training_model_in_training_mode(pipeline: MerPipeline, utterances: list[Utterance]) -> None:
+    model = pipeline.predictor.model
+    model.train()
+    try:
+        predictor = Predictor(model, pipeline.predictor.processor)
+        first = predictor.predict(pipeline.dataset(utterances[:2]))
+        assert model.training
+        assert close(first, pipeline(utterances[:2]))
+    finally:
+        model.eval()
+
+
+def test_fused_features_are_kept_on_request(trained: Path, utterances: list[Utterance]) -> None:
+    found = MerPipeline.from_checkpoint(trained, keep_features=True)(utterances[:2])
+    assert len(found[0].diagnostics["features"]) == 16
+
+
+# --- infer.py ---------------------------------------------------------------------------------------------------------
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def ask(trained: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[dict[str, Any]]]:
+    def run(**options: Any) -> list[dict[str, Any]]:
+        capsys.readouterr()
+        infer(InferConfig(checkpoint=str(trained), **options))
+        return lines(capsys.readouterr().out)
+
+    return run
+
+
+def test_text_alone_is_answered_in_its_own_language(ask: Callable[..., list[dict[str, Any]]]) -> None:
+    assert {line["language"] for line in ask(text="we meet on monday")} == {"en"}
+    assert {line["language"] for line in ask(text="我们星期一见面")} == {"zh"}
+    short, full = ask(text="x", tasks=["sentiment"]), ask(text="x", tasks=["sentiment"], full=True)
+    assert "log_probabilities" not in short[0]
+    assert len(full[0]["log_probabilities"]) == 61
+    assert all(p >= 0.0005 for p in short[0]["probabilities"].values())
+
+
+def test_features_answer_like_the_store_they_came_from(
+    ask: Callable[..., list[dict[str, Any]]], pipeline: MerPipeline, utterances: list[Utterance], tmp_path: Path
+) -> None:
+    utterance = utterances[0]
+    np.savez(tmp_path / "clip.npz", audio=utterance.audio_features, vision=utterance.vision_features)
+    found = ask(features=str(tmp_path / "clip.npz"), text=utterance.text, full=True)
+    assert [line["id"] for line in found] == ["clip", "clip"]
+    for line, expected in zip(found, pipeline([utterance]), strict=True):
+        assert np.allclose(line["log_probabilities"], expected.log_probabilities, atol=1e-4)
+    assert len(ask(features=str(tmp_path / "clip.npz"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"sound": np.zeros((2, 6))}, r"holds \['sound'\]; it may hold text, audio, vision"),
+        ({"audio": np.zeros(6)}, r"audio has shape \(6,\)"),
+        ({"audio": np.array([["a"]])}, "audio has shape"),
+    ],
+)
+def test_a_feature_file_of_another_form_is_refused(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "clip.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        single_utterance(InferConfig(features=str(tmp_path / "clip.npz")))
+
+
+def texts(folder: Path, count: int = 5) -> Path:
+    return write_manifest([Utterance(id=f"u{i}", split="test", text=f"we meet on monday {i}") for i in range(count)], folder)
+
+
+def test_standard_input_answers_line_by_line_and_reports_bad_ones(
+    ask: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = '{"id": "a", "text": "the book"}\nnot json\n\n{"text": "这本书"}\n{"id": "c", "text": "x", "colour": 1}\n'
+    monkeypatch.setattr("sys.stdin", io.StringIO(given))
+    found = ask(stdin=True, tasks=["emotion"])
+    assert [line["id"] for line in found] == ["a", "standard input:2", "line-4", "standard input:5"]
+    assert "not JSON" in found[1]["error"]
+    assert found[2]["language"] == "zh"
+    assert "unknown fields ['colour']" in found[3]["error"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(given))
+    with pytest.raises(UserError, match="standard input:2: not JSON"):
+        ask(stdin=True, on_bad_input="stop")
+
+
+def test_an_output_cut_off_anywhere_is_continued_to_the_same_lines(trained: Path, tmp_path: Path) -> None:
+    manifest, output = texts(tmp_path / "m.jsonl"), tmp_path / "out.jsonl"
+    config = InferConfig(checkpoint=str(trained), manifest=str(manifest), output=str(output), batch_size=2, full=True)
+    assert infer(config) == 5
+    whole = output.read_bytes()
+
+    def keys(data: bytes) -> list[tuple[str, str]]:
+        return [(line["id"], line["task"]) for line in lines(data.decode())]
+
+    expected = keys(whole)
+    assert len(expected) == 10
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in (0, 10, ends[0], ends[1], ends[2] + 7, ends[4], ends[9]):
+        output.write_bytes(whole[:cut])
+        infer(config)
+        assert keys(output.read_bytes()) == expected, cut
+    assert infer(config) == 0
+
+
+def test_lines_of_bad_input_are_not_repeated_when_a_run_is_continued(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.jsonl"
+    config = InferConfig(checkpoint=str(trained), stdin=True, output=str(output), tasks=["emotion"])
+    for _ in range(2):
+        monkeypatch.setattr("sys.stdin", io.StringIO('{"id": "a", "text": "x"}\nbroken\n{"id": "b", "text": "y"}\n'))
+        infer(config)
+    assert [line["id"] for line in lines(output.read_text())] == ["a", "standard input:2", "b"]
+
+
+def test_a_file_that_is_no_output_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "thesis.txt"
+    path.write_text("years of work\nand more")
+    with pytest.raises(UserError, match=r"thesis\.txt:1: not a line of infer\.py"):
+        finished_ids(path)
+    assert path.read_text() == "years of work\nand more"
+    assert finished_ids(tmp_path / "none") == set()
+
+
+def test_an_utterance_that_cannot_be_answered_is_a_line_and_the_others_are_answered(trained: Path, tmp_path: Path) -> None:
+    manifest = write_manifest(
+        [
+            Utterance(id="a", split="test", text="the table"),
+            Utterance(id="endless", split="test", text="the book has many pages " * 400),
+            Utterance(id="clip", split="test", text="x", audio="nowhere.wav"),
+            Utterance(id="b", split="test", text="the train"),
+        ],
+        tmp_path / "m.jsonl",
+    )
+    output = tmp_path / "out.jsonl"
+    config = InferConfig(checkpoint=str(trained), manifest=str(manifest), output=str(output), tasks=["emotion"])
+    infer(config)
+    found = {line["id"]: line for line in lines(output.read_text())}
+    assert set(found) == {"a", "endless", "clip", "b"}
+    assert "max_prompt_tokens" in found["endless"]["error"]
+    assert "error" in found["clip"]
+    assert "value" in found["a"]
+    assert "value" in found["b"]
+    with pytest.raises(UserError):
+        infer(dataclasses.replace(config, output=None, on_bad_input="stop"))
+
+
+def test_features_of_another_size_become_a_line_with_both_sizes(
+    ask: Callable[..., list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "clip.npz", audio=np.zeros((2, 9)))
+    (found,) = ask(features=str(tmp_path / "clip.npz"))
+    assert "(2, 9)" in found["error"]
+    assert "6 features" in found["error"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"give one input.*found none"),
+        ({"text": "x", "stdin": True}, "found a clip, --stdin"),
+        ({"video": "nowhere.mp4"}, "--video nowhere.mp4: no such file"),
+        ({"manifest": "nowhere.jsonl"}, "nowhere.jsonl: no such manifest"),
+    ],
+)
+def test_a_wrong_command_line_fails_before_a_model_is_loaded(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        infer(InferConfig(checkpoint="no-checkpoint-is-here", **options))
+
+
+def test_empty_standard_input_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    with pytest.raises(UserError, match="nothing to answer"):
+        infer(InferConfig(checkpoint="nowhere", stdin=True))
+
+
+def test_a_dialogue_is_never_torn_where_context_counts() -> None:
+    dialogue = [dataclasses.replace(u, dialogue_id=u.dialogue_id) for u in make_utterances("test", 24) if u.language == "en"]
+    assert [len(group) for group in batches(dialogue, 4, by_dialogue=True)] == [6, 6]
+    assert [len(group) for group in batches(dialogue, 4, by_dialogue=False)] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_whole_dialogues_can_be_decoded(mode: str, ask: Callable[..., list[dict[str, Any]]], tmp_path: Path) -> None:
+    dialogue = [dataclasses.replace(u, labels={}) for u in make_utterances("test", 24)]
+    found = ask(manifest=str(write_manifest(dialogue, tmp_path / "m.jsonl")), dialogue_decoder=mode, batch_size=4)
+    assert len(found) == 48
+    assert {line["value"] for line in found if line["task"] == "emotion"} <= set(get_task("emotion").label_names)
+
+
+def test_an_adapter_alone_answers_from_features(store: Path, tmp_path: Path, utterances: list[Utterance]) -> None:
+    from llm_mer.training import finetune
+
+    argv = training_options(store, "none", tmp_path / "run", tasks=["emotion", "sentiment"], max_steps=2)
+    pipeline = MerPipeline.from_checkpoint(finetune(argv))
+    found = pipeline(utterances)
+    assert len(values_of(found)) == 20
+    assert all(p.probabilities for p in found if p.task == "emotion")
+    assert torch.isfinite(torch.tensor([float(p.value) for p in found if p.task == "sentiment"])).all()
