@@ -122,7 +122,8 @@ class PseudoTokenProjection(nn.Module):
         self.expansion = expansion
         self.linear = nn.Linear(input_size, backbone_size * (num_tokens if expansion == "linear" else 1))
         self.norm = nn.LayerNorm(backbone_size, elementwise_affine=False)
-        self.scale = nn.Parameter(torch.tensor(float(embedding_norm) / math.sqrt(backbone_size)))
+        # One dimension and not none: DeepSpeed cannot broadcast a parameter without dimensions.
+        self.scale = nn.Parameter(torch.full((1,), float(embedding_norm) / math.sqrt(backbone_size)))
 
     def forward(self, fused: Tensor) -> Tensor:
         tokens = self.linear(fused).unflatten(-1, (-1, self.backbone_size))  # (B, K or 1, H)
