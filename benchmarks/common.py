@@ -183,7 +183,7 @@ def report(name: str, question: str, head: Sequence[str], rows: Sequence[Sequenc
         print(f"\n{notes}")
     if quick:
         return
-    command = " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     RESULTS.mkdir(exist_ok=True)
     text = f"# {name}\n\n{question.strip()}\n\n{table}\n\n{notes}\n\n- Command: `{command}`\n- Machine: {machine()}\n"
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")

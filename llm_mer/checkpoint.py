@@ -256,11 +256,9 @@ def fits(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.S
     Raises:
         UserError: naming missing and unexpected weights, or one of another shape.
     """
-    prefixes = fusion_adapter_of(model).training_only_parameters()  # type: ignore[operator]
+    prefixes = fusion_adapter_of(model).training_only_parameters()
     missing = sorted(
-        name
-        for name in expected
-        if name not in state and not any(f".{prefix}" in f".{name}" for prefix in prefixes)  # type: ignore[union-attr]
+        name for name in expected if name not in state and not any(f".{prefix}" in f".{name}" for prefix in prefixes)
     )
     unexpected = sorted(set(state) - set(expected))
     if missing or unexpected:

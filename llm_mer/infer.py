@@ -62,6 +62,7 @@ class InferConfig:
         },
     )
     generate: bool = field(default=False, metadata={"help": "also generate freely and say whether it could be parsed"})
+    echo: bool = field(default=False, metadata={"help": "with --output: also show each answer as a readable line"})
     full: bool = field(default=False, metadata={"help": "print every probability, log-probability and diagnostic"})
     backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: the accelerator if there is one)"})
@@ -190,6 +191,28 @@ def shorten(entry: dict[str, Any]) -> dict[str, Any]:
     if "probabilities" in entry and "interval" in entry:
         entry["probabilities"] = {k: v for k, v in entry["probabilities"].items() if v >= PROBABILITY_FLOOR}
     return entry
+
+
+def readable(prediction: Prediction) -> str:
+    """``en-test-1  emotion  happy  p .93, then surprised .04 · truth happy``; a score shows its central 80 %."""
+    parts = [f"{prediction.id}  {prediction.task}"]
+    if isinstance(prediction.value, str):
+        ranked = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])
+        parts.append(f"{prediction.value}  p {prediction.probabilities[prediction.value]:.2f}")
+        second = next((pair for pair in ranked if pair[0] != prediction.value), None)
+        if second is not None:
+            parts[-1] += f", then {second[0]} {second[1]:.2f}"
+    elif prediction.interval is not None:
+        parts.append(f"{prediction.value:+.1f}  80 % within {prediction.interval[0]:+.1f} to {prediction.interval[1]:+.1f}")
+    else:
+        parts.append(f"{prediction.value:+.1f}")
+    weights = prediction.diagnostics.get("expert_weights")
+    if weights is not None:
+        parts.append("expert weights " + " ".join(f"{w:.2f}" for w in weights))
+    if prediction.truth is not None:
+        truth = prediction.truth if isinstance(prediction.truth, str) else f"{prediction.truth:+.1f}"
+        parts.append(f"truth {truth}")
+    return "  ·  ".join(parts)
 
 
 def batches(items: Iterable[Utterance], size: int, by_dialogue: bool) -> Iterator[list[Utterance]]:
@@ -348,6 +371,8 @@ def infer(config: InferConfig) -> int:
             for prediction in sorted(predictions, key=lambda p: order[p.id]):
                 entry = prediction.to_dict()
                 write(entry if config.full else shorten(entry))
+                if config.echo and config.output is not None:
+                    tqdm.write(readable(prediction))
             out.flush()
             answered += len(group)
             bar.update(len(group))

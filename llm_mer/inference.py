@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llm_mer.adapters.base import FusionAdapter, FusionOutput
+from llm_mer.adapters.base import FusionOutput
 from llm_mer.checkpoint import CheckpointDescription, LoadedCheckpoint, load_checkpoint
 from llm_mer.data.collator import MerCollator
 from llm_mer.data.dataset import ContextVectors, MerDataset, Question, build_context_vectors
@@ -53,8 +53,9 @@ def mean_token_embeddings(model: nn.Module, processor: MerProcessor, texts: Sequ
         for text in texts:
             ids = processor.encode(text)[: processor.max_text_tokens] or [processor.filler_id]
             rows.append(table(torch.tensor(ids, device=device)).float().mean(dim=0).cpu().numpy())
-    size = int(table.weight.shape[1])
-    return np.stack(rows) if rows else np.zeros((0, size), dtype=np.float32)
+    weight = table.weight
+    assert isinstance(weight, Tensor)
+    return np.stack(rows) if rows else np.zeros((0, weight.shape[1]), dtype=np.float32)
 
 
 def attach_context(dataset: MerDataset, model: nn.Module | None, processor: MerProcessor) -> ContextVectors:
@@ -96,7 +97,7 @@ class Predictor:
         if self.score_statistic not in SCORE_STATISTICS:
             raise UserError(f"score_statistic is {self.score_statistic!r}; choose one of {', '.join(SCORE_STATISTICS)}")
         self.core = conditional_generation_of(self.model)
-        self.adapter: FusionAdapter = fusion_adapter_of(self.model)  # type: ignore[assignment]
+        self.adapter = fusion_adapter_of(self.model)
         self.device = next(self.core.parameters()).device
 
     def predict(
@@ -144,6 +145,7 @@ class Predictor:
         began = time.perf_counter()
         task = questions[0].task
         inputs = collator.batch(questions, with_answer=False).to(self.device).model_inputs()
+        log_probs: np.ndarray | None
         with recorded_fusion(self.adapter) as fusions:
             if isinstance(self.core, MerForConditionalGeneration):
                 log_probs = self.scorer(task, language).log_probabilities(inputs).float().cpu().numpy()
@@ -187,6 +189,7 @@ class Predictor:
         """The scorer over every admissible answer of a task in a language."""
         key = (task.name, language)
         if key not in self._scorers:
+            assert isinstance(self.core, MerForConditionalGeneration)
             answers = self.processor.answers(task, language)
             self._scorers[key] = LabelScorer(self.core, answers, self.processor.end_token_id)
         return self._scorers[key]
@@ -244,7 +247,8 @@ class Predictor:
         """Greedy free generation. What ``generate`` returns is cut at the prompt's own ids, not at a fixed offset."""
         tokenizer = self.processor.tokenizer
         assert tokenizer is not None
-        output = self.core.generate(  # type: ignore[operator]
+        model: Any = self.core  # generate declares a self, for another type checker, that no model satisfies
+        output = model.generate(
             **inputs,
             max_new_tokens=MAX_ANSWER_TOKENS,
             do_sample=False,
@@ -276,7 +280,6 @@ class MerPipeline:
         """Load a checkpoint; ``options`` are those of :class:`Predictor`."""
         loaded: LoadedCheckpoint = load_checkpoint(folder, backbone, device)
         adapter = fusion_adapter_of(loaded.model)
-        assert isinstance(adapter, FusionAdapter)
         predictor = Predictor(loaded.model, loaded.processor, use_context=adapter.uses_context, **options)
         return cls(predictor, loaded.description)
 

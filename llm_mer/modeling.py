@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import LongTensor, Tensor, nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import ModelOutput
@@ -20,6 +20,7 @@ from llm_mer.adapters import adapter_class, build_adapter
 from llm_mer.adapters.base import (
     MODALITIES,
     ConversationContext,
+    FusionAdapter,
     FusionInputs,
     FusionOutput,
     FusionTargets,
@@ -128,6 +129,7 @@ class MerOutput(ModelOutput):
 class MerPreTrainedModel(PreTrainedModel):
     """What both classes tell transformers about themselves."""
 
+    config: MerConfig
     config_class = MerConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -135,7 +137,7 @@ class MerPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = "past_key_values"
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: backbone and adapter each initialise themselves, and a loaded backbone must keep its weights."""
@@ -240,7 +242,9 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
     @classmethod
     def from_backbone(cls, backbone: PreTrainedModel, config: MerConfig) -> MerForConditionalGeneration:
         """Wrap a loaded causal language model, keeping its weights, dtype and device."""
-        model = cls(config, backbone.base_model, backbone.get_output_embeddings())
+        body = backbone.base_model
+        assert isinstance(body, PreTrainedModel)
+        model = cls(config, body, backbone.get_output_embeddings())
         if backbone.generation_config is not None:
             model.generation_config = backbone.generation_config
         model.model.fusion_adapter.to(backbone.device)
@@ -314,13 +318,15 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """Fusion tensors reach :meth:`forward` as ``**kwargs``, where ``generate`` cannot see that they are used."""
-        super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in FUSION_KEYS})
+        kept = {k: v for k, v in model_kwargs.items() if k not in FUSION_KEYS}
+        # GenerationMixin declares a self for another type checker, with members that no model has.
+        super()._validate_model_kwargs(kept)  # type: ignore[misc]
 
     def prepare_inputs_for_generation(  # type: ignore[override]
-        self, input_ids: Tensor, is_first_iteration: bool = False, use_cache: bool = True, **kwargs: Any
+        self, input_ids: LongTensor, is_first_iteration: bool = False, use_cache: bool = True, **kwargs: Any
     ) -> dict[str, Any]:
         """Pseudo tokens enter with the prompt; once they are in the cache, the adapter does not run again."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]  # as above
             input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
         )
         if use_cache and not is_first_iteration:
@@ -358,10 +364,8 @@ def describe_parameters(model: nn.Module) -> dict[str, int]:
     return {"total": total, "trainable": trainable, "adapter": adapter}
 
 
-def fusion_adapter_of(model: nn.Module) -> nn.Module:
+def fusion_adapter_of(model: nn.Module) -> FusionAdapter:
     """The adapter inside a bare, PEFT-wrapped or DDP-wrapped model (the trained copy, not PEFT's frozen original)."""
-    from llm_mer.adapters.base import FusionAdapter
-
     found = [
         module
         for name, module in model.named_modules()
@@ -372,7 +376,7 @@ def fusion_adapter_of(model: nn.Module) -> nn.Module:
     return found[0]
 
 
-def conditional_generation_of(model: nn.Module) -> nn.Module:
+def conditional_generation_of(model: nn.Module) -> MerForConditionalGeneration | MerHeadModel:
     """The ``.model`` / ``.lm_head`` module inside a bare, PEFT-wrapped or DDP-wrapped model."""
     for module in model.modules():
         if isinstance(module, MerForConditionalGeneration | MerHeadModel):

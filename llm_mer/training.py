@@ -14,7 +14,14 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from llm_mer.adapters import adapter_class
@@ -86,9 +93,14 @@ class MerTrainingArguments(SFTConfig):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "stop after so many evaluations without a better score"}
     )
-    remove_unused_columns: bool | None = field(default=False, metadata={"help": "fixed: the collator needs its column"})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "trade compute for memory"})
-    bf16: bool | None = field(default=None, metadata={"help": "bf16 mixed precision; default: on a GPU that has it"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "fixed: the collator needs its column"})
+    # Of the next two, transformers and TRL each declare one bool | None and the other bool.
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "old name of activation_checkpointing"}
+    )
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "bf16 mixed precision; default: on a GPU that has it"}
+    )
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
@@ -99,7 +111,10 @@ class MerTrainingArguments(SFTConfig):
             if getattr(self, name) is False:  # what YAML makes of an unquoted no
                 setattr(self, name, "no")
         # The collator makes the batches; TRL must not look for text columns.
-        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        given = self.dataset_kwargs or {}
+        if isinstance(given, str):  # JSON from the command line
+            given = json.loads(given)
+        self.dataset_kwargs = {**given, "skip_prepare_dataset": True}
         super().__post_init__()
 
 
@@ -124,7 +139,6 @@ class _EpochEnd(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         adapter = fusion_adapter_of(self.trainer.model)  # type: ignore[attr-defined]
-        assert isinstance(adapter, FusionAdapter)
         values = adapter.on_epoch_end()
         for name, value in values.items():
             self.trainer.record(name, value)
@@ -253,7 +267,6 @@ class MerTraining:
         trainer: Any = self
         rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
         adapter = fusion_adapter_of(trainer.model)
-        assert isinstance(adapter, FusionAdapter)
         predictor = Predictor(
             trainer.model,
             self.processor,
@@ -547,7 +560,6 @@ def build_model(
         raise UserError(f"adapter {model.adapter!r}: {error}") from error
     if class_task is not None:
         adapter = fusion_adapter_of(base)
-        assert isinstance(adapter, FusionAdapter)
         adapter.initialise_from_backbone(label_vectors(base, processor, class_task))
     if model.init_checkpoint:
         return BuiltModel(_trainable(load_adapter_weights(base, Path(model.init_checkpoint))), processor, source)
@@ -622,7 +634,7 @@ def describe_run(
             built.backbone_source, output, save, model.quantization, str(dtype).removeprefix("torch.")
         )
     config = conditional_generation_of(built.model).config
-    text_config = config.text_config.to_dict() if config.text_config is not None else None
+    text_config = config.text_config.to_dict() if isinstance(config.text_config, PreTrainedConfig) else None
     if text_config is not None:
         text_config.pop("_name_or_path", None)  # a folder of this machine says nothing elsewhere
     baselines: dict[str, dict[str, Any]] = {}
@@ -704,7 +716,6 @@ def build_trainer(
     built = build_model(run, data, model, adapter_options, training.seed)
     description = describe_run(run, built, data, model, training, loss_weights)
     adapter = fusion_adapter_of(built.model)
-    assert isinstance(adapter, FusionAdapter)
     collator = MerCollator(run.train, built.processor, adapter.uses_context)
     callbacks: list[TrainerCallback] = []
     if training.eval_strategy != "no" and training.early_stopping_patience is not None:
@@ -757,7 +768,7 @@ def parse_arguments(
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     adapter = _peek(arguments, "adapter") or ModelArguments.adapter
-    types = [DataArguments, ModelArguments, MerTrainingArguments, adapter_arguments(adapter)]
+    types: list[Any] = [DataArguments, ModelArguments, MerTrainingArguments, adapter_arguments(adapter)]
     parser = TrlParser(types)
     try:
         data, model, training, options = parser.parse_args_and_config(arguments)
@@ -808,8 +819,10 @@ def finetune(argv: Sequence[str] | None = None) -> Path:
     data, model, training, adapter_options = parse_arguments(argv)
     trainer = build_trainer(data, model, training, adapter_options)
     output = Path(str(training.output_dir))
+    assert trainer.model is not None
     parameters = describe_parameters(trainer.model)
     if trainer.is_world_process_zero():
+        assert isinstance(trainer.train_dataset, Dataset)
         logger.warning(
             "training %s: %d trainable of %d parameters (adapter %d), %d questions",
             model.adapter,
@@ -823,7 +836,6 @@ def finetune(argv: Sequence[str] | None = None) -> Path:
     trainer.save_state()
     if trainer.is_world_process_zero():
         adapter = fusion_adapter_of(trainer.model)
-        assert isinstance(adapter, FusionAdapter)
         drop_training_only(output, adapter.training_only_parameters())
         (output / "log_history.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
     if trainer.evaluation is not None:

@@ -37,8 +37,7 @@ wait "$text" || { cat "$out/text_evaluation.log" >&2; exit 1; }
 step "5/6 inference on a held-out English and a held-out Chinese clip"
 rm -f "$out/answers.jsonl"
 grep -E '"id": "(en|zh)-test-000-02"' "$out/corpus/manifest.jsonl" > "$out/corpus/held_out.jsonl"
-"$bin/python" infer.py --checkpoint "$out/egmf" --manifest "$out/corpus/held_out.jsonl" --output "$out/answers.jsonl"
-cat "$out/answers.jsonl"
+"$bin/python" infer.py --checkpoint "$out/egmf" --manifest "$out/corpus/held_out.jsonl" --output "$out/answers.jsonl" --echo
 
 step "6/6 report"
 "$bin/llm-mer" report --evaluations "$out/egmf" --text_only "$out/text" --inference "$out/answers.jsonl" \

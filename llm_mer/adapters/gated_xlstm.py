@@ -299,9 +299,9 @@ class GatedXLSTMAdapter(FusionAdapter):
         mask = mask & ~(last & frames_mask.any(dim=1, keepdim=True))
         return torch.cat([values, frames.to(values.dtype)], dim=1), torch.cat([mask, frames_mask], dim=1)
 
-    def stream(self, window: int | None = None) -> GatedXLSTMStream:
-        """A dialogue's recurrent mode; ``window`` forgets utterances that far back, as a context window does."""
-        return GatedXLSTMStream(self, window)
+    def stream(self, window: int | None = None, recurrent: bool = True) -> GatedXLSTMStream:
+        """A dialogue utterance by utterance; ``window`` forgets utterances that far back, as a context window does."""
+        return GatedXLSTMStream(self, window, recurrent)
 
 
 @dataclass
@@ -318,13 +318,16 @@ class GatedXLSTMStream:
 
     Args:
         window: utterances the parallel mode would see, the target included; None for the whole dialogue.
+        recurrent: run the stacks step by step, with one matrix of state a head; off: over all steps of what is kept at
+            once, which is faster and as constant, but needs the square of the steps in memory.
     """
 
-    def __init__(self, adapter: GatedXLSTMAdapter, window: int | None = None) -> None:
+    def __init__(self, adapter: GatedXLSTMAdapter, window: int | None = None, recurrent: bool = True) -> None:
         if window is not None and window < 1:
             raise ValueError(f"window is {window}; it must be at least 1")
         self.adapter = adapter
         self.window = window
+        self.recurrent = recurrent
         self.reset()
 
     def reset(self) -> None:
@@ -369,7 +372,7 @@ class GatedXLSTMStream:
                 features = torch.zeros(1, 1, self.adapter.config.feature_sizes[modality], device=device)
                 sequence = ModalitySequence(features, torch.full((1, 1), modality in known, device=device))
             setattr(inputs, modality, sequence)
-        self.adapter.recurrent = True
+        self.adapter.recurrent = self.recurrent
         try:
             output: FusionOutput = self.adapter(inputs)
         finally:

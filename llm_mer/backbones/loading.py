@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_mer.errors import UserError
@@ -54,7 +54,11 @@ def load_backbone(
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization, DTYPES[dtype])
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+        # Declared as the model alone, which it is without output_loading_info.
+        model, info = cast(
+            "tuple[PreTrainedModel, dict[str, Any]]",
+            AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options),
+        )
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
     except OSError as error:
         raise UserError(f"backbone {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
@@ -142,4 +146,5 @@ def lora_targets(language_model: nn.Module) -> list[str]:
 def embedding_norm(model: PreTrainedModel) -> float:
     """Mean Euclidean norm of the rows of the embedding table: the scale pseudo tokens start at."""
     weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
     return float(weight.detach().float().norm(dim=1).mean())

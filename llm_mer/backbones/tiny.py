@@ -113,7 +113,7 @@ def fast_tokenizer(model: bytes) -> PreTrainedTokenizerFast:
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    proto: Any = sentencepiece_model_pb2.ModelProto()
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # protobuf makes it at run time
     proto.ParseFromString(model)
     sentencepiece.SentencePieceProcessor(model_proto=model)  # refuses a damaged model
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]

@@ -23,17 +23,15 @@ VALENCE: dict[str, tuple[float, float]] = {
     "disgust": (-2.8, -0.8),
 }
 
-EMOTION_WORDS: dict[str, dict[str, tuple[str, str]]] = {
-    "emotion": {
-        "neutral": ("neutral", "平静"),
-        "joy": ("joy", "高兴"),
-        "sadness": ("sadness", "悲伤"),
-        "anger": ("anger", "愤怒"),
-        "fear": ("fear", "恐惧"),
-        "surprise": ("surprise", "惊奇"),
-        "disgust": ("disgust", "厌恶"),
-    }
-}["emotion"]
+EMOTION_WORDS: dict[str, tuple[str, str]] = {
+    "neutral": ("neutral", "平静"),
+    "joy": ("joy", "高兴"),
+    "sadness": ("sadness", "悲伤"),
+    "anger": ("anger", "愤怒"),
+    "fear": ("fear", "恐惧"),
+    "surprise": ("surprise", "惊奇"),
+    "disgust": ("disgust", "厌恶"),
+}
 
 PEOPLE_EN = (
     "I|we|my mother|my father|my sister|my brother|my friend|the teacher|the doctor|our neighbour|the children".split("|")
@@ -193,6 +191,7 @@ def opinion(rng: random.Random, language: str) -> tuple[str, float]:
     strong = STRONG_EN if language == "en" else STRONG_ZH
     adverb = pick(rng, list(strong))
     valence = sign * 1.6 * strong[adverb]
+    shapes: tuple[str, ...]
     if language == "en":
         word, film = pick(rng, GOOD_EN if sign > 0 else BAD_EN), pick(rng, FILM_EN)
         shapes = (

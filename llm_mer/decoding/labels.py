@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 CHUNK_ELEMENTS = 2**26
 """Logit values held at once (256 MB in float32); longer work is cut into chunks of rows."""
+
+
+class ScoredModel(Protocol):
+    """What scoring reads of a model: a transformers causal language model, or anything laid out like one."""
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """Returns ``last_hidden_state`` and ``past_key_values``."""
+
+    @property
+    def lm_head(self) -> nn.Module:
+        """Turns hidden states into logits."""
 
 
 @dataclass
@@ -91,7 +103,7 @@ class LabelScorer:
             scores the tokens alone.
     """
 
-    def __init__(self, model: nn.Module, answers: Sequence[Sequence[int]], end_token_id: int | None) -> None:
+    def __init__(self, model: ScoredModel, answers: Sequence[Sequence[int]], end_token_id: int | None) -> None:
         self.model = model
         self.tree = AnswerTree.build(answers, end_token_id)
 
@@ -145,8 +157,9 @@ class LabelScorer:
         """Log-probability of each edge: ``(B, 1 + M, H) -> (B, E)``, holding a bounded part of the logits at a time."""
         parents = torch.tensor([edge[0] for edge in self.tree.edges], device=hidden.device)
         tokens = torch.tensor([edge[1] for edge in self.tree.edges], device=hidden.device)
-        vocabulary = int(self.model.lm_head.weight.shape[0])  # type: ignore[union-attr, index]
-        rows = max(1, CHUNK_ELEMENTS // max(vocabulary * hidden.shape[1], 1))
+        weight = self.model.lm_head.weight
+        assert isinstance(weight, Tensor)
+        rows = max(1, CHUNK_ELEMENTS // max(weight.shape[0] * hidden.shape[1], 1))
         parts = []
         for chunk in hidden.split(rows):
             logits = self.model.lm_head(chunk).float()  # (b, 1 + M, V)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from llm_mer.decoding.labels import LabelScorer
+from llm_mer.decoding.labels import LabelScorer, ScoredModel
 from llm_mer.tasks import Task
 
 
@@ -58,7 +57,7 @@ class ScoreDistribution:
 class NumberScorer:
     """Scores a regression task's whole grid after a prompt (:class:`~llm_mer.decoding.labels.LabelScorer` over decimals)."""
 
-    def __init__(self, model: nn.Module, task: Task, answers: Sequence[Sequence[int]], end_token_id: int | None) -> None:
+    def __init__(self, model: ScoredModel, task: Task, answers: Sequence[Sequence[int]], end_token_id: int | None) -> None:
         self.grid = np.asarray(task.grid())
         if len(answers) != len(self.grid):
             raise ValueError(f"task {task.name} has {len(self.grid)} admissible scores, {len(answers)} answers were given")

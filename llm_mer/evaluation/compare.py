@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 RUN, TABLE, COMPARISON = "run.json", "comparison.md", "comparison.json"
 FULL = "full"
+METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "mae", "corr")
 HEADLINE: dict[str, str] = {"classification": "accuracy", "regression": "mae"}
 
 
@@ -68,6 +70,10 @@ class CompareConfig:
     dialogue_decoder: bool = field(default=False, metadata={"help": "also score after the Dialogical Emotion Decoder"})
     subsets: list[str] = field(
         default_factory=list, metadata={"help": "also score these tagged subsets, e.g. neutral_words"}
+    )
+    metrics: list[str] = field(
+        default_factory=list,
+        metadata={"help": "metrics of the table: accuracy, weighted_f1, ua, mae, corr; default: accuracy and mae"},
     )
     resamples: int = field(default=1000, metadata={"help": "bootstrap resamples"})
     keep_models: bool = field(default=False, metadata={"help": "keep the checkpoints, not only predictions"})
@@ -146,6 +152,13 @@ class Comparison:
     rows: list[TableRow]
 
 
+def check_metrics(config: CompareConfig) -> None:
+    """Raise :class:`UserError` for a metric the table cannot hold."""
+    unknown = sorted(set(config.metrics) - set(METRICS))
+    if unknown:
+        raise UserError(f"metrics: {', '.join(unknown)} is none; choose from {', '.join(METRICS)}")
+
+
 def plan(config: CompareConfig) -> list[System]:
     """Adapters × (full and ablations) × backbones.
 
@@ -218,6 +231,7 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
     trainer = build_trainer(data, model, training, options)
     began = time.perf_counter()
     trainer.train()
+    assert trainer.model is not None
     seconds = time.perf_counter() - began
     splits, _, _ = read_utterances(data.data)
     if config.split not in splits:
@@ -230,7 +244,7 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
         context_window=data.context_window,
         bidirectional=data.bidirectional_context,
     )
-    adapter: Any = fusion_adapter_of(trainer.model)
+    adapter = fusion_adapter_of(trainer.model)
     predictor = Predictor(
         trainer.model, trainer.processor, batch_size=training.per_device_eval_batch_size, use_context=adapter.uses_context
     )
@@ -250,10 +264,11 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
     folder.mkdir(parents=True, exist_ok=True)
     if config.keep_models:
         trainer.save_model(str(folder))
-    for predictions in by_condition.values():
+    for name, predictions in by_condition.items():
         for prediction in predictions:
-            prediction.diagnostics = {}
             prediction.probabilities = {}
+            if name != AS_IS:
+                prediction.diagnostics = {}
     save_predictions(folder / PREDICTIONS, by_condition)
     result = RunResult(
         system.name,
@@ -332,20 +347,19 @@ def tabulate(config: CompareConfig, systems: Sequence[System], runs: dict[str, l
     rows = []
     for task_name, entry in first.tasks.items():
         task = Task.from_dict(task_name, entry)
-        metric = HEADLINE[task.kind]
+        metrics = [m for m in config.metrics if m in statistics_of(task)] or [HEADLINE[task.kind]]
         languages = sorted({p.language for p in loaded[reference][0][AS_IS]})
-        for condition in conditions:
-            for language in [*languages, *([EVERYTHING] if len(languages) > 1 else [])]:
-                for subset in [EVERYTHING, *config.subsets]:
-                    chosen = select(loaded, condition, task_name, language, subset)
-                    for system in chosen:
-                        cell, n, truth = make_row(chosen, system, reference, task, metric, config.resamples)
-                        baseline = float(majority_baseline(task, truth)[metric])
-                        rows.append(
-                            TableRow(
-                                system, condition, task_name, language, subset, metric, n, len(config.seeds), baseline, cell
-                            )
-                        )
+        if len(languages) > 1:
+            languages.append(EVERYTHING)
+        cells = product(conditions, languages, [EVERYTHING, *config.subsets], metrics)
+        for condition, language, subset, metric in cells:
+            chosen = select(loaded, condition, task_name, language, subset)
+            for system in chosen:
+                cell, n, truth = make_row(chosen, system, reference, task, metric, config.resamples)
+                baseline = float(majority_baseline(task, truth)[metric])
+                rows.append(
+                    TableRow(system, condition, task_name, language, subset, metric, n, len(config.seeds), baseline, cell)
+                )
     return Comparison(reference, [r for results in runs.values() for r in results], rows)
 
 
@@ -384,7 +398,7 @@ def markdown(comparison: Comparison) -> str:
     ]
     for system in systems:
         own = [r for r in comparison.runs if r.system == system]
-        seconds, steps = np.mean([r.train_seconds for r in own]), np.mean([r.steps for r in own])
+        seconds, steps = float(np.mean([r.train_seconds for r in own])), float(np.mean([r.steps for r in own]))
         answer = np.mean([r.milliseconds_per_answer for r in own])
         lines.append(
             f"| {system} | {own[0].parameters['adapter']:,} | {own[0].parameters['trainable']:,} | {seconds:.0f} | "
@@ -413,6 +427,7 @@ def run(config: CompareConfig) -> str:
     """Do what is not done yet, then write and return the table."""
     if not Path(config.config).is_file():
         raise UserError(f"--config {config.config}: no such file")
+    check_metrics(config)
     systems, folder = plan(config), Path(config.output)
     runs: dict[str, list[RunResult]] = {}
     total = len(systems) * len(config.seeds)

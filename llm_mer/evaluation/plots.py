@@ -223,8 +223,8 @@ def turns(values: np.ndarray, parts: Sequence[str], ticks: Sequence[str], label:
     """Gates ``(turns, parts)`` along one conversation."""
     figure, axes = new_figure(max(4.6, 0.5 * len(ticks) + 1.6), 3.9)
     for j, part in enumerate(parts):
-        style = {"linestyle": LINES[j % len(LINES)], "marker": MARKERS[j % len(MARKERS)]}
-        axes.plot(values[:, j], color=colour(j, len(parts)), markersize=5, label=part, **style)
+        line, marker = LINES[j % len(LINES)], MARKERS[j % len(MARKERS)]
+        axes.plot(values[:, j], color=colour(j, len(parts)), linestyle=line, marker=marker, markersize=5, label=part)
     axes.set_xticks(range(len(ticks)), ticks, rotation=35, ha="right")
     axes.set_xlabel("turn: speaker, true answer")
     axes.set_ylabel(label)
@@ -243,7 +243,8 @@ def embedding(points: np.ndarray, classes: Sequence[str], names: Sequence[str], 
             mask = (label_of == name) & (language_of == language)
             if mask.any():
                 marker = MARKERS[j % len(MARKERS)]
-                axes.scatter(*points[mask].T, s=24, color=colour(i, len(names)), marker=marker, alpha=0.8, linewidths=0)
+                x, y = points[mask].T
+                axes.scatter(x, y, s=24, color=colour(i, len(names)), marker=marker, alpha=0.8, linewidths=0)
     for name in shown:
         axes.scatter([], [], s=24, color=colour(list(names).index(name), len(names)), label=name)
     for j, language in enumerate(spoken if len(spoken) > 1 else []):

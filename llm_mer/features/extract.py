@@ -92,7 +92,13 @@ class FeatureSettings:
 class ExtractConfig(FeatureSettings):
     """Options of ``llm-mer extract``."""
 
-    manifest: str = field(default="", metadata={"help": "JSONL or CSV manifest of clips", "required": True})
+    manifest: str = field(
+        default="",
+        metadata={
+            "help": "JSONL or CSV manifest of clips, or FORMAT:PATH of public files (formats: `llm-mer prepare --help`)",
+            "required": True,
+        },
+    )
     output: str = field(default="", metadata={"help": "folder of the store", "required": True})
     workers: int = field(default=2, metadata={"help": "processes"})
     labels: list[str] = field(
@@ -197,7 +203,9 @@ class Extractor:
 
 def with_features(utterance: Utterance, features: dict[str, np.ndarray]) -> Utterance:
     """The utterance with features filled in."""
-    return dataclasses.replace(utterance, **{f"{modality}_features": values for modality, values in features.items()})
+    # Any: the fields are known by name only.
+    changes: dict[str, Any] = {f"{modality}_features": values for modality, values in features.items()}
+    return dataclasses.replace(utterance, **changes)
 
 
 _extractors: dict[str, Extractor] = {}
@@ -322,10 +330,20 @@ def extract(config: ExtractConfig, utterances: Sequence[Utterance], progress: bo
 
 
 def extract_manifest(config: ExtractConfig) -> Path:
-    """``llm-mer extract``: read the manifest, then :func:`extract`."""
+    """``llm-mer extract``: read the manifest or the public data set's files, then :func:`extract`.
+
+    Raises:
+        UserError: what cannot be read, ``labels`` for a public data set, and what :func:`extract` raises.
+    """
+    from llm_mer.data.sources import SOURCES, read_source
     from llm_mer.data.sources.manifest import read_manifest
 
-    return extract(config, read_manifest(config.manifest, config.labels))
+    name, separator, path = config.manifest.partition(":")
+    if not separator or name not in SOURCES or name == "manifest":
+        return extract(config, read_manifest(path if name == "manifest" and separator else config.manifest, config.labels))
+    if config.labels:
+        raise UserError(f"labels: {name} has its own; they are for columns of a manifest")
+    return extract(config, list(read_source(name, Path(path))))
 
 
 def _run(tasks: list[tuple[Utterance, Path]], settings: FeatureSettings, workers: int, bar: Any) -> None:

@@ -375,11 +375,12 @@ def window_of(heard: list[dict[str, Tensor | None]], target: int, window: int) -
     return inputs
 
 
+@pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("window", [None, 8, 2])
 @pytest.mark.parametrize("options", [{}, {"num_blocks": 2, "num_steps": 16, "step_size": 32, "num_heads": 4}])
-def test_streaming_a_dialogue_equals_the_parallel_mode(window: int | None, options: dict) -> None:
+def test_streaming_a_dialogue_equals_the_parallel_mode(window: int | None, options: dict, recurrent: bool) -> None:
     adapter, heard = build(double=False, **options), dialogue()
-    stream = adapter.stream(window)
+    stream = adapter.stream(window, recurrent)
     for turn, name in enumerate(DIALOGUE):
         expected = adapter(window_of(heard, turn, window or len(DIALOGUE)))
         output = stream.step(name, heard[turn])

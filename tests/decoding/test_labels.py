@@ -23,10 +23,7 @@ def build(architecture: str, attention: str) -> torch.nn.Module:
         "pad_token_id": 0,
         "attn_implementation": attention,
     }
-    if architecture == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**shared))
-    else:
-        model = GlmForCausalLM(GlmConfig(**shared))
+    model = LlamaForCausalLM(LlamaConfig(**shared)) if architecture == "llama" else GlmForCausalLM(GlmConfig(**shared))
     for parameter in model.parameters():
         parameter.data.mul_(4)  # far from uniform, so that a wrong token would show
     return model.eval()

@@ -43,10 +43,12 @@ def test_features_are_answered_into_a_file_and_a_second_run_adds_nothing(trained
     utterance = make_utterances("test", 1)[0]
     np.savez(tmp_path / "clip.npz", audio=utterance.audio_features)
     argv = ["--checkpoint", trained, "--features", tmp_path / "clip.npz", "--text", "x", "--output", tmp_path / "out.jsonl"]
-    for _ in range(2):
-        result = start(["infer.py"], *argv)
+    for answers_shown in (2, 0):
+        result = start(["infer.py"], *argv, "--echo")
         assert result.returncode == 0, result.stderr[-3000:]
-        assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+        lines = (tmp_path / "out.jsonl").read_text().splitlines()
+        assert len(lines) == 2
+        assert len([line for line in result.stdout.splitlines() if line.startswith("clip  ")]) == answers_shown
 
 
 def test_a_mistake_ends_in_one_line_without_a_traceback(tmp_path: Path) -> None:

@@ -152,6 +152,25 @@ def test_a_manifest_on_disk_is_extracted(good: list[Utterance], here: list[str],
     assert store.info.description["source"] == "mine.jsonl"
 
 
+def test_the_files_of_a_public_data_set_are_extracted_without_a_manifest(here: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "meld"
+    (folder / "train").mkdir(parents=True)
+    head = "Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"
+    for name in ("train_sent_emo.csv", "dev_sent_emo.csv", "test_sent_emo.csv"):
+        (folder / name).write_text(head + "Hello,Ross,joy,positive,0,0\n", encoding="utf-8")
+    clip(folder / "train" / "dia0_utt0.mp4", 0, 0.4)
+    config = ExtractConfig(manifest=f"meld:{folder}", output=str(tmp_path / "store"), workers=1, **LIGHT)
+    store = UtteranceStore.open(extract_manifest(config))
+    (utterance,) = store.split("train")
+    assert utterance.speaker == "Ross"
+    assert utterance.labels["emotion"] == "joy"
+    assert utterance.vision_features is not None
+    assert store.split("test")[0].vision_features is None
+    config.labels = ["emotion"]
+    with pytest.raises(UserError, match="labels: meld has its own"):
+        extract_manifest(config)
+
+
 def test_a_modality_that_is_none_is_not_extracted(good: list[Utterance], here: list[str], tmp_path: Path) -> None:
     store = run(tmp_path / "store", good[:2], audio="egemaps", vision="none")
     assert store.info.feature_sizes == {"audio": 25}

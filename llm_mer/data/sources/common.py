@@ -132,5 +132,6 @@ def with_neighbours(utterances: Iterable[Utterance], count: int, modality: str =
                 inside = 0 <= place + step < len(rows)
                 other = getattr(found[rows[place + step]], column) if inside else None
                 parts.append(np.zeros_like(own) if other is None else other)
-            widened[row] = dataclasses.replace(found[row], **{column: np.concatenate(parts, axis=1)})
+            change: dict[str, Any] = {column: np.concatenate(parts, axis=1)}  # Any: the field is known by name only
+            widened[row] = dataclasses.replace(found[row], **change)
     return [widened.get(row, utterance) for row, utterance in enumerate(found)]
