@@ -265,15 +265,14 @@ def score_section(main: Loaded) -> Section:
         for name in names:
             line = [Cell(metric_words(name))]
             for row in present:
-                below = (f"baseline {number(row.baseline[name])}",) if name in row.intervals and name in row.baseline else ()
+                below = (f"baseline {number(row.baseline[name])}",) if name in row.baseline else ()
                 line.append(score_cell(row, name, *below))
             lines.append(line)
         lines.append([Cell("unparseable rate ↓"), *(Cell(number(row.unparseable_rate)) for row in present)])
         trivial = "commonest class" if task.kind == "classification" else "mean score"
         caption = (
             f"Task {task.name} ({task.kind}), split {main.evaluation.split}, {AS_IS}. In brackets the 95 % interval from "
-            f"{main.evaluation.resamples} bootstrap resamples; baseline: always the {trivial} of the training data, on the "
-            "same truths."
+            f"{main.evaluation.resamples} bootstrap resamples; baseline: always the {trivial} of these same truths."
         )
         section.blocks.append(Table(["metric", *(language_words(s) for s in spoken)], lines, caption))
     return section
@@ -289,8 +288,8 @@ def subset_section(main: Loaded) -> Section:
         metrics = ["accuracy", "weighted_f1"] if task.kind == "classification" else ["mae", "corr"]
         columns = ["subset", "language", "n"]
         for metric in metrics:
-            columns += [metric_words(metric)]
-        columns += [f"baseline {METRIC_WORDS[metrics[0]][0]}", "unparseable"]
+            columns += [metric_words(metric), f"baseline {METRIC_WORDS[metric][0]}"]
+        columns += ["unparseable"]
         lines = []
         for subset in [EVERYTHING, *found]:
             for language in columns_of(main):
@@ -298,8 +297,9 @@ def subset_section(main: Loaded) -> Section:
                 if row is None:
                     continue
                 line = [Cell(subset), Cell(language_words(language)), Cell(str(row.n))]
-                line += [score_cell(row, metric) for metric in metrics]
-                line += [Cell(number(row.baseline.get(metrics[0], float("nan")))), Cell(number(row.unparseable_rate))]
+                for metric in metrics:
+                    line += [score_cell(row, metric), Cell(number(row.baseline.get(metric, float("nan"))))]
+                line += [Cell(number(row.unparseable_rate))]
                 lines.append(line)
         caption = f"Task {task.name}, {AS_IS}: the subsets that the data's tags name, each with its own n and baseline."
         section.blocks.append(Table(columns, lines, caption, heads=2))
@@ -388,7 +388,11 @@ def system_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
             ]
             for language in spoken:
                 row = loaded.evaluation.find(AS_IS, task.name, language)
-                line.append(score_cell(row, metric, *(() if row is None else (f"n={row.n}",))))
+                beside: tuple[str, ...] = ()
+                if row is not None:
+                    baseline = f"n={row.n}, baseline {number(row.baseline.get(metric, float('nan')))}"
+                    beside = (baseline, f"unparseable {number(row.unparseable_rate)}")
+                line.append(score_cell(row, metric, *beside))
             lines.append(line)
         caption = (
             f"Task {task.name}, {AS_IS}: {metric_words(metric)} with its 95 % interval, each system on its own evaluation."
@@ -525,7 +529,11 @@ def part_names(name: str, count: int, modalities: Sequence[str], classes: Sequen
         "fusion_weights": [list(modalities)],
         "label_gate": [list(modalities), listening],
         "label_focus": [list(modalities), listening],
-        "label_similarity": [list(classes)],
+        "unimodal_gate": [
+            [f"{query}←{key}" for query in modalities for key in modalities],
+            [f"{query}←{key}" for query in modalities for key in modalities if query != key and len(modalities) > 2],
+        ],
+        "label_similarity": [[*classes, *(f"score bin {i + 1}" for i in range(count - len(classes)))]],
         "stream_gates": [
             [f"{role} {m}" for role in ("speaker", "interlocutor") for m in modalities],
             [f"speaker {m}" for m in modalities],
@@ -667,6 +675,11 @@ def training_section(main: Loaded) -> Section:
             lambda key: "score" if key == "eval_score" else None,
             "validation score",
             "Validation score over tasks and languages",
+        ),
+        (
+            lambda key: "mean over labels" if key == "label_drift" else None,
+            "label drift",
+            "How far the label embeddings moved in the epoch (mean Euclidean distance over labels)",
         ),
     )
     for keep, label, words in plotted:
