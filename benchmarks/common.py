@@ -65,7 +65,7 @@ def backbone(size: Size) -> LlamaForCausalLM:
 
 
 def mer_model(llama: LlamaForCausalLM, adapter: str = "egmf") -> MerForConditionalGeneration:
-    """The backbone with a fusion adapter of default options, as :func:`llm_mer.training.build_model` makes it."""
+    """The backbone with a fusion adapter of default options, as :func:`llm_mer.building.build_model` makes it."""
     hidden = int(llama.config.hidden_size)
     sizes = {"text": hidden, **{name: width for name, (_, width) in FEATURES.items()}}
     options = {

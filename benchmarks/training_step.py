@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from llm_mer.adapters import ADAPTERS, adapter_class
 from llm_mer.backbones.loading import lora_targets
+from llm_mer.building import add_lora
 from llm_mer.configuration import ModelArguments
 from llm_mer.modeling import conditional_generation_of, fusion_adapter_of
-from llm_mer.training import add_lora
 
 Step = Callable[[], None]
 
@@ -40,7 +40,7 @@ def optimiser_step(model: nn.Module, loss: Callable[[], Tensor]) -> Step:
 
 
 def bare_lora(size: Size) -> nn.Module:
-    """The backbone with LoRA as :func:`llm_mer.training.add_lora` puts it, and nothing else."""
+    """The backbone with LoRA as :func:`llm_mer.building.add_lora` puts it, and nothing else."""
     llama, defaults = backbone(size), ModelArguments()
     targets = r"model\.layers\..*\.(" + "|".join(lora_targets(llama)) + ")"
     config = LoraConfig(

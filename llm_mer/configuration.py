@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from llm_mer.adapters import adapter_class
+from llm_mer.adapters import ADAPTERS, adapter_class
 from llm_mer.adapters.base import AdapterConfig
 from llm_mer.errors import UserError
 
@@ -72,7 +72,7 @@ class ModelArguments:
             "spot (cached); `none` trains the adapter's own head without a language model"
         },
     )
-    adapter: str = field(default="egmf", metadata={"help": "fusion adapter: egmf, lsgmer, gia_mic, lpgnet, gated_xlstm"})
+    adapter: str = field(default="egmf", metadata={"help": f"fusion adapter: {', '.join(ADAPTERS)}"})
     text_source: str = field(
         default="backbone",
         metadata={

@@ -14,30 +14,15 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import (
-    EarlyStoppingCallback,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-)
+from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from llm_mer.adapters import adapter_class
-from llm_mer.adapters.base import MODALITIES, FusionAdapter
-from llm_mer.checkpoint import (
-    CheckpointDescription,
-    check_backbone,
-    drop_training_only,
-    load_adapter_weights,
-    load_head_weights,
-    reference_backbone,
-    stack_versions,
-)
+from llm_mer.adapters.base import FusionAdapter
+from llm_mer.building import BuiltModel, build_model
+from llm_mer.checkpoint import CheckpointDescription, drop_training_only, reference_backbone, stack_versions
 from llm_mer.configuration import (
     DataArguments,
-    MerConfig,
     ModelArguments,
     adapter_arguments,
     build_adapter_config,
@@ -45,23 +30,14 @@ from llm_mer.configuration import (
 )
 from llm_mer.data.collator import MerCollator
 from llm_mer.data.dataset import MerDataset
-from llm_mer.data.normalisation import FeatureStatistics, RunningStatistics
-from llm_mer.data.schema import Utterance
-from llm_mer.data.store import FEATURE_COLUMNS, Fingerprint, UtteranceStore, check_utterance
+from llm_mer.data.reading import RunData, check_prompts, prepare_data
 from llm_mer.errors import UserError
 from llm_mer.evaluation.metrics import compute_metrics
-from llm_mer.inference import Predictor, attach_context
-from llm_mer.modeling import (
-    MerForConditionalGeneration,
-    MerHeadModel,
-    conditional_generation_of,
-    describe_parameters,
-    fusion_adapter_of,
-)
+from llm_mer.inference import Predictor
+from llm_mer.modeling import MerHeadModel, conditional_generation_of, describe_parameters, fusion_adapter_of
 from llm_mer.prediction import Prediction
 from llm_mer.processing import MerProcessor
-from llm_mer.prompts import load_prompts, select_prompt
-from llm_mer.tasks import Task, get_task
+from llm_mer.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -116,19 +92,6 @@ class MerTrainingArguments(SFTConfig):
             given = json.loads(given)
         self.dataset_kwargs = {**given, "skip_prepare_dataset": True}
         super().__post_init__()
-
-
-@dataclass
-class RunData:
-    """What was read and checked before any model is loaded."""
-
-    train: MerDataset
-    evaluation: MerDataset | None
-    tasks: list[Task]
-    feature_sizes: dict[str, int]
-    statistics: dict[str, FeatureStatistics]
-    fingerprint: str
-    description: dict[str, Any]
 
 
 class _EpochEnd(TrainerCallback):
@@ -352,265 +315,6 @@ def diagnose(adapter: nn.Module, predictions: Sequence[Prediction]) -> list[str]
     return adapter.warnings_from(stacked)
 
 
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-def read_utterances(source: str) -> tuple[dict[str, Sequence[Utterance]], dict[str, Any], str]:
-    """Open a store or read ``FORMAT:PATH``: utterances by split, a description and a fingerprint."""
-    from llm_mer.data.sources import SOURCES
-
-    if not source:
-        raise UserError("data: name a store (from `llm-mer extract`) or FORMAT:PATH")
-    name, separator, path = source.partition(":")
-    if separator and name in SOURCES:
-        splits: dict[str, list[Utterance]] = {}
-        fingerprint = Fingerprint()
-        for utterance in SOURCES[name](Path(path)):
-            splits.setdefault(utterance.split, []).append(utterance)
-            fingerprint.update(utterance)
-        return dict(splits), {"source": name}, fingerprint.hexdigest()
-    if separator and not Path(source).exists():
-        raise UserError(f"data: {name!r} is no format; known are {', '.join(sorted(SOURCES))}")
-    store = UtteranceStore.open(source)
-    tables: dict[str, Sequence[Utterance]] = {split: store.split(split) for split in store.info.counts}
-    return tables, store.info.description, store.info.fingerprint
-
-
-def prepare_data(arguments: DataArguments, model: ModelArguments) -> RunData:
-    """Read the data and check that data, tasks, prompts and labels fit one another, before any model is loaded.
-
-    Raises:
-        UserError: naming the file, field or option that does not fit.
-    """
-    tasks = [get_task(name) for name in arguments.tasks]
-    if len({task.name for task in tasks}) != len(tasks):
-        raise UserError(f"tasks: {arguments.tasks} names a task twice")
-    splits, description, fingerprint = read_utterances(arguments.data)
-    if arguments.train_split not in splits:
-        raise UserError(f"{arguments.data}: no split {arguments.train_split!r}; it holds {', '.join(sorted(splits))}")
-
-    def dataset(split: str, limit: int | None) -> MerDataset:
-        return MerDataset(
-            splits[split],
-            tasks,
-            languages=arguments.languages,
-            limit=limit,
-            context_window=arguments.context_window,
-            bidirectional=arguments.bidirectional_context,
-        )
-
-    train = dataset(arguments.train_split, arguments.limit_train)
-    for task in tasks:
-        if not train.truths(task):
-            known = sorted({target for labels in train._labels for target in labels})
-            raise UserError(
-                f"{arguments.data}: no training utterance has a label {task.target!r} for task {task.name!r}; "
-                f"labels in the data: {', '.join(known) or 'none'}"
-            )
-    evaluation = dataset(arguments.eval_split, arguments.limit_eval) if arguments.eval_split in splits else None
-    if model.backbone != "none":
-        check_prompts(train, arguments.prompts)
-    sizes, statistics = measure_features(train)
-    return RunData(train, evaluation, tasks, sizes, statistics, fingerprint, description)
-
-
-def check_prompts(dataset: MerDataset, prompts: Sequence[str]) -> None:
-    """Every task and language of the questions needs a template. Raises :class:`UserError` naming the one without."""
-    templates = load_prompts(prompts)
-    for task in dataset.tasks:
-        for language in sorted({dataset._language[q.row] for q in dataset.questions if q.task is task}):
-            select_prompt(templates, task, language)
-
-
-def measure_features(train: MerDataset) -> tuple[dict[str, int], dict[str, FeatureStatistics]]:
-    """Feature sizes, and statistics over the training rows only (read from a store's description when it is whole)."""
-    from llm_mer.data.store import UtteranceTable
-
-    whole = len(train.rows) == len(train.utterances)
-    if isinstance(train.utterances, UtteranceTable) and whole and train.utterances.split == "train":
-        return dict(train.utterances.info.feature_sizes), dict(train.utterances.info.statistics)
-    sizes: dict[str, int] = {}
-    running: dict[str, RunningStatistics] = {}
-    for row in train.rows:
-        utterance = train.utterance(row)
-        check_utterance(utterance, sizes)
-        for modality, column in FEATURE_COLUMNS.items():
-            features = getattr(utterance, column)
-            if features is not None:
-                running.setdefault(modality, RunningStatistics()).update(features)
-    return sizes, {m: result for m, r in running.items() if (result := r.result()) is not None}
-
-
-# --- model ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class BuiltModel:
-    """A model ready to train, with its processor and where its backbone came from."""
-
-    model: PreTrainedModel
-    processor: MerProcessor
-    backbone_source: str | None
-
-
-def resolve_backbone(name: str) -> str:
-    """``tiny:llama`` and ``tiny:glm`` are trained on the spot (cached); anything else is a folder or a hub name."""
-    if not name:
-        raise UserError("backbone: name a folder, a hub name, tiny:llama, tiny:glm, or none")
-    if name.startswith("tiny:"):
-        from llm_mer.backbones.tiny import TinyBackboneConfig, train_tiny_backbone
-
-        return str(train_tiny_backbone(TinyBackboneConfig(architecture=name.removeprefix("tiny:"))))
-    return name
-
-
-def model_feature_sizes(run: RunData, model: ModelArguments, backbone_size: int) -> dict[str, int]:
-    """``{modality: D_m}`` the adapter is built for, text included as ``text_source`` says."""
-    sizes = {m: s for m, s in run.feature_sizes.items() if m != "text"}
-    if model.text_source == "features":
-        if "text" in run.feature_sizes:
-            sizes["text"] = run.feature_sizes["text"]
-    elif backbone_size and any(u.text for u in (run.train.utterance(r) for r in run.train.rows[:256])):
-        sizes["text"] = backbone_size
-    return {m: sizes[m] for m in MODALITIES if m in sizes}
-
-
-def label_vectors(model: nn.Module, processor: MerProcessor, task: Task) -> Tensor:
-    """Mean token embedding of each label's words over the languages: ``(C, H)``."""
-    from llm_mer.inference import mean_token_embeddings
-
-    rows = []
-    for label in task.labels:
-        rows.append(mean_token_embeddings(model, processor, list(label.words.values())).mean(axis=0))
-    return torch.from_numpy(np.stack(rows))
-
-
-def build_model(
-    run: RunData, data: DataArguments, model: ModelArguments, adapter_options: dict[str, Any], seed: int
-) -> BuiltModel:
-    """Backbone, adapter and processor; LoRA and the adapter are trainable, the backbone is not."""
-    torch.manual_seed(seed)
-    alone = model.backbone == "none"
-    initial = CheckpointDescription.load(Path(model.init_checkpoint)) if model.init_checkpoint else None
-    class_task = next((t for t in run.tasks if t.kind == "classification"), None)
-    score_task = next((t for t in run.tasks if t.kind == "regression"), None)
-    derived: dict[str, Any] = {
-        "num_classes": class_task.num_classes if class_task else 0,
-        "score_range": score_task.require_range() if score_task else None,
-    }
-    if alone:
-        model = dataclasses.replace(model, text_source="features")
-        derived |= {"num_pseudo_tokens": 0, "auxiliary_head": True}
-        backbone = tokenizer = source = None
-        hidden = 0
-    else:
-        from llm_mer.backbones.loading import embedding_norm, load_backbone
-
-        source = resolve_backbone(model.backbone)
-        if initial is not None:
-            check_backbone(initial.backbone, source, model.init_checkpoint or "")
-        dtype = model.dtype
-        if dtype == "auto":
-            dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-        loaded = load_backbone(
-            source, dtype=dtype, quantization=model.quantization, attn_implementation=model.attn_implementation
-        )
-        backbone, tokenizer = loaded.model, loaded.tokenizer
-        hidden = int(backbone.config.get_text_config().hidden_size)
-        derived |= {"backbone_size": hidden, "backbone_embedding_norm": embedding_norm(backbone)}
-    sizes = model_feature_sizes(run, model, hidden)
-    config_options = {**adapter_options, **derived, "feature_sizes": sizes}
-    num_pseudo_tokens = int(
-        config_options.get("num_pseudo_tokens", adapter_class(model.adapter).config_class().num_pseudo_tokens)
-    )
-    processor = MerProcessor(
-        tokenizer=tokenizer,
-        tasks=run.tasks,
-        prompts=[] if alone else load_prompts(data.prompts),
-        feature_sizes=sizes,
-        statistics=run.statistics,
-        num_pseudo_tokens=num_pseudo_tokens,
-        text_source=model.text_source,
-        chat=data.chat,
-        max_text_tokens=data.max_text_tokens,
-        max_audio_steps=data.max_audio_steps,
-        max_vision_steps=data.max_vision_steps,
-        max_prompt_tokens=data.max_prompt_tokens,
-    )
-    if adapter_class(model.adapter).uses_context:
-        wrapped = _EmbeddingsOf(backbone) if backbone is not None else None
-        config_options["context_sizes"] = attach_context(run.train, wrapped, processor).sizes
-        if run.evaluation is not None:
-            attach_context(run.evaluation, wrapped, processor)
-    adapter_config = build_adapter_config(model.adapter, config_options)
-    try:
-        config = MerConfig(
-            text_config=backbone.config if backbone is not None else None,
-            adapter=model.adapter,
-            adapter_config=dataclasses.asdict(adapter_config),
-            text_source=model.text_source,
-        )
-        if backbone is None:
-            built: Any = MerHeadModel(config)
-            if model.init_checkpoint:
-                load_head_weights(built, Path(model.init_checkpoint))
-            return BuiltModel(built, processor, None)
-        base = MerForConditionalGeneration.from_backbone(backbone, config)
-    except ValueError as error:
-        raise UserError(f"adapter {model.adapter!r}: {error}") from error
-    if class_task is not None:
-        adapter = fusion_adapter_of(base)
-        adapter.initialise_from_backbone(label_vectors(base, processor, class_task))
-    if model.init_checkpoint:
-        return BuiltModel(_trainable(load_adapter_weights(base, Path(model.init_checkpoint))), processor, source)
-    return BuiltModel(add_lora(base, model), processor, source)
-
-
-class _EmbeddingsOf(MerForConditionalGeneration):
-    """A bare backbone seen as something with input embeddings, before the model around it exists."""
-
-    def __init__(self, backbone: PreTrainedModel) -> None:
-        nn.Module.__init__(self)
-        self.__dict__["backbone"] = backbone
-
-    def get_input_embeddings(self) -> nn.Module:
-        embeddings: nn.Module = self.__dict__["backbone"].get_input_embeddings()
-        return embeddings
-
-
-def _trainable(model: Any) -> Any:
-    for name, parameter in model.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:
-            parameter.requires_grad_(True)
-    return model
-
-
-def add_lora(base: MerForConditionalGeneration, model: ModelArguments) -> Any:
-    """LoRA on the backbone's projections, the adapter trained whole through ``modules_to_save``.
-
-    ``lora_r = 0`` freezes LoRA at its start, where it is exactly zero: only the adapter trains, and the checkpoint has
-    the same form.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    from llm_mer.backbones.loading import lora_targets
-
-    targets = model.lora_targets or lora_targets(base.model.language_model)
-    config = LoraConfig(
-        r=max(model.lora_r, 1),
-        lora_alpha=model.lora_alpha,
-        lora_dropout=model.lora_dropout,
-        target_modules=r"model\.language_model\..*\.(" + "|".join(targets) + ")",
-        modules_to_save=["fusion_adapter"],
-    )
-    wrapped = get_peft_model(base, config)
-    if model.lora_r == 0:
-        for name, parameter in wrapped.named_parameters():
-            if "lora_" in name:
-                parameter.requires_grad_(False)
-    return wrapped
-
-
 # --- the whole way ----------------------------------------------------------------------------------------------------
 
 
@@ -704,14 +408,15 @@ def build_trainer(
     """Everything up to ``train()``: checked data, model, collator, trainer."""
     loss_weights = check_loss_weights(model)
     build_adapter_config(model.adapter, adapter_options)
-    run = prepare_data(data, model)
+    with_prompts = model.backbone != "none"
+    run = prepare_data(data, with_prompts=with_prompts)
     if training.eval_strategy != "no":
         if run.evaluation is None or len(run.evaluation) == 0:
             raise UserError(
                 f"{data.data}: no split {data.eval_split!r} to evaluate on; set eval_strategy: no, "
                 "load_best_model_at_end: false to train without"
             )
-        if model.backbone != "none":
+        if with_prompts:
             check_prompts(run.evaluation, data.prompts)
     built = build_model(run, data, model, adapter_options, training.seed)
     description = describe_run(run, built, data, model, training, loss_weights)

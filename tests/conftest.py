@@ -190,6 +190,17 @@ def training_options(data: Path | str, backbone: Path | str, output: Path | str,
     return options(**{**chosen, **changes})
 
 
+@pytest.fixture
+def arguments(store: Path, backbones: dict[str, Path], tmp_path: Path) -> Callable[..., list[str]]:
+    """A command line of finetune.py with changes."""
+
+    def build(**changes: Any) -> list[str]:
+        chosen = {"data": store, "backbone": backbones["llama"], "output": tmp_path / "run", **changes}
+        return training_options(chosen.pop("data"), chosen.pop("backbone"), chosen.pop("output"), **chosen)
+
+    return build
+
+
 @pytest.fixture(scope="session")
 def trained(shared: Shared, backbones: dict[str, Path], store: Path) -> Path:
     """A checkpoint that has learnt emotion and sentiment from audio and vision. Tests must not write into it."""

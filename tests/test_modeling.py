@@ -278,8 +278,8 @@ def test_features_without_a_mask_and_ids_without_a_table_are_refused() -> None:
 
 
 def test_parameters_are_counted_and_parts_found_under_peft(model: MerForConditionalGeneration) -> None:
+    from llm_mer.building import add_lora
     from llm_mer.configuration import ModelArguments
-    from llm_mer.training import add_lora
 
     own = sum(p.numel() for p in model.model.fusion_adapter.parameters())
     wrapped = add_lora(model, ModelArguments(lora_r=2))

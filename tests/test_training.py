@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -12,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import adapter_weights, make_utterances, training_options, values_of
+from conftest import adapter_weights, make_utterances, values_of
 
 import llm_mer.training
 from llm_mer.backbones.loading import load_backbone
-from llm_mer.checkpoint import CheckpointDescription, load_checkpoint
+from llm_mer.checkpoint import load_checkpoint
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.store import UtteranceStore, write_store
 from llm_mer.errors import UserError
@@ -27,17 +26,6 @@ from llm_mer.tasks import get_task
 from llm_mer.training import build_trainer, finetune, parse_arguments
 
 EVALUATED = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": "true"}
-
-
-@pytest.fixture
-def arguments(store: Path, backbones: dict[str, Path], tmp_path: Path) -> Callable[..., list[str]]:
-    """A command line of finetune.py with changes."""
-
-    def build(**changes: Any) -> list[str]:
-        chosen = {"data": store, "backbone": backbones["llama"], "output": tmp_path / "run", **changes}
-        return training_options(chosen.pop("data"), chosen.pop("backbone"), chosen.pop("output"), **chosen)
-
-    return build
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
@@ -234,26 +222,6 @@ def test_an_unknown_adapter_option_given_as_a_value_is_refused(arguments: Callab
         build_trainer(data, model, training, {"experts": 3})
 
 
-@pytest.mark.parametrize(
-    ("split", "labels", "message"),
-    [
-        ("train", {"emotion": "bored"}, "train-003.*label 'bored' is not in task 'emotion'; it knows neutral, joy"),
-        ("valid", {"emotion": "bored"}, "valid-003.*label 'bored'"),
-        ("train", {"sentiment": 7.5}, r"train-003.*score 7.5 of task 'sentiment' is not a number in \[-3.0, 3.0\]"),
-    ],
-)
-@pytest.mark.usefixtures("no_backbone")
-def test_a_wrong_truth_is_named_with_its_utterance(
-    split: str, labels: dict[str, Any], message: str, arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    utterances = [*make_utterances("train", 8), *make_utterances("valid", 8)]
-    place = next(i for i, u in enumerate(utterances) if u.id == f"{split}-003")
-    utterances[place] = dataclasses.replace(utterances[place], labels={**utterances[place].labels, **labels})
-    data = write_store(utterances, tmp_path / "store")
-    with pytest.raises(UserError, match=message):
-        finetune(arguments(data=data, tasks=["emotion", "sentiment"]))
-
-
 @pytest.mark.usefixtures("no_backbone")
 def test_a_language_only_the_evaluation_has_needs_its_prompt_too(
     arguments: Callable[..., list[str]], tmp_path: Path
@@ -262,11 +230,6 @@ def test_a_language_only_the_evaluation_has_needs_its_prompt_too(
     data = write_store([*train, *make_utterances("valid", 8)], tmp_path / "store")
     with pytest.raises(UserError, match="language 'zh'"):
         finetune(arguments(data=data, prompts=["prompts/short_en_classification.yaml"], **EVALUATED))
-
-
-def test_a_hidden_size_that_does_not_fit_the_heads_is_one_clear_error(arguments: Callable[..., list[str]]) -> None:
-    with pytest.raises(UserError, match="hidden_size 16 is not a multiple of num_heads 3"):
-        finetune(arguments(num_heads=3))
 
 
 def test_the_command_line_overrides_the_yaml_file(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -387,47 +350,6 @@ def test_every_intermediate_checkpoint_answers_by_itself(arguments: Callable[...
     utterances = list(UtteranceStore.open(store).split("test"))[:4]
     for folder in (output / "checkpoint-1", output / "checkpoint-2", output):
         assert len(MerPipeline.from_checkpoint(folder)(utterances)) == 4
-
-
-# --- starting from weights --------------------------------------------------------------------------------------------
-
-
-def test_training_can_start_from_the_weights_of_a_checkpoint(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
-    first = finetune(arguments(output=tmp_path / "first", max_steps=2))
-    trainer = build_trainer(*parse_arguments(arguments(output=tmp_path / "second", init_checkpoint=first)))
-    state, saved = trainer.model.state_dict(), adapter_weights(first)
-    for name, value in saved.items():
-        inner = name.replace("lora_A", "lora_A.default").replace("lora_B", "lora_B.default")
-        inner = inner.replace("fusion_adapter", "fusion_adapter.modules_to_save.default")
-        assert torch.equal(state[inner], value), name
-    trainable = {n for n, p in trainer.model.named_parameters() if p.requires_grad}
-    assert all("lora_" in n or "modules_to_save" in n for n in trainable)
-    assert any("lora_" in n for n in trainable)
-    assert any("modules_to_save" in n for n in trainable)
-
-
-def test_an_adapter_alone_starts_from_the_weights_of_a_checkpoint_too(
-    arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    first = finetune(arguments(output=tmp_path / "first", backbone="none", max_steps=2))
-    trainer = build_trainer(
-        *parse_arguments(arguments(output=tmp_path / "second", backbone="none", init_checkpoint=first, seed=8))
-    )
-    state = trainer.model.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in adapter_weights(first).items())
-
-
-def test_starting_from_a_checkpoint_of_another_backbone_is_refused_with_both_fingerprints(
-    arguments: Callable[..., list[str]], trained: Path, other_backbone: Path
-) -> None:
-    from llm_mer.checkpoint import folder_fingerprint
-
-    reference = CheckpointDescription.load(trained).backbone
-    assert reference is not None
-    both = (folder_fingerprint(other_backbone)[:12], str(reference.fingerprint)[:12])
-    with pytest.raises(UserError) as caught:
-        finetune(arguments(backbone=other_backbone, init_checkpoint=trained))
-    assert all(fingerprint in str(caught.value) for fingerprint in both)
 
 
 # --- adapters that read context ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ vector; a two-level gate weighs them per sample.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from llm_mer.adapters.base import AdapterConfig, FusedFeatures, FusionAdapter, FusionInputs
-from llm_mer.adapters.layers import MultiHeadAttention, masked_mean
+from llm_mer.adapters.layers import MultiHeadAttention, masked_mean, real_steps_first
 
 COLLAPSE_MARGIN = 0.02
 REDUNDANT_COSINE = 0.9
+EXPERT_PAIRS = ((0, 1), (0, 2), (1, 2))
 
 
 @dataclass
@@ -39,6 +41,11 @@ class EGMFConfig(AdapterConfig):
             "choices": ["hierarchical", "feature", "uniform"],
         },
     )
+
+    @property
+    def used_experts(self) -> tuple[bool, bool, bool]:
+        """Which of E1, E2, E3 are switched on."""
+        return self.use_expert_local, self.use_expert_semantic, self.use_expert_global
 
 
 class SequenceEncoder(nn.Module):
@@ -67,7 +74,7 @@ class SequenceEncoder(nn.Module):
         if self.kind == "transformer":
             values = self.norm_attention(values + self.attention(values, values, values, mask))
             return self.norm_feed_forward(values + self.feed_forward(values))
-        order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)  # real steps first
+        order = real_steps_first(mask)
         front = values.gather(1, order.unsqueeze(-1).expand_as(values))
         lengths = mask.sum(dim=1).clamp(min=1).cpu()
         packed = pack_padded_sequence(front, lengths, batch_first=True, enforce_sorted=False)
@@ -127,10 +134,9 @@ class EGMFAdapter(FusionAdapter):
         self.norm_audio_visual = nn.LayerNorm(d)
         self.fusion = nn.Linear(2 * d, d)
         self.experts = nn.ModuleList([expert(d, 8, nn.Mish()), expert(d, 4, nn.GELU()), expert(d, 2, nn.SiLU())])
-        used = (config.use_expert_local, config.use_expert_semantic, config.use_expert_global)
-        if not any(used):
+        if not any(config.used_experts):
             raise ValueError("EGMF needs at least one of its three experts")
-        self.register_buffer("used", torch.tensor(used), persistent=False)
+        self.register_buffer("used", torch.tensor(config.used_experts), persistent=False)
         if config.gating not in ("hierarchical", "feature", "uniform"):
             raise ValueError(f"gating is {config.gating!r}; choose hierarchical, feature or uniform")
         if config.gating != "uniform":
@@ -177,7 +183,7 @@ class EGMFAdapter(FusionAdapter):
         """A collapsed gate or redundant experts over a dataset (:func:`egmf_warnings`)."""
         if "expert_weights" not in diagnostics or self.config.gating == "uniform":
             return []
-        return egmf_warnings(diagnostics["expert_weights"], diagnostics["expert_cosine"])
+        return egmf_warnings(diagnostics["expert_weights"], diagnostics["expert_cosine"], self.config.used_experts)
 
 
 def concat_time(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -187,24 +193,28 @@ def concat_time(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 def pairwise_cosine(outputs: Tensor) -> Tensor:
     """Cosine between experts 1-2, 1-3, 2-3: ``(B, 3, d) -> (B, 3)``."""
-    pairs = [F.cosine_similarity(outputs[:, i], outputs[:, j], dim=-1) for i, j in ((0, 1), (0, 2), (1, 2))]
+    pairs = [F.cosine_similarity(outputs[:, i], outputs[:, j], dim=-1) for i, j in EXPERT_PAIRS]
     return torch.stack(pairs, dim=-1)
 
 
-def egmf_warnings(expert_weights: Tensor, expert_cosine: Tensor) -> list[str]:
-    """The paper's two failure signs over ``N`` samples: ``(N, 3), (N, 3)``.
+def egmf_warnings(expert_weights: Tensor, expert_cosine: Tensor, used: Sequence[bool] = (True, True, True)) -> list[str]:
+    """The paper's two failure signs over ``N`` samples: ``(N, 3), (N, 3)``; experts not ``used`` are left out of both.
 
     A collapsed gate: mean α within 0.02 of uniform and its per-sample standard deviation under 0.02 for every expert.
     Redundant experts: a mean pairwise cosine above 0.9.
     """
     warnings = []
-    mean, std = expert_weights.mean(dim=0), expert_weights.std(dim=0, unbiased=False)
-    if bool(((mean - 1 / 3).abs() < COLLAPSE_MARGIN).all()) and bool((std < COLLAPSE_MARGIN).all()):
+    chosen = [i for i, on in enumerate(used) if on]
+    mean, std = expert_weights[:, chosen].mean(dim=0), expert_weights[:, chosen].std(dim=0, unbiased=False)
+    uniform = ((mean - 1 / len(chosen)).abs() < COLLAPSE_MARGIN).all()
+    if len(chosen) > 1 and bool(uniform) and bool((std < COLLAPSE_MARGIN).all()):
         warnings.append(
             f"EGMF's gate has collapsed: mean expert weights {[round(v, 3) for v in mean.tolist()]} hardly differ from "
             f"uniform or between samples (std {[round(v, 3) for v in std.tolist()]})"
         )
-    for (i, j), value in zip(((1, 2), (1, 3), (2, 3)), expert_cosine.mean(dim=0).tolist(), strict=True):
-        if value > REDUNDANT_COSINE:
-            warnings.append(f"EGMF's experts E{i} and E{j} are redundant: mean cosine {value:.3f} > {REDUNDANT_COSINE}")
+    for (i, j), value in zip(EXPERT_PAIRS, expert_cosine.mean(dim=0).tolist(), strict=True):
+        if used[i] and used[j] and value > REDUNDANT_COSINE:
+            warnings.append(
+                f"EGMF's experts E{i + 1} and E{j + 1} are redundant: mean cosine {value:.3f} > {REDUNDANT_COSINE}"
+            )
     return warnings

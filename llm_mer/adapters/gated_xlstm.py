@@ -28,7 +28,8 @@ from llm_mer.adapters.base import (
     FusionOutput,
     ModalitySequence,
 )
-from llm_mer.adapters.lpgnet import utterance_window, vector_sizes
+from llm_mer.adapters.layers import real_steps_first
+from llm_mer.adapters.windows import utterance_window, vector_sizes
 
 QKV_BLOCK_SIZE = 4
 
@@ -426,6 +427,6 @@ def check_options(config: GatedXLSTMConfig) -> None:
 
 def compact(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Real steps to the front in their order, zeros behind: ``(B, S, s), (B, S)`` to the same shapes."""
-    order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)
+    order = real_steps_first(mask)
     mask = mask.gather(1, order)
     return values.gather(1, order.unsqueeze(-1).expand_as(values)).masked_fill(~mask.unsqueeze(-1), 0.0), mask

@@ -24,6 +24,11 @@ def masked_softmax(scores: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
     return weights.masked_fill(~mask, 0.0)
 
 
+def real_steps_first(mask: Tensor) -> Tensor:
+    """Indices ``(B, T)`` that put the True steps of ``mask (B, T)`` first and keep them in their order."""
+    return torch.argsort((~mask).to(torch.int8), dim=1, stable=True)
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention ``softmax(Q K^T / sqrt(d)) V`` with masked keys.
 

@@ -219,9 +219,10 @@ def training_arguments(config: CompareConfig, system: System, seed: int, folder:
 def train_and_predict(config: CompareConfig, system: System, seed: int, folder: Path) -> RunResult:
     """One training and its predictions on the scored split under every condition; nothing is written until all is done."""
     from llm_mer.data.dataset import MerDataset
+    from llm_mer.data.reading import find_split, read_utterances
     from llm_mer.inference import Predictor
     from llm_mer.modeling import describe_parameters, fusion_adapter_of
-    from llm_mer.training import build_trainer, parse_arguments, read_utterances
+    from llm_mer.training import build_trainer, parse_arguments
 
     arguments = training_arguments(config, system, seed, folder)
     data, model, training, options = parse_arguments(arguments)
@@ -234,11 +235,9 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
     assert trainer.model is not None
     seconds = time.perf_counter() - began
     splits, _, _ = read_utterances(data.data)
-    if config.split not in splits:
-        raise UserError(f"{data.data}: no split {config.split!r}; it holds {', '.join(sorted(splits))}")
     tasks = trainer.processor.tasks
     dataset = MerDataset(
-        splits[config.split],
+        find_split(splits, config.split, data.data),
         tasks,
         languages=data.languages,
         context_window=data.context_window,

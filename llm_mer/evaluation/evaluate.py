@@ -276,12 +276,12 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> tuple[Evaluation,
     Raises:
         UserError: a checkpoint, split, task, language or condition that does not fit.
     """
+    from llm_mer.data.reading import find_split, read_utterances
     from llm_mer.inference import MerPipeline
-    from llm_mer.training import diagnose, read_utterances
+    from llm_mer.training import diagnose
 
     splits, _, fingerprint = read_utterances(config.data)
-    if config.split not in splits:
-        raise UserError(f"{config.data}: no split {config.split!r}; it holds {', '.join(sorted(splits))}")
+    utterances = find_split(splits, config.split, config.data)
     pipeline = MerPipeline.from_checkpoint(
         config.checkpoint,
         backbone=config.backbone,
@@ -297,7 +297,7 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> tuple[Evaluation,
             raise UserError(f"the checkpoint was not trained on task {name!r}; it knows {', '.join(names)}")
     tasks = [names[name] for name in config.tasks] if config.tasks else list(names.values())
     dataset = MerDataset(
-        splits[config.split],
+        utterances,
         tasks,
         languages=config.languages,
         limit=config.limit,

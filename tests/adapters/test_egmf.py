@@ -303,3 +303,23 @@ def test_the_adapter_reports_its_own_diagnostics_but_not_a_gate_that_is_uniform_
     assert len(egmf().warnings_from(collapsed)) == 1
     assert egmf(gating="uniform").warnings_from(collapsed) == []
     assert egmf().warnings_from({}) == []
+
+
+@pytest.mark.parametrize("off", ["local", "semantic", "global"])
+def test_warnings_look_at_the_experts_that_are_switched_on(off: str) -> None:
+    place = ("local", "semantic", "global").index(off)
+    on = [i for i in range(3) if i != place]
+    adapter = egmf(**{f"use_expert_{off}": False})
+    weights, cosine = torch.full((10, 3), 0.5), torch.full((10, 3), 0.95)
+    weights[:, place] = 0.0
+    collapsed, redundant = adapter.warnings_from({"expert_weights": weights, "expert_cosine": cosine})
+    assert "collapsed: mean expert weights [0.5, 0.5]" in collapsed
+    assert f"E{on[0] + 1} and E{on[1] + 1} are redundant" in redundant
+    weights[:, on] = torch.tensor([0.7, 0.3])
+    assert adapter.warnings_from({"expert_weights": weights, "expert_cosine": APART}) == []
+
+
+def test_an_expert_alone_has_no_gate_to_collapse_and_no_neighbour_to_repeat() -> None:
+    adapter = egmf(use_expert_local=False, use_expert_global=False)
+    weights = torch.tensor([[0.0, 1.0, 0.0]]).expand(10, 3)
+    assert adapter.warnings_from({"expert_weights": weights, "expert_cosine": torch.full((10, 3), 0.99)}) == []

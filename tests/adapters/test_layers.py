@@ -17,6 +17,7 @@ from llm_mer.adapters.layers import (
     class_loss,
     masked_mean,
     masked_softmax,
+    real_steps_first,
     score_loss,
 )
 
@@ -57,6 +58,11 @@ def test_masked_mean_is_the_mean_over_real_steps_and_zero_without_one() -> None:
     for i in range(2):
         np.testing.assert_allclose(array(pooled[i]), array(values[i])[MASK[i].numpy()].mean(axis=0), atol=1e-14)
     assert torch.equal(pooled[2], torch.zeros(D, dtype=torch.float64))
+
+
+def test_real_steps_come_first_in_their_order() -> None:
+    mask = torch.tensor([[False, True, False, True], [True, True, True, False]])
+    assert real_steps_first(mask).tolist() == [[1, 3, 0, 2], [0, 1, 2, 3]]
 
 
 def test_masked_mean_passes_no_gradient_to_masked_steps() -> None:

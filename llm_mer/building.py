@@ -1,0 +1,190 @@
+"""The model of a run, ready to train: backbone, adapter, processor and LoRA from the data and the options."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llm_mer.adapters import adapter_class
+from llm_mer.adapters.base import MODALITIES
+from llm_mer.checkpoint import CheckpointDescription, check_backbone, load_adapter_weights, load_head_weights
+from llm_mer.configuration import DataArguments, MerConfig, ModelArguments, build_adapter_config
+from llm_mer.data.reading import RunData
+from llm_mer.errors import UserError
+from llm_mer.inference import attach_context, mean_token_embeddings
+from llm_mer.modeling import MerForConditionalGeneration, MerHeadModel, fusion_adapter_of
+from llm_mer.processing import MerProcessor
+from llm_mer.prompts import load_prompts
+from llm_mer.tasks import Task
+
+
+@dataclass
+class BuiltModel:
+    """A model ready to train, with its processor and where its backbone came from."""
+
+    model: PreTrainedModel
+    processor: MerProcessor
+    backbone_source: str | None
+
+
+def resolve_backbone(name: str) -> str:
+    """``tiny:llama`` and ``tiny:glm`` are trained on the spot (cached); anything else is a folder or a hub name."""
+    if not name:
+        raise UserError("backbone: name a folder, a hub name, tiny:llama, tiny:glm, or none")
+    if name.startswith("tiny:"):
+        from llm_mer.backbones.tiny import TinyBackboneConfig, train_tiny_backbone
+
+        return str(train_tiny_backbone(TinyBackboneConfig(architecture=name.removeprefix("tiny:"))))
+    return name
+
+
+def model_feature_sizes(run: RunData, model: ModelArguments, backbone_size: int) -> dict[str, int]:
+    """``{modality: D_m}`` the adapter is built for, text included as ``text_source`` says."""
+    sizes = {m: s for m, s in run.feature_sizes.items() if m != "text"}
+    if model.text_source == "features":
+        if "text" in run.feature_sizes:
+            sizes["text"] = run.feature_sizes["text"]
+    elif backbone_size and any(u.text for u in (run.train.utterance(r) for r in run.train.rows[:256])):
+        sizes["text"] = backbone_size
+    return {m: sizes[m] for m in MODALITIES if m in sizes}
+
+
+def label_vectors(model: nn.Module, processor: MerProcessor, task: Task) -> Tensor:
+    """Mean token embedding of each label's words over the languages: ``(C, H)``."""
+    rows = []
+    for label in task.labels:
+        rows.append(mean_token_embeddings(model, processor, list(label.words.values())).mean(axis=0))
+    return torch.from_numpy(np.stack(rows))
+
+
+def build_model(
+    run: RunData, data: DataArguments, model: ModelArguments, adapter_options: dict[str, Any], seed: int
+) -> BuiltModel:
+    """Backbone, adapter and processor; LoRA and the adapter are trainable, the backbone is not."""
+    torch.manual_seed(seed)
+    alone = model.backbone == "none"
+    initial = CheckpointDescription.load(Path(model.init_checkpoint)) if model.init_checkpoint else None
+    class_task = next((t for t in run.tasks if t.kind == "classification"), None)
+    score_task = next((t for t in run.tasks if t.kind == "regression"), None)
+    derived: dict[str, Any] = {
+        "num_classes": class_task.num_classes if class_task else 0,
+        "score_range": score_task.require_range() if score_task else None,
+    }
+    if alone:
+        model = dataclasses.replace(model, text_source="features")
+        derived |= {"num_pseudo_tokens": 0, "auxiliary_head": True}
+        backbone = tokenizer = source = None
+        hidden = 0
+    else:
+        from llm_mer.backbones.loading import embedding_norm, load_backbone
+
+        source = resolve_backbone(model.backbone)
+        if initial is not None:
+            check_backbone(initial.backbone, source, model.init_checkpoint or "")
+        dtype = model.dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+        loaded = load_backbone(
+            source, dtype=dtype, quantization=model.quantization, attn_implementation=model.attn_implementation
+        )
+        backbone, tokenizer = loaded.model, loaded.tokenizer
+        hidden = int(backbone.config.get_text_config().hidden_size)
+        derived |= {"backbone_size": hidden, "backbone_embedding_norm": embedding_norm(backbone)}
+    sizes = model_feature_sizes(run, model, hidden)
+    config_options = {**adapter_options, **derived, "feature_sizes": sizes}
+    num_pseudo_tokens = int(
+        config_options.get("num_pseudo_tokens", adapter_class(model.adapter).config_class().num_pseudo_tokens)
+    )
+    processor = MerProcessor(
+        tokenizer=tokenizer,
+        tasks=run.tasks,
+        prompts=[] if alone else load_prompts(data.prompts),
+        feature_sizes=sizes,
+        statistics=run.statistics,
+        num_pseudo_tokens=num_pseudo_tokens,
+        text_source=model.text_source,
+        chat=data.chat,
+        max_text_tokens=data.max_text_tokens,
+        max_audio_steps=data.max_audio_steps,
+        max_vision_steps=data.max_vision_steps,
+        max_prompt_tokens=data.max_prompt_tokens,
+    )
+    if adapter_class(model.adapter).uses_context:
+        wrapped = _EmbeddingsOf(backbone) if backbone is not None else None
+        config_options["context_sizes"] = attach_context(run.train, wrapped, processor).sizes
+        if run.evaluation is not None:
+            attach_context(run.evaluation, wrapped, processor)
+    adapter_config = build_adapter_config(model.adapter, config_options)
+    try:
+        config = MerConfig(
+            text_config=backbone.config if backbone is not None else None,
+            adapter=model.adapter,
+            adapter_config=dataclasses.asdict(adapter_config),
+            text_source=model.text_source,
+        )
+        if backbone is None:
+            built: Any = MerHeadModel(config)
+            if model.init_checkpoint:
+                load_head_weights(built, Path(model.init_checkpoint))
+            return BuiltModel(built, processor, None)
+        base = MerForConditionalGeneration.from_backbone(backbone, config)
+    except ValueError as error:
+        raise UserError(f"adapter {model.adapter!r}: {error}") from error
+    if class_task is not None:
+        adapter = fusion_adapter_of(base)
+        adapter.initialise_from_backbone(label_vectors(base, processor, class_task))
+    if model.init_checkpoint:
+        return BuiltModel(_trainable(load_adapter_weights(base, Path(model.init_checkpoint))), processor, source)
+    return BuiltModel(add_lora(base, model), processor, source)
+
+
+class _EmbeddingsOf(MerForConditionalGeneration):
+    """A bare backbone seen as something with input embeddings, before the model around it exists."""
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        nn.Module.__init__(self)
+        self.__dict__["backbone"] = backbone
+
+    def get_input_embeddings(self) -> nn.Module:
+        embeddings: nn.Module = self.__dict__["backbone"].get_input_embeddings()
+        return embeddings
+
+
+def _trainable(model: Any) -> Any:
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            parameter.requires_grad_(True)
+    return model
+
+
+def add_lora(base: MerForConditionalGeneration, model: ModelArguments) -> Any:
+    """LoRA on the backbone's projections, the adapter trained whole through ``modules_to_save``.
+
+    ``lora_r = 0`` freezes LoRA at its start, where it is exactly zero: only the adapter trains, and the checkpoint has
+    the same form.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    from llm_mer.backbones.loading import lora_targets
+
+    targets = model.lora_targets or lora_targets(base.model.language_model)
+    config = LoraConfig(
+        r=max(model.lora_r, 1),
+        lora_alpha=model.lora_alpha,
+        lora_dropout=model.lora_dropout,
+        target_modules=r"model\.language_model\..*\.(" + "|".join(targets) + ")",
+        modules_to_save=["fusion_adapter"],
+    )
+    wrapped = get_peft_model(base, config)
+    if model.lora_r == 0:
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                parameter.requires_grad_(False)
+    return wrapped

@@ -1,0 +1,90 @@
+"""Reading a run's data: stores and formats alike, truths checked, features measured over training rows only."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import AUDIO_SIZE, VISION_SIZE, make_utterances
+
+from llm_mer.configuration import DataArguments
+from llm_mer.data.dataset import MerDataset
+from llm_mer.data.reading import check_prompts, find_split, measure_features, prepare_data, read_utterances
+from llm_mer.data.store import UtteranceStore, write_store
+from llm_mer.errors import UserError
+from llm_mer.tasks import get_task
+
+ONE_LANGUAGE = ["prompts/short_en_classification.yaml"]
+
+
+def test_a_store_is_read_by_split_with_its_fingerprint(store: Path) -> None:
+    splits, description, fingerprint = read_utterances(str(store))
+    info = UtteranceStore.open(store).info
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 96, "valid": 32, "test": 32}
+    assert (description, fingerprint) == (info.description, info.fingerprint)
+
+
+def test_a_public_format_is_read_in_place(tmp_path: Path) -> None:
+    lines = [f'{{"id": "{i}", "split": "{split}", "text": "well"}}' for i, split in enumerate(("train", "test", "test"))]
+    path = tmp_path / "clips.jsonl"
+    path.write_text("\n".join(lines))
+    splits, description, fingerprint = read_utterances(f"manifest:{path}")
+    assert {name: [u.id for u in rows] for name, rows in splits.items()} == {"train": ["0"], "test": ["1", "2"]}
+    assert description == {"source": "manifest"}
+    path.write_text("\n".join([*lines[:2], lines[2].replace("well", "no")]))
+    assert read_utterances(f"manifest:{path}")[2] != fingerprint
+
+
+@pytest.mark.parametrize(("source", "message"), [("", "data: name a store"), ("vhs:tape", "'vhs' is no format; known are")])
+def test_a_source_that_is_none_is_refused(source: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_utterances(source)
+
+
+def test_a_split_that_is_not_there_is_refused_with_those_that_are() -> None:
+    assert find_split({"train": []}, "train", "here") == []
+    with pytest.raises(UserError, match="here: no split 'dev'; it holds test, train"):
+        find_split({"train": [], "test": []}, "dev", "here")
+
+
+@pytest.mark.parametrize(
+    ("split", "labels", "message"),
+    [
+        ("train", {"emotion": "bored"}, "train-003.*label 'bored' is not in task 'emotion'; it knows neutral, joy"),
+        ("valid", {"emotion": "bored"}, "valid-003.*label 'bored'"),
+        ("train", {"sentiment": 7.5}, r"train-003.*score 7.5 of task 'sentiment' is not a number in \[-3.0, 3.0\]"),
+    ],
+)
+def test_a_wrong_truth_is_named_with_its_utterance(split: str, labels: dict[str, Any], message: str, tmp_path: Path) -> None:
+    utterances = [*make_utterances("train", 8), *make_utterances("valid", 8)]
+    place = next(i for i, u in enumerate(utterances) if u.id == f"{split}-003")
+    utterances[place] = dataclasses.replace(utterances[place], labels={**utterances[place].labels, **labels})
+    data = write_store(utterances, tmp_path / "store")
+    with pytest.raises(UserError, match=message):
+        prepare_data(DataArguments(data=str(data), tasks=["emotion", "sentiment"]))
+
+
+def test_templates_are_needed_only_where_questions_are_asked_in_words(store: Path) -> None:
+    arguments = DataArguments(data=str(store), prompts=ONE_LANGUAGE)
+    with pytest.raises(UserError, match="language 'zh'"):
+        prepare_data(arguments)
+    assert len(prepare_data(arguments, with_prompts=False).train) == 96
+    english = MerDataset(list(UtteranceStore.open(store).split("train")), [get_task("emotion")], languages=["en"])
+    check_prompts(english, ONE_LANGUAGE)
+
+
+def test_features_are_measured_over_training_rows_only(tmp_path: Path) -> None:
+    utterances = [*make_utterances("train", 8), *make_utterances("valid", 8)]
+    folder = write_store(utterances, tmp_path / "store")
+    train = UtteranceStore.open(folder).split("train")
+    sizes, kept = measure_features(MerDataset(train, [get_task("emotion")]))
+    measured_sizes, measured = measure_features(MerDataset(list(train), [get_task("emotion")]))
+    assert sizes == measured_sizes == {"audio": AUDIO_SIZE, "vision": VISION_SIZE}
+    steps = {limit: np.concatenate([u.audio_features for u in utterances[:limit]]) for limit in (4, 8)}
+    for statistics in (kept, measured):
+        assert np.allclose(statistics["audio"].mean, steps[8].mean(axis=0), atol=1e-5)
+    _, limited = measure_features(MerDataset(train, [get_task("emotion")], limit=4))
+    assert np.allclose(limited["audio"].mean, steps[4].mean(axis=0), atol=1e-5)
