@@ -19,6 +19,9 @@ from llm_mer.errors import UserError
 from llm_mer.modeling import MerForConditionalGeneration, MerHeadModel, fusion_adapter_of
 from llm_mer.processing import MerProcessor
 
+TRAJECTORIES = "trajectories.jsonl"
+"""Where the vectors that an adapter follows stood at the start and after each epoch, beside the checkpoint."""
+
 DESCRIPTION_FILE = "llm_mer.json"
 FORMAT_VERSION = 1
 COPY_LIMIT = 200 * 2**20

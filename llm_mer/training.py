@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer, TrlParser
 from llm_mer.adapters import adapter_class
 from llm_mer.adapters.base import FusionAdapter
 from llm_mer.building import BuiltModel, build_model
-from llm_mer.checkpoint import CheckpointDescription, drop_training_only, reference_backbone, stack_versions
+from llm_mer.checkpoint import TRAJECTORIES, CheckpointDescription, drop_training_only, reference_backbone, stack_versions
 from llm_mer.configuration import (
     DataArguments,
     ModelArguments,
@@ -95,7 +95,7 @@ class MerTrainingArguments(SFTConfig):
 
 
 class _EpochEnd(TrainerCallback):
-    """Lets the adapter do its once-an-epoch work (moving averages) and logs what it reports."""
+    """Lets the adapter do its once-an-epoch work (moving averages), logs what it reports and keeps what it follows."""
 
     def __init__(self, trainer: MerTraining) -> None:
         self.trainer = trainer
@@ -105,6 +105,29 @@ class _EpochEnd(TrainerCallback):
         values = adapter.on_epoch_end()
         for name, value in values.items():
             self.trainer.record(name, value)
+        self.follow(args, state)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        path = Path(args.output_dir) / TRAJECTORIES
+        if state.global_step == 0:
+            path.unlink(missing_ok=True)
+            self.follow(args, state)
+        elif path.is_file():  # a resumed run walks the epochs after its checkpoint again
+            kept = [line for line in path.read_text().splitlines() if json.loads(line)["epoch"] <= (state.epoch or 0)]
+            path.write_text("".join(f"{line}\n" for line in kept))
+
+    def follow(self, args: Any, state: Any) -> None:
+        """Append where the followed vectors stand now."""
+        vectors = fusion_adapter_of(self.trainer.model).followed_vectors()  # type: ignore[attr-defined]
+        if not vectors or not state.is_world_process_zero:
+            return
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        with (Path(args.output_dir) / TRAJECTORIES).open("a") as stream:
+            for name, values in vectors.items():
+                points = [[round(v, 5) for v in row] for row in values.float().cpu().tolist()]
+                stream.write(json.dumps({"epoch": state.epoch or 0, "name": name, "points": points}) + "\n")
 
 
 class MerTraining:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,7 +16,7 @@ from conftest import adapter_weights, make_utterances, values_of
 
 import llm_mer.training
 from llm_mer.backbones.loading import load_backbone
-from llm_mer.checkpoint import load_checkpoint
+from llm_mer.checkpoint import TRAJECTORIES, load_checkpoint
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.store import UtteranceStore, write_store
 from llm_mer.errors import UserError
@@ -292,6 +293,10 @@ def test_resuming_in_the_middle_of_an_epoch_ends_with_bit_identical_weights(
     resumed = tmp_path / "resumed"
     resumed.mkdir()
     shutil.copytree(whole / "checkpoint-8", resumed / "checkpoint-8")
+    followed = whole / TRAJECTORIES
+    assert followed.is_file() == (adapter == "lsgmer")
+    if followed.is_file():
+        shutil.copy(followed, resumed / TRAJECTORIES)  # with an epoch that the resumed run walks again
     state = json.loads((whole / "checkpoint-8" / "trainer_state.json").read_text())
     assert 1 < state["epoch"] < 2
     finetune(arguments(output=resumed, resume_from_checkpoint=resumed / "checkpoint-8", **changes))
@@ -300,6 +305,21 @@ def test_resuming_in_the_middle_of_an_epoch_ends_with_bit_identical_weights(
     assert not any(torch.equal(v, adapter_weights(whole / "checkpoint-8")[n]) for n, v in expected.items() if "lora_B" in n)
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
+    if followed.is_file():
+        assert (resumed / TRAJECTORIES).read_text() == followed.read_text()
+
+
+def test_label_embeddings_are_followed_from_the_start_to_the_weights_saved(arguments: Callable[..., list[str]]) -> None:
+    output = finetune(arguments(adapter="lsgmer", num_train_epochs=2))
+    lines = [json.loads(line) for line in (output / TRAJECTORIES).read_text().splitlines()]
+    assert [(e["epoch"], e["name"]) for e in lines] == [(epoch, "label_embeddings") for epoch in (0, 1.0, 2.0)]
+    (final,) = (value for name, value in adapter_weights(output).items() if name.endswith("label_embeddings"))
+    np.testing.assert_allclose(lines[-1]["points"], final.numpy(), atol=1e-5)
+    assert np.abs(np.array(lines[0]["points"]) - final.numpy()).max() > 1e-4
+
+
+def test_an_adapter_that_follows_nothing_leaves_no_file(trained: Path) -> None:
+    assert not (trained / TRAJECTORIES).exists()
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(

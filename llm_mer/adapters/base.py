@@ -366,6 +366,11 @@ class FusionAdapter(nn.Module, ABC):
         """Hook, once after every training epoch on every rank; returns values to log. Does nothing by default."""
         return {}
 
+    def followed_vectors(self) -> dict[str, Tensor]:
+        """Vectors whose way through training is worth a picture, ``{name: (n, d)}``; written at every epoch's end. None by
+        default."""
+        return {}
+
     def training_only_parameters(self) -> tuple[str, ...]:
         """State-dict prefixes (below the adapter) that inference does not need and a final checkpoint leaves out."""
         return ()

@@ -270,6 +270,16 @@ class LSGMERAdapter(FusionAdapter):
         previous.copy_(current)
         return {"label_drift": drift}
 
+    def followed_vectors(self) -> dict[str, Tensor]:
+        """``label_embeddings`` (C, d) of the classes, ``score_anchors`` (bins, d) of a score range."""
+        if self.label_embeddings is None:
+            return {}
+        classes, anchors = self.label_embeddings.detach().split(
+            [self.config.num_classes, len(self.label_embeddings) - self.config.num_classes]
+        )
+        found = {"label_embeddings": classes, "score_anchors": anchors}
+        return {name: vectors for name, vectors in found.items() if len(vectors)}
+
     def warnings_from(self, diagnostics: dict[str, Tensor]) -> list[str]:
         """One modality taking the whole fusion, or two classes whose label embeddings point the same way."""
         warnings = []

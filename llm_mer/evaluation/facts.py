@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_mer.checkpoint import TRAJECTORIES
 from llm_mer.errors import UserError
 from llm_mer.evaluation.bootstrap import as_arrays, mean_absolute_error, paired_difference
 from llm_mer.evaluation.evaluate import (
@@ -65,6 +66,15 @@ class Loaded:
         """``log_history.json`` of the training; empty when it is not there."""
         path = None if self.checkpoint is None else self.checkpoint / "log_history.json"
         return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else []
+
+    def read_trajectories(self) -> dict[str, list[tuple[float, np.ndarray]]]:
+        """``trajectories.jsonl`` of the training: ``{name: [(epoch, (n, d)), …]}``; empty when it is not there."""
+        path = None if self.checkpoint is None else self.checkpoint / TRAJECTORIES
+        found: dict[str, list[tuple[float, np.ndarray]]] = {}
+        if path is not None and path.is_file():
+            for entry in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+                found.setdefault(entry["name"], []).append((float(entry["epoch"]), np.array(entry["points"])))
+        return found
 
 
 def load(place: str) -> Loaded:

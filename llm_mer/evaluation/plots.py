@@ -255,6 +255,22 @@ def embedding(points: np.ndarray, classes: Sequence[str], names: Sequence[str], 
     return image(figure)
 
 
+def trajectories(points: np.ndarray, names: Sequence[str], label: str) -> Image:
+    """Ways ``(steps, n, 2)`` of n points: a line each, a hollow mark where it starts and a full one where it ends."""
+    figure, axes = new_figure(6.4, 5.0)
+    for i, name in enumerate(names):
+        x, y = points[:, i].T
+        shade, marker = colour(i, len(names)), MARKERS[i % len(MARKERS)]
+        axes.plot(x, y, color=shade, linewidth=1.2, marker=".", markersize=3)
+        axes.scatter(x[:1], y[:1], s=44, facecolors="none", edgecolors=[shade], marker=marker)
+        axes.scatter(x[-1:], y[-1:], s=44, color=[shade], marker=marker, label=name)
+    axes.set_xlabel(f"{label}, first principal axis")
+    axes.set_ylabel("second principal axis")
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False)
+    return image(figure)
+
+
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str) -> Image:
     """Lines over epochs."""
     figure, axes = new_figure(5.0, 3.9)

@@ -275,3 +275,13 @@ def test_many_classes_and_parts_still_render() -> None:
         plots.group_bars(names, ["a", "b", "c"], random.random((12, 3)), random.random((12, 3)), "gate"),
     ):
         assert png(image.address).ndim == 3
+
+
+def test_trajectories_draw_every_step_and_mark_start_and_end(drawn: Draw) -> None:
+    way = np.random.default_rng(0).normal(size=(4, 3, 2))
+    (axes,) = drawn(plots.trajectories, way, ["joy", "fear", "anger"], "label embeddings")
+    for i, line in enumerate(axes.lines):
+        np.testing.assert_array_equal(line.get_xydata(), way[:, i])
+    marks = points(axes)
+    np.testing.assert_array_equal(np.concatenate(marks), np.concatenate([way[[0, -1], i] for i in range(3)]))
+    assert legend(axes) == ["joy", "fear", "anger"]

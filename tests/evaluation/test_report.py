@@ -29,6 +29,7 @@ from test_facts import (
     written,
 )
 
+from llm_mer.checkpoint import TRAJECTORIES
 from llm_mer.errors import UserError
 from llm_mer.evaluation import plots, report
 from llm_mer.evaluation.evaluate import AS_IS, EVERYTHING, GENERATION, Evaluation, Row, score_rows
@@ -567,6 +568,26 @@ def test_training_curves_are_those_of_the_log(tmp_path: Path, drawn: Drawn) -> N
     assert drawn.lines(picture_of(section, "Validation losses"))["total"].tolist() == [[1.0, 1.25]]
     assert drawn.lines(picture_of(section, "Validation score"))["score"].tolist() == [[1.0, 0.5]]
     assert len(section.blocks) == 3
+
+
+def test_label_embeddings_are_drawn_by_label_on_the_plane_that_holds_most_of_their_way(tmp_path: Path, drawn: Drawn) -> None:
+    written(tmp_path / "run" / "evaluation", {AS_IS: emotions(8, mostly)}, [EMOTION])
+    random = np.random.default_rng(0)
+    plane, flat = np.linalg.qr(random.normal(size=(9, 2)))[0], random.normal(size=(4, EMOTION.num_classes, 2))
+    lines = [{"epoch": e, "name": "label_embeddings", "points": (flat[e] @ plane.T).tolist()} for e in range(4)]
+    (tmp_path / "run" / TRAJECTORIES).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (tmp_path / "run" / "log_history.json").write_text(json.dumps(LOG), encoding="utf-8")
+    section = report.training_section(load(str(tmp_path / "run")))
+    picture = picture_of(section, "Way of the label embeddings")
+    assert "epochs 0 (hollow) to 3 (full)" in picture.caption
+    assert "100 % of the variance" in picture.caption
+    ways = np.stack(list(drawn.lines(picture).values()), axis=1)  # (steps, n, 2)
+
+    def distances(points: np.ndarray) -> np.ndarray:
+        rows = points.reshape(-1, 2)
+        return np.linalg.norm(rows[:, None] - rows[None], axis=-1)
+
+    np.testing.assert_allclose(distances(ways), distances(flat), atol=1e-9)  # the plane may be turned, never bent
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------
