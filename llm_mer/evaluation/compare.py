@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -226,6 +228,8 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
 
     arguments = training_arguments(config, system, seed, folder)
     data, model, training, options = parse_arguments(arguments)
+    splits, _, _ = read_utterances(data.data)
+    scored = find_split(splits, config.split, data.data)  # a wrong split is told before the training
     scratch = tempfile.TemporaryDirectory(prefix="llm-mer-compare-")
     if not config.keep_models:
         training.output_dir, model.save_backbone = scratch.name, "never"
@@ -234,10 +238,9 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
     trainer.train()
     assert trainer.model is not None
     seconds = time.perf_counter() - began
-    splits, _, _ = read_utterances(data.data)
     tasks = trainer.processor.tasks
     dataset = MerDataset(
-        find_split(splits, config.split, data.data),
+        scored,
         tasks,
         languages=data.languages,
         context_window=data.context_window,
@@ -443,7 +446,8 @@ def run(config: CompareConfig) -> str:
                 logger.warning("[%d/%d] %s, seed %d: done before", number, total, system.name, seed)
             else:
                 logger.warning("[%d/%d] %s, seed %d", number, total, system.name, seed)
-                result = train_and_predict(config, system, seed, place)
+                with redirect_stdout(sys.stderr):  # the trainer's log; standard output is the table's
+                    result = train_and_predict(config, system, seed, place)
             runs.setdefault(system.name, []).append(result)
     comparison = tabulate(config, systems, runs)
     text = markdown(comparison)

@@ -68,7 +68,7 @@ def test_a_plan_that_cannot_be_is_refused(changes: dict[str, object], message: s
 
 
 def test_a_comparison_has_every_system_its_cost_and_is_done_only_once(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = CompareConfig(
         config=str(config_file(store, tmp_path)),
@@ -81,6 +81,7 @@ def test_a_comparison_has_every_system_its_cost_and_is_done_only_once(
         resamples=50,
     )
     text = run(wanted)
+    assert capsys.readouterr().out == ""  # standard output is left to the table
     for name in ("egmf (none)", "gated_projector (none)", "gated_projector use_gate=false (none)"):
         assert text.count(f"| {name} |") == 2 + 1, name  # as is, without audio, cost
     result = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
@@ -91,14 +92,41 @@ def test_a_comparison_has_every_system_its_cost_and_is_done_only_once(
     assert all(0 < r["cell"]["p_value"] <= 1 for r in others)
     assert all(r["seeds"] == 2 for r in result["rows"])
 
+    lines = (tmp_path / "out" / "egmf-none-full-1" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    gates = {line["condition"]: "diagnostics" in line for line in map(json.loads, lines)}
+    assert gates == {"as is": True, "without audio": False}
+
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a finished run was trained again")
 
     monkeypatch.setattr(compare, "train_and_predict", never)
     assert run(wanted) == text
+    wanted.metrics = ["weighted_f1", "accuracy"]
+    rows = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))["rows"]
+    both = run(wanted)
+    again = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))["rows"]
+    assert "weighted_f1" in both
+    assert [r for r in again if r["metric"] == "accuracy"] == [r for r in rows if r["metric"] == "accuracy"]
     wanted.overrides = ["num_train_epochs=1"]
     with pytest.raises(UserError, match="other options"):
         run(wanted)
+
+
+def test_a_split_or_metric_that_is_none_is_told_before_any_training(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llm_mer.training
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a training was begun")
+
+    monkeypatch.setattr(llm_mer.training, "build_trainer", never)
+    config = CompareConfig(config=str(config_file(store, tmp_path)), output=str(tmp_path / "out"), split="tset")
+    with pytest.raises(UserError, match=r"no split 'tset'; it holds .*test"):
+        run(config)
+    config.metrics = ["f2"]
+    with pytest.raises(UserError, match="metrics: f2 is none; choose from accuracy"):
+        run(config)
 
 
 def test_every_system_of_a_seed_sees_the_data_in_the_same_order(store: Path, tmp_path: Path) -> None:
