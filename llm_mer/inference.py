@@ -156,9 +156,9 @@ class Predictor:
         generated = self._generate(inputs) if self.generate and self.processor.tokenizer is not None else None
         head_values = self._head_values(task, fusion)
         seconds = (time.perf_counter() - began) / len(questions)
-        diagnostics = {name: value.float().cpu().numpy() for name, value in fusion.diagnostics.items()}
+        diagnostics = {name: value.double().cpu().numpy() for name, value in fusion.diagnostics.items()}
         if self.keep_features and fusion.features is not None:
-            diagnostics["features"] = fusion.features.float().cpu().numpy()
+            diagnostics["features"] = fusion.features.double().cpu().numpy()
         predictions = []
         for i, (question, utterance) in enumerate(zip(questions, utterances, strict=True)):
             prediction = Prediction(
