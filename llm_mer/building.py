@@ -98,6 +98,8 @@ def build_model(
         hidden = int(backbone.config.get_text_config().hidden_size)
         derived |= {"backbone_size": hidden, "backbone_embedding_norm": embedding_norm(backbone)}
     sizes = model_feature_sizes(run, model, hidden)
+    # What the adapter is told not to read need not be there at inference either.
+    sizes = {m: size for m, size in sizes.items() if adapter_options.get(f"use_{m}", True)} or sizes
     config_options = {**adapter_options, **derived, "feature_sizes": sizes}
     num_pseudo_tokens = int(
         config_options.get("num_pseudo_tokens", adapter_class(model.adapter).config_class().num_pseudo_tokens)

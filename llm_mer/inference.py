@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -326,14 +327,15 @@ class MerPipeline:
 
     def with_features(self, utterance: Utterance) -> Utterance:
         """Extract features from media as the training data's were, where the utterance has media and no features."""
-        wants_audio = utterance.audio is not None and utterance.audio_features is None
-        wants_vision = utterance.vision is not None and utterance.vision_features is None
+        reads = self.predictor.processor.feature_sizes
+        wants_audio = "audio" in reads and utterance.audio is not None and utterance.audio_features is None
+        wants_vision = "vision" in reads and utterance.vision is not None and utterance.vision_features is None
         settings = self.description.data.get("features")
         wants_text = (
             utterance.text is not None
             and utterance.text_features is None
             and self.predictor.processor.text_source == "features"
-            and "text" in self.predictor.processor.feature_sizes
+            and "text" in reads
         )
         if not (wants_audio or wants_vision or wants_text):
             return self._usable(utterance)
@@ -344,7 +346,12 @@ class MerPipeline:
             )
         from llm_mer.features.extract import FeatureSettings, extract_one
 
-        return self._usable(extract_one(utterance, FeatureSettings.from_dict(settings)))
+        wanted = dataclasses.replace(
+            utterance,
+            audio=utterance.audio if wants_audio else None,
+            vision=utterance.vision if wants_vision else None,
+        )
+        return self._usable(extract_one(wanted, FeatureSettings.from_dict(settings)))
 
     def _usable(self, utterance: Utterance) -> Utterance:
         """The utterance, if it has something the adapter reads. Raises :class:`UserError` saying what that is."""

@@ -217,7 +217,7 @@ class MerProcessor:
             if truth is not None:
                 style = self.answer_style(task, utterance.language)
                 answer = [*self.encode(task.answer_text(truth, utterance.language, style)), self.end_token_id]
-            if self.text_source == "backbone" and utterance.text:
+            if self.text_source == "backbone" and "text" in self.feature_sizes and utterance.text:
                 text_ids = self.encode(utterance.text)[: self.max_text_tokens] or None
         features = self.features(utterance)
         if not features and text_ids is None:

@@ -14,8 +14,9 @@ from llm_mer.building import label_vectors, model_feature_sizes, resolve_backbon
 from llm_mer.checkpoint import CheckpointDescription, folder_fingerprint, load_checkpoint
 from llm_mer.configuration import DataArguments, ModelArguments
 from llm_mer.data.reading import prepare_data
+from llm_mer.data.store import UtteranceStore
 from llm_mer.errors import UserError
-from llm_mer.inference import mean_token_embeddings
+from llm_mer.inference import MerPipeline, mean_token_embeddings
 from llm_mer.training import build_trainer, finetune, parse_arguments
 
 
@@ -47,6 +48,26 @@ def test_a_label_vector_is_the_mean_over_the_languages_words(trained: Path) -> N
 def test_a_hidden_size_that_does_not_fit_the_heads_is_one_clear_error(arguments: Callable[..., list[str]]) -> None:
     with pytest.raises(UserError, match="hidden_size 16 is not a multiple of num_heads 3"):
         finetune(arguments(num_heads=3))
+
+
+def test_what_the_adapter_is_told_not_to_read_is_not_asked_for_later(
+    arguments: Callable[..., list[str]], store: Path, tmp_path: Path
+) -> None:
+    output = finetune(arguments(use_vision="false", max_steps=1))
+    pipeline = MerPipeline.from_checkpoint(output)
+    assert set(pipeline.predictor.processor.feature_sizes) == {"text", "audio"}
+    utterance = UtteranceStore.open(store).split("test")[0]
+    # A clip whose pictures are not looked at, so that it does not matter that there are none.
+    utterance.vision_features, utterance.vision = None, str(tmp_path / "no.mp4")
+    assert pipeline([pipeline.with_features(utterance)])[0].value in pipeline.tasks[0].label_names
+    utterance.text = utterance.audio_features = None
+    with pytest.raises(UserError, match=r"none of the modalities the checkpoint reads \(text, audio\)"):
+        pipeline.with_features(utterance)
+
+
+def test_an_adapter_told_to_read_nothing_is_one_clear_error(arguments: Callable[..., list[str]]) -> None:
+    with pytest.raises(UserError, match="use_text=False, use_audio=False, use_vision=False"):
+        finetune(arguments(use_text="false", use_audio="false", use_vision="false"))
 
 
 def test_training_can_start_from_the_weights_of_a_checkpoint(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
