@@ -8,41 +8,56 @@ where all three agree. A gate that weighs by reliability would take from the tex
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from common import options, report
 
-MODALITIES = ("text", "audio", "vision")
-PAIRS = tuple(f"{a} reads {b}" for a in MODALITIES for b in MODALITIES if a != b)
-NAMES: dict[str, Sequence[str]] = {
-    "expert_weights": ("E1 local", "E2 semantic", "E3 global"),
-    "fusion_weights": MODALITIES,
-    "modality_gates": MODALITIES,
-    "unimodal_gate": tuple(f"{a} reads {b}" for a in MODALITIES for b in MODALITIES),
-    "multimodal_gate": MODALITIES,
-    "gate_mean": PAIRS,
-    "stream_gates": tuple(f"{role} {m}" for role in ("speaker", "interlocutor") for m in MODALITIES),
-}
+from llm_mer.adapters.base import MODALITIES
+from llm_mer.evaluation.compare import RUN
+from llm_mer.evaluation.report import part_names
+
+GATES = (
+    "expert_weights",
+    "fusion_weights",
+    "modality_gates",
+    "unimodal_gate",
+    "multimodal_gate",
+    "gate_mean",
+    "stream_gates",
+)
+USED = {"gate_mean": "gate_used"}
+"""Where a gate says of each utterance which of its columns it used."""
 AGREE, CONFLICT = "emotional_words", "conflict"
 RESAMPLES = 2000
 
 
 def gates_by_subset(predictions: Path, task: str) -> dict[str, dict[str, np.ndarray]]:
-    """``{diagnostic: {subset: (n, gates)}}`` of one run's answers as is."""
+    """``{diagnostic: {subset: (n, gates)}}`` of one run's answers as is, NaN where a gate was not used."""
     found: dict[str, dict[str, list[list[float]]]] = {}
     with predictions.open(encoding="utf-8") as stream:
         for line in stream:
             entry = json.loads(line)
             if entry.get("condition", "as is") != "as is" or entry["task"] != task:
                 continue
-            for name in NAMES:
-                values = entry.get("diagnostics", {}).get(name)
+            diagnostics = entry.get("diagnostics", {})
+            for name in GATES:
+                if name not in diagnostics:
+                    continue
+                values = np.ravel(diagnostics[name]).astype(float)
+                if name in USED:
+                    values[np.ravel(diagnostics[USED[name]]) == 0] = np.nan
                 for subset in (AGREE, CONFLICT):
-                    if values is not None and subset in entry.get("tags", ()):
-                        found.setdefault(name, {}).setdefault(subset, []).append(np.ravel(values).tolist())
+                    if subset in entry.get("tags", ()):
+                        found.setdefault(name, {}).setdefault(subset, []).append(values.tolist())
     return {name: {subset: np.array(rows) for subset, rows in by.items()} for name, by in found.items()}
+
+
+def modalities_of(run: Path) -> list[str]:
+    """The modalities a run's adapter read; all three where its ``run.json`` is too old to say."""
+    path = run / RUN
+    entry = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return list(entry.get("modalities", MODALITIES))
 
 
 def difference(agree: np.ndarray, conflict: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
@@ -68,12 +83,15 @@ def main() -> None:
         for name, subsets in gates_by_subset(file, arguments.task).items():
             if set(subsets) != {AGREE, CONFLICT}:
                 continue
-            agree, conflict = subsets[AGREE], subsets[CONFLICT]
-            labels = NAMES[name] if len(NAMES[name]) == agree.shape[1] else [str(i) for i in range(agree.shape[1])]
-            for place, label in enumerate(labels):
-                shift, low, high = difference(agree[:, place], conflict[:, place])
+            count = subsets[AGREE].shape[1]
+            for place, label in enumerate(part_names(name, count, modalities_of(file.parent), ())):
+                columns = (subsets[subset][:, place] for subset in (AGREE, CONFLICT))
+                agree, conflict = (values[~np.isnan(values)] for values in columns)
+                if not len(agree) or not len(conflict):
+                    continue
+                shift, low, high = difference(agree, conflict)
                 mark = "*" if low > 0 or high < 0 else ""
-                means = [f"{values[:, place].mean():.3f}" for values in (agree, conflict)]
+                means = [f"{values.mean():.3f}" for values in (agree, conflict)]
                 row = [file.parent.name, name, label, f"{len(agree)} / {len(conflict)}", *means]
                 table.append([*row, f"{shift:+.3f} [{low:+.3f}, {high:+.3f}]{mark}"])
     head = ["run", "gate", "of", "n agree / conflict", "mean, agree", "mean, conflict", "conflict − agree"]

@@ -120,9 +120,10 @@ def build_model(
     )
     if adapter_class(model.adapter).uses_context:
         wrapped = _EmbeddingsOf(backbone) if backbone is not None else None
-        config_options["context_sizes"] = attach_context(run.train, wrapped, processor).sizes
+        vectors = attach_context(run.train, wrapped, processor).sizes
+        config_options["context_sizes"] = vectors
         if run.evaluation is not None:
-            attach_context(run.evaluation, wrapped, processor)
+            attach_context(run.evaluation, wrapped, processor, vectors)
     adapter_config = build_adapter_config(model.adapter, config_options)
     try:
         config = MerConfig(

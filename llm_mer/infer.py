@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PROBABILITY_FLOOR = 0.0005
 """Probabilities below this are left out of a score's printed distribution; they stay in ``--full`` output."""
+CONVERSATIONS_KEPT = 256
+"""Dialogues of a stream whose last utterances and beams are kept, the most recent ones."""
 
 
 @dataclass
@@ -231,11 +233,20 @@ def batches(items: Iterable[Utterance], size: int, by_dialogue: bool) -> Iterato
         yield pending
 
 
+@dataclass
+class Conversation:
+    """What is kept of one dialogue: its last utterances, and the beam of each task."""
+
+    earlier: list[Utterance] = field(default_factory=list)
+    decoders: dict[str, OnlineDialogueDecoder] = field(default_factory=dict)
+
+
 class Conversations:
     """Answers one utterance at a time with the dialogue so far: for a live stream.
 
     Keeps the last ``window`` utterances of each dialogue, which context adapters and prompts with earlier turns read, and
-    the beam of an online dialogue decoder.
+    the beam of an online dialogue decoder, for the last ``CONVERSATIONS_KEPT`` dialogues: neither time nor memory grows
+    with the stream.
     """
 
     def __init__(self, pipeline: MerPipeline, tasks: list[str] | None, decode: bool) -> None:
@@ -244,40 +255,45 @@ class Conversations:
         self.window = max(
             int(pipeline.description.context.get("window", 8)), pipeline.predictor.processor.most_context_turns + 1
         )
-        self.earlier: dict[tuple[str, str], list[Utterance]] = {}
-        self.decoders: dict[tuple[str, str, str], OnlineDialogueDecoder] = {}
+        self.kept: dict[tuple[str, str], Conversation] = {}
 
     def __call__(self, utterance: Utterance) -> list[Prediction]:
         """The answers about this utterance."""
         if utterance.dialogue_id is None:
             return self.pipeline([utterance], self.tasks)
         place = (utterance.language, utterance.dialogue_id)
-        window = [*self.earlier.get(place, []), utterance]
-        predictions = [p for p in self.pipeline(window, self.tasks) if p.id == utterance.id]
-        self.earlier[place] = window[-self.window :]
-        return [self._decoded(p) if self.decode else p for p in predictions]
+        conversation = self.kept.get(place, Conversation())
+        window = [*conversation.earlier, utterance]
+        predictions = self.pipeline(window, self.tasks, last_only=True)
+        if self.decode:
+            predictions = [self._decoded(p, conversation) for p in predictions]
+        conversation.earlier = window[-self.window :]
+        self.kept.pop(place, None)
+        self.kept[place] = conversation
+        if len(self.kept) > CONVERSATIONS_KEPT:
+            del self.kept[next(iter(self.kept))]
+        return predictions
 
-    def _decoded(self, prediction: Prediction) -> Prediction:
+    def _decoded(self, prediction: Prediction, conversation: Conversation) -> Prediction:
         p_shift = self.pipeline.description.shift_probability.get(prediction.task)
         if p_shift is None:
             return prediction
         if prediction.speaker is None:
             raise UserError(f"utterance {prediction.id!r} has no speaker; the dialogue decoder needs one")
         task = self.known[prediction.task]
-        key = (prediction.task, prediction.language, str(prediction.dialogue_id))
-        decoder = self.decoders.setdefault(key, OnlineDialogueDecoder(task.num_classes, p_shift))
+        decoder = conversation.decoders.setdefault(task.name, OnlineDialogueDecoder(task.num_classes, p_shift))
         state = decoder.push(np.asarray(prediction.log_probabilities), prediction.speaker)
         return dataclasses.replace(prediction, value=task.label_names[state])
 
 
 def refusal(pipeline: MerPipeline, utterance: Utterance, tasks: list[str] | None) -> str | None:
-    """Why the model's inputs cannot be made of an utterance (a feature size, too long a prompt), or None."""
+    """Why the model's inputs cannot be made of an utterance (a feature size, a turn, too long a prompt), or None."""
     processor = pipeline.predictor.processor
-    for question in pipeline.dataset([utterance], tasks).questions:
-        try:
+    try:
+        for question in pipeline.dataset([utterance], tasks).questions:
             processor.prepare(utterance, question.task, None)
-        except UserError as error:
-            return str(error)
+    except UserError as error:
+        return str(error)
     return None
 
 
@@ -318,9 +334,12 @@ def infer(config: InferConfig) -> int:
         generate=config.generate,
     )
     if config.dialogue_decoder != "none" and not pipeline.description.shift_probability:
-        raise UserError(f"{config.checkpoint} was trained without dialogues, so it has no p0 for --dialogue_decoder")
-    asked = len(config.tasks) if config.tasks else len(pipeline.tasks)
-    done = finished_ids(Path(config.output), asked) if config.output else set()
+        raise UserError(
+            f"{config.checkpoint} was trained without dialogues and their speakers, so it has no p0 for --dialogue_decoder"
+        )
+    asked = [task.name for task in pipeline.dataset([], config.tasks).tasks]
+    decodes = config.dialogue_decoder != "none" and any(name in pipeline.description.shift_probability for name in asked)
+    done = finished_ids(Path(config.output), len(asked)) if config.output else set()
     answered = 0
     with opened(config.output) as out, tqdm(desc="infer", unit="utterance", disable=config.output is None) as bar:
 
@@ -338,6 +357,8 @@ def infer(config: InferConfig) -> int:
                 if item.id in done:
                     continue
                 try:
+                    if decodes and item.dialogue_id is not None and item.speaker is None:
+                        raise UserError(f"utterance {item.id!r} has no speaker; the dialogue decoder needs one")
                     yield pipeline.with_features(item)
                 except UserError as error:
                     if config.on_bad_input == "stop":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from llm_mer.adapters.base import FusionOutput
+from llm_mer.adapters.windows import vector_sizes
 from llm_mer.checkpoint import CheckpointDescription, LoadedCheckpoint, load_checkpoint
 from llm_mer.data.collator import MerCollator
 from llm_mer.data.dataset import ContextVectors, MerDataset, Question, build_context_vectors
@@ -59,8 +60,10 @@ def mean_token_embeddings(model: nn.Module, processor: MerProcessor, texts: Sequ
     return np.stack(rows) if rows else np.zeros((0, weight.shape[1]), dtype=np.float32)
 
 
-def attach_context(dataset: MerDataset, model: nn.Module | None, processor: MerProcessor) -> ContextVectors:
-    """Compute the context vectors of a dataset once and put them on it."""
+def attach_context(
+    dataset: MerDataset, model: nn.Module | None, processor: MerProcessor, sizes: Mapping[str, int] | None = None
+) -> ContextVectors:
+    """Compute the context vectors of a dataset once and put them on it; ``sizes`` are those an adapter was built for."""
     embed = None
     if processor.text_source == "backbone" and model is not None and processor.tokenizer is not None:
         source = model
@@ -69,7 +72,7 @@ def attach_context(dataset: MerDataset, model: nn.Module | None, processor: MerP
             return mean_token_embeddings(source, processor, texts)
 
     modalities = tuple(processor.feature_sizes)
-    dataset.context = build_context_vectors(dataset, processor.normalise, embed, modalities)
+    dataset.context = build_context_vectors(dataset, processor.normalise, embed, modalities, sizes, processor.feature_sizes)
     return dataset.context
 
 
@@ -110,7 +113,7 @@ class Predictor:
         """
         indices = list(range(len(dataset))) if questions is None else list(questions)
         if self.use_context and dataset.context is None:
-            attach_context(dataset, self.model, self.processor)
+            attach_context(dataset, self.model, self.processor, vector_sizes(self.adapter.config))
         collator = MerCollator(dataset, self.processor, self.use_context)
         groups: dict[tuple[str, str], list[int]] = {}
         utterances: dict[int, Utterance] = {}
@@ -304,10 +307,16 @@ class MerPipeline:
             bidirectional=bool(self.description.context.get("bidirectional", False)),
         )
 
-    def __call__(self, utterances: Sequence[Utterance], tasks: Sequence[str] | None = None) -> list[Prediction]:
-        """Answer every task about every utterance; media are decoded with the checkpoint's own feature settings."""
-        ready = [self.with_features(utterance) for utterance in utterances]
-        return self.predictor.predict(self.dataset(ready, tasks))
+    def __call__(
+        self, utterances: Sequence[Utterance], tasks: Sequence[str] | None = None, last_only: bool = False
+    ) -> list[Prediction]:
+        """Answer every task about every utterance; media are decoded with the checkpoint's own feature settings.
+
+        With ``last_only`` only the last is asked about; those before it are its conversation.
+        """
+        dataset = self.dataset([self.with_features(utterance) for utterance in utterances], tasks)
+        asked = [i for i, q in enumerate(dataset.questions) if not last_only or q.row == len(utterances) - 1]
+        return self.predictor.predict(dataset, asked)
 
     def stream(
         self, utterances: Iterable[Utterance], batch_size: int = 16, tasks: Sequence[str] | None = None

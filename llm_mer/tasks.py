@@ -36,6 +36,7 @@ class Task:
         target: key in :attr:`llm_mer.data.schema.Utterance.labels` that holds the truth.
         labels: fixed order; empty for regression.
         aliases: other spellings of a label in data files, ``{alias: name}``; nothing is guessed beyond these.
+        ignored: labels of the data that are outside the set on purpose: such an utterance is not asked about.
         score_range: inclusive, in the unit of the data; None for classification.
         decimals: digits after the point of a numeric answer; the grid of admissible answers follows from it.
         metrics: convention of :mod:`llm_mer.evaluation.metrics`: ``classification``, ``iemocap``, ``mosi``, ``sims``.
@@ -46,6 +47,7 @@ class Task:
     target: str
     labels: tuple[Label, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
     score_range: tuple[float, float] | None = None
     decimals: int = 1
     metrics: str = "classification"
@@ -75,6 +77,10 @@ class Task:
             f"{where + ': ' if where else ''}label {value!r} is not in task {self.name!r}; "
             f"it knows {', '.join(self.label_names)}"
         )
+
+    def ignores(self, value: Any) -> bool:
+        """Whether a label of the data is left out on purpose."""
+        return str(value).strip() in self.ignored
 
     def score(self, value: str | float, where: str = "") -> float:
         """The truth as a float, checked against the range."""
@@ -150,6 +156,8 @@ class Task:
             entry["labels"] = [{"name": label.name, **label.words} for label in self.labels]
         if self.aliases:
             entry["aliases"] = dict(self.aliases)
+        if self.ignored:
+            entry["ignored"] = list(self.ignored)
         if self.score_range is not None:
             entry["range"] = list(self.score_range)
             entry["decimals"] = self.decimals
@@ -160,7 +168,7 @@ class Task:
         """Build and check a task from its YAML form."""
         if not isinstance(entry, dict):
             raise UserError(f"{where}: task {name!r} is {entry!r}; it must be a mapping of keys to values")
-        known = {"kind", "target", "labels", "aliases", "range", "decimals", "metrics"}
+        known = {"kind", "target", "labels", "aliases", "ignored", "range", "decimals", "metrics"}
         unknown = sorted(set(entry) - known)
         if unknown:
             raise UserError(f"{where}: task {name!r} has unknown keys {unknown}; known are {sorted(known)}")
@@ -195,14 +203,25 @@ class Task:
             unknown = sorted(set(aliases.values()) - set(names))
             if unknown:
                 raise UserError(f"{where}: task {name!r} has aliases of unknown labels {unknown}; labels are {names}")
+            ignored = entry.get("ignored") or []
+            if not isinstance(ignored, list):
+                raise UserError(f"{where}: task {name!r} has ignored {ignored!r}; it must be a list of labels")
+            ignored = [str(label) for label in ignored]
+            spellings = {*names, *aliases, *(word for label in labels for word in label.words.values())}
+            both = sorted(spellings & set(ignored))
+            if both:
+                raise UserError(f"{where}: task {name!r} both asks about and ignores {both}")
             return cls(
                 name=name,
                 kind=kind,
                 target=str(entry.get("target", name)),
                 labels=tuple(labels),
                 aliases=aliases,
+                ignored=tuple(ignored),
                 metrics=metrics,
             )
+        if entry.get("ignored"):
+            raise UserError(f"{where}: task {name!r} is regression; only a classification task has ignored labels")
         bounds, decimals = entry.get("range"), entry.get("decimals", 1)
         try:
             low, high = (float(bound) for bound in bounds)  # type: ignore[union-attr]

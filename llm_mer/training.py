@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from llm_mer.adapters import adapter_class
@@ -94,6 +96,44 @@ class MerTrainingArguments(SFTConfig):
         super().__post_init__()
 
 
+@contextmanager
+def optimiser_parameters(module: nn.Module) -> Iterator[None]:
+    """Inside, the parameters of ``module`` are what the optimiser steps, whole; what is changed in place stays changed.
+
+    Plain and data-parallel training step the parameters themselves: nothing to do. DeepSpeed's ZeRO steps float32 copies
+    of its own, sharded over ranks, and writes them over the model's parameters at every step, so a change to the latter
+    alone would be gone one step later. Collective: every rank comes here, and all make the same changes. Stage 3, which
+    shards the model's parameters too, is refused by :func:`check_sharding`.
+    """
+    sharded = [
+        (owner, name, parameter)
+        for owner in module.modules()
+        for name, parameter in owner.named_parameters(recurse=False)
+        if hasattr(parameter, "_hp_mapping")  # DeepSpeed's mark, on every rank, of a parameter with such a copy
+    ]
+    if not sharded:
+        yield
+        return
+    from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+
+    whole = [safe_get_full_fp32_param(parameter).detach().clone() for _, _, parameter in sharded]
+    before = [value.clone() for value in whole]
+    # Another parameter in its place, not other data in it: a change of dtype would cost it DeepSpeed's gradient hooks.
+    for (owner, name, _), value in zip(sharded, whole, strict=True):
+        owner._parameters[name] = nn.Parameter(value, requires_grad=False)
+    try:
+        yield
+    finally:
+        for owner, name, parameter in sharded:
+            owner._parameters[name] = parameter
+    for (_, _, parameter), old, new in zip(sharded, before, whole, strict=True):
+        if torch.equal(old, new):
+            continue
+        safe_set_full_fp32_param(parameter, new)
+        with torch.no_grad():
+            parameter.copy_(new)  # what the model computes with, and saves, until the next step
+
+
 class _EpochEnd(TrainerCallback):
     """Lets the adapter do its once-an-epoch work (moving averages), logs what it reports and keeps what it follows."""
 
@@ -102,25 +142,27 @@ class _EpochEnd(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         adapter = fusion_adapter_of(self.trainer.model)  # type: ignore[attr-defined]
-        values = adapter.on_epoch_end()
+        with optimiser_parameters(adapter):
+            values = adapter.on_epoch_end()
         for name, value in values.items():
             self.trainer.record(name, value)
         self.follow(args, state)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
         path = Path(args.output_dir) / TRAJECTORIES
         if state.global_step == 0:
-            path.unlink(missing_ok=True)
+            if state.is_world_process_zero:
+                path.unlink(missing_ok=True)
             self.follow(args, state)
-        elif path.is_file():  # a resumed run walks the epochs after its checkpoint again
+        elif state.is_world_process_zero and path.is_file():  # a resumed run walks the epochs after its checkpoint again
             kept = [line for line in path.read_text().splitlines() if json.loads(line)["epoch"] <= (state.epoch or 0)]
             path.write_text("".join(f"{line}\n" for line in kept))
 
     def follow(self, args: Any, state: Any) -> None:
-        """Append where the followed vectors stand now."""
-        vectors = fusion_adapter_of(self.trainer.model).followed_vectors()  # type: ignore[attr-defined]
+        """Append where the followed vectors stand now. Every rank comes here: they may be sharded."""
+        adapter = fusion_adapter_of(self.trainer.model)  # type: ignore[attr-defined]
+        with optimiser_parameters(adapter):
+            vectors = adapter.followed_vectors()
         if not vectors or not state.is_world_process_zero:
             return
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
@@ -370,18 +412,9 @@ def describe_run(
         truths = run.train.truths(task)
         if task.kind == "classification":
             baselines[task.name] = {"counts": {name: truths.count(name) for name in task.label_names}}
-            questions = [q for q in run.train.questions if q.task is task and run.train._dialogue[q.row] is not None]
-            if questions:
-                questions.sort(
-                    key=lambda q: (str(run.train._dialogue[q.row]), run.train._language[q.row], run.train._turn[q.row])
-                )
-                shifts[task.name] = float(
-                    estimate_shift(
-                        [str(q.truth) for q in questions],
-                        [str(run.train._speaker[q.row]) for q in questions],
-                        [f"{run.train._dialogue[q.row]}/{run.train._language[q.row]}" for q in questions],
-                    )
-                )
+            states, speakers, dialogues = run.train.spoken_labels(task)
+            if states:
+                shifts[task.name] = float(estimate_shift(states, speakers, dialogues))
         else:
             scores = np.array([float(t) for t in truths])
             baselines[task.name] = {"mean": float(scores.mean()), "median": float(np.median(scores)), "n": len(scores)}
@@ -425,11 +458,27 @@ def check_loss_weights(model: ModelArguments) -> dict[str, float]:
     return {**known, **chosen}
 
 
+def check_sharding(model: ModelArguments) -> None:
+    """Refuse ZeRO-3 for an adapter that reads or changes its own parameters between steps: there they are sharded.
+
+    Raises:
+        UserError: naming the adapter and what to use instead.
+    """
+    adapter = adapter_class(model.adapter)
+    hooks = (adapter.on_epoch_end, FusionAdapter.on_epoch_end), (adapter.followed_vectors, FusionAdapter.followed_vectors)
+    if is_deepspeed_zero3_enabled() and any(own is not default for own, default in hooks):
+        raise UserError(
+            f"deepspeed: adapter {model.adapter!r} works on its own parameters once an epoch (a moving average), and "
+            "ZeRO-3 shards them; use ZeRO-2 (deepspeed_configs/zero2.json)"
+        )
+
+
 def build_trainer(
     data: DataArguments, model: ModelArguments, training: MerTrainingArguments, adapter_options: dict[str, Any]
 ) -> MerTrainer | HeadTrainer:
     """Everything up to ``train()``: checked data, model, collator, trainer."""
     loss_weights = check_loss_weights(model)
+    check_sharding(model)
     build_adapter_config(model.adapter, adapter_options)
     with_prompts = model.backbone != "none"
     run = prepare_data(data, with_prompts=with_prompts)
@@ -542,6 +591,14 @@ def _peek(arguments: list[str], name: str) -> str | None:
     return value
 
 
+def save_final(trainer: MerTrainer | HeadTrainer, output: Path) -> None:
+    """The checkpoint to answer with, in ``output``: without what only training needs. Called on every rank."""
+    trainer.save_model(str(output))
+    if trainer.is_world_process_zero():
+        assert trainer.model is not None
+        drop_training_only(output, fusion_adapter_of(trainer.model).training_only_parameters())
+
+
 def finetune(argv: Sequence[str] | None = None) -> Path:
     """``finetune.py``: parse, check, train, keep the best, save. Returns the folder of the final checkpoint."""
     data, model, training, adapter_options = parse_arguments(argv)
@@ -560,11 +617,9 @@ def finetune(argv: Sequence[str] | None = None) -> Path:
             len(trainer.train_dataset),
         )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    trainer.save_model(str(output))
+    save_final(trainer, output)
     trainer.save_state()
     if trainer.is_world_process_zero():
-        adapter = fusion_adapter_of(trainer.model)
-        drop_training_only(output, adapter.training_only_parameters())
         (output / "log_history.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
     if trainer.evaluation is not None:
         metrics = trainer.evaluate()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import adapter_weights, training_options
+from conftest import adapter_weights, make_utterances, training_options
 
 from llm_mer.checkpoint import (
     BackboneReference,
@@ -21,7 +22,7 @@ from llm_mer.checkpoint import (
     reference_backbone,
     stack_versions,
 )
-from llm_mer.data.store import UtteranceStore
+from llm_mer.data.store import UtteranceStore, write_store
 from llm_mer.errors import UserError
 from llm_mer.inference import MerPipeline
 from llm_mer.modeling import fusion_adapter_of
@@ -48,6 +49,24 @@ def test_the_description_says_everything_needed_and_reads_back(trained: Path, st
     assert description.versions == stack_versions()
     description.save(tmp_path)
     assert CheckpointDescription.load(tmp_path) == description
+
+
+@pytest.mark.parametrize("speakers", [True, False])
+def test_the_shift_probability_counts_labels_that_are_not_asked_about_and_speakers_that_are_known(
+    speakers: bool, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    utterances = make_utterances("train", 12)  # one dialogue of A B A B A B in each language
+    said = ["angry", "sad", "frustrated", "sad", "frustrated", "xxx"]
+    for utterance in utterances:
+        utterance.labels["emotion"] = said[utterance.turn]
+        if not speakers or utterance.turn < 2:
+            utterance.speaker = None
+    store = write_store(utterances, tmp_path / "store")
+    description = CheckpointDescription.load(finetune(arguments(data=store, tasks=["iemocap4"], max_steps=1)))
+    assert sum(description.baselines["iemocap4"]["counts"].values()) == 6
+    # In each language A stays frustrated and B shifts from sad to xxx; who spoke first is not known to be one person.
+    expected = {"iemocap4": (2 + 1) / 4} if speakers else {}
+    assert description.shift_probability == pytest.approx(expected)
 
 
 def test_a_loaded_checkpoint_holds_the_saved_weights(trained: Path) -> None:

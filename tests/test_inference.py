@@ -19,7 +19,7 @@ from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.manifest import write_manifest
 from llm_mer.data.store import UtteranceStore
 from llm_mer.errors import UserError
-from llm_mer.infer import InferConfig, batches, finished_ids, infer, single_utterance
+from llm_mer.infer import CONVERSATIONS_KEPT, Conversations, InferConfig, batches, finished_ids, infer, single_utterance
 from llm_mer.inference import MerPipeline, Predictor
 from llm_mer.prediction import Prediction
 from llm_mer.tasks import get_task
@@ -320,6 +320,139 @@ def test_whole_dialogues_can_be_decoded(mode: str, ask: Callable[..., list[dict[
     found = ask(manifest=str(write_manifest(dialogue, tmp_path / "m.jsonl")), dialogue_decoder=mode, batch_size=4)
     assert len(found) == 48
     assert {line["value"] for line in found if line["task"] == "emotion"} <= set(get_task("emotion").label_names)
+
+
+def spoken(name: str, turn: int | None, speaker: str | None, text: str = "the book") -> str:
+    entry = {"id": f"{name}{turn}{speaker}", "text": text, "dialogue_id": name, "turn": turn, "speaker": speaker}
+    return json.dumps(entry) + "\n"
+
+
+def test_a_line_without_turn_or_speaker_is_reported_and_the_stream_goes_on(
+    ask: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = spoken("d", 0, "A") + spoken("d", None, "B") + spoken("d", 2, None) + spoken("d", 3, "A")
+    for decoder, bad in (("none", {"dNoneB": "turn"}), ("online", {"dNoneB": "turn", "d2None": "speaker"})):
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        found = ask(stdin=True, tasks=["emotion"], dialogue_decoder=decoder)
+        assert [line["id"] for line in found] == ["d0A", "dNoneB", "d2None", "d3A"]
+        assert {line["id"] for line in found if "error" in line} == set(bad)
+        assert all(bad[line["id"]] in line["error"] for line in found if "error" in line)
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        with pytest.raises(UserError, match="turn"):
+            ask(stdin=True, on_bad_input="stop", dialogue_decoder=decoder)
+    monkeypatch.setattr("sys.stdin", io.StringIO(given))
+    found = ask(stdin=True, tasks=["sentiment"], dialogue_decoder="online")  # a score is not decoded: no speaker needed
+    assert [line["id"] for line in found if "error" in line] == ["dNoneB"]
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_dialogue_of_a_manifest_that_lacks_a_speaker_or_a_turn_is_reported_and_the_others_are_decoded(
+    mode: str, ask: Callable[..., list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    rows = [("a", 0, "A"), ("a", 1, "B"), ("b", 0, "A"), ("b", 1, None), ("c", 0, None), ("d", 0, "A"), ("d", None, "B")]
+    (tmp_path / "m.jsonl").write_text("".join(spoken(*row) for row in rows), encoding="utf-8")
+    found = ask(manifest=str(tmp_path / "m.jsonl"), tasks=["emotion"], dialogue_decoder=mode)
+    assert len(found) == 7
+    assert {line["id"]: line["error"].split("'")[1] for line in found if "error" in line} == {
+        "b1None": "b1None",
+        "c0None": "c0None",
+        "dNoneB": "d",
+    }
+
+
+def test_a_task_the_checkpoint_does_not_know_is_not_reported_line_by_line(
+    ask: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(spoken("d", 0, "A")))
+    with pytest.raises(UserError, match="not trained on task 'polarity'"):
+        ask(stdin=True, tasks=["polarity"])
+
+
+def test_a_stream_asks_about_its_new_line_only_and_keeps_no_more_however_long_it_is(
+    pipeline: MerPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    predict_batch = Predictor._predict_batch
+
+    def counted(self: Predictor, collator: Any, questions: list[Any], *rest: Any) -> list[Prediction]:
+        asked.append(len(questions))
+        return predict_batch(self, collator, questions, *rest)
+
+    monkeypatch.setattr(Predictor, "_predict_batch", counted)
+    live = Conversations(pipeline, ["emotion"], decode=True)
+    sizes = []
+    for turn in range(30):
+        utterance = Utterance(id="same", text="the book", dialogue_id="d", turn=turn, speaker="AB"[turn % 2])
+        (answer,) = live(utterance)
+        assert (answer.id, answer.turn) == ("same", turn)
+        (kept,) = live.kept.values()
+        decoder = kept.decoders["emotion"]
+        sizes.append((len(kept.earlier), len(decoder.cost), decoder.last.size, len(decoder._states), len(decoder._parents)))
+    assert asked == [1] * 30
+    assert len(set(sizes[10:])) == 1
+    assert sizes[-1][0] == live.window
+
+
+def test_a_stream_keeps_the_most_recent_dialogues(pipeline: MerPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_mer.infer.CONVERSATIONS_KEPT", 3)
+    assert CONVERSATIONS_KEPT == 256
+    live = Conversations(pipeline, ["emotion"], decode=True)
+    for turn, name in enumerate("abcadaea"):
+        live(Utterance(id=f"{turn}", text="the book", dialogue_id=name, turn=turn, speaker="A"))
+        assert len(live.kept) <= 3
+    assert [name for _, name in live.kept] == ["d", "e", "a"]
+    assert [u.turn for u in live.kept["en", "a"].earlier] == [0, 3, 5, 7]
+
+
+def test_a_conversation_line_by_line_is_answered_as_it_is_whole(
+    arguments: Callable[..., list[str]], utterances: list[Utterance]
+) -> None:
+    from llm_mer.training import finetune
+
+    pipeline = MerPipeline.from_checkpoint(finetune(arguments(adapter="gated_xlstm", max_steps=1, context_window=3)))
+    dialogue = [u for u in utterances if u.dialogue_id == utterances[0].dialogue_id]
+    assert len(dialogue) > 4
+    live = Conversations(pipeline, None, decode=False)
+    assert close([p for u in dialogue for p in live(u)], pipeline(dialogue))
+
+
+@pytest.mark.parametrize("adapter", ["lpgnet", "gated_xlstm"])
+def test_one_step_is_answered_where_training_had_sequences(
+    adapter: str, arguments: Callable[..., list[str]], utterances: list[Utterance], tmp_path: Path, capsys: Any
+) -> None:
+    from llm_mer.training import finetune
+
+    checkpoint = finetune(arguments(adapter=adapter, max_steps=1))
+    pipeline = MerPipeline.from_checkpoint(checkpoint)
+    assert pipeline.description.model["adapter_config"]["context_sizes"]["audio"] == 12
+    short = dataclasses.replace(
+        utterances[0],
+        dialogue_id=None,
+        audio_features=np.ones((1, 6), np.float32),
+        vision_features=np.ones((1, 5), np.float32),
+    )
+    # In company of sequences its vectors have their deviations anyway.
+    assert close(pipeline([short]), pipeline([short, *utterances])[:1])
+    np.savez(tmp_path / "clip.npz", audio=short.audio_features, vision=short.vision_features)
+    capsys.readouterr()
+    infer(InferConfig(checkpoint=str(checkpoint), features=str(tmp_path / "clip.npz")))
+    (line,) = lines(capsys.readouterr().out)
+    assert line["value"] in get_task("emotion").label_names
+    with pytest.raises(UserError, match=rf"'{short.id}'.*\(1, 9\), the model was trained on 6"):
+        pipeline([dataclasses.replace(short, audio_features=np.zeros((1, 9), np.float32))])
+
+
+def test_sequences_are_answered_where_training_had_one_step(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    from llm_mer.data.store import write_store
+    from llm_mer.training import finetune
+
+    found = make_utterances("train", 16) + make_utterances("valid", 4)
+    for utterance in found[:16]:
+        utterance.audio_features = utterance.audio_features[:1]
+    argv = arguments(data=write_store(found, tmp_path / "store"), adapter="lpgnet", max_steps=1, eval_strategy="epoch")
+    pipeline = MerPipeline.from_checkpoint(finetune(argv))
+    assert pipeline.description.model["adapter_config"]["context_sizes"]["audio"] == 6
+    assert len(pipeline(found[16:])) == 4
 
 
 def test_an_adapter_alone_answers_from_features(store: Path, tmp_path: Path, utterances: list[Utterance]) -> None:

@@ -181,6 +181,17 @@ def test_an_unknown_label_is_an_error_that_names_it_the_place_and_the_task(value
         get_task("meld").class_index(value, "row 7")
 
 
+def test_a_label_left_out_on_purpose_is_ignored_and_no_other() -> None:
+    four, six = get_task("iemocap4"), get_task("iemocap6")
+    for label in ("frustrated", " xxx ", "other", "fear", "surprise", "disgust"):
+        assert four.ignores(label)
+    assert not six.ignores("frustrated")
+    assert six.ignores("xxx")
+    for value in ("excited", "happy", "高兴", "boredom", 3.0, None):
+        assert not four.ignores(value)
+    assert Task.from_dict("iemocap4", four.to_dict()) == four
+
+
 @pytest.mark.parametrize("value", [3.01, "-4", "high", float("nan"), None])
 def test_a_score_out_of_range_is_an_error_that_names_it_and_the_place(value: object) -> None:
     with pytest.raises(UserError, match=rf"row 7: score {re.escape(repr(value))} of task 'mosi'"):
@@ -259,6 +270,9 @@ LOW, HIGH = "{name: low, en: low, zh: 低}", "{name: high, en: high, zh: 高}"
         (labels(LOW, LOW), ["'t'", "twice", "low"]),
         (labels(LOW, "{name: high, en: high, zh: 低}"), ["'t'", "'zh'", "twice"]),
         (labels(LOW, HIGH)[:-1] + ", aliases: {x: middle}}", ["'t'", "aliases", "middle"]),
+        (labels(LOW, HIGH)[:-1] + ", ignored: none}", ["'t'", "ignored", "'none'", "list"]),
+        (labels(LOW, HIGH)[:-1] + ", ignored: [x, 低]}", ["'t'", "asks about and ignores", "低"]),
+        ("t: {kind: regression, range: [0, 1], ignored: [x]}", ["'t'", "ignored", "classification"]),
         (labels(LOW, HIGH)[:-1] + ", metrics: mosi}", ["'t'", "metrics", "mosi"]),
         ("t: high", ["'t'", "'high'", "mapping"]),
         ("a: {kind: regression, range: [0, 1]}\nb: {kind: regression, range: [0, 1]}", ["exactly one task"]),

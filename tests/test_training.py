@@ -24,7 +24,7 @@ from llm_mer.evaluation.metrics import compute_metrics
 from llm_mer.inference import MerPipeline, Predictor
 from llm_mer.modeling import conditional_generation_of, fusion_adapter_of
 from llm_mer.tasks import get_task
-from llm_mer.training import build_trainer, finetune, parse_arguments
+from llm_mer.training import build_trainer, finetune, parse_arguments, save_final
 
 EVALUATED = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": "true"}
 
@@ -217,6 +217,17 @@ def test_a_mistake_in_the_yaml_file_is_refused_before_a_backbone_is_loaded(
 
 
 @pytest.mark.usefixtures("no_backbone")
+def test_zero3_is_refused_for_an_adapter_that_averages_its_own_parameters(
+    arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_mer.training, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(UserError, match=r"'lsgmer' works on its own parameters.*ZeRO-2"):
+        finetune(arguments(adapter="lsgmer"))
+    with pytest.raises(AssertionError, match="a backbone was loaded"):
+        finetune(arguments(adapter="egmf"))
+
+
+@pytest.mark.usefixtures("no_backbone")
 def test_an_unknown_adapter_option_given_as_a_value_is_refused(arguments: Callable[..., list[str]]) -> None:
     data, model, training, _ = parse_arguments(arguments())
     with pytest.raises(UserError, match=r"'egmf' has no option \['experts'\]"):
@@ -247,7 +258,10 @@ def test_the_command_line_overrides_the_yaml_file(arguments: Callable[..., list[
 # --- accumulation, resuming, choosing ---------------------------------------------------------------------------------
 
 
-def test_accumulating_two_batches_of_four_equals_one_of_eight(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{"adapter": "egmf"}, {"adapter": "lsgmer", "moving_average_alpha": 0.5}])
+def test_accumulating_two_batches_of_four_equals_one_of_eight(
+    changes: dict[str, Any], arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
     outputs = []
     for batch, steps in ((8, 1), (4, 2)):
         output = tmp_path / f"{batch}x{steps}"
@@ -259,6 +273,7 @@ def test_accumulating_two_batches_of_four_equals_one_of_eight(arguments: Callabl
                     gradient_accumulation_steps=steps,
                     auxiliary_head="true",
                     learning_rate="1e-3",
+                    **changes,
                 )
             )
         )
@@ -370,6 +385,18 @@ def test_every_intermediate_checkpoint_answers_by_itself(arguments: Callable[...
     utterances = list(UtteranceStore.open(store).split("test"))[:4]
     for folder in (output / "checkpoint-1", output / "checkpoint-2", output):
         assert len(MerPipeline.from_checkpoint(folder)(utterances)) == 4
+
+
+def test_what_is_saved_to_answer_lacks_what_only_training_needs(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    trainer = build_trainer(*parse_arguments(arguments(backbone="none", adapter="lpgnet", max_steps=1)))
+    left_out = fusion_adapter_of(trainer.model).training_only_parameters()
+    whole, final = tmp_path / "whole", tmp_path / "final"
+    trainer.save_model(str(whole))
+    save_final(trainer, final)
+    dropped = adapter_weights(whole).keys() - adapter_weights(final).keys()
+    assert dropped
+    assert dropped == {n for n in adapter_weights(whole) if any(f".{prefix}" in f".{n}" for prefix in left_out)}
+    load_checkpoint(final)
 
 
 # --- adapters that read context ---------------------------------------------------------------------------------------

@@ -104,7 +104,10 @@ class EGMFAdapter(FusionAdapter):
     context). The encoder ``Enc`` and the residual in ``f'`` are our choice. Without text (or without audio and vision)
     in the configuration, the side that is left attends to itself.
 
-    Diagnostics: ``expert_weights`` α (B, 3), ``feature_gate`` w (B, 3), ``expert_cosine`` (B, 3) between E1E2, E1E3, E2E3.
+    An expert switched off is not built, and the gates weigh those that are left; one alone needs no gate.
+
+    Diagnostics: ``expert_weights`` α (B, 3), ``feature_gate`` w (B, 3), ``expert_cosine`` (B, 3) between E1E2, E1E3, E2E3;
+    zero for an expert switched off.
     """
 
     name: ClassVar[str] = "egmf"
@@ -133,16 +136,22 @@ class EGMFAdapter(FusionAdapter):
         self.norm_text = nn.LayerNorm(d)
         self.norm_audio_visual = nn.LayerNorm(d)
         self.fusion = nn.Linear(2 * d, d)
-        self.experts = nn.ModuleList([expert(d, 8, nn.Mish()), expert(d, 4, nn.GELU()), expert(d, 2, nn.SiLU())])
-        if not any(config.used_experts):
+        chosen = [i for i, on in enumerate(config.used_experts) if on]
+        if not chosen:
             raise ValueError("EGMF needs at least one of its three experts")
-        self.register_buffer("used", torch.tensor(config.used_experts), persistent=False)
+        kinds = ((8, nn.Mish), (4, nn.GELU), (2, nn.SiLU))
+        # An expert switched off is not built: it would never learn, only count as a parameter and decay.
+        self.experts = nn.ModuleList([expert(d, kinds[i][0], kinds[i][1]()) for i in chosen])
+        self.register_buffer("chosen", torch.tensor(chosen), persistent=False)
         if config.gating not in ("hierarchical", "feature", "uniform"):
             raise ValueError(f"gating is {config.gating!r}; choose hierarchical, feature or uniform")
-        if config.gating != "uniform":
-            self.gate_network = nn.Linear(d, 3)
-        if config.gating == "hierarchical":
-            self.context_gate = nn.Sequential(nn.Linear(d + 3, d), nn.GELU(), nn.Linear(d, 3))
+        count = len(chosen)
+        self.gate_network: nn.Linear | None = None
+        self.context_gate: nn.Sequential | None = None
+        if config.gating != "uniform" and count > 1:  # the softmax over one expert is 1 whatever its gate says
+            self.gate_network = nn.Linear(d, count)
+            if config.gating == "hierarchical":
+                self.context_gate = nn.Sequential(nn.Linear(d + count, d), nn.GELU(), nn.Linear(d, count))
 
     def fuse(self, inputs: FusionInputs) -> FusedFeatures:
         sides: dict[str, list[tuple[Tensor, Tensor]]] = {"text": [], "audio_visual": []}
@@ -159,25 +168,30 @@ class EGMFAdapter(FusionAdapter):
         f_t = self.norm_text(h_t + self.text_attends(h_t, h_av, h_av, mask_av))
         f_av = self.norm_audio_visual(h_av + self.audio_visual_attends(h_av, h_t, h_t, mask_t))
         fused = self.fusion(torch.cat([masked_mean(f_t, mask_t), masked_mean(f_av, mask_av)], dim=-1))  # (B, d)
-        outputs = torch.stack([module(fused) for module in self.experts], dim=1)  # (B, 3, d)
+        outputs = torch.stack([module(fused) for module in self.experts], dim=1)  # (B, E, d)
         gate, alpha = self.weigh(fused)
         enhanced = fused + (alpha.unsqueeze(-1) * outputs).sum(dim=1)
-        diagnostics = {"expert_weights": alpha, "feature_gate": gate, "expert_cosine": pairwise_cosine(outputs)}
+        diagnostics = {
+            "expert_weights": self.spread(alpha),
+            "feature_gate": self.spread(gate),
+            "expert_cosine": pairwise_cosine(self.spread(outputs)),
+        }
         return FusedFeatures(enhanced, diagnostics=diagnostics)
 
     def weigh(self, fused: Tensor) -> tuple[Tensor, Tensor]:
-        """Feature-driven gate ``w`` and context-aware weights ``α``, each ``(B, 3)``; unused experts weigh nothing."""
-
-        def normalise(scores: Tensor) -> Tensor:
-            return torch.softmax(scores.masked_fill(~self.used, torch.finfo(scores.dtype).min), dim=-1)  # type: ignore[operator]
-
-        if self.config.gating == "uniform":
-            gate = normalise(fused.new_zeros(fused.shape[0], 3))
+        """Feature-driven gate ``w`` and context-aware weights ``α``, each ``(B, E)`` over the experts that exist."""
+        if self.gate_network is None:
+            gate = fused.new_full((fused.shape[0], len(self.experts)), 1 / len(self.experts))
             return gate, gate
-        gate = normalise(self.gate_network(fused))
-        if self.config.gating == "feature":
+        gate = torch.softmax(self.gate_network(fused), dim=-1)
+        if self.context_gate is None:
             return gate, gate
-        return gate, normalise(self.context_gate(torch.cat([fused, gate], dim=-1)))
+        return gate, torch.softmax(self.context_gate(torch.cat([fused, gate], dim=-1)), dim=-1)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Experts that exist at their places among the three, zeros for the others: ``(B, E, ...) -> (B, 3, ...)``."""
+        empty = values.new_zeros(values.shape[0], 3, *values.shape[2:])
+        return empty.index_copy(1, self.get_buffer("chosen"), values)
 
     def warnings_from(self, diagnostics: dict[str, Tensor]) -> list[str]:
         """A collapsed gate or redundant experts over a dataset (:func:`egmf_warnings`)."""

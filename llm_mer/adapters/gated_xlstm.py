@@ -40,12 +40,20 @@ class GatedXLSTMConfig(AdapterConfig):
 
     turns: int = field(default=3, metadata={"help": "turns read, the target's and those before it"})
     num_steps: int = field(default=16, metadata={"help": "steps an utterance vector is cut into"})
-    step_size: int = field(default=32, metadata={"help": "size of one step; a vector is projected to num_steps × step_size"})
+    step_size: int = field(default=32, metadata={"help": "size of one step"})
+    vector_projection: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: a vector of num_steps × step_size is cut, and frames of step_size are read, as they are, others "
+            "are projected to that size; always: project all",
+            "choices": ["auto", "always"],
+        },
+    )
     num_blocks: int = field(default=1, metadata={"help": "mLSTM blocks per stack"})
     level: str = field(
         default="utterance",
         metadata={
-            "help": "what the target enters its speaker's streams as: its vector cut into steps, or its frames as they are",
+            "help": "what the target enters its speaker's streams as: its vector cut into steps, or its frames",
             "choices": ["utterance", "frame"],
         },
     )
@@ -95,44 +103,60 @@ def select_turns(mask: Tensor, speakers: Tensor, target: Tensor, turns: int) -> 
     return slots
 
 
-class VectorSteps(nn.Module):
-    """An utterance vector, projected and cut into steps; a learned stand-in where the utterance lacks the modality.
+class StepProjection(nn.Module):
+    """Values of any size made to fit the steps; left as they are where they fit and ``projection`` is ``auto``."""
 
-    ``x = cut(LN(W v + b))``; the paper cuts CLAP's 512 values into 16 steps of 32 as they are, our projection makes any
-    size divide. Shapes: ``(B, U, D_m), (B, U) -> (B, U, num_steps, step_size)``.
+    def __init__(self, source: int, size: int, projection: str, dropout: float) -> None:
+        super().__init__()
+        self.linear: nn.Linear | None = None
+        if source != size or projection == "always":
+            self.linear = nn.Linear(source, size)
+            self.norm = nn.LayerNorm(size)
+            self.dropout = nn.Dropout(dropout)
+
+    def project(self, values: Tensor) -> Tensor:
+        """``LN(W x + b)``, or ``x``: ``(..., D_m) -> (..., size)``."""
+        if self.linear is None:
+            return values
+        projected: Tensor = self.dropout(self.norm(self.linear(values.to(self.linear.weight.dtype))))
+        return projected
+
+
+class VectorSteps(StepProjection):
+    """An utterance vector cut into steps; a learned stand-in where the utterance lacks the modality.
+
+    ``x = cut(v)`` for a vector of ``num_steps · step_size`` values, as the paper's 512 in 16 steps of 32; any other size
+    is made to divide, ``x = cut(LN(W v + b))`` (our choice).
+
+    Shapes: ``(B, U, D_m), (B, U) -> (B, U, num_steps, step_size)``.
     """
 
-    def __init__(self, size: int, num_steps: int, step_size: int, dropout: float) -> None:
-        super().__init__()
+    def __init__(self, size: int, num_steps: int, step_size: int, projection: str, dropout: float) -> None:
+        super().__init__(size, num_steps * step_size, projection, dropout)
         self.num_steps = num_steps
-        self.linear = nn.Linear(size, num_steps * step_size)
-        self.norm = nn.LayerNorm(num_steps * step_size)
-        self.dropout = nn.Dropout(dropout)
         self.missing = nn.Parameter(torch.randn(num_steps * step_size))
 
     def forward(self, vectors: Tensor, present: Tensor) -> Tensor:
-        values = self.dropout(self.norm(self.linear(vectors.to(self.linear.weight.dtype))))
+        values = self.project(vectors)
         values = torch.where(present.unsqueeze(-1), values, self.missing.to(values.dtype))
         return values.unflatten(-1, (self.num_steps, -1))
 
 
-class FrameSteps(nn.Module):
+class FrameSteps(StepProjection):
     """Frames of the target as steps: ``(B, T, D_m), (B, T) -> (B, S, step_size), (B, S)``, S at most ``max_frames``.
 
-    Real frames come first, so padding before them does not use up the length.
+    Frames of ``step_size`` values are used as they are, others are projected (our choice). Real frames come first, so
+    padding before them does not use up the length.
     """
 
-    def __init__(self, size: int, step_size: int, max_frames: int, dropout: float) -> None:
-        super().__init__()
+    def __init__(self, size: int, step_size: int, projection: str, max_frames: int, dropout: float) -> None:
+        super().__init__(size, step_size, projection, dropout)
         self.max_frames = max_frames
-        self.linear = nn.Linear(size, step_size)
-        self.norm = nn.LayerNorm(step_size)
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         features, mask = compact(features.masked_fill(~mask.unsqueeze(-1), 0.0), mask)
         features, mask = features[:, : self.max_frames], mask[:, : self.max_frames]
-        return self.dropout(self.norm(self.linear(features.to(self.linear.weight.dtype)))), mask
+        return self.project(features), mask
 
 
 class StreamEncoder(nn.Module):
@@ -200,11 +224,14 @@ class GatedXLSTMAdapter(FusionAdapter):
     gate is each sample's own; the authors' released code averages it over the batch, which would make a prediction depend
     on its batch-mates. :func:`select_turns` says which utterance stands for which role and turn. A turn without such an
     utterance has no steps, a stream without any turn is zeros with a gate of 0, and an utterance that lacks the modality
-    is a learned stand-in. A modality's projection is shared by both roles (our choice). Without context the target's own
-    pooled sequence is a window of one, without interlocutor.
+    is a learned stand-in. Without context the target's own pooled sequence is a window of one, without interlocutor.
 
-    At ``level: frame`` the target's frames enter its speaker's streams as they are, after the cut vectors of earlier
-    turns; other utterances exist as vectors only (our choice).
+    The steps are an utterance vector's own values where it has ``num_steps · step_size`` of them, and frames' own values
+    where they have ``step_size`` (the paper's). Another size is projected and normalised first, by one projection of the
+    modality for both roles, and with ``vector_projection: always`` every size is (our choice).
+
+    At ``level: frame`` the target's frames enter its speaker's streams, after the cut vectors of earlier turns; other
+    utterances exist as vectors only (our choice).
 
     **Streaming.** :meth:`stream` takes a dialogue utterance by utterance and equals the parallel mode over the whole
     dialogue, or over its last ``window`` utterances (atol 1e-4). The three turns slide, and roles change with the
@@ -240,13 +267,19 @@ class GatedXLSTMAdapter(FusionAdapter):
         config = self.config
         check_options(config)
         self.recurrent = False
-        cut = (config.num_steps, config.step_size, config.dropout)
+        cut = (config.num_steps, config.step_size, config.vector_projection, config.dropout)
         self.vectors = nn.ModuleDict({m: VectorSteps(size, *cut) for m, size in vector_sizes(config).items()})
         self.frames = nn.ModuleDict()
         if config.level == "frame":
             self.frames.update(
                 {
-                    m: FrameSteps(config.feature_sizes[m], config.step_size, config.max_frames, config.dropout)
+                    m: FrameSteps(
+                        config.feature_sizes[m],
+                        config.step_size,
+                        config.vector_projection,
+                        config.max_frames,
+                        config.dropout,
+                    )
                     for m in config.modalities
                 }
             )
@@ -420,6 +453,8 @@ def check_options(config: GatedXLSTMConfig) -> None:
     """Raise ``ValueError`` for options that cannot work, naming the option."""
     if config.level not in ("utterance", "frame"):
         raise ValueError(f"level is {config.level!r}; choose utterance or frame")
+    if config.vector_projection not in ("auto", "always"):
+        raise ValueError(f"vector_projection is {config.vector_projection!r}; choose auto or always")
     for name in ("turns", "num_steps", "step_size", "num_blocks", "max_frames"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")

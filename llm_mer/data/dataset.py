@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,8 @@ class MerDataset:
 
     Args:
         utterances: a store's split or a list.
-        tasks: asked of every utterance that has their target (of every utterance when ``require_truth`` is False).
+        tasks: asked of every utterance that has their target (of every utterance when ``require_truth`` is False); a label
+            the task ignores is no target, but its utterance stays in windows.
         languages: keep only these. limit: keep only the first so many utterances.
         permutation: ``{modality: rows}`` reads that modality from another row, e.g. a shuffle across samples.
         hidden: modalities treated as missing.
@@ -101,9 +102,9 @@ class MerDataset:
             labels = self._labels[row]
             for task in self.tasks:
                 truth: str | float | None = None
-                if task.target in labels:
+                value = labels.get(task.target)
+                if task.target in labels and not task.ignores(value):
                     where = f"utterance {self._id[row]!r}"
-                    value = labels[task.target]
                     if task.kind == "classification":
                         truth = task.label_names[task.class_index(value, where)]
                     else:
@@ -204,19 +205,48 @@ class MerDataset:
         """Known truths of a task over this dataset (for baselines)."""
         return [q.truth for q in self.questions if q.task.name == task.name and q.truth is not None]
 
+    def spoken_labels(self, task: Task) -> tuple[list[str], list[str], list[str]]:
+        """``(labels, speakers, dialogues)`` of a classification task in turn order, for the estimate of p0.
+
+        Labels the task ignores are among them, as the data say them: a speaker shifts to them and back. Utterances
+        without a dialogue, a speaker or a label are not.
+        """
+        found = []
+        for row in self.rows:
+            dialogue, speaker, value = self._dialogue[row], self._speaker[row], self._labels[row].get(task.target)
+            if dialogue is None or speaker is None or value is None:
+                continue
+            where = f"utterance {self._id[row]!r}"
+            label = str(value).strip() if task.ignores(value) else task.label_names[task.class_index(value, where)]
+            # As for windows, a conversation in another language is another one.
+            found.append((f"{dialogue}/{self._language[row]}", self._turn[row], label, speaker))
+        found.sort(key=lambda entry: entry[:2])
+        return [entry[2] for entry in found], [entry[3] for entry in found], [entry[0] for entry in found]
+
 
 def build_context_vectors(
     dataset: MerDataset,
     normalise: Callable[[str, np.ndarray], np.ndarray],
     embed_text: Callable[[list[str]], np.ndarray] | None,
     modalities: Sequence[str],
+    sizes: Mapping[str, int] | None = None,
+    feature_sizes: Mapping[str, int] | None = None,
 ) -> ContextVectors:
     """One vector per utterance: mean and standard deviation over time of the normalised sequence.
 
     A modality whose sequences are all one step long (utterance-level features) keeps just that step. Text comes from
     ``embed_text`` (mean token embedding of the backbone) when given, else from stored text features. Each utterance is
     encoded once, however many windows hold it.
+
+    Args:
+        sizes: of the vectors an adapter was built for. They decide instead of these sequences' lengths whether a vector
+            has the deviation (0 for one step) or is the mean alone.
+        feature_sizes: of the steps ``normalise`` knows.
+
+    Raises:
+        UserError: steps or vectors of another size.
     """
+    sizes, feature_sizes = sizes or {}, feature_sizes or {}
     total = len(dataset.utterances)
     single = dict.fromkeys(modalities, True)
     collected: dict[str, list[np.ndarray | None]] = {m: [None] * total for m in modalities}
@@ -230,6 +260,12 @@ def build_context_vectors(
             features = getattr(utterance, FEATURE_COLUMNS[modality])
             if features is None:
                 continue
+            step = feature_sizes.get(modality, features.shape[-1])
+            if features.ndim != 2 or features.shape[1] != step:
+                raise UserError(
+                    f"utterance {utterance.id!r}: {FEATURE_COLUMNS[modality]} has shape {features.shape}, the model was "
+                    f"trained on {step} features a step"
+                )
             normal = normalise(modality, features)
             single[modality] &= normal.shape[0] == 1
             collected[modality][row] = np.concatenate([normal.mean(axis=0), normal.std(axis=0)])
@@ -250,7 +286,11 @@ def build_context_vectors(
             for row, vector in enumerate(collected[modality]):
                 if vector is not None:
                     matrix[row] = vector
-            if single[modality]:
+            if sizes.get(modality, size // 2 if single[modality] else size) == size // 2:
                 matrix = matrix[:, : size // 2]
+        if matrix.shape[1] != sizes.get(modality, matrix.shape[1]):
+            raise UserError(
+                f"utterance vectors of {modality} have size {matrix.shape[1]}, the model was trained on {sizes[modality]}"
+            )
         vectors[modality], present[modality] = matrix, known
     return ContextVectors(vectors, present)

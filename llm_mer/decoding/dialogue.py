@@ -45,11 +45,16 @@ class OnlineDialogueDecoder:
 
     Ties keep the better-ranked hypothesis first, then the lower state index.
 
+    Memory grows with the number of speakers but not of utterances, unless the whole :meth:`path` is wanted.
+
     Args:
         num_states: ``C``. p_shift: ``p0`` in (0, 1). alpha: concentration, above 0. beam_size: hypotheses kept.
+        keep_path: keep what :meth:`path` needs, one row of the beam an utterance.
     """
 
-    def __init__(self, num_states: int, p_shift: float, alpha: float = 1.0, beam_size: int = 5) -> None:
+    def __init__(
+        self, num_states: int, p_shift: float, alpha: float = 1.0, beam_size: int = 5, keep_path: bool = False
+    ) -> None:
         if not 0 < p_shift < 1:
             raise UserError(f"p_shift is {p_shift}; it must lie strictly between 0 and 1")
         if alpha <= 0 or beam_size < 1:
@@ -60,6 +65,7 @@ class OnlineDialogueDecoder:
         self.blocks = np.zeros((1, num_states))  # (W, C)
         self.speakers: dict[Hashable, int] = {}
         self.last = np.full((1, 0), -1)  # (W, speakers)
+        self.keep_path = keep_path
         self._states: list[np.ndarray] = []
         self._parents: list[np.ndarray] = []
 
@@ -91,12 +97,15 @@ class OnlineDialogueDecoder:
         self.blocks[np.arange(len(states)), states] += ~stays[parents, states]
         self.last = self.last[parents]
         self.last[:, column] = states
-        self._states.append(states)
-        self._parents.append(parents)
+        if self.keep_path:
+            self._states.append(states)
+            self._parents.append(parents)
         return int(states[0])
 
     def path(self, count: int | None = None) -> np.ndarray:
-        """States of the best hypothesis, its last ``count`` utterances (default: all)."""
+        """States of the best hypothesis, its last ``count`` utterances (default: all); needs ``keep_path``."""
+        if not self.keep_path:
+            raise ValueError("this decoder keeps no path: make it with keep_path=True")
         first = 0 if count is None else max(0, len(self._states) - count)
         rank, found = 0, []
         for states, parents in zip(reversed(self._states[first:]), reversed(self._parents[first:]), strict=True):
@@ -136,7 +145,7 @@ def decode(
         raise UserError(f"passes is {passes}; decode at least once")
     if len(log_probs) == 0:
         return np.zeros(0, dtype=np.int64)
-    decoder = OnlineDialogueDecoder(log_probs.shape[1], p_shift, alpha, beam_size)
+    decoder = OnlineDialogueDecoder(log_probs.shape[1], p_shift, alpha, beam_size, keep_path=True)
     for _ in range(passes):
         for row, speaker in zip(log_probs, speakers, strict=True):
             decoder.push(row, speaker)

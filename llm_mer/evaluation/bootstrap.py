@@ -45,6 +45,17 @@ def mean_recall(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(present, hits / np.maximum(true, 1), 0.0).sum(axis=1) / present.sum(axis=1))
 
 
+def one_vs_all_accuracy(num_classes: int) -> Statistic:
+    """LPGNet's accuracy, the mean over classes of *is it this class or not*: a wrong answer misses two classes of C, an
+    unparseable one misses one."""
+
+    def statistic(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        missed = np.where(truth == predicted, 0, np.where(predicted < 0, 1, 2))
+        return np.asarray(1 - missed.mean(axis=1) / num_classes)
+
+    return statistic
+
+
 def mean_absolute_error(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Mean of ``|truth − predicted|``."""
     return np.asarray(np.abs(truth - predicted).mean(axis=1))
@@ -63,7 +74,7 @@ def statistics_of(task: Task) -> dict[str, Statistic]:
         return {"mae": mean_absolute_error, "corr": correlation}
     found: dict[str, Statistic] = {"accuracy": accuracy, "weighted_f1": weighted_f1}
     if task.metrics == "iemocap":
-        found["ua"] = mean_recall
+        found |= {"ua": mean_recall, "ova_accuracy": one_vs_all_accuracy(task.num_classes)}
     return found
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import hashlib
 import json
 import logging
 import sys
@@ -13,12 +15,12 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llm_mer.adapters import ADAPTERS, adapter_class
-from llm_mer.adapters.base import MODALITIES, MODALITY_ABLATIONS
+from llm_mer.adapters.base import MODALITIES, MODALITY_ABLATIONS, AdapterConfig
 from llm_mer.errors import UserError
 from llm_mer.evaluation.bootstrap import as_arrays, paired_difference_over_seeds, statistics_of
 from llm_mer.evaluation.evaluate import (
@@ -36,12 +38,24 @@ from llm_mer.evaluation.metrics import majority_baseline
 from llm_mer.prediction import Prediction
 from llm_mer.tasks import Task
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llm_mer.configuration import ModelArguments
+    from llm_mer.data.reading import RunData
+
 logger = logging.getLogger(__name__)
 
 RUN, TABLE, COMPARISON = "run.json", "comparison.md", "comparison.json"
 FULL = "full"
-METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "mae", "corr")
+METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "ova_accuracy", "mae", "corr")
 HEADLINE: dict[str, str] = {"classification": "accuracy", "regression": "mae"}
+SINGLE_MODALITIES: dict[str, dict[str, bool]] = {
+    f"{only} only": {f"use_{m}": False for m in MODALITIES if m != only} for only in MODALITIES
+}
+NO_LORA: dict[str, dict[str, int]] = {"no LoRA": {"lora_r": 0}}
+PROBE_SIZE = 8
+"""Stands for the backbone's hidden size where no backbone is loaded yet."""
 
 
 @dataclass
@@ -54,8 +68,8 @@ class CompareConfig:
     ablations: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "paper (every row of the adapters' own ablation tables), or ADAPTER:option=value[,option=value] "
-            "(ADAPTER may be *)"
+            "help": "paper (every row of the adapters' own ablation tables, each modality left out and alone, no LoRA), or "
+            "ADAPTER:option=value[,option=value] (ADAPTER may be *; the adapter's options and the model's, e.g. lora_r=0)"
         },
     )
     seeds: list[int] = field(default_factory=lambda: [1111], metadata={"help": "each run is repeated with each seed"})
@@ -75,7 +89,7 @@ class CompareConfig:
     )
     metrics: list[str] = field(
         default_factory=list,
-        metadata={"help": "metrics of the table: accuracy, weighted_f1, ua, mae, corr; default: accuracy and mae"},
+        metadata={"help": f"metrics of the table: {', '.join(METRICS)}; default: accuracy and mae"},
     )
     resamples: int = field(default=1000, metadata={"help": "bootstrap resamples"})
     keep_models: bool = field(default=False, metadata={"help": "keep the checkpoints, not only predictions"})
@@ -104,12 +118,39 @@ class System:
 
 
 @dataclass
-class RunResult:
+class RunSettings:
+    """What the predictions of a run come from. A finished run is used again only where all of it is the same."""
+
+    arguments: list[str]
+    split: str
+    conditions: list[str]
+    dialogue_decoder: bool
+    config_sha256: str
+    data_fingerprint: str
+
+    def differences(self, now: RunSettings) -> list[str]:
+        """``split was 'valid', now 'test'`` for everything in which a run asked for now differs."""
+        had, wanted = _by_option(self.arguments), _by_option(now.arguments)
+        found = [(name, had.get(name), wanted.get(name)) for name in {**had, **wanted} if had.get(name) != wanted.get(name)]
+        for entry in dataclasses.fields(RunSettings):
+            before, after = getattr(self, entry.name), getattr(now, entry.name)
+            if before != after and not (entry.name == "arguments" and found):
+                cut = 12 if entry.name in ("config_sha256", "data_fingerprint") else None
+                found.append((entry.name, before[:cut] if cut else before, after[:cut] if cut else after))
+        return [f"{name} was {before!r}, now {after!r}" for name, before, after in found]
+
+
+def _by_option(arguments: Sequence[str]) -> dict[str, str]:
+    return {name.removeprefix("--"): value for name, value in zip(arguments[::2], arguments[1::2], strict=False)}
+
+
+@dataclass
+class RunResult(RunSettings):
     """What one training left beside its predictions."""
 
     system: str
     seed: int
-    arguments: list[str]
+    modalities: list[str]
     parameters: dict[str, int]
     train_seconds: float
     steps: int
@@ -142,16 +183,34 @@ class TableRow:
     n: int
     seeds: int
     baseline: float
+    reference: str | None
+    """The system that the cell's difference and p-value are against; None where it was compared with none."""
     cell: Cell
 
 
 @dataclass
+class DecoderGain:
+    """The dialogue decoder's answers minus those as is: the same system and utterances."""
+
+    system: str
+    task: str
+    language: str
+    metric: str
+    n: int
+    seeds: int
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+
+
+@dataclass
 class Comparison:
-    """Everything ``comparison.json`` holds."""
+    """Everything ``comparison.json`` holds. ``reference`` is the first system, which other adapters are compared with."""
 
     reference: str
     runs: list[RunResult]
     rows: list[TableRow]
+    decoder_gains: list[DecoderGain] = field(default_factory=list)
 
 
 def check_metrics(config: CompareConfig) -> None:
@@ -176,18 +235,19 @@ def plan(config: CompareConfig) -> list[System]:
         for name in names:
             found: dict[str, dict[str, str]] = {FULL: {}}
             for text in config.ablations:
-                found |= _ablations(text, name)
+                found |= _ablations(text, name, backbone)
             systems += [System(name, backbone, label, options) for label, options in found.items()]
     return systems
 
 
-def _ablations(text: str, adapter: str) -> dict[str, dict[str, str]]:
+def _ablations(text: str, adapter: str, backbone: str) -> dict[str, dict[str, str]]:
+    from llm_mer.configuration import ModelArguments
+
     cls = adapter_class(adapter)
     if text == "paper":
-        return {
-            label: {k: str(v).lower() for k, v in options.items()}
-            for label, options in {**cls.ablations, **MODALITY_ABLATIONS}.items()
-        }
+        rows: dict[str, Any] = {**cls.ablations, **MODALITY_ABLATIONS, **SINGLE_MODALITIES}
+        rows |= NO_LORA if backbone != "none" else {}
+        return {label: {k: str(v).lower() for k, v in options.items()} for label, options in rows.items()}
     owner, separator, rest = text.partition(":")
     pairs = dict(part.split("=", 1) for part in rest.split(",") if "=" in part)
     if not separator or not pairs:
@@ -196,10 +256,143 @@ def _ablations(text: str, adapter: str) -> dict[str, dict[str, str]]:
         if owner not in ADAPTERS:
             raise UserError(f"ablation {text!r}: {owner!r} is no adapter")
         return {}
-    unknown = sorted(set(pairs) - set(cls.config_class.__dataclass_fields__))
+    if {"adapter", "backbone"} & set(pairs):
+        raise UserError(f"ablation {text!r}: adapters and backbones are named with --adapters and --backbones")
+    options = (*dataclasses.fields(cls.config_class), *dataclasses.fields(ModelArguments))
+    unknown = sorted(set(pairs) - {f.name for f in options if not f.metadata.get("derived")})
     if unknown:
-        raise UserError(f"ablation {text!r}: adapter {adapter!r} has no option {', '.join(unknown)}")
+        raise UserError(f"ablation {text!r}: adapter {adapter!r} has no option {', '.join(unknown)}, nor has the model")
     return {rest: pairs}
+
+
+def adapter_config(data: RunData, model: ModelArguments, options: dict[str, Any]) -> AdapterConfig:
+    """The adapter's configuration as this data make it: modalities that are not there are not used."""
+    from llm_mer.building import model_feature_sizes
+    from llm_mer.configuration import build_adapter_config
+
+    alone = model.backbone == "none"
+    if alone:
+        model = dataclasses.replace(model, text_source="features")
+    class_task = next((t for t in data.tasks if t.kind == "classification"), None)
+    score_task = next((t for t in data.tasks if t.kind == "regression"), None)
+    derived: dict[str, Any] = {
+        "feature_sizes": model_feature_sizes(data, model, 0 if alone else PROBE_SIZE),
+        "num_classes": class_task.num_classes if class_task else 0,
+        "score_range": score_task.require_range() if score_task else None,
+    }
+    derived |= {"num_pseudo_tokens": 0, "auxiliary_head": True} if alone else {"backbone_size": PROBE_SIZE}
+    found = build_adapter_config(model.adapter, {**options, **derived})
+    used: dict[str, Any] = {f"use_{m}": m in found.modalities for m in MODALITIES}
+    return dataclasses.replace(found, **used)
+
+
+def behaviour(adapter: str, config: AdapterConfig) -> dict[str, Tensor]:
+    """All that an adapter shows in and after a training step on made-up inputs, everything drawn from one seed.
+
+    Two configurations with the same behaviour are one system: options that ask for what this data cannot give, as
+    attention between modalities where there is one.
+    """
+    import torch
+
+    from llm_mer.adapters import build_adapter
+    from llm_mer.adapters.base import ConversationContext, FusionInputs, FusionTargets, ModalitySequence
+
+    rows, steps, turns = 4, 5, 3
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = build_adapter(adapter, config)
+        torch.manual_seed(1)
+        everywhere = torch.ones(rows, turns, dtype=torch.bool)
+        context = ConversationContext(everywhere, torch.tensor([[0, 1, 0]]).repeat(rows, 1), torch.full((rows,), turns - 1))
+        inputs = FusionInputs(context=context if built.uses_context else None)
+        for modality in config.modalities:
+            size = config.feature_sizes[modality]
+            features = torch.randn(rows, steps, size)
+            setattr(inputs, modality, ModalitySequence(features, torch.ones(rows, steps, dtype=torch.bool)))
+            setattr(context, modality, torch.randn(rows, turns, size))
+            setattr(context, f"{modality}_mask", everywhere)
+        classes = torch.arange(rows) % config.num_classes if config.num_classes else None
+        scores = torch.linspace(*config.score_range, rows) if config.score_range is not None else None
+        inputs.targets = FusionTargets(classes, scores)
+        if config.num_classes and config.backbone_size:
+            built.initialise_from_backbone(torch.randn(config.num_classes, config.backbone_size))
+        shown = {f"start of {name}": value.clone() for name, value in built.state_dict().items()}
+        for when in ("training", "evaluation"):
+            torch.manual_seed(2)
+            with torch.no_grad():
+                output = built.train(when == "training")(inputs)
+                values = {"tokens": output.pseudo_tokens, "logits": output.logits, "scores": output.scores}
+                values |= output.aux_losses
+                shown |= {f"{name} in {when}": value for name, value in values.items() if value is not None}
+                for parameter in built.parameters():
+                    parameter.add_(0.1)  # as a step of the optimiser would
+            built.on_epoch_end()
+        shown |= {f"end of {name}": value.clone() for name, value in built.state_dict().items()}
+    return shown
+
+
+def without_idle_rows(config: CompareConfig, systems: Sequence[System], data: RunData) -> list[System]:
+    """The systems without ablations that change nothing on this data or cannot be built on it; each is warned about.
+
+    Raises:
+        UserError: an adapter that cannot be built as the YAML file says, or a condition its modalities do not allow.
+    """
+    import torch
+
+    from llm_mer.adapters import build_adapter
+    from llm_mer.training import check_loss_weights, parse_arguments
+
+    kept: list[System] = []
+    seen: dict[tuple[str, str], list[tuple[str, Any]]] = {}
+    shown: dict[str, dict[str, Tensor]] = {}
+    for system in systems:
+        _, model, _, options = parse_arguments(training_arguments(config, system, config.seeds[0], Path("unused")))
+        own = adapter_config(data, model, options)
+        fate = ""
+        try:
+            weights = check_loss_weights(model)
+            with torch.random.fork_rng(devices=[]):
+                build_adapter(system.adapter, own)
+        except (ValueError, UserError) as error:
+            if system.ablation == FULL:
+                raise UserError(f"adapter {system.adapter!r}: {error}") from error
+            fate = f"it cannot be built: {error}"
+        if not fate:
+            rest = dataclasses.asdict(model) | {"loss_weights": weights}
+            if model.backbone == "none":
+                rest = {name: rest[name] for name in ("loss_weights", "adapter_learning_rate", "init_checkpoint")}
+            others = seen.setdefault((system.adapter, system.backbone), [])
+            same = next((name for name, setup in others if setup == (own, rest)), None)
+            if same is None and system.ablation in adapter_class(system.adapter).ablations:
+                full, (setup, _) = others[0]
+                if full not in shown:
+                    shown[full] = behaviour(system.adapter, setup)
+                other = behaviour(system.adapter, own)
+                if other.keys() == shown[full].keys() and all(torch.equal(v, shown[full][k]) for k, v in other.items()):
+                    same = full
+            if same is not None:
+                fate = f"on this data it is the same as {same}"
+            others.append((system.name, (own, rest)))
+        if fate:
+            logger.warning("%s is left out: %s", system.name, fate)
+            continue
+        if system.ablation == FULL:
+            parse_conditions(config.conditions, [m for m in MODALITIES if m in own.modalities])
+        kept.append(system)
+    return kept
+
+
+def conditions_of(config: CompareConfig, system: System, available: list[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The conditions a system can be scored under; an ablation without the modality a condition names does without it."""
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for text in config.conditions:
+        try:
+            found |= parse_conditions([text], available)
+        except UserError as error:
+            if system.ablation == FULL:
+                raise
+            logger.warning("%s: %s", system.name, error)
+    return found
 
 
 def training_arguments(config: CompareConfig, system: System, seed: int, folder: Path) -> list[str]:
@@ -218,27 +411,31 @@ def training_arguments(config: CompareConfig, system: System, seed: int, folder:
     return arguments
 
 
-def train_and_predict(config: CompareConfig, system: System, seed: int, folder: Path) -> RunResult:
+def train_and_predict(config: CompareConfig, system: System, seed: int, folder: Path, settings: RunSettings) -> RunResult:
     """One training and its predictions on the scored split under every condition; nothing is written until all is done."""
     from llm_mer.data.dataset import MerDataset
     from llm_mer.data.reading import find_split, read_utterances
     from llm_mer.inference import Predictor
     from llm_mer.modeling import describe_parameters, fusion_adapter_of
-    from llm_mer.training import build_trainer, parse_arguments
+    from llm_mer.training import build_trainer, parse_arguments, save_final
 
-    arguments = training_arguments(config, system, seed, folder)
-    data, model, training, options = parse_arguments(arguments)
+    data, model, training, options = parse_arguments(settings.arguments)
     splits, _, _ = read_utterances(data.data)
     scored = find_split(splits, config.split, data.data)  # a wrong split is told before the training
     scratch = tempfile.TemporaryDirectory(prefix="llm-mer-compare-")
     if not config.keep_models:
         training.output_dir, model.save_backbone = scratch.name, "never"
     trainer = build_trainer(data, model, training, options)
+    assert trainer.model is not None
+    assert trainer.description is not None
+    tasks, shifts = trainer.processor.tasks, trainer.description.shift_probability
+    if config.dialogue_decoder and any(t.kind == "classification" and t.name not in shifts for t in tasks):
+        raise UserError(f"the training data of {data.data} had no dialogues: no p0 for the dialogue decoder")
+    available = [m for m in MODALITIES if m in fusion_adapter_of(trainer.model).config.modalities]
+    conditions = conditions_of(config, system, available)
     began = time.perf_counter()
     trainer.train()
-    assert trainer.model is not None
     seconds = time.perf_counter() - began
-    tasks = trainer.processor.tasks
     dataset = MerDataset(
         scored,
         tasks,
@@ -250,14 +447,11 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
     predictor = Predictor(
         trainer.model, trainer.processor, batch_size=training.per_device_eval_batch_size, use_context=adapter.uses_context
     )
-    available = [m for m in MODALITIES if m in adapter.config.modalities]
     began = time.perf_counter()
     by_condition = {AS_IS: predictor.predict(dataset)}
     per_answer = 1000 * (time.perf_counter() - began) / len(dataset)
-    for name, (kind, modalities) in parse_conditions(config.conditions, available).items():
+    for name, (kind, modalities) in conditions.items():
         by_condition[name] = predictor.predict(under(dataset, kind, modalities, seed))
-    assert trainer.description is not None
-    shifts = trainer.description.shift_probability
     if config.dialogue_decoder:
         for task in tasks:
             if task.name in shifts:
@@ -265,7 +459,7 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
                 by_condition.setdefault(DIALOGUE, []).extend(decode_dialogues(own, task, shifts[task.name]))
     folder.mkdir(parents=True, exist_ok=True)
     if config.keep_models:
-        trainer.save_model(str(folder))
+        save_final(trainer, folder)
     for name, predictions in by_condition.items():
         for prediction in predictions:
             prediction.probabilities = {}
@@ -273,15 +467,16 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
                 prediction.diagnostics = {}
     save_predictions(folder / PREDICTIONS, by_condition)
     result = RunResult(
-        system.name,
-        seed,
-        arguments,
-        describe_parameters(trainer.model),
-        round(seconds, 2),
-        trainer.state.global_step,
-        round(per_answer, 3),
-        shifts,
-        {task.name: task.to_dict() for task in tasks},
+        **asdict(settings),
+        system=system.name,
+        seed=seed,
+        modalities=available,
+        parameters=describe_parameters(trainer.model),
+        train_seconds=round(seconds, 2),
+        steps=trainer.state.global_step,
+        milliseconds_per_answer=round(per_answer, 3),
+        shift_probability=shifts,
+        tasks={task.name: task.to_dict() for task in tasks},
     )
     (folder / RUN).write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
     del trainer, predictor
@@ -340,13 +535,20 @@ def make_row(
 
 
 def tabulate(config: CompareConfig, systems: Sequence[System], runs: dict[str, list[RunResult]]) -> Comparison:
-    """Every row from the predictions on disk. The first system is the reference of differences and p-values."""
+    """Every row from the predictions on disk.
+
+    The reference of differences and p-values is an ablation's own adapter and backbone in full, and the first system for
+    the others.
+    """
     folder = Path(config.output)
     loaded = {s.name: [load_predictions(folder / s.folder(seed) / PREDICTIONS) for seed in config.seeds] for s in systems}
     reference = systems[0].name
+    full = {(s.adapter, s.backbone): s.name for s in systems if s.ablation == FULL}
+    against = {s.name: reference if s.ablation == FULL else full[s.adapter, s.backbone] for s in systems}
     first = runs[reference][0]
     conditions = list(dict.fromkeys(name for seeds in loaded.values() for by in seeds for name in by))
-    rows = []
+    rows: list[TableRow] = []
+    gains: list[DecoderGain] = []
     for task_name, entry in first.tasks.items():
         task = Task.from_dict(task_name, entry)
         metrics = [m for m in config.metrics if m in statistics_of(task)] or [HEADLINE[task.kind]]
@@ -357,12 +559,30 @@ def tabulate(config: CompareConfig, systems: Sequence[System], runs: dict[str, l
         for condition, language, subset, metric in cells:
             chosen = select(loaded, condition, task_name, language, subset)
             for system in chosen:
-                cell, n, truth = make_row(chosen, system, reference, task, metric, config.resamples)
+                cell, n, truth = make_row(chosen, system, against[system], task, metric, config.resamples)
                 baseline = float(majority_baseline(task, truth)[metric])
-                rows.append(
-                    TableRow(system, condition, task_name, language, subset, metric, n, len(config.seeds), baseline, cell)
-                )
-    return Comparison(reference, [r for results in runs.values() for r in results], rows)
+                where = (system, condition, task_name, language, subset, metric)
+                other = against[system] if cell.p_value is not None else None
+                rows.append(TableRow(*where, n, len(config.seeds), baseline, other, cell))
+        for language, metric in product(languages, metrics):
+            gains += decoder_gains(loaded, task, language, metric, config.resamples)
+    return Comparison(reference, [r for results in runs.values() for r in results], rows, gains)
+
+
+def decoder_gains(
+    loaded: dict[str, list[dict[str, list[Prediction]]]], task: Task, language: str, metric: str, resamples: int
+) -> list[DecoderGain]:
+    """What the dialogue decoder adds to each system; nothing where it did not run."""
+    before = select(loaded, AS_IS, task.name, language, EVERYTHING)
+    after = select(loaded, DIALOGUE, task.name, language, EVERYTHING)
+    found = []
+    for system, decoded in after.items():
+        ids = sorted(decoded[0])
+        truth = [decoded[0][i].truth for i in ids]
+        first, second = ([[seed[i].value for i in ids] for seed in seeds] for seeds in (decoded, before[system]))
+        difference = paired_difference_over_seeds(task, metric, truth, first, second, resamples, 0)
+        found.append(DecoderGain(system, task.name, language, metric, len(ids), len(decoded), *difference))
+    return found
 
 
 def markdown(comparison: Comparison) -> str:
@@ -393,6 +613,7 @@ def markdown(comparison: Comparison) -> str:
             if any(cells):
                 lines.append(f"| {system} | " + " | ".join(cells) + " |")
         lines.append("")
+    lines += gain_table(comparison.decoder_gains)
     lines += [
         "### Cost\n",
         "| system | adapter parameters | trainable | training s | ms a step | ms an answer |",
@@ -408,10 +629,44 @@ def markdown(comparison: Comparison) -> str:
         )
     lines.append(
         f"\nMean over {comparison.rows[0].seeds} seed(s), ± their standard deviation, [95 % bootstrap interval over "
-        f"utterances]; p is of the paired bootstrap against {comparison.reference}, * where it is below 0.05. Answers are "
+        f"utterances]; p is of the paired bootstrap, * where it is below 0.05: {references(comparison)}. Answers are "
         "scored, so none is unparseable."
     )
     return "\n".join(lines)
+
+
+def references(comparison: Comparison) -> str:
+    """``of A and B against C``, for every reference of the rows."""
+    by_reference: dict[str, list[str]] = {}
+    for row in comparison.rows:
+        if row.reference is not None and row.system not in by_reference.setdefault(row.reference, []):
+            by_reference[row.reference].append(row.system)
+    return "; ".join(f"of {', '.join(names)} against {other}" for other, names in by_reference.items()) or "none here"
+
+
+def gain_table(gains: Sequence[DecoderGain]) -> list[str]:
+    """Systems down, ``task language, metric`` across; no line without gains."""
+    if not gains:
+        return []
+    columns = list(dict.fromkeys((g.task, g.language, g.metric, g.n) for g in gains))
+    found = {(g.system, g.task, g.language, g.metric, g.n): g for g in gains}
+    lines = [
+        "### Gain of the dialogue decoder\n",
+        "| system | " + " | ".join(f"{task} {language}, {metric} (n={n})" for task, language, metric, n in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for system in dict.fromkeys(g.system for g in gains):
+        cells = []
+        for column in columns:
+            gain = found.get((system, *column))
+            cells.append("" if gain is None else _signed(gain.difference, gain.interval, gain.p_value))
+        lines.append(f"| {system} | " + " | ".join(cells) + " |")
+    return [*lines, "\nDecoder minus as is, on the same utterances.\n"]
+
+
+def _signed(value: float, interval: tuple[float, float], p_value: float) -> str:
+    mark = "*" if p_value < 0.05 else ""
+    return f"{value:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}], p {p_value:.3f}{mark}"
 
 
 def _show(cell: Cell, seeds: int) -> str:
@@ -425,30 +680,60 @@ def _show(cell: Cell, seeds: int) -> str:
     return text
 
 
+def read_result(path: Path) -> RunResult:
+    """A finished run's ``run.json``. Raises :class:`UserError` for one that another version of the program wrote."""
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not whole ({error}); delete {path.parent}") from error
+    names = {f.name for f in dataclasses.fields(RunResult)}
+    odd = sorted(names ^ set(entry))
+    if odd:
+        raise UserError(
+            f"{path} was written by another version of this program ({', '.join(odd)}); name another --output or delete "
+            f"{path.parent}"
+        )
+    return RunResult(**entry)
+
+
 def run(config: CompareConfig) -> str:
     """Do what is not done yet, then write and return the table."""
+    from llm_mer.data.reading import prepare_data
+    from llm_mer.training import parse_arguments
+
     if not Path(config.config).is_file():
         raise UserError(f"--config {config.config}: no such file")
     check_metrics(config)
     systems, folder = plan(config), Path(config.output)
+    data, _, _, _ = parse_arguments(training_arguments(config, systems[0], config.seeds[0], folder))
+    prepared = prepare_data(data, with_prompts=False)
+    if config.dialogue_decoder and all(task.kind != "classification" for task in prepared.tasks):
+        raise UserError("--dialogue_decoder: no task has classes to decode")
+    systems = without_idle_rows(config, systems, prepared)
+    digest = hashlib.sha256(Path(config.config).read_bytes()).hexdigest()
+    shared = (config.split, list(config.conditions), config.dialogue_decoder, digest, prepared.fingerprint)
+    del prepared
+    done: dict[Path, RunResult] = {}
+    wanted: dict[Path, RunSettings] = {}
+    for system, seed in product(systems, config.seeds):
+        place = folder / system.folder(seed)
+        wanted[place] = RunSettings(training_arguments(config, system, seed, place), *shared)
+        if (place / RUN).is_file():
+            done[place] = read_result(place / RUN)
+            odd = done[place].differences(wanted[place])
+            if odd:
+                raise UserError(
+                    f"{place} holds a run with other options: {'; '.join(odd)}; name another --output or delete it"
+                )
     runs: dict[str, list[RunResult]] = {}
-    total = len(systems) * len(config.seeds)
-    for system in systems:
-        for seed in config.seeds:
-            number = sum(map(len, runs.values())) + 1
-            place = folder / system.folder(seed)
-            wanted = training_arguments(config, system, seed, place)
-            done = place / RUN
-            if done.is_file():
-                result = RunResult(**json.loads(done.read_text(encoding="utf-8")))
-                if result.arguments != wanted:
-                    raise UserError(f"{place} holds a run with other options; name another --output or delete it")
-                logger.warning("[%d/%d] %s, seed %d: done before", number, total, system.name, seed)
-            else:
-                logger.warning("[%d/%d] %s, seed %d", number, total, system.name, seed)
-                with redirect_stdout(sys.stderr):  # the trainer's log; standard output is the table's
-                    result = train_and_predict(config, system, seed, place)
-            runs.setdefault(system.name, []).append(result)
+    for number, (system, seed) in enumerate(product(systems, config.seeds), start=1):
+        place = folder / system.folder(seed)
+        before = " (done before)" if place in done else ""
+        logger.warning("[%d/%d] %s, seed %d%s", number, len(wanted), system.name, seed, before)
+        if not before:
+            with redirect_stdout(sys.stderr):  # the trainer's log; standard output is the table's
+                done[place] = train_and_predict(config, system, seed, place, wanted[place])
+        runs.setdefault(system.name, []).append(done[place])
     comparison = tabulate(config, systems, runs)
     text = markdown(comparison)
     folder.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,11 @@ from llm_mer.adapters.base import (
     FusionOutput,
     FusionTargets,
 )
-from llm_mer.adapters.layers import MultiHeadAttention
+from llm_mer.adapters.gated_xlstm import StreamEncoder
+from llm_mer.adapters.gia_mic import GatedInteractiveAttention
+from llm_mer.adapters.layers import MultiHeadAttention, masked_mean
+from llm_mer.adapters.lpgnet import InteractionPath
+from llm_mer.adapters.lsgmer import LabelSignalEnhancement
 
 SUBSETS = list(chain(combinations(MODALITIES, 1), combinations(MODALITIES, 2)))
 ZERO_GRADIENT: dict[str, set[str]] = {}
@@ -340,14 +344,82 @@ def test_bfloat16_autocast_trains(case: Case) -> None:
     assert all(torch.isfinite(p.grad).all() for p in adapter.parameters() if p.grad is not None)
 
 
+NOBODY, EVERYBODY = torch.tensor([[False] * 3, [True] * 3]), torch.ones(2, 3, dtype=torch.bool)
+"""The first sample has no real key."""
+
+
+def check_multi_head(module: MultiHeadAttention) -> None:
+    values = torch.randn(2, 3, module.query.in_features)
+    output = module(values, values, values, NOBODY)
+    assert not output[0].any()
+    assert output[1].any()
+
+
+def check_label_enhancement(module: LabelSignalEnhancement) -> None:
+    """No signal: half of the step itself is left, by a gate of σ(0)."""
+    h_0, h_1 = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    enhanced, gate, share = module(torch.randn(4, 8), h_0, h_1, NOBODY)
+    assert not share[0].any()
+    assert bool((gate[0] == 0.5).all())
+    assert torch.equal(enhanced[0], 0.5 * h_0[0])
+    assert not torch.equal(enhanced[1], 0.5 * h_0[1])
+
+
+def check_gated_interaction(module: GatedInteractiveAttention) -> None:
+    """Nothing to take from the other modality: the gate, its bias alone, keeps a part of the query."""
+    h_a, h_b = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    mixed, gate = module(h_a, EVERYBODY, h_b, NOBODY)
+    torch.testing.assert_close(gate[0], torch.sigmoid(module.gate.bias))
+    torch.testing.assert_close(mixed[0], (1 - gate[0]) * h_a[0])
+    assert not torch.allclose(mixed[1], (1 - gate[1]) * h_a[1])
+
+
+def check_interaction_path(module: InteractionPath) -> None:
+    """What is added to the query is what the layers behind the attention make of zeros, whatever the keys say."""
+    query, key = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    output = module(query, EVERYBODY, key, NOBODY)
+    nothing = torch.zeros(1, 8)
+    context = torch.nn.functional.leaky_relu(module.norm_context(module.compress(nothing.unsqueeze(-1)).squeeze(-1)))
+    torch.testing.assert_close(output[0], module.norm(query[0] + context + module.feed_forward(nothing)))
+    other = module(query, EVERYBODY, torch.randn(2, 3, 8), NOBODY)
+    assert torch.equal(other[0], output[0])
+    assert not torch.equal(other[1], output[1])
+
+
+MASKED_KEYS: dict[type[torch.nn.Module], Any] = {
+    MultiHeadAttention: check_multi_head,
+    LabelSignalEnhancement: check_label_enhancement,
+    GatedInteractiveAttention: check_gated_interaction,
+    InteractionPath: check_interaction_path,
+}
+ATTENTIONS: dict[str, set[type[torch.nn.Module]]] = {
+    "egmf": {MultiHeadAttention},
+    "lsgmer": {MultiHeadAttention, LabelSignalEnhancement},
+    "gia_mic": {MultiHeadAttention, GatedInteractiveAttention},
+    "lpgnet": {InteractionPath},
+    "gated_xlstm": set(),  # a recurrence: a stream without a step is zeros, see the test below
+    "gated_projector": set(),  # a masked mean
+}
+"""Modules of each adapter that attend."""
+
+
 @every_adapter
-def test_attention_over_masked_keys_alone_is_zero(case: Case) -> None:
-    for module in build(case).modules():
-        if isinstance(module, MultiHeadAttention):
-            values = torch.randn(2, 3, module.query.in_features)
-            output = module(values, values, values, torch.tensor([[False] * 3, [True] * 3]))
-            assert not output[0].any()
-            assert output[1].any()
+def test_attention_over_masked_keys_alone_adds_nothing(case: Case) -> None:
+    """As :data:`MASKED_KEYS` says for each kind of attention; an adapter without any is named in :data:`ATTENTIONS`."""
+    torch.manual_seed(5)
+    modules = [module for module in build(case).modules() if type(module) in MASKED_KEYS]
+    assert {type(module) for module in modules} == ATTENTIONS[case.adapter]
+    for module in modules:
+        MASKED_KEYS[type(module)](module)
+
+
+def test_what_takes_the_place_of_attention_is_zero_over_masked_steps_alone() -> None:
+    encoder = next(m for m in build(Case("gated_xlstm", "both")).modules() if isinstance(m, StreamEncoder))
+    encoded = encoder(torch.randn(2, 3, 8), NOBODY)
+    pooled = masked_mean(torch.randn(2, 3, 8), NOBODY)  # gated_projector's
+    for output in (encoded, pooled):
+        assert not output[0].any()
+        assert output[1].any()
 
 
 # --- 7. scale of the output -------------------------------------------------------------------------------------------
@@ -547,6 +619,7 @@ def test_an_adapter_without_any_modality_is_a_clear_error(case: Case) -> None:
 def test_every_adapter_and_task_is_a_case() -> None:
     assert {(c.adapter, c.task) for c in CASES} == {(a, t) for a in ADAPTERS for t in TASKS}
     assert VARIANTS.keys() <= ADAPTERS.keys()
+    assert ATTENTIONS.keys() == set(ADAPTERS)
     assert ZERO_GRADIENT.keys() <= ADAPTERS.keys()
     absent: dict[str, list[int]] = {m: [i for i, n in enumerate(lengths) if n == 0] for m, lengths in LENGTHS.items()}
     assert all(absent.values())

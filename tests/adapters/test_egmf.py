@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import Case, build, make_inputs
+from builders import Case, build, make_inputs, weighted_loss
 from torch import nn
 
-from llm_mer.adapters.egmf import EGMFAdapter, SequenceEncoder, egmf_warnings, pairwise_cosine
+from llm_mer.adapters.egmf import EXPERT_PAIRS, EGMFAdapter, SequenceEncoder, egmf_warnings, pairwise_cosine
 
 EXPERTS = ("local", "semantic", "global")
 D, HEADS = 8, 2
@@ -105,29 +105,43 @@ def reference(adapter: Any, inputs: Any, i: int) -> dict[str, np.ndarray]:
     f_av = layer_norm(h_av + cross_attention(adapter.audio_visual_attends, h_av, h_t), adapter.norm_audio_visual)
     fused = linear(np.concatenate([f_t.mean(axis=0), f_av.mean(axis=0)]), adapter.fusion)
     outputs = []
-    for module, activation, reduction in zip(adapter.experts, (mish, gelu, silu), (8, 4, 2), strict=True):
+    kept = [i for i, name in enumerate(EXPERTS) if getattr(adapter.config, f"use_expert_{name}")]
+    kinds = [((mish, 8), (gelu, 4), (silu, 2))[i] for i in kept]
+    for module, (activation, reduction) in zip(adapter.experts, kinds, strict=True):
         inner = linear(fused, module[0])
         assert inner.shape == (D // reduction,)
         outputs.append(linear(activation(inner), module[2]))
     w = softmax(linear(fused, adapter.gate_network))
     alpha = softmax(linear(gelu(linear(np.concatenate([fused, w]), adapter.context_gate[0])), adapter.context_gate[2]))
 
-    def cosine(a: np.ndarray, b: np.ndarray) -> float:
-        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    def cosine(a: int, b: int) -> float:
+        if a not in kept or b not in kept:
+            return 0.0
+        x, y = outputs[kept.index(a)], outputs[kept.index(b)]
+        return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+
+    def three(values: np.ndarray) -> np.ndarray:
+        spread = np.zeros(3)
+        spread[kept] = values
+        return spread
 
     return {
         "features": fused + sum(a * output for a, output in zip(alpha, outputs, strict=True)),
-        "expert_weights": alpha,
-        "feature_gate": w,
-        "expert_cosine": np.array([cosine(outputs[a], outputs[b]) for a, b in ((0, 1), (0, 2), (1, 2))]),
+        "expert_weights": three(alpha),
+        "feature_gate": three(w),
+        "expert_cosine": np.array([cosine(a, b) for a, b in ((0, 1), (0, 2), (1, 2))]),
         "fused": fused,
         "outputs": np.stack(outputs),
     }
 
 
-@pytest.mark.parametrize("kind", ["lstm", "transformer"])
-def test_fusion_equals_the_numpy_rewrite_with_missing_modalities_too(kind: str) -> None:
-    adapter, inputs = egmf(audio_visual_encoder=kind), inputs64()
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"audio_visual_encoder": "transformer"}, *({f"use_expert_{name}": False} for name in EXPERTS)],
+    ids=lambda options: "+".join(options),
+)
+def test_fusion_equals_the_numpy_rewrite_with_missing_modalities_too(options: dict[str, Any]) -> None:
+    adapter, inputs = egmf(**options), inputs64()
     output = adapter(inputs)
     for i in range(4):
         expected = reference(adapter, inputs, i)
@@ -166,16 +180,31 @@ def test_an_expert_switched_off_weighs_nothing_and_the_others_share(off: tuple[i
         assert not output.diagnostics[name][:, list(off)].any()
         assert bool((output.diagnostics[name][:, kept] > 0).all())
         torch.testing.assert_close(output.diagnostics[name].sum(dim=1), torch.ones(4, dtype=torch.float64))
-    with torch.no_grad():
-        for i in off:
-            adapter.experts[i][2].weight.fill_(1e3)
-    assert torch.equal(adapter(inputs).pseudo_tokens, output.pseudo_tokens)
+    cosine = output.diagnostics["expert_cosine"]
+    for column, pair in enumerate(EXPERT_PAIRS):
+        assert bool((cosine[:, column] == 0.0).all()) == bool(set(pair) & set(off))
+
+
+@pytest.mark.parametrize("gating", ["hierarchical", "feature", "uniform"])
+@pytest.mark.parametrize("off", [(0,), (1,), (2,), (0, 1), (0, 2)], ids=lambda off: "+".join(EXPERTS[i] for i in off))
+def test_an_expert_switched_off_is_not_built_and_every_parameter_that_is_learns(off: tuple[int, ...], gating: str) -> None:
+    adapter = egmf(train=True, gating=gating, **{f"use_expert_{EXPERTS[i]}": False for i in off})
+    whole = egmf(gating=gating)
+    experts = sum(p.numel() for i in off for p in whole.experts[i].parameters())
+    fewer = sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in adapter.parameters())
+    assert fewer == experts if gating == "uniform" else fewer > experts
+    assert [type(e[1]) for e in adapter.experts] == [m for i, m in enumerate((nn.Mish, nn.GELU, nn.SiLU)) if i not in off]
+    output = adapter(make_inputs(Case("egmf", "both"), torch.float64, targets=True))
+    (output.pseudo_tokens.sin().sum() + weighted_loss(adapter, output)).backward()
+    for name, parameter in adapter.named_parameters():
+        assert parameter.grad is not None, name
+        assert name.endswith("key.bias") or float(parameter.grad.abs().max()) > 1e-9, name
 
 
 def test_feature_gating_uses_the_first_level_alone() -> None:
     adapter, inputs = egmf(gating="feature"), inputs64()
     output = adapter(inputs)
-    assert not hasattr(adapter, "context_gate")
+    assert adapter.context_gate is None
     assert torch.equal(output.diagnostics["expert_weights"], output.diagnostics["feature_gate"])
     adapter.context_gate = egmf().context_gate  # the rewrite computes both levels
     for i in range(4):

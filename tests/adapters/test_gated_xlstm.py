@@ -197,8 +197,10 @@ def reference(adapter: GatedXLSTMAdapter, inputs: FusionInputs, i: int) -> tuple
                 continue
             vector = array(module.missing)
             if bool(getattr(inputs.context, f"{modality}_mask")[i, place]):
-                vector = layer_norm(linear(array(getattr(inputs.context, modality)[i, place]), module.linear), module.norm)
-            steps += list(vector.reshape(STEPS, SIZE))
+                vector = array(getattr(inputs.context, modality)[i, place])
+                if module.linear is not None:
+                    vector = layer_norm(linear(vector, module.linear), module.norm)
+            steps += list(vector.reshape(-1, SIZE))
         encoded, gate = np.zeros(SIZE), 0.0
         if steps:
             encoded = xlstm(adapter.encoders[f"{role}_{modality}"].stack, np.stack(steps))
@@ -208,9 +210,10 @@ def reference(adapter: GatedXLSTMAdapter, inputs: FusionInputs, i: int) -> tuple
     return linear(np.concatenate(parts), adapter.fusion), np.array(gates)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_blocks": 2}])
+@pytest.mark.parametrize("options", [{}, {"num_blocks": 2}, {"num_steps": 1}])  # audio's 8 values are one step
 def test_the_fused_vector_and_gates_equal_a_numpy_rewrite(options: dict) -> None:
     adapter, inputs = build(**options), make_inputs()
+    assert (adapter.vectors["audio"].linear is None) == (options == {"num_steps": 1})
     with torch.no_grad():  # gates of a fresh stack hardly depend on its input
         for name, parameter in adapter.named_parameters():
             if "gate.weight" in name:
@@ -223,15 +226,42 @@ def test_the_fused_vector_and_gates_equal_a_numpy_rewrite(options: dict) -> None
         np.testing.assert_allclose(array(output.diagnostics["stream_gates"][i]), gates, atol=1e-4)
 
 
-def test_a_512_vector_is_cut_into_sixteen_steps_of_32() -> None:
+def test_a_512_vector_is_cut_into_sixteen_steps_of_32_as_it_is() -> None:
     config = GatedXLSTMConfig(feature_sizes=FRAME_SIZES, context_sizes=dict.fromkeys(MODALITIES, 512), num_pseudo_tokens=0)
     adapter = GatedXLSTMAdapter(config).eval()
-    steps = adapter.vectors["audio"](torch.randn(2, 3, 512), torch.ones(2, 3, dtype=torch.bool))
-    assert steps.shape == (2, 3, 16, 32)
+    vectors, present = torch.randn(2, 3, 512), torch.tensor([[True, True, False], [True, True, True]])
+    steps = adapter.vectors["audio"](vectors, present)
+    assert torch.equal(steps[present], vectors.view(2, 3, 16, 32)[present])
+    assert torch.equal(steps[0, 2].flatten(), adapter.vectors["audio"].missing)  # the stand-in is learned all the same
+    assert [name for name, _ in adapter.vectors.named_parameters()] == [f"{m}.missing" for m in MODALITIES]
     assert len(adapter.streams) == 6
     config = replace(config, use_vision=False)
     order = [("speaker", "text"), ("speaker", "audio"), ("interlocutor", "text"), ("interlocutor", "audio")]
     assert list(GatedXLSTMAdapter(config).streams) == order
+
+
+def test_frames_of_the_size_of_a_step_are_used_as_they_are() -> None:
+    adapter = build(level="frame", feature_sizes={**FRAME_SIZES, "audio": SIZE})
+    mask = torch.tensor([[False, True, True], [True, False, False]])
+    frames = torch.randn(2, 3, SIZE, dtype=torch.float64).masked_fill(~mask.unsqueeze(-1), math.nan)
+    steps, kept = adapter.frames["audio"](frames, mask)
+    assert kept.tolist() == [[True, True, False], [True, False, False]]
+    assert torch.equal(steps[0, :2], frames[0, 1:])
+    assert torch.equal(steps[1, 0], frames[1, 0])
+    assert not steps[~kept].any()
+    assert not list(adapter.frames["audio"].parameters())
+    assert adapter.frames["text"].linear is not None  # of another size
+
+
+def test_projecting_always_projects_what_would_fit_too() -> None:
+    sizes = {"feature_sizes": dict.fromkeys(MODALITIES, SIZE), "context_sizes": dict.fromkeys(MODALITIES, STEPS * SIZE)}
+    adapter = build(level="frame", vector_projection="always", **sizes)
+    vector, frames = torch.randn(1, 1, STEPS * SIZE, dtype=torch.float64), torch.randn(1, 2, SIZE, dtype=torch.float64)
+    for module, values in ((adapter.vectors["audio"], vector), (adapter.frames["audio"], frames)):
+        steps = module(values, torch.ones(values.shape[:2], dtype=torch.bool))
+        steps = steps[0] if isinstance(steps, tuple) else steps
+        expected = layer_norm(linear(array(values[0]), module.linear), module.norm)
+        np.testing.assert_allclose(array(steps[0]).reshape(expected.shape), expected, atol=1e-12)
 
 
 # --- what it reads ------------------------------------------------------------------------------------------------------
@@ -477,7 +507,12 @@ def test_ablations_leave_out_what_they_name() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"level": "turn"}, "level is 'turn'"), ({"turns": 0}, "turns is 0"), ({"step_size": 0}, "step_size")],
+    [
+        ({"level": "turn"}, "level is 'turn'"),
+        ({"vector_projection": "no"}, "vector_projection is 'no'"),
+        ({"turns": 0}, "turns is 0"),
+        ({"step_size": 0}, "step_size"),
+    ],
 )
 def test_options_that_cannot_work_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

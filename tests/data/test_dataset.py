@@ -79,6 +79,34 @@ def test_aliases_become_canonical_names() -> None:
     assert MerDataset(dataset.utterances, [get_task("iemocap6")]).questions[0].truth == "excited"
 
 
+def test_an_ignored_label_asks_no_question_but_its_utterance_stays_in_windows() -> None:
+    utterances = dialogue(4)
+    for utterance, label in zip(utterances, ("angry", "frustrated", "xxx", "excited"), strict=True):
+        utterance.labels["emotion"] = label
+    task = get_task("iemocap4")
+    dataset = MerDataset(utterances, [task])
+    assert [(q.row, q.truth) for q in dataset.questions] == [(0, "angry"), (3, "happy")]
+    assert dataset.window(3).rows == [0, 1, 2, 3]
+    assert dataset.history(3, 2) == [("B", "d1"), ("A", "d2")]
+    # Asked about all the same where no truth is needed, e.g. by infer.py.
+    asked = MerDataset(utterances, [task], require_truth=False)
+    assert [q.truth for q in asked.questions] == ["angry", None, None, "happy"]
+
+
+def test_labels_spoken_are_every_label_of_a_speaker_in_a_dialogue_in_turn_order() -> None:
+    labels = ["angry", "frustrated", " frustrated", "excited", "sad", "sad"]
+    utterances = dialogue(6)
+    for utterance, label in zip(utterances, labels, strict=True):
+        utterance.labels["emotion"] = label
+    utterances[4].speaker = None
+    utterances += [plain("alone", labels={"emotion": "sad"}, speaker="A"), *dialogue(1, "e", labels={})]
+    dataset = MerDataset(utterances[::-1], [get_task("iemocap4")])
+    states, speakers, dialogues = dataset.spoken_labels(get_task("iemocap4"))
+    assert states == ["angry", "frustrated", "frustrated", "happy", "sad"]
+    assert speakers == ["A", "B", "A", "B", "B"]
+    assert set(dialogues) == {"d/en"}
+
+
 def test_languages_and_limit_select_utterances_in_order() -> None:
     utterances = [plain(str(i), language="zh" if i % 2 else "en") for i in range(8)]
     assert [q.row for q in MerDataset(utterances, [EMOTION], languages=["zh"]).questions] == [1, 3, 5, 7]
@@ -294,6 +322,25 @@ def test_utterance_level_features_keep_just_their_one_step() -> None:
     context = build_context_vectors(MerDataset(utterances, [EMOTION]), lambda _, x: x, None, ("audio", "vision"))
     assert context.vectors["audio"].tolist() == [[0.0] * 3, [1.0] * 3, [2.0] * 3]
     assert "vision" not in context.vectors
+
+
+def test_the_sizes_an_adapter_was_built_for_decide_whether_a_vector_has_the_deviation() -> None:
+    single = MerDataset([plain("a", audio_features=np.ones((1, 2), dtype=np.float32))], [EMOTION])
+    several = MerDataset([plain("a", audio_features=np.array([[1, 1], [3, 5]], dtype=np.float32))], [EMOTION])
+
+    def vectors(dataset: MerDataset, size: int) -> list[list[float]]:
+        found = build_context_vectors(dataset, lambda _, x: x, None, ("audio",), {"audio": size}, {"audio": 2})
+        return found.vectors["audio"].tolist()
+
+    assert vectors(single, 2) == [[1.0, 1.0]]
+    assert vectors(single, 4) == [[1.0, 1.0, 0.0, 0.0]]
+    assert vectors(several, 2) == [[2.0, 3.0]]
+    assert vectors(several, 4) == [[2.0, 3.0, 1.0, 2.0]]
+    with pytest.raises(UserError, match="vectors of audio have size 4, the model was trained on 5"):
+        vectors(single, 5)
+    wrong = MerDataset([plain("odd", audio_features=np.ones((1, 4), dtype=np.float32))], [EMOTION])
+    with pytest.raises(UserError, match=r"'odd': audio_features has shape \(1, 4\), the model was trained on 2"):
+        vectors(wrong, 4)
 
 
 def test_text_vectors_come_from_the_embedder_one_for_each_text_there_is() -> None:

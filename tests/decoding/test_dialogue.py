@@ -73,7 +73,7 @@ def test_one_pass_with_a_wide_beam_is_the_best_of_all_sequences(
 @pytest.mark.parametrize("seed", range(5))
 def test_the_beams_own_cost_is_that_of_its_sequence(seed: int) -> None:
     log_probs, speakers = random_dialogue(seed, 20, 3, states=5)
-    decoder = OnlineDialogueDecoder(5, 0.4, alpha=0.7, beam_size=4)
+    decoder = OnlineDialogueDecoder(5, 0.4, alpha=0.7, beam_size=4, keep_path=True)
     for row, speaker in zip(log_probs, speakers, strict=True):
         decoder.push(row, speaker)
     assert decoder.cost[0] == pytest.approx(sequence_cost(log_probs, speakers, decoder.path().tolist(), 0.4, 0.7))
@@ -141,13 +141,13 @@ def test_ties_go_to_the_lower_state() -> None:
 
 
 def test_ties_keep_the_better_ranked_hypothesis_first() -> None:
-    decoder = OnlineDialogueDecoder(2, 0.2, beam_size=2)
+    decoder = OnlineDialogueDecoder(2, 0.2, beam_size=2, keep_path=True)
     decoder.push(np.zeros(2), "a")
     decoder.push(np.zeros(2), "a")
     assert decoder.cost[0] == decoder.cost[1]  # staying in 0 and staying in 1
     assert decoder.path().tolist() == [0, 0]
     # Rank beats state index: 1 leads after the first utterance, the second evens the costs out, 1 still leads.
-    decoder = OnlineDialogueDecoder(2, 0.2, beam_size=2)
+    decoder = OnlineDialogueDecoder(2, 0.2, beam_size=2, keep_path=True)
     decoder.push(np.array([-1.0, 0.0]), "a")
     decoder.push(np.array([0.0, -1.0]), "a")
     assert decoder.cost[0] == decoder.cost[1]
@@ -167,7 +167,7 @@ def test_ties_among_many_candidates_still_go_to_the_lower_state() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_online_states_at_the_end_equal_the_offline_single_pass(seed: int, beam_size: int) -> None:
     log_probs, speakers = random_dialogue(seed, 25, 3, states=6)
-    decoder = OnlineDialogueDecoder(6, 0.4, beam_size=beam_size)
+    decoder = OnlineDialogueDecoder(6, 0.4, beam_size=beam_size, keep_path=True)
     for n, (row, speaker) in enumerate(zip(log_probs, speakers, strict=True), start=1):
         emitted = decoder.push(row, speaker)
         offline = decode(log_probs[:n], speakers[:n], 0.4, beam_size=beam_size, passes=1)
@@ -177,19 +177,36 @@ def test_online_states_at_the_end_equal_the_offline_single_pass(seed: int, beam_
 
 def test_with_a_beam_of_one_the_emitted_states_are_the_path() -> None:
     log_probs, speakers = random_dialogue(8, 30, 2)
-    decoder = OnlineDialogueDecoder(STATES, 0.4, beam_size=1)
+    decoder = OnlineDialogueDecoder(STATES, 0.4, beam_size=1, keep_path=True)
     emitted = [decoder.push(row, speaker) for row, speaker in zip(log_probs, speakers, strict=True)]
     assert emitted == decoder.path().tolist()
 
 
 def test_path_of_the_last_few_utterances_is_the_end_of_the_whole_path() -> None:
     log_probs, speakers = random_dialogue(9, 10, 2)
-    decoder = OnlineDialogueDecoder(STATES, 0.4)
+    decoder = OnlineDialogueDecoder(STATES, 0.4, keep_path=True)
     assert decoder.path().tolist() == []
     for row, speaker in zip(log_probs, speakers, strict=True):
         decoder.push(row, speaker)
     for count in (0, 1, 4, 10):
         assert decoder.path(count).tolist() == decoder.path().tolist()[10 - count :]
+
+
+def containers(decoder: OnlineDialogueDecoder) -> list[np.ndarray | list[object] | dict[object, object]]:
+    return [value for value in vars(decoder).values() if isinstance(value, np.ndarray | list | dict)]
+
+
+def test_without_the_path_a_decoder_emits_the_same_and_stays_as_large_as_it_was() -> None:
+    log_probs, speakers = random_dialogue(10, 300, 3)
+    keeping, constant = OnlineDialogueDecoder(STATES, 0.4, keep_path=True), OnlineDialogueDecoder(STATES, 0.4)
+    sizes = []
+    for row, speaker in zip(log_probs, speakers, strict=True):
+        assert constant.push(row, speaker) == keeping.push(row, speaker)
+        sizes.append(sum(len(np.ravel(v)) if isinstance(v, np.ndarray) else len(v) for v in containers(constant)))
+    assert len(set(sizes[20:])) == 1
+    assert len(keeping.path()) == 300
+    with pytest.raises(ValueError, match="keep_path"):
+        constant.path()
 
 
 def test_the_beam_keeps_its_size_and_its_order() -> None:

@@ -13,8 +13,10 @@ import pytest
 import torch
 from conftest import ROOT, adapter_weights, run_environment, training_options
 
+from llm_mer.checkpoint import TRAJECTORIES
 from llm_mer.data.store import UtteranceStore
 from llm_mer.inference import MerPipeline
+from llm_mer.training import finetune
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
@@ -110,7 +112,10 @@ def deepspeed_lacks() -> str | None:
     return None
 
 
-@pytest.mark.skipif(deepspeed_lacks() is not None, reason=str(deepspeed_lacks()))
+needs_deepspeed = pytest.mark.skipif(deepspeed_lacks() is not None, reason=str(deepspeed_lacks()))
+
+
+@needs_deepspeed
 def test_deepspeed_zero2_trains_on_two_ranks_and_its_checkpoint_loads(
     backbones: dict[str, Path], store: Path, tmp_path: Path
 ) -> None:
@@ -137,3 +142,59 @@ def test_deepspeed_zero2_trains_on_two_ranks_and_its_checkpoint_loads(
     assert len(answers(tmp_path / "run", store)) == 6
     start = adapter_weights(tmp_path / "run")
     assert any(bool(value.abs().sum() > 0) for name, value in start.items() if "lora_B" in name)
+
+
+AVERAGED = {
+    "adapter": "lsgmer",
+    "moving_average_alpha": 0.5,
+    "learning_rate": "1e-2",
+    "limit_train": 16,
+    "num_train_epochs": 3,
+}
+"""Six steps in which the moving average moves far."""
+
+
+@pytest.fixture(scope="module")
+def averaged(backbones: dict[str, Path], store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """LSGMER's three epochs on one process, with the moving average of its label embeddings and without."""
+    folder = tmp_path_factory.mktemp("averaged")
+    return {
+        name: finetune(
+            training_options(
+                store, backbones["llama"], folder / name, per_device_train_batch_size=8, use_moving_average=on, **AVERAGED
+            )
+        )
+        for name, on in (("with", "true"), ("without", "false"))
+    }
+
+
+@pytest.mark.parametrize("launcher", ["gloo", pytest.param("zero2", marks=needs_deepspeed)])
+def test_the_moving_average_on_two_ranks_is_that_of_one_process(
+    launcher: str, averaged: dict[str, Path], backbones: dict[str, Path], store: Path, tmp_path: Path
+) -> None:
+    """One epoch would not tell: what DeepSpeed undoes it undoes at the next step, and a checkpoint may come before."""
+    argv = training_options(
+        store,
+        backbones["llama"],
+        tmp_path / "run",
+        deepspeed=None if launcher == "gloo" else ROOT / "deepspeed_configs" / f"{launcher}.json",
+        per_device_train_batch_size=4,
+        **AVERAGED,
+    )
+    result = launch([*TORCHRUN, "2"], argv)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+    def labels(folder: Path) -> torch.Tensor:
+        (found,) = (v for name, v in adapter_weights(folder).items() if name.endswith("label_embeddings"))
+        return found
+
+    def drifts(folder: Path) -> list[float]:
+        return [line["label_drift"] for line in history(folder) if "label_drift" in line]
+
+    found, expected = labels(tmp_path / "run"), labels(averaged["with"])
+    assert float((labels(averaged["without"]) - expected).abs().max()) > 1e-2
+    assert torch.allclose(found, expected, atol=2e-4), float((found - expected).abs().max())
+    assert drifts(tmp_path / "run") == pytest.approx(drifts(averaged["with"]), rel=1e-2)
+    followed = [(folder / TRAJECTORIES).read_text().splitlines() for folder in (tmp_path / "run", averaged["with"])]
+    for one, two in zip(*followed, strict=True):
+        assert torch.allclose(torch.tensor(json.loads(one)["points"]), torch.tensor(json.loads(two)["points"]), atol=2e-4)

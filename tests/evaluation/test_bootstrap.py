@@ -9,6 +9,7 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, recal
 
 from llm_mer.evaluation import bootstrap
 from llm_mer.evaluation.bootstrap import headline_intervals, paired_difference, paired_difference_over_seeds, resample
+from llm_mer.evaluation.metrics import iemocap_metrics
 from llm_mer.tasks import get_task
 
 EMOTION, SENTIMENT = get_task("emotion"), get_task("sentiment")
@@ -32,6 +33,16 @@ def test_class_statistics_equal_scikit_learn_row_by_row(seed: int) -> None:
         assert bootstrap.weighted_f1(truth[one], predicted[one])[0] == pytest.approx(f1)
         recall = recall_score(t, p, labels=np.unique(t), average="macro", zero_division=0)
         assert bootstrap.mean_recall(truth[one], predicted[one])[0] == pytest.approx(recall)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_vs_all_accuracy_equals_that_of_the_metrics_row_by_row(seed: int) -> None:
+    truth, predicted = classes(seed)
+    found = bootstrap.one_vs_all_accuracy(6)(truth, predicted)
+    expected = [iemocap_metrics(t, p, 6)["ova_accuracy"] for t, p in zip(truth, predicted, strict=True)]
+    np.testing.assert_allclose(found, expected)
+    assert "ova_accuracy" in bootstrap.statistics_of(get_task("iemocap4"))
+    assert "ova_accuracy" not in bootstrap.statistics_of(EMOTION)
 
 
 def test_all_rows_at_once_equal_one_row_at_a_time() -> None:

@@ -70,9 +70,10 @@ def real_number(text: Any, name: str, where: str, low: float, high: float) -> fl
 
 
 def label_name(task: Task, value: Any, name: str, where: str, aliases: Mapping[str, str] | None = None) -> str:
-    """A label as the task names it, from its name, an alias or its word in either language."""
+    """A label as the task names it, from its name, an alias or its word in either language; an ignored one as it is."""
     text = str(value).strip()
-    return task.label_names[task.class_index((aliases or {}).get(text, text), f"{where}: field {name}")]
+    text = (aliases or {}).get(text, text)
+    return text if task.ignores(text) else task.label_names[task.class_index(text, f"{where}: field {name}")]
 
 
 def polarity(value: str, name: str, where: str) -> dict[str, str | float]:

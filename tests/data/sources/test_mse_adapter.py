@@ -53,6 +53,13 @@ def test_iemocap_short_labels_are_read(tmp_path: Path) -> None:
     assert [u.labels["emotion"] for u in read_mse_adapter(file)] == ["happy", "excited", "frustrated"]
 
 
+def test_a_label_the_task_ignores_is_kept_as_it_is(tmp_path: Path) -> None:
+    file = pickled(tmp_path / "iemocap_test.pkl", [entry("xxx"), entry("ang")])
+    assert [u.labels["emotion"] for u in read_mse_adapter(file)] == ["xxx", "angry"]
+    file = pickled(tmp_path / "mine_test.pkl", [entry("fru"), entry("exc")])
+    assert [u.labels["emotion"] for u in read_mse_adapter(file, task="iemocap4")] == ["frustrated", "happy"]
+
+
 def test_options_say_what_the_name_does_not(tmp_path: Path) -> None:
     file = pickled(tmp_path / "mine.pkl", [entry("joy")])
     found = list(read_mse_adapter(file, split="valid", task="meld", language="zh"))

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# The comparisons behind docs/results.md, by name. A finished run is kept: the same command does the rest.
+# Usage: benchmarks/experiments.sh NAME   (without a name it lists them)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
+bin=$PWD/.venv/bin
+mosi=${MOSI:-../shared/data/mosi} meld=${MELD:-../shared/data/meld}
+text_only="*:use_audio=false,use_vision=false" audio_only="*:use_text=false,use_vision=false"
+vision_only="*:use_text=false,use_audio=false"
+
+compare() { "$bin/llm-mer" compare --output "runs/experiments/$name" "$@"; }
+corpus() {
+  [ -d runs/quickstart/corpus ] || "$bin/llm-mer" make-corpus --output runs/quickstart/corpus --utterances_per_language 360
+  [ -d runs/quickstart/features ] ||
+    "$bin/llm-mer" extract --manifest runs/quickstart/corpus/manifest.jsonl --output runs/quickstart/features
+}
+mosi_store() { [ -d data/mosi ] || "$bin/llm-mer" prepare --name mosi --path "$mosi" --output data/mosi --neighbours 2; }
+meld_store() {
+  [ -d data/meld ] || "$bin/llm-mer" extract --manifest "meld:$meld" --audio none --vision none --output data/meld \
+    --text "${TEXT_ENCODER:?set TEXT_ENCODER to the folder or hub name of a text encoder}"
+}
+
+name=${1:-}
+case $name in
+adapters) # six adapters × emotion and sentiment × both languages, every modality subset, shuffled, dialogue decoder
+  corpus
+  compare --config configs/quickstart.yaml --adapters all --conditions subsets shuffle:audio,vision \
+    --subsets neutral_words conflict --dialogue_decoder
+  ;;
+single) # EGMF without the transcript in the prompt: all modalities, and each alone
+  corpus
+  compare --config configs/quickstart.yaml --adapters egmf --overrides prompts=notext num_train_epochs=14 \
+    --ablations "${text_only/\*/egmf}" "${audio_only/\*/egmf}" "${vision_only/\*/egmf}" --subsets neutral_words conflict
+  ;;
+labels) # LSGMER: label words as a start, vision not label-gated; three seeds
+  corpus
+  compare --config configs/quickstart.yaml --adapters lsgmer --seeds 1111 1112 1113 --subsets neutral_words \
+    --ablations lsgmer:label_init=backbone lsgmer:label_gate_vision=false \
+    --overrides num_train_epochs=8 eval_strategy=no save_strategy=no load_best_model_at_end=false
+  ;;
+mosi_heads) # MOSI, adapters' own heads
+  mosi_store
+  compare --config configs/mosi.yaml --adapters all --backbones none
+  ;;
+mosi) # MOSI, with the tiny backbone
+  mosi_store
+  compare --config configs/mosi.yaml --adapters all --backbones tiny:llama
+  ;;
+mosi_single) # MOSI, adapters' own heads, each modality alone
+  mosi_store
+  compare --config configs/mosi.yaml --adapters egmf lsgmer gia_mic lpgnet gated_xlstm --backbones none \
+    --ablations "$text_only" "$audio_only" "$vision_only"
+  ;;
+meld) # MELD's dialogues as text, with the dialogue decoder
+  meld_store
+  compare --config configs/meld_text.yaml --adapters gated_projector lpgnet gated_xlstm --dialogue_decoder \
+    --metrics accuracy weighted_f1
+  ;;
+*)
+  sed -n 's/^\([a-z_]*\)) # /\1: /p' "$0"
+  exit 2
+  ;;
+esac
