@@ -134,14 +134,17 @@ class RunSettings:
         found = [(name, had.get(name), wanted.get(name)) for name in {**had, **wanted} if had.get(name) != wanted.get(name)]
         for entry in dataclasses.fields(RunSettings):
             before, after = getattr(self, entry.name), getattr(now, entry.name)
-            if before != after and not (entry.name == "arguments" and found):
+            if before != after and entry.name != "arguments":
                 cut = 12 if entry.name in ("config_sha256", "data_fingerprint") else None
                 found.append((entry.name, before[:cut] if cut else before, after[:cut] if cut else after))
         return [f"{name} was {before!r}, now {after!r}" for name, before, after in found]
 
 
 def _by_option(arguments: Sequence[str]) -> dict[str, str]:
-    return {name.removeprefix("--"): value for name, value in zip(arguments[::2], arguments[1::2], strict=False)}
+    """Options by name. Where a run lies is none of them: a folder may be moved."""
+    options = {name.removeprefix("--"): value for name, value in zip(arguments[::2], arguments[1::2], strict=False)}
+    options.pop("output_dir", None)
+    return options
 
 
 @dataclass

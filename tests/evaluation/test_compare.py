@@ -114,6 +114,9 @@ def test_a_comparison_has_every_system_its_cost_and_is_done_only_once(
 
     monkeypatch.setattr(compare, "train_and_predict", never)
     assert run(wanted) == text
+    wanted.output = str((tmp_path / "out").rename(tmp_path / "moved"))
+    assert run(wanted) == text
+    wanted.output = str((tmp_path / "moved").rename(tmp_path / "out"))
     wanted.metrics = ["weighted_f1", "accuracy"]
     rows = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))["rows"]
     both = run(wanted)
