@@ -2,7 +2,7 @@
 
 quickstart:
 	scripts/setup.sh media,dev
-	scripts/quickstart.sh
+	scripts/quickstart.sh $(UTTERANCES)
 
 setup:
 	scripts/setup.sh media,deepspeed,dev

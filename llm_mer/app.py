@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llm_mer.data.schema import LANGUAGES, Utterance
 from llm_mer.data.sources.manifest import guess_language
 from llm_mer.errors import UserError
+from llm_mer.features.media import sound_of
 
 if TYPE_CHECKING:
     from llm_mer.inference import MerPipeline
@@ -40,7 +41,7 @@ def answer(
         split="test",
         language=guess_language(text) if language == "auto" else language,
         text=text.strip() or None,
-        audio=audio or video,
+        audio=audio or (sound_of(video) if video else None),
         vision=video,
     )
     predictions = pipeline([utterance])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llm_mer.adapters import adapter_class
+from llm_mer.adapters import adapter_class, build_adapter
 from llm_mer.adapters.base import MODALITIES
 from llm_mer.checkpoint import CheckpointDescription, check_backbone, load_adapter_weights, load_head_weights
 from llm_mer.configuration import DataArguments, MerConfig, ModelArguments, build_adapter_config
@@ -23,6 +23,9 @@ from llm_mer.modeling import MerForConditionalGeneration, MerHeadModel, fusion_a
 from llm_mer.processing import MerProcessor
 from llm_mer.prompts import load_prompts
 from llm_mer.tasks import Task
+
+STAND_IN_SIZE = 8
+"""Embedding size of a backbone that is not loaded yet, while the adapter's options are checked."""
 
 
 @dataclass
@@ -64,22 +67,58 @@ def label_vectors(model: nn.Module, processor: MerProcessor, task: Task) -> Tens
     return torch.from_numpy(np.stack(rows))
 
 
-def build_model(
-    run: RunData, data: DataArguments, model: ModelArguments, adapter_options: dict[str, Any], seed: int
-) -> BuiltModel:
-    """Backbone, adapter and processor; LoRA and the adapter are trainable, the backbone is not."""
-    torch.manual_seed(seed)
-    alone = model.backbone == "none"
-    initial = CheckpointDescription.load(Path(model.init_checkpoint)) if model.init_checkpoint else None
+def derived_options(run: RunData, alone: bool) -> dict[str, Any]:
+    """What the tasks, and the lack of a backbone, say of an adapter's configuration."""
     class_task = next((t for t in run.tasks if t.kind == "classification"), None)
     score_task = next((t for t in run.tasks if t.kind == "regression"), None)
     derived: dict[str, Any] = {
         "num_classes": class_task.num_classes if class_task else 0,
         "score_range": score_task.require_range() if score_task else None,
     }
+    return derived | ({"num_pseudo_tokens": 0, "auxiliary_head": True} if alone else {})
+
+
+def check_adapter(run: RunData, model: ModelArguments, adapter_options: dict[str, Any]) -> None:
+    """Build the adapter for these data, and a very small backbone, and drop it: what cannot work is told at once.
+
+    Raises:
+        UserError: naming the adapter and the option.
+    """
+    alone = model.backbone == "none"
+    reads_text = adapter_options.get("use_text", True)
+    if not alone and model.text_source == "features" and reads_text and "text" not in run.feature_sizes:
+        raise UserError(
+            "text_source: features, but the data have no text features; leave it at backbone, or say use_text: false"
+        )
+    source = dataclasses.replace(model, text_source="features") if alone else model
+    options = {**adapter_options, **derived_options(run, alone)}
+    options["feature_sizes"] = model_feature_sizes(run, source, 0 if alone else STAND_IN_SIZE)
+    options["backbone_size"] = 0 if alone else STAND_IN_SIZE
+    config = build_adapter_config(model.adapter, options)
+    least = {"hidden_size": 1, "num_heads": 1, "num_pseudo_tokens": 0 if alone else 1}
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            with_backbone = " with a backbone" if name == "num_pseudo_tokens" else ""
+            raise UserError(f"{name}: {getattr(config, name)}; it must be at least {bound}{with_backbone}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            build_adapter(model.adapter, config)
+    except ValueError as error:
+        raise UserError(f"adapter {model.adapter!r}: {error}") from error
+
+
+def build_model(
+    run: RunData, data: DataArguments, model: ModelArguments, adapter_options: dict[str, Any], seed: int
+) -> BuiltModel:
+    """Backbone, adapter and processor; LoRA and the adapter are trainable, the backbone is not."""
+    check_adapter(run, model, adapter_options)
+    torch.manual_seed(seed)
+    alone = model.backbone == "none"
+    initial = CheckpointDescription.load(Path(model.init_checkpoint)) if model.init_checkpoint else None
+    class_task = next((t for t in run.tasks if t.kind == "classification"), None)
+    derived = derived_options(run, alone)
     if alone:
         model = dataclasses.replace(model, text_source="features")
-        derived |= {"num_pseudo_tokens": 0, "auxiliary_head": True}
         backbone = tokenizer = source = None
         hidden = 0
     else:

@@ -9,13 +9,32 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from llm_mer.adapters import ADAPTERS, adapter_class
 from llm_mer.adapters.base import AdapterConfig
 from llm_mer.errors import UserError
+
+
+def check_values(options: Any, least: dict[str, float]) -> None:
+    """Take a text where a list is wanted as its only entry, and refuse numbers that are too small.
+
+    Raises:
+        UserError: naming the option and its value.
+    """
+    hints = _resolved_hints(type(options))
+    for entry in dataclasses.fields(options):
+        value = getattr(options, entry.name)
+        if entry.name in least and value is not None and value < least[entry.name]:
+            raise UserError(f"{entry.name}: {value!r}; it must be at least {least[entry.name]}")
+        if value is None or list[str] not in (hints[entry.name], *get_args(hints[entry.name])):
+            continue
+        if isinstance(value, str):
+            setattr(options, entry.name, [value])
+        elif not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise UserError(f"{entry.name}: {value!r}; it must be a list of texts, e.g. [a, b]")
 
 
 @dataclass
@@ -59,6 +78,10 @@ class DataArguments:
             "choices": ["auto", "never"],
         },
     )
+
+    def __post_init__(self) -> None:
+        names = ("limit_train", "limit_eval", "max_text_tokens", "max_audio_steps", "max_vision_steps", "max_prompt_tokens")
+        check_values(self, dict.fromkeys((*names, "context_window"), 1))
 
 
 @dataclass
@@ -115,6 +138,9 @@ class ModelArguments:
     init_checkpoint: str | None = field(
         default=None, metadata={"help": "start from the weights of this checkpoint (same adapter and backbone)"}
     )
+
+    def __post_init__(self) -> None:
+        check_values(self, {"lora_r": 0})
 
 
 def parse_loss_weights(entries: list[str]) -> dict[str, float]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -15,9 +17,17 @@ import numpy as np
 from tqdm import tqdm
 
 from llm_mer.data.schema import LANGUAGES, Utterance
-from llm_mer.data.sources.manifest import guess_language, parse_json_line, read_manifest, utterance_from_entry
+from llm_mer.data.sources.manifest import (
+    guess_language,
+    is_broken,
+    parse_json_line,
+    read_manifest,
+    utterance_from_entry,
+)
+from llm_mer.data.store import check_values
 from llm_mer.decoding.dialogue import OnlineDialogueDecoder
 from llm_mer.errors import UserError
+from llm_mer.features.media import sound_of
 from llm_mer.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -70,11 +80,47 @@ class InferConfig:
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: the accelerator if there is one)"})
 
 
+def read_features(path: str) -> dict[str, np.ndarray]:
+    """The float32 arrays of an ``.npz``, by modality.
+
+    Raises:
+        UserError: another kind of file, other names, or an array that is not of finite ``(steps, size)`` numbers.
+    """
+    where = f"--features {path}"
+    found: dict[str, np.ndarray] = {}
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise UserError(f"{where}: holds one array; it must be an .npz with any of text, audio, vision")
+        with stored:
+            unknown = sorted(set(stored.files) - {"text", "audio", "vision"})
+            if unknown or not stored.files:
+                raise UserError(f"{where}: holds {unknown or 'nothing'}; it may hold text, audio, vision")
+            for name in stored.files:
+                values = stored[name]
+                real = np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)
+                if values.ndim != 2 or not real:
+                    raise UserError(
+                        f"{where}: {name} has shape {values.shape} and kind {values.dtype}; "
+                        "it must be (steps, size) of real numbers"
+                    )
+                check_values(values, f"{where}: {name}")
+                found[name] = values.astype(np.float32)
+    except UserError:
+        raise
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # text, objects, a cut-off archive
+        raise UserError(f"{where}: not an .npz of numeric arrays: {error}") from None
+    return found
+
+
 def single_utterance(config: InferConfig) -> Utterance:
     """The utterance the clip options describe.
 
+    The sound of a clip without a sound track is missing, unless a sound file was given.
+
     Raises:
-        UserError: a file that is not there, or features that are not ``(steps, size)`` arrays.
+        UserError: a file that is not there, a transcript that is not valid Unicode, or features that are not finite
+            ``(steps, size)`` arrays.
     """
     for name in ("video", "audio", "features"):
         path = getattr(config, name)
@@ -82,26 +128,16 @@ def single_utterance(config: InferConfig) -> Utterance:
             raise UserError(f"--{name} {path}: no such file")
     found: dict[str, Any] = {}
     if config.features is not None:
-        with np.load(config.features, allow_pickle=False) as stored:
-            unknown = sorted(set(stored.files) - {"text", "audio", "vision"})
-            if unknown or not stored.files:
-                raise UserError(
-                    f"--features {config.features}: holds {unknown or 'nothing'}; it may hold text, audio, vision"
-                )
-            for name in stored.files:
-                values = stored[name]
-                if values.ndim != 2 or not np.issubdtype(values.dtype, np.number):
-                    raise UserError(
-                        f"--features {config.features}: {name} has shape {values.shape}; it must be (steps, size)"
-                    )
-                found[f"{name}_features"] = values.astype(np.float32)
+        found = {f"{name}_features": values for name, values in read_features(config.features).items()}
+    if config.text is not None and is_broken(config.text):
+        raise UserError(f"--text {config.text!r} is not valid Unicode: it holds half a surrogate pair")
     name = next((Path(p).stem for p in (config.video, config.audio, config.features) if p is not None), "text")
     return Utterance(
-        id=name,
+        id=name.encode(errors="replace").decode(),  # a file name need not be valid Unicode, a line of output must
         split="test",
         language=config.language or guess_language(config.text),
         text=config.text,
-        audio=config.audio or config.video,
+        audio=config.audio or (sound_of(config.video) if config.video is not None else None),
         vision=config.video,
         **found,
     )
@@ -123,9 +159,12 @@ def inputs(config: InferConfig) -> Iterator[Utterance | tuple[str, str]]:
     if clip:
         yield single_utterance(config)
     elif config.manifest is not None:
-        yield from read_manifest(config.manifest)
+        refused: list[tuple[str, str]] | None = [] if config.on_bad_input == "report" else None
+        utterances = read_manifest(config.manifest, refused=refused)
+        yield from refused or ()
+        yield from utterances
     else:
-        for number, line in enumerate(sys.stdin, 1):
+        for number, line in enumerate(_standard_input(), 1):
             if not line.strip():
                 continue
             where = f"standard input:{number}"
@@ -137,6 +176,13 @@ def inputs(config: InferConfig) -> Iterator[Utterance | tuple[str, str]]:
                 if config.on_bad_input == "stop":
                     raise
                 yield where, str(error)
+
+
+def _standard_input() -> Iterator[str]:
+    try:
+        yield from sys.stdin
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: not UTF-8 text: {error}") from None
 
 
 def finished_ids(path: Path, answers: int = 1) -> set[str]:
@@ -181,8 +227,12 @@ def opened(output: str | None) -> Iterator[IO[str]]:
     if output is None:
         yield sys.stdout
         return
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    with Path(output).open("a", encoding="utf-8") as stream:
+    with ExitStack() as stack:
+        try:
+            Path(output).parent.mkdir(parents=True, exist_ok=True)
+            stream = stack.enter_context(Path(output).open("a", encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
         yield stream
 
 
@@ -318,6 +368,10 @@ def infer(config: InferConfig) -> int:
     With ``--output``, an interrupted run goes on after the last whole line. An input that cannot be used becomes a line
     ``{"id": …, "error": …}`` unless ``--on_bad_input stop``.
     """
+    if config.batch_size < 1:
+        raise UserError(f"--batch_size {config.batch_size}: it must be at least 1")
+    if config.output is not None and Path(config.output).is_dir():
+        raise UserError(f"--output {config.output}: is a folder; name a file")
     stream_in = inputs(config)
     first = next(stream_in, None)  # a wrong command line fails before a model is loaded
     if first is None:
@@ -344,7 +398,7 @@ def infer(config: InferConfig) -> int:
     with opened(config.output) as out, tqdm(desc="infer", unit="utterance", disable=config.output is None) as bar:
 
         def write(entry: dict[str, Any]) -> None:
-            out.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            out.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
 
         def ready() -> Iterator[Utterance]:
             from itertools import chain
@@ -391,6 +445,16 @@ def infer(config: InferConfig) -> int:
             order = {utterance.id: place for place, utterance in enumerate(group)}
             for prediction in sorted(predictions, key=lambda p: order[p.id]):
                 entry = prediction.to_dict()
+                try:
+                    json.dumps(entry, allow_nan=False)  # all of it: shortening would hide a distribution of NaN
+                except ValueError:
+                    message = (
+                        f"task {prediction.task!r}: the answer holds NaN or infinity; the model overflows or is damaged"
+                    )
+                    if config.on_bad_input == "stop":
+                        raise UserError(f"utterance {prediction.id!r}: {message}") from None
+                    write({"id": prediction.id, "error": message})
+                    continue
                 write(entry if config.full else shorten(entry))
                 if config.echo and config.output is not None:
                     tqdm.write(readable(prediction))

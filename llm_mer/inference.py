@@ -35,6 +35,19 @@ MAX_ANSWER_TOKENS = 16
 TEXT_BATCH = 64
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says in one line, or its kind when it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def check_device(device: str) -> None:
+    """Raises :class:`UserError` for a device torch does not know or this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:  # each backend says in its own way that it is not there
+        raise UserError(f"device {device!r} cannot be used: {first_line(error)}") from None
+
+
 @contextmanager
 def recorded_fusion(adapter: nn.Module) -> Iterator[list[FusionOutput]]:
     """Collect what the adapter says while a scorer runs the model around it."""
@@ -100,6 +113,8 @@ class Predictor:
     def __post_init__(self) -> None:
         if self.score_statistic not in SCORE_STATISTICS:
             raise UserError(f"score_statistic is {self.score_statistic!r}; choose one of {', '.join(SCORE_STATISTICS)}")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
         self.core = conditional_generation_of(self.model)
         self.adapter = fusion_adapter_of(self.model)
         self.device = next(self.core.parameters()).device
@@ -281,7 +296,13 @@ class MerPipeline:
     def from_checkpoint(
         cls, folder: Path | str, backbone: str | None = None, device: str | None = None, **options: Any
     ) -> MerPipeline:
-        """Load a checkpoint; ``options`` are those of :class:`Predictor`."""
+        """Load a checkpoint; ``options`` are those of :class:`Predictor`.
+
+        Raises:
+            UserError: a folder that is no checkpoint, or a device that cannot be used.
+        """
+        if device is not None:
+            check_device(device)
         loaded: LoadedCheckpoint = load_checkpoint(folder, backbone, device)
         adapter = fusion_adapter_of(loaded.model)
         predictor = Predictor(loaded.model, loaded.processor, use_context=adapter.uses_context, **options)
@@ -363,7 +384,12 @@ class MerPipeline:
         return self._usable(extract_one(wanted, FeatureSettings.from_dict(settings)))
 
     def _usable(self, utterance: Utterance) -> Utterance:
-        """The utterance, if it has something the adapter reads. Raises :class:`UserError` saying what that is."""
+        """The utterance, if it has something the adapter reads and its features can be.
+
+        Raises:
+            UserError: saying what the adapter reads, or what is wrong with the features.
+        """
+        self.predictor.processor.checked_features(utterance)
         read = self.predictor.adapter.config.modalities
         has = {m for m, column in FEATURE_COLUMNS.items() if getattr(utterance, column) is not None}
         if self.predictor.processor.text_source == "backbone" and utterance.text:

@@ -69,7 +69,7 @@ def preview_prompts(config: PreviewConfig) -> str:
     """Templates rendered for a task, pseudo tokens marked.
 
     Raises:
-        UserError: an unknown template, or none that fits the task.
+        UserError: an unknown template, none that fits the task, or a backbone whose tokenizer cannot be loaded.
     """
     from llm_mer.prompts import HistoryTurn, load_prompts, preview
     from llm_mer.tasks import get_task
@@ -79,7 +79,11 @@ def preview_prompts(config: PreviewConfig) -> str:
         from transformers import AutoTokenizer
 
         local = Path(config.backbone).is_dir()
-        tokenizer = AutoTokenizer.from_pretrained(config.backbone, local_files_only=local, trust_remote_code=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(config.backbone, local_files_only=local, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"backbone {config.backbone!r}: its tokenizer cannot be loaded: {first}") from None
     task = get_task(config.task)
     templates = [t for t in load_prompts([config.template]) if t.kind == task.kind]
     if not templates:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llm_mer.data.normalisation import FeatureStatistics
 from llm_mer.data.schema import Utterance
-from llm_mer.data.store import FEATURE_COLUMNS
+from llm_mer.data.store import FEATURE_COLUMNS, check_values
 from llm_mer.errors import UserError
 from llm_mer.prompts import HistoryTurn, PromptTemplate, RenderedPrompt, render, render_chat, render_plain, select_prompt
 from llm_mer.tasks import Task
@@ -186,23 +186,34 @@ class MerProcessor:
     def _limits(self) -> dict[str, int]:
         return {"text": self.max_text_tokens, "audio": self.max_audio_steps, "vision": self.max_vision_steps}
 
-    def features(self, utterance: Utterance) -> dict[str, np.ndarray]:
-        """Normalised, cut feature sequences of the modalities the model reads as features."""
+    def checked_features(self, utterance: Utterance) -> dict[str, np.ndarray]:
+        """Feature sequences of the modalities the model reads as features, as they were given.
+
+        Raises:
+            UserError: steps of another size, no step at all, or NaN or infinity in float32.
+        """
         found = {}
-        limits = self._limits()
         for modality, size in self.feature_sizes.items():
             if modality == "text" and self.text_source == "backbone":
                 continue
             features = getattr(utterance, FEATURE_COLUMNS[modality])
             if features is None:
                 continue
+            where = f"utterance {utterance.id!r}: {FEATURE_COLUMNS[modality]}"
             if features.ndim != 2 or features.shape[1] != size:
-                raise UserError(
-                    f"utterance {utterance.id!r}: {FEATURE_COLUMNS[modality]} has shape {features.shape}, the model was "
-                    f"trained on {size} features a step"
-                )
-            found[modality] = self.normalise(modality, features[: limits[modality]])
+                raise UserError(f"{where} has shape {features.shape}, the model was trained on {size} features a step")
+            check_values(features, where)
+            found[modality] = features
         return found
+
+    def features(self, utterance: Utterance) -> dict[str, np.ndarray]:
+        """Normalised, cut feature sequences of the modalities the model reads as features.
+
+        Raises:
+            UserError: see :meth:`checked_features`.
+        """
+        limits = self._limits()
+        return {m: self.normalise(m, f[: limits[m]]) for m, f in self.checked_features(utterance).items()}
 
     # --- a whole sample -------------------------------------------------------------------------------------------
 

@@ -139,6 +139,8 @@ def read_prompt(path: Path) -> PromptTemplate:
     """One YAML file, checked. The file's name is the prompt's unless it names itself."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {error}") from None
     if not isinstance(content, dict):

@@ -17,12 +17,20 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from llm_mer.adapters import adapter_class
 from llm_mer.adapters.base import FusionAdapter
-from llm_mer.building import BuiltModel, build_model
-from llm_mer.checkpoint import TRAJECTORIES, CheckpointDescription, drop_training_only, reference_backbone, stack_versions
+from llm_mer.building import BuiltModel, build_model, resolve_backbone
+from llm_mer.checkpoint import (
+    TRAJECTORIES,
+    CheckpointDescription,
+    drop_training_only,
+    folder_fingerprint,
+    reference_backbone,
+    stack_versions,
+)
 from llm_mer.configuration import (
     DataArguments,
     ModelArguments,
@@ -81,6 +89,13 @@ class MerTrainingArguments(SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)}; it must be at least 1")
+        output = Path(str(self.output_dir))
+        standing = next(place for place in (output, *output.parents) if place.exists() or place == place.parent)
+        if not standing.is_dir():
+            raise UserError(f"output_dir: {standing} is a file, not a folder")
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.use_cpu
         if not torch.accelerator.is_available():
@@ -314,13 +329,25 @@ class MerTraining:
 
     # --- saving ---------------------------------------------------------------------------------------------------
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: TRL's would tell of a fine-tuned language model, without the adapter and without what it came from."""
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Weights, and beside them everything needed to use them elsewhere."""
-        super()._save(output_dir, state_dict)  # type: ignore[misc]
         trainer: Any = self
+        folder = Path(output_dir or trainer.args.output_dir)
+        card = folder / "README.md"
+        before = card.read_bytes() if card.is_file() else None
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
         # Every rank comes here; only the first knows where the backbone's copy lies.
-        if self.description is not None and trainer.args.should_save:
-            self.description.save(Path(output_dir or trainer.args.output_dir))
+        if not trainer.args.should_save:
+            return
+        if before is not None:
+            card.write_bytes(before)
+        else:
+            card.unlink(missing_ok=True)  # PEFT's form, with nothing filled in
+        if self.description is not None:
+            self.description.save(folder)
 
 
 class MerTrainer(MerTraining, SFTTrainer):
@@ -333,9 +360,6 @@ class MerTrainer(MerTraining, SFTTrainer):
 
 class HeadTrainer(MerTraining, Trainer):
     """Transformers' trainer for an adapter alone (``--backbone none``): there is no language model to fine-tune."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """A model card of a language-model fine-tuning would be false here."""
 
 
 def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: str) -> dict[str, float]:
@@ -473,13 +497,93 @@ def check_sharding(model: ModelArguments) -> None:
         )
 
 
+def resumed_folder(training: MerTrainingArguments) -> Path | None:
+    """The checkpoint ``resume_from_checkpoint`` names; true means the last one in ``output_dir``.
+
+    Raises:
+        UserError: no such folder, no checkpoint in it, or one that cannot be trained on.
+    """
+    wanted: Any = training.resume_from_checkpoint  # YAML's true is no text
+    if not wanted:
+        return None
+    if wanted is True:
+        last = get_last_checkpoint(str(training.output_dir)) if Path(str(training.output_dir)).is_dir() else None
+        if last is None:
+            raise UserError(f"resume_from_checkpoint: {training.output_dir} holds no checkpoint-N to go on from")
+        wanted = last
+    folder = Path(wanted)
+    if not folder.is_dir():
+        raise UserError(f"resume_from_checkpoint: no such folder {wanted!r}")
+    kept = any(any(folder.glob(pattern)) for pattern in ("optimizer*", "global_step*"))
+    if not kept or not (folder / "trainer_state.json").is_file():
+        raise UserError(
+            f"resume_from_checkpoint: {folder} holds no state of a training to go on from; name one of OUTPUT/checkpoint-N"
+        )
+    return folder
+
+
+def check_resume(
+    folder: Path, run: RunData, model: ModelArguments, adapter_options: dict[str, Any], backbone: str | None
+) -> None:
+    """Refuse to go on from a checkpoint of another run.
+
+    Args:
+        backbone: the folder or hub name it is loaded from; None for an adapter alone.
+
+    Raises:
+        UserError: naming everything that differs, with the value of the checkpoint and of this run.
+    """
+    saved = CheckpointDescription.load(folder)
+    alone = backbone is None
+    pairs: dict[str, tuple[Any, Any]] = {
+        "data (fingerprint)": (saved.data.get("fingerprint"), run.fingerprint),
+        "training questions": (saved.data.get("train_questions"), len(run.train)),
+        "tasks": (list(saved.processor.get("tasks", {})), [task.name for task in run.tasks]),
+        "adapter": (saved.model.get("adapter"), model.adapter),
+        "text_source": (saved.model.get("text_source"), "features" if alone else model.text_source),
+    }
+    if pairs["tasks"][0] == pairs["tasks"][1]:
+        for task in run.tasks:
+            pairs[f"task {task.name}"] = (saved.processor["tasks"][task.name], json.loads(json.dumps(task.to_dict())))
+    if pairs["adapter"][0] == pairs["adapter"][1]:
+        config, old = build_adapter_config(model.adapter, adapter_options), saved.model.get("adapter_config") or {}
+        implied = ("num_pseudo_tokens", "auxiliary_head") if alone else ()
+        for entry in dataclasses.fields(config):
+            if entry.name in old and entry.name not in implied and not entry.metadata.get("derived"):
+                pairs[entry.name] = (old[entry.name], json.loads(json.dumps(getattr(config, entry.name))))
+    reference = saved.backbone
+    if backbone is None or reference is None:
+        pairs["backbone"] = ("none" if reference is None else reference.name, "none" if backbone is None else backbone)
+    else:
+        local = Path(backbone).is_dir()
+        found = folder_fingerprint(Path(backbone)) if local else None
+        pairs["backbone"] = (
+            (f"{reference.name} ({reference.fingerprint[:12]}…)" if reference.fingerprint else reference.name),
+            (f"{Path(backbone).name} ({found[:12]}…)" if found else backbone),
+        )
+        if found is not None and found == reference.fingerprint:
+            del pairs["backbone"]
+        lora = saved.training.get("lora") or {}
+        now = {"r": model.lora_r, "alpha": model.lora_alpha, "dropout": model.lora_dropout}
+        pairs |= {f"lora_{name}": (lora.get(name), value) for name, value in now.items()}
+        pairs["quantization"] = (reference.quantization, model.quantization)
+    different = [f"{name}: {old!r} there, {new!r} here" for name, (old, new) in pairs.items() if old != new]
+    if different:
+        raise UserError(f"resume_from_checkpoint: {folder} is of another run: {'; '.join(different)}")
+
+
 def build_trainer(
     data: DataArguments, model: ModelArguments, training: MerTrainingArguments, adapter_options: dict[str, Any]
 ) -> MerTrainer | HeadTrainer:
-    """Everything up to ``train()``: checked data, model, collator, trainer."""
+    """Everything up to ``train()``: checked data, model, collator, trainer.
+
+    Raises:
+        UserError: options, data, tasks, prompts or a checkpoint to go on from that do not fit one another.
+    """
     loss_weights = check_loss_weights(model)
     check_sharding(model)
     build_adapter_config(model.adapter, adapter_options)
+    resumed = resumed_folder(training)
     with_prompts = model.backbone != "none"
     run = prepare_data(data, with_prompts=with_prompts)
     if training.eval_strategy != "no":
@@ -490,6 +594,10 @@ def build_trainer(
             )
         if with_prompts:
             check_prompts(run.evaluation, data.prompts)
+    if resumed is not None:
+        backbone = resolve_backbone(model.backbone) if with_prompts else None
+        check_resume(resumed, run, model, adapter_options, backbone)
+        training.resume_from_checkpoint = str(resumed)
     built = build_model(run, data, model, adapter_options, training.seed)
     description = describe_run(run, built, data, model, training, loss_weights)
     adapter = fusion_adapter_of(built.model)
@@ -544,13 +652,17 @@ def parse_arguments(
     import sys
 
     arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
+    if "--config" in arguments:
+        place = arguments.index("--config")
+        if place + 1 == len(arguments):
+            raise UserError("--config: name a YAML file")
+        read_options(arguments[place + 1])
     adapter = _peek(arguments, "adapter") or ModelArguments.adapter
     types: list[Any] = [DataArguments, ModelArguments, MerTrainingArguments, adapter_arguments(adapter)]
     parser = TrlParser(types)
     try:
         data, model, training, options = parser.parse_args_and_config(arguments)
-    except FileNotFoundError as error:
-        raise UserError(f"--config: no such file {error.filename!r}") from None
     except ValueError as error:
         raise UserError(str(error)) from error
     if model.adapter != adapter:
@@ -572,17 +684,39 @@ def check_choices(*groups: Any) -> None:
                 raise UserError(f"{entry.name}: {value!r} is not one of {', '.join(map(str, choices))}")
 
 
-def _peek(arguments: list[str], name: str) -> str | None:
-    """An option's value before parsing: the command line's, else the YAML file's."""
+def read_options(file: str) -> dict[str, Any]:
+    """The options of a YAML file.
+
+    Raises:
+        UserError: naming a file that is not there, not text, not YAML, or not a mapping.
+    """
     import yaml
 
+    path = Path(file)
+    if path.is_dir():
+        raise UserError(f"--config: {file!r} is a folder; name a YAML file")
+    if not path.is_file():
+        raise UserError(f"--config: no such file {file!r}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UserError(f"--config: {file} is not a text file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config: {file}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--config: {file}: it must be a mapping of options to values")
+    unnamed = [name for name in content if not isinstance(name, str)]
+    if unnamed:
+        raise UserError(f"--config: {file}: {unnamed[0]!r} is no name of an option")
+    return content
+
+
+def _peek(arguments: list[str], name: str) -> str | None:
+    """An option's value before parsing: the command line's, else the YAML file's."""
     value = None
-    for i, argument in enumerate(arguments):
-        if argument == "--config" and i + 1 < len(arguments) and value is None:
-            path = Path(arguments[i + 1])
-            if path.is_file():
-                content = yaml.safe_load(path.read_text(encoding="utf-8"))
-                value = content.get(name) if isinstance(content, dict) else None
+    if "--config" in arguments:
+        value = read_options(arguments[arguments.index("--config") + 1]).get(name)
+        value = None if value is None else str(value)
     for i, argument in enumerate(arguments):
         if argument == f"--{name}" and i + 1 < len(arguments):
             value = arguments[i + 1]

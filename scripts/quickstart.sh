@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 utterances=${1:-360}
 out=runs/quickstart
+[ "$utterances" = 360 ] || out=runs/quickstart-$utterances
 bin=$PWD/.venv/bin
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 step() { printf '\n\033[1m== %s (%s s)\033[0m\n' "$*" "$SECONDS"; }
@@ -20,9 +21,9 @@ step "2/6 features"
 wait "$backbone" || { cat "$out/backbone.log" >&2; exit 1; }
 
 step "3/6 fine-tuning: EGMF, and beside it the same model without audio and vision"
-launch finetune.py --config configs/quickstart_text.yaml > "$out/text.log" 2>&1 &
+launch finetune.py --config configs/quickstart_text.yaml --data "$out/features" --output_dir "$out/text" > "$out/text.log" 2>&1 &
 text=$!
-launch finetune.py --config configs/quickstart.yaml
+launch finetune.py --config configs/quickstart.yaml --data "$out/features" --output_dir "$out/egmf"
 wait "$text" || { tail -n 30 "$out/text.log" >&2; exit 1; }
 
 step "4/6 evaluation on held-out speakers"

@@ -90,6 +90,19 @@ def test_prompts_preview_marks_the_pseudo_tokens_and_shows_both_languages(capsys
     assert "高兴" in printed
 
 
+def test_a_backbone_and_a_prompt_file_that_cannot_be_read_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = tmp_path / "mine.yaml"
+    prompt.write_bytes("task: \u00e9".encode("latin-1"))
+    cases = {"--backbone": "no-such/backbone", "--template": str(prompt)}
+    for option, value in [*cases.items(), ("--backbone", str(tmp_path))]:
+        assert main(["prompts", "preview", option, value]) == 2
+        printed = capsys.readouterr().err.strip()
+        assert printed.count("\n") == 0
+        assert value in printed
+
+
 def test_prompts_list_names_every_shipped_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prompts", "list"]) == 0
     printed = capsys.readouterr().out

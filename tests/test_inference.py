@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import make_utterances, training_options, values_of
 
+from llm_mer.app import answer
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.manifest import write_manifest
 from llm_mer.data.store import UtteranceStore
@@ -124,6 +125,20 @@ def test_wrong_choices_are_refused(trained: Path, pipeline: MerPipeline, utteran
         pipeline([wrong])
 
 
+def test_a_batch_size_and_a_device_that_cannot_be_are_refused(trained: Path) -> None:
+    with pytest.raises(UserError, match="batch_size is 0"):
+        MerPipeline.from_checkpoint(trained, batch_size=0)
+    for device in ("foo", "cuda:99"):
+        with pytest.raises(UserError, match=f"device '{device}' cannot be used"):
+            MerPipeline.from_checkpoint(trained, device=device)
+
+
+def test_an_output_in_the_place_of_a_folder_is_refused(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--output .*out: cannot be written"):
+        infer(InferConfig(checkpoint=str(trained), text="x", output=str(tmp_path / "file" / "out")))
+
+
 def test_media_without_known_feature_settings_are_refused(pipeline: MerPipeline) -> None:
     with pytest.raises(UserError, match="whose extraction it does not know"):
         pipeline([Utterance(id="clip", audio="clip.wav", text="x")])
@@ -190,12 +205,109 @@ def test_features_answer_like_the_store_they_came_from(
         ({"sound": np.zeros((2, 6))}, r"holds \['sound'\]; it may hold text, audio, vision"),
         ({"audio": np.zeros(6)}, r"audio has shape \(6,\)"),
         ({"audio": np.array([["a"]])}, "audio has shape"),
+        ({"audio": np.ones((2, 6), complex)}, "kind complex128"),
+        ({"audio": np.zeros((0, 6))}, r"audio has shape \(0, 6\), which is empty"),
+        ({"audio": np.ones((2, 6)), "vision": np.full((2, 5), np.nan)}, "vision holds NaN or infinity"),
+        ({"audio": np.full((2, 6), 1e300)}, "audio holds NaN or infinity"),
+        ({"audio": np.array([[None]])}, r"not an \.npz of numeric arrays"),
     ],
 )
 def test_a_feature_file_of_another_form_is_refused(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "clip.npz", **arrays)
     with pytest.raises(UserError, match=message):
         single_utterance(InferConfig(features=str(tmp_path / "clip.npz")))
+
+
+@pytest.mark.parametrize("case", ["npy", "objects", "text", "empty", "cut off"])
+def test_a_file_that_is_no_npz_is_refused(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "clip.npz"
+    np.savez(path, audio=np.ones((50, 6)))
+    whole = path.read_bytes()
+    with path.open("wb") as stream:
+        if case in ("npy", "objects"):
+            np.save(stream, np.ones((2, 6)) if case == "npy" else np.array([None]))
+        else:
+            stream.write({"text": b"1 2 3\n", "empty": b"", "cut off": whole[:200]}[case])
+    with pytest.raises(UserError, match=r"--features .*clip\.npz: (holds one array|not an \.npz)"):
+        single_utterance(InferConfig(features=str(path)))
+
+
+def test_features_that_are_not_finite_are_refused_by_the_pipeline(
+    pipeline: MerPipeline, utterances: list[Utterance]
+) -> None:
+    for values in (np.full((3, 6), np.nan, np.float32), np.zeros((0, 6), np.float32)):
+        with pytest.raises(UserError, match="'odd': audio_features"):
+            pipeline([utterances[0], dataclasses.replace(utterances[1], id="odd", audio_features=values)])
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_an_answer_that_is_not_finite_becomes_a_line_and_never_invalid_json(
+    full: bool, ask: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = Predictor._fill_value
+
+    def spoilt(self: Predictor, prediction: Prediction, task: Any, log_probs: Any, *rest: Any) -> None:
+        fill(self, prediction, task, log_probs * np.nan if task.kind == "classification" else log_probs, *rest)
+
+    monkeypatch.setattr(Predictor, "_fill_value", spoilt)
+    bad, good = ask(text="the book", full=full)
+    assert set(bad) == {"id", "error"}
+    assert "task 'emotion': the answer holds NaN or infinity" in bad["error"]
+    assert good["task"] == "sentiment"
+    with pytest.raises(UserError, match=r"utterance 'text': task 'emotion'"):
+        ask(text="the book", on_bad_input="stop")
+
+
+def test_half_a_surrogate_pair_becomes_a_line_and_the_others_are_answered(
+    ask: Callable[..., list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = '{"id": "a", "text": "hi \\ud83d"}\n{"id": "b", "text": "the book \\ud83d\\ude00"}\n'
+    path = tmp_path / "m.jsonl"
+    path.write_text(given)
+    for where, options in (("standard input:1", {"stdin": True}), (f"{path}:1", {"manifest": str(path)})):
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        bad, good = ask(tasks=["emotion"], **options)
+        assert (bad["id"], good["id"]) == (where, "b")
+        assert "field 'text' is 'hi \\ud83d': half a surrogate pair" in bad["error"]
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        with pytest.raises(UserError, match="half a surrogate pair"):
+            ask(on_bad_input="stop", **options)
+    with pytest.raises(UserError, match="half a surrogate pair"):
+        ask(text="hi \ud83d")
+
+
+def test_the_sound_of_a_clip_without_a_sound_track_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: MerPipeline
+) -> None:
+    av = pytest.importorskip("av")
+    for name in ("silent", "spoken"):
+        with av.open(str(tmp_path / f"{name}.mp4"), "w") as container:
+            video = container.add_stream("mpeg4", rate=10)
+            video.width = video.height = 32
+            sound = container.add_stream("aac", rate=16_000) if name == "spoken" else None
+            for _ in range(5):
+                container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+            container.mux(video.encode())
+            if sound is not None:
+                frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+                frame.sample_rate = 16_000
+                container.mux(sound.encode(frame))
+                container.mux(sound.encode())
+    silent, spoken = str(tmp_path / "silent.mp4"), str(tmp_path / "spoken.mp4")
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no film")
+    assert single_utterance(InferConfig(video=silent)).audio is None
+    assert single_utterance(InferConfig(video=silent)).vision == silent
+    assert single_utterance(InferConfig(video=silent, audio=spoken)).audio == spoken
+    assert single_utterance(InferConfig(video=spoken)).audio == spoken
+    assert single_utterance(InferConfig(video=str(broken))).audio == str(broken)  # reading it says what is wrong
+    asked: list[Utterance] = []
+    monkeypatch.setattr(
+        MerPipeline, "__call__", lambda self, given: asked.extend(given) or [Prediction("x", "t", "en", "v")]
+    )
+    answer(pipeline, silent, None, "x", "auto")
+    answer(pipeline, spoken, None, "x", "auto")
+    assert [u.audio for u in asked] == [None, spoken]
 
 
 def texts(folder: Path, count: int = 5) -> Path:
@@ -295,6 +407,8 @@ def test_features_of_another_size_become_a_line_with_both_sizes(
         ({"text": "x", "stdin": True}, "found a clip, --stdin"),
         ({"video": "nowhere.mp4"}, "--video nowhere.mp4: no such file"),
         ({"manifest": "nowhere.jsonl"}, "nowhere.jsonl: no such manifest"),
+        ({"text": "x", "batch_size": 0}, "--batch_size 0: it must be at least 1"),
+        ({"text": "x", "output": "."}, r"--output \.: is a folder"),
     ],
 )
 def test_a_wrong_command_line_fails_before_a_model_is_loaded(options: dict[str, Any], message: str) -> None:

@@ -142,6 +142,22 @@ def test_features_of_another_size_are_refused_with_both_sizes(tokenizer: Any) ->
         build(tokenizer).prepare(utterance, EMOTION, None)
 
 
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.zeros((0, AUDIO_SIZE)), r"audio_features has shape \(0, 6\), which is empty"),
+        (np.full((2, AUDIO_SIZE), np.nan), "holds NaN or infinity"),
+        (np.full((2, AUDIO_SIZE), -np.inf), "holds NaN or infinity"),
+        (np.full((2, AUDIO_SIZE), 1e300), "holds NaN or infinity in float32"),
+    ],
+)
+def test_empty_features_and_features_that_are_not_finite_are_refused(
+    features: np.ndarray, message: str, tokenizer: Any
+) -> None:
+    with pytest.raises(UserError, match=f"utterance 'odd': .*{message}"):
+        build(tokenizer).features(Utterance(id="odd", text="x", audio_features=features))
+
+
 def test_features_are_normalised_by_the_training_statistics_and_missing_ones_stay_missing(tokenizer: Any) -> None:
     from llm_mer.data.normalisation import RunningStatistics
 

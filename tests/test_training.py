@@ -186,6 +186,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no training split": ({"train_split": "dev"}, "no split 'dev'; it holds test, train, valid"),
     "no evaluation split": ({"eval_split": "dev", **EVALUATED}, "no split 'dev' to evaluate on"),
     "no such configuration": ({"config": "nowhere.yaml"}, "no such file 'nowhere.yaml'"),
+    "a folder as configuration": ({"config": "configs"}, "'configs' is a folder; name a YAML file"),
+    "heads that do not divide": ({"num_heads": 3}, "hidden_size 16 is not a multiple of num_heads 3"),
+    "no heads": ({"num_heads": 0}, "num_heads: 0; it must be at least 1"),
+    "no experts": (
+        {f"use_expert_{name}": "false" for name in ("local", "semantic", "global")},
+        "EGMF needs at least one of its three experts",
+    ),
+    "no pseudo tokens": ({"num_pseudo_tokens": 0}, "num_pseudo_tokens: 0; it must be at least 1 with a backbone"),
+    "no audio steps": ({"max_audio_steps": 0}, "max_audio_steps: 0; it must be at least 1"),
+    "no text features": ({"text_source": "features"}, "text_source: features, but the data have no text features"),
+    "an empty batch": ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: 0; it must be at least 1"),
+    "output below a file": ({"output": "finetune.py/run"}, "output_dir: finetune.py is a file, not a folder"),
+    "no folder to resume": ({"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint: no such folder 'nowhere'"),
+    "no checkpoint to resume": ({"resume_from_checkpoint": "tests"}, "tests holds no state of a training"),
 }
 
 
@@ -216,6 +230,34 @@ def test_a_mistake_in_the_yaml_file_is_refused_before_a_backbone_is_loaded(
         finetune(arguments(config=path))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"tasks: [emotion", "run.yaml: not YAML"),
+        (b"\xff\xfe\x00", "run.yaml is not a text file"),
+        (b"- tasks", "run.yaml: it must be a mapping"),
+        (b"3: emotion", "run.yaml: 3 is no name of an option"),
+        (b"tasks: {emotion: 1}", "tasks: {'emotion': 1}; it must be a list"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_named(
+    content: bytes, message: str, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    argv = [a for a in arguments(config=path) if a not in ("--tasks", "emotion")]
+    with pytest.raises(UserError, match=message):
+        parse_arguments(argv)
+
+
+def test_a_list_of_one_may_be_written_without_brackets(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("tasks: sentiment\nprompts: short\nlanguages: en\nloss_weights: ce=0.5\n")
+    argv = [a for a in arguments() if a not in ("--tasks", "emotion")]
+    data, model, _, _ = parse_arguments([f"--config={path}", *argv])
+    assert (data.tasks, data.prompts, data.languages, model.loss_weights) == (["sentiment"], ["short"], ["en"], ["ce=0.5"])
+
+
 @pytest.mark.usefixtures("no_backbone")
 def test_zero3_is_refused_for_an_adapter_that_averages_its_own_parameters(
     arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
@@ -225,6 +267,17 @@ def test_zero3_is_refused_for_an_adapter_that_averages_its_own_parameters(
         finetune(arguments(adapter="lsgmer"))
     with pytest.raises(AssertionError, match="a backbone was loaded"):
         finetune(arguments(adapter="egmf"))
+
+
+def test_an_adapter_alone_needs_no_text_features(arguments: Callable[..., list[str]]) -> None:
+    for source in ("backbone", "features"):
+        trainer = build_trainer(*parse_arguments(arguments(backbone="none", text_source=source)))
+        assert fusion_adapter_of(trainer.model).config.modalities == ("audio", "vision")
+
+
+def test_what_is_not_to_be_read_needs_no_features(arguments: Callable[..., list[str]]) -> None:
+    trainer = build_trainer(*parse_arguments(arguments(text_source="features", use_text="false")))
+    assert fusion_adapter_of(trainer.model).config.modalities == ("audio", "vision")
 
 
 @pytest.mark.usefixtures("no_backbone")
@@ -322,6 +375,49 @@ def test_resuming_in_the_middle_of_an_epoch_ends_with_bit_identical_weights(
         assert torch.equal(value, found[name]), name
     if followed.is_file():
         assert (resumed / TRAJECTORIES).read_text() == followed.read_text()
+
+
+def test_resuming_from_another_run_is_refused_with_what_differs(
+    arguments: Callable[..., list[str]], other_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    output = finetune(arguments(**saving))
+    again = {**saving, "max_steps": 2, "output": tmp_path / "again", "resume_from_checkpoint": output / "checkpoint-1"}
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("llm_mer.backbones.loading.load_backbone", refuse)
+    data = write_store([*make_utterances("train", 8, seed=3)], tmp_path / "other")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"adapter": "gated_projector"}, "adapter: 'egmf' there, 'gated_projector' here$"),
+        ({"hidden_size": 24}, "another run: hidden_size: 16 there, 24 here$"),
+        ({"tasks": ["emotion", "sentiment"]}, r"tasks: \['emotion'\] there, \['emotion', 'sentiment'\] here"),
+        ({"lora_r": 2}, "another run: lora_r: 4 there, 2 here$"),
+        ({"data": data}, r"data \(fingerprint\): '.*' there, '.*' here; training questions: 96 there, 8 here$"),
+        ({"backbone": other_backbone}, r"another run: backbone: 'backbone-llama \(.*' there, 'backbone-other \(.*' here$"),
+        ({"backbone": "none"}, "backbone: 'backbone-llama' there, 'none' here"),
+    ]
+    for changes, message in cases:
+        with pytest.raises(UserError, match=message):
+            build_trainer(*parse_arguments(arguments(**{**again, **changes})))
+    with pytest.raises(UserError, match="holds no state of a training"):
+        build_trainer(*parse_arguments(arguments(**{**again, "resume_from_checkpoint": output})))
+    with pytest.raises(AssertionError, match="loaded"):
+        build_trainer(*parse_arguments(arguments(**again)))
+
+
+def test_no_model_card_is_left_but_the_users_own(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    """TRL's tells of a language model fine-tuned from "None", PEFT's is a form with nothing filled in."""
+    for backbone in (None, "none"):
+        output = tmp_path / f"run-{backbone}"
+        output.mkdir()
+        (output / "README.md").write_text("mine")
+        changes = {"backbone": backbone} if backbone else {}
+        finetune(arguments(output=output, max_steps=1, save_strategy="steps", save_steps=1, **changes))
+        assert (output / "checkpoint-1" / "llm_mer.json").is_file()
+        assert list(output.rglob("README.md")) == [output / "README.md"]
+        assert (output / "README.md").read_text() == "mine"
 
 
 def test_label_embeddings_are_followed_from_the_start_to_the_weights_saved(arguments: Callable[..., list[str]]) -> None:

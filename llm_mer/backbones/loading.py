@@ -95,7 +95,7 @@ def _check_folder(folder: Path) -> None:
     if model_type == "chatglm":
         raise UserError(
             f"{folder} holds ChatGLM weights in their published layout; convert them once without running their code:\n"
-            f"  llm-mer convert-chatglm3 {folder} OUTPUT_FOLDER"
+            f"  llm-mer convert-chatglm3 --source {folder} --target OUTPUT_FOLDER"
         )
 
 

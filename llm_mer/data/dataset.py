@@ -184,11 +184,19 @@ class MerDataset:
 
         Every utterance gets another's features (a derangement within the language, by a cyclic shift of a random
         order), so a model that uses the modality must lose what it knew from it.
+
+        Raises:
+            UserError: a language with a single utterance has nobody to take features from.
         """
         generator = np.random.default_rng(seed)
         rows = np.arange(len(self._id))
         for language in sorted({self._language[r] for r in self.rows}):
             members = np.array([r for r in self.rows if self._language[r] == language])
+            if len(members) == 1:
+                raise UserError(
+                    f"nothing to shuffle: {self._id[members[0]]!r} is the only utterance in language {language!r}; "
+                    "take more utterances, or leave the language out"
+                )
             order = generator.permutation(members)
             rows[order] = np.roll(order, 1)
         return self._with(permutation={**self.permutation, **dict.fromkeys(modalities, rows)})

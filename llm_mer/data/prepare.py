@@ -63,6 +63,8 @@ def prepare(config: PrepareConfig) -> Path:
 
     if config.name not in SOURCES:
         raise UserError(f"name is {config.name!r}; it must be one of {', '.join(sorted(SOURCES))}")
+    if config.neighbours < 0:
+        raise UserError(f"neighbours is {config.neighbours}; it must be at least 0")
     options: dict[str, Any] = {name: value for name in OPTIONS if (value := getattr(config, name)) is not None}
     accepted = inspect.signature(SOURCES[config.name]).parameters
     for name in options:

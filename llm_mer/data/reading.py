@@ -13,7 +13,7 @@ from llm_mer.data.schema import Utterance
 from llm_mer.data.sources import SOURCES
 from llm_mer.data.store import FEATURE_COLUMNS, Fingerprint, UtteranceStore, UtteranceTable, check_utterance
 from llm_mer.errors import UserError
-from llm_mer.prompts import load_prompts, select_prompt
+from llm_mer.prompts import HistoryTurn, load_prompts, render, select_prompt
 from llm_mer.tasks import Task, get_task
 
 if TYPE_CHECKING:
@@ -99,11 +99,17 @@ def prepare_data(arguments: DataArguments, with_prompts: bool = True) -> RunData
 
 
 def check_prompts(dataset: MerDataset, prompts: Sequence[str]) -> None:
-    """Every task and language of the questions needs a template. Raises :class:`UserError` naming the one without."""
+    """Every task and language of the questions needs a template that can be filled in, and words to answer with.
+
+    Raises:
+        UserError: naming the task and language without one, or the placeholder that means nothing there.
+    """
     templates = load_prompts(prompts)
     for task in dataset.tasks:
         for language in sorted({dataset._language[q.row] for q in dataset.questions if q.task is task}):
-            select_prompt(templates, task, language)
+            template = select_prompt(templates, task, language)
+            render(template, task, "…", [HistoryTurn("A", "…")], "A")
+            task.answers(language, template.answer)
 
 
 def measure_features(train: MerDataset) -> tuple[dict[str, int], dict[str, FeatureStatistics]]:

@@ -60,6 +60,16 @@ class StoreInfo:
         return cls(**entry)
 
 
+def check_values(features: np.ndarray, where: str) -> None:
+    """Raises :class:`UserError` for ``(steps, size)`` features without a step, or with NaN or infinity in float32."""
+    if not features.size:
+        raise UserError(f"{where} has shape {features.shape}, which is empty; leave a missing modality out")
+    with np.errstate(over="ignore"):
+        values = np.asarray(features, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise UserError(f"{where} holds NaN or infinity in float32")
+
+
 def check_utterance(utterance: Utterance, sizes: dict[str, int]) -> None:
     """Refuse an utterance that cannot be trained on, naming its id and field; ``sizes`` learns each ``D_m``."""
     where = f"utterance {utterance.id!r}"
@@ -78,10 +88,7 @@ def check_utterance(utterance: Utterance, sizes: dict[str, int]) -> None:
         size = sizes.setdefault(modality, int(features.shape[1]))
         if features.shape[1] != size:
             raise UserError(f"{where}: {column} has {features.shape[1]} features, the utterances before it have {size}")
-        with np.errstate(over="ignore"):
-            stored = np.asarray(features, dtype=np.float32)
-        if not np.isfinite(stored).all():
-            raise UserError(f"{where}: {column} holds NaN or infinity in float32")
+        check_values(features, f"{where}: {column}")
     if not found:
         raise UserError(f"{where} has no modality: give text, audio or video")
 
@@ -221,10 +228,16 @@ class UtteranceTable(Sequence[Utterance]):
 
     def __init__(self, path: Path, split: str, info: StoreInfo) -> None:
         from datasets import Dataset
+        from pyarrow.lib import ArrowException
 
         self.split = split
         self.info = info
-        self._rows = Dataset.from_file(str(path)).with_format("arrow")
+        try:
+            self._rows = Dataset.from_file(str(path)).with_format("arrow")
+        except (ArrowException, OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: damaged or cut off: {error}") from None
+        if len(self._rows) != info.counts.get(split):
+            raise UserError(f"{path}: damaged or cut off: {len(self._rows)} utterances of {info.counts.get(split)}")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -283,10 +296,18 @@ class UtteranceStore:
         path = folder / STORE_FILE
         if not path.is_file():
             raise UserError(f"{folder}: no {STORE_FILE} here; a store is written by `llm-mer extract`")
-        entry = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            entry = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: damaged, not JSON: {error}") from None
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}: damaged, holds {type(entry).__name__} in place of an object")
         if entry.get("version") != STORE_VERSION:
             raise UserError(f"{path}: version {entry.get('version')!r}, this program reads {STORE_VERSION}")
-        return cls(folder, StoreInfo.from_dict(entry))
+        try:
+            return cls(folder, StoreInfo.from_dict(entry))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{path}: damaged, a field is missing or of another kind: {error}") from None
 
     def split(self, name: str) -> UtteranceTable:
         """One split. Raises :class:`UserError` naming the splits there are."""

@@ -213,6 +213,24 @@ def decode_dialogues(
     return decoded
 
 
+def check_dialogues(dataset: MerDataset, tasks: Sequence[Task], shifts: dict[str, float], checkpoint: str) -> None:
+    """What the dialogue decoder needs, told before anything is predicted.
+
+    Raises:
+        UserError: no task with classes, no p0 in the checkpoint, or an utterance of a dialogue without a speaker.
+    """
+    classified = [task.name for task in tasks if task.kind == "classification"]
+    if not classified:
+        raise UserError("--dialogue_decoder: no task has classes to decode")
+    if any(name not in shifts for name in classified):
+        raise UserError(f"the training data of {checkpoint} had no dialogues: no p0 for the dialogue decoder")
+    for row in sorted({q.row for q in dataset.questions if q.task.name in classified}):
+        if dataset._dialogue[row] is not None and dataset._speaker[row] is None:
+            raise UserError(
+                f"dialogue {dataset._dialogue[row]!r} has utterances without a speaker; the dialogue decoder needs them"
+            )
+
+
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +298,9 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> tuple[Evaluation,
     from llm_mer.inference import MerPipeline
     from llm_mer.training import diagnose
 
+    for name in ("resamples", "batch_size"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name} {getattr(config, name)}: it must be at least 1")
     splits, _, fingerprint = read_utterances(config.data)
     utterances = find_split(splits, config.split, config.data)
     pipeline = MerPipeline.from_checkpoint(
@@ -311,11 +332,14 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> tuple[Evaluation,
     adapter = predictor.adapter
     assert isinstance(adapter, FusionAdapter)
     available = [m for m in MODALITIES if m in adapter.config.modalities]
+    conditions = parse_conditions(config.conditions, available)
+    changed = {name: under(dataset, kind, modalities, config.seed) for name, (kind, modalities) in conditions.items()}
+    if config.dialogue_decoder != "none":
+        check_dialogues(dataset, tasks, description.shift_probability, config.checkpoint)
     by_condition = {AS_IS: predictor.predict(dataset, progress=AS_IS if progress else None)}
     predictor.generate = False
-    for name, (kind, modalities) in parse_conditions(config.conditions, available).items():
-        changed = under(dataset, kind, modalities, config.seed)
-        by_condition[name] = predictor.predict(changed, progress=name if progress else None)
+    for name, other in changed.items():
+        by_condition[name] = predictor.predict(other, progress=name if progress else None)
     backbone = description.backbone
     evaluation = Evaluation(
         name=Path(config.checkpoint).resolve().name,
@@ -343,8 +367,6 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> tuple[Evaluation,
                 GENERATION, by_condition[AS_IS], task, config.resamples, config.seed, use_parsed=True
             )
         if config.dialogue_decoder != "none" and task.kind == "classification":
-            if task.name not in description.shift_probability:
-                raise UserError(f"the training data of {config.checkpoint} had no dialogues: no p0 for the dialogue decoder")
             own = [p for p in by_condition[AS_IS] if p.task == task.name]
             decoded = decode_dialogues(own, task, description.shift_probability[task.name], config.dialogue_decoder)
             by_condition.setdefault(DIALOGUE, []).extend(decoded)
@@ -354,8 +376,10 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> tuple[Evaluation,
 
 def run(config: EvaluateConfig) -> str:
     """``llm-mer evaluate``: evaluate, write both files, return the table."""
-    evaluation, by_condition = evaluate(config)
     folder = Path(config.output or Path(config.checkpoint) / "evaluation")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder}: it is a file, not a folder")
+    evaluation, by_condition = evaluate(config)
     folder.mkdir(parents=True, exist_ok=True)
     save_predictions(folder / PREDICTIONS, by_condition)
     evaluation.save(folder)

@@ -888,8 +888,10 @@ def render(**values: Any) -> str:
 
 def run(config: ReportConfig) -> str:
     """``llm-mer report``: write the page; returns the facts as text and the file's name."""
-    page, facts = build(config)
     output = Path(config.output)
+    if output.is_dir():
+        raise UserError(f"--output {output}: it is a folder; name the HTML file to write")
+    page, facts = build(config)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
     written = f"written to {output} ({len(page.encode('utf-8')) / 1024:.0f} KiB)"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,6 +75,18 @@ class LogMelPitch:
         self._librosa: Any = librosa
         self.rate = rate
         self.names = [f"log_mel_{i}" for i in range(self.BANDS)] + ["f0_octaves", "voiced", "log_energy"]
+        self._compile()
+
+    def _compile(self) -> None:
+        """Let one process at a time compile librosa's functions into numba's cache.
+
+        Two that compile together may leave files in the cache that do not fit each other, and every later call of the
+        installation ends in a segmentation fault (numba issue 10128).
+        """
+        from filelock import FileLock
+
+        with FileLock(Path(tempfile.gettempdir()) / f"llm-mer-librosa-{os.getuid()}.lock"):
+            self(np.sin(np.arange(SAMPLE_RATE // 4, dtype=np.float32)))
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
         librosa, hop = self._librosa, SAMPLE_RATE // FRAME_RATE

@@ -182,7 +182,8 @@ class Extractor:
             vision, file, fps = self.vision, utterance.vision, self.settings.vision_fps
             self._attempt(found, utterance, "vision", file, lambda: vision(read_frames(file, fps)))
         if self.text is not None and utterance.text:
-            found.features["text"] = self.text(utterance.text)
+            encoder, words = self.text, utterance.text
+            self._attempt(found, utterance, "text", "transcript", lambda: encoder(words))
         return found
 
     @staticmethod
@@ -191,11 +192,17 @@ class Extractor:
             features = work()
         except MediaError as error:
             found.rejected.append(Rejected(utterance.id, name, path, error.reason, str(error)))
-        except (UserError, ValueError, RuntimeError, ArithmeticError) as error:
-            # A decoded file on which a descriptor fails is a bad file too: it must not end a run over thousands.
-            found.rejected.append(Rejected(utterance.id, name, path, "descriptor_failed", f"{path}: {error}"))
+        except Exception as error:
+            # Any exception, on purpose: the descriptors are other people's code (OpenCV, openSMILE, librosa, MediaPipe,
+            # transformers), each with exceptions of its own, and one file on which one fails is a bad file, named in the
+            # quarantine; it must not end a run over thousands. KeyboardInterrupt and SystemExit still do.
+            message = str(error) or type(error).__name__
+            found.rejected.append(Rejected(utterance.id, name, path, "descriptor_failed", f"{path}: {message}"))
         else:
-            if not np.isfinite(features).all():
+            if features.ndim != 2 or not features.size:
+                message = f"{path}: features have shape {features.shape}"
+                found.rejected.append(Rejected(utterance.id, name, path, "descriptor_failed", message))
+            elif not np.isfinite(features).all():
                 found.rejected.append(Rejected(utterance.id, name, path, "not_finite", f"{path}: features hold NaN"))
             else:
                 found.features[name] = features

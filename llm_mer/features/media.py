@@ -69,6 +69,18 @@ def _opened(path: Path) -> Iterator[Any]:
         raise MediaError(path, "corrupt", str(error)) from None
 
 
+def sound_of(video: str) -> str | None:
+    """The clip itself as the source of its sound, None when it has no sound track.
+
+    A clip that cannot be opened keeps its sound, so that reading it says what is wrong.
+    """
+    try:
+        with _opened(Path(video)) as container:
+            return video if container.streams.audio else None
+    except UserError:
+        return video
+
+
 def _check_whole(path: Path, stream: Any) -> None:
     """A cut mp4 whose index comes first decodes without an error up to the cut; its index tells."""
     entries = stream.index_entries

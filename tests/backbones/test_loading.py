@@ -144,7 +144,7 @@ CASES = {
     "a weight is missing": r"lack 1 weights, e\.g\. 'model\.layers\.1\.mlp\.up_proj\.weight'",
     "not a language model": "not a causal language model",
     "no tokenizer": "tokenizer",
-    "published ChatGLM": "llm-mer convert-chatglm3",
+    "published ChatGLM": "llm-mer convert-chatglm3 --source .* --target ",
 }
 
 

@@ -76,6 +76,32 @@ def test_templates_are_needed_only_where_questions_are_asked_in_words(store: Pat
     check_prompts(english, ONE_LANGUAGE)
 
 
+@pytest.mark.parametrize(
+    ("task", "placeholder", "message"),
+    [
+        ("emotion", "{low}", "{low} has no meaning for task 'emotion'"),
+        ("sentiment", "{labels}", "{labels} has no meaning for task 'sentiment'"),
+    ],
+)
+def test_a_placeholder_of_the_other_kind_is_refused(
+    task: str, placeholder: str, message: str, store: Path, tmp_path: Path
+) -> None:
+    kind = get_task(task).kind
+    for language in ("en", "zh"):
+        text = Path(f"prompts/short_{language}_{kind}.yaml").read_text()
+        (tmp_path / f"own_{language}.yaml").write_text(text.replace("{transcript}", placeholder))
+    with pytest.raises(UserError, match=message):
+        prepare_data(DataArguments(data=str(store), tasks=[task], prompts=[str(tmp_path)]))
+
+
+def test_a_task_without_words_in_a_language_of_the_data_is_refused(store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "task.yaml"
+    labels = ", ".join(f"{{name: {name}, en: {name}}}" for name in get_task("emotion").label_names)
+    path.write_text(f"mood: {{kind: classification, target: emotion, labels: [{labels}]}}")
+    with pytest.raises(UserError, match="task 'mood' has no label words in language 'zh'"):
+        prepare_data(DataArguments(data=str(store), tasks=[str(path)]))
+
+
 def test_features_are_measured_over_training_rows_only(tmp_path: Path) -> None:
     utterances = [*make_utterances("train", 8), *make_utterances("valid", 8)]
     folder = write_store(utterances, tmp_path / "store")

@@ -225,6 +225,25 @@ def test_opening_what_is_no_store_and_asking_for_a_split_it_lacks_are_errors(tmp
         store.split("test")
 
 
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"version": 1}', '{"version": 1, "colour": 2, "statistics": {}}', "\udcff"]
+)
+def test_a_damaged_description_is_one_error_naming_the_file(text: str, tmp_path: Path) -> None:
+    folder = write_store(corpus(), tmp_path / "store")
+    (folder / STORE_FILE).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=r"store\.json: damaged"):
+        UtteranceStore.open(folder)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.9, 0.99])
+def test_a_cut_off_arrow_file_is_one_error_naming_the_file(share: float, tmp_path: Path) -> None:
+    folder = write_store([utterance(f"u{i}", i) for i in range(200)], tmp_path / "store")
+    path = folder / "train.arrow"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UserError, match=r"train\.arrow: damaged or cut off"):
+        UtteranceStore.open(folder).split("train")
+
+
 def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
     folder = write_store(corpus(), tmp_path / "store")
     entry = json.loads((folder / STORE_FILE).read_text())

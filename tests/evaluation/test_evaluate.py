@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import make_utterances
 
+from llm_mer.data.store import write_store
 from llm_mer.errors import UserError
 from llm_mer.evaluation.evaluate import (
     AS_IS,
@@ -147,6 +149,46 @@ def test_evaluating_twice_gives_the_same_files(trained: Path, store: Path, tmp_p
 def test_what_does_not_fit_is_named(trained: Path, store: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         evaluate(EvaluateConfig(checkpoint=str(trained), data=str(store), **changes), progress=False)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("predicted before the options were checked")
+
+    monkeypatch.setattr("llm_mer.inference.Predictor.predict", refuse)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conditions": ["shuffle:smell"]}, "smell"),
+        ({"conditions": ["without:text", "shuffle:audio"], "limit": 1}, "'test-000' is the only utterance in language 'en'"),
+        ({"resamples": 0}, "--resamples 0"),
+        ({"batch_size": 0}, "--batch_size 0"),
+        ({"dialogue_decoder": "online", "tasks": ["sentiment"]}, "no task has classes to decode"),
+    ],
+)
+@pytest.mark.usefixtures("no_prediction")
+def test_a_mistake_is_told_before_anything_is_predicted(
+    trained: Path, store: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(EvaluateConfig(checkpoint=str(trained), data=str(store), **changes), progress=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("no_prediction")
+def test_a_checkpoint_without_p0_and_speech_without_speakers_are_told_before_anything_is_predicted(
+    copied: Path, store: Path, tmp_path: Path
+) -> None:
+    nobody = [dataclasses.replace(u, speaker=None) for u in make_utterances("test", 4)]
+    data = write_store(nobody, tmp_path / "nobody")
+    with pytest.raises(UserError, match="'test-en-0' has utterances without a speaker"):
+        evaluate(EvaluateConfig(checkpoint=str(copied), data=str(data), dialogue_decoder="offline"), progress=False)
+    path = copied / "llm_mer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "shift_probability": {}}))
+    with pytest.raises(UserError, match="no p0 for the dialogue decoder"):
+        evaluate(EvaluateConfig(checkpoint=str(copied), data=str(store), dialogue_decoder="offline"), progress=False)
 
 
 def test_the_fixture_has_both_languages_so_the_tests_above_mean_something() -> None:

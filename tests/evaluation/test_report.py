@@ -817,3 +817,8 @@ def test_a_missing_or_wrong_evaluation_folder_is_named_and_nothing_is_written(tm
     with pytest.raises(UserError, match="--evaluations"):
         build(ReportConfig())
     assert not output.exists()
+
+
+def test_a_folder_as_output_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="it is a folder; name the HTML file"):
+        report.run(ReportConfig(evaluations=["nowhere"], output=str(tmp_path)))

@@ -8,6 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from media_files import clip, tone, work_or_die, write_mp4, write_wav
@@ -248,6 +249,12 @@ def test_extract_one_raises_for_a_bad_file_and_names_it(bad: list[Utterance], na
         (ValueError("no face in any frame"), "descriptor_failed", "no face in any frame"),
         (UserError("no face in any frame"), "descriptor_failed", "no face in any frame"),
         (FloatingPointError("overflow"), "descriptor_failed", "overflow"),
+        (cv2.error("resize failed"), "descriptor_failed", "resize failed"),
+        (IndexError("no such row"), "descriptor_failed", "no such row"),
+        (OSError("cannot read"), "descriptor_failed", "cannot read"),
+        (TypeError("not a picture"), "descriptor_failed", "not a picture"),
+        (MemoryError(), "descriptor_failed", "MemoryError"),
+        (np.zeros((0, 3)), "descriptor_failed", r"shape (0, 3)"),
         (MediaError("x.mp4", "no_frames"), "no_frames", "x.mp4: the video track holds no frames"),
         (np.full((2, 3), np.nan), "not_finite", "features hold NaN"),
     ],
@@ -267,6 +274,20 @@ def test_a_descriptor_that_fails_on_a_clip_rejects_that_file_only(
     assert list(found.features) == ["audio"]
     assert [(r.id, r.field, r.file, r.reason) for r in found.rejected] == [("u0", "vision", good[0].vision, reason)]
     assert message in found.rejected[0].message
+
+
+def test_a_text_encoder_that_fails_rejects_that_transcript_only(good: list[Utterance]) -> None:
+    extractor = Extractor(FeatureSettings(vision="none"))
+
+    def fail(text: str) -> np.ndarray:
+        raise IndexError("index out of range in self")
+
+    extractor.text = fail
+    found = extractor(good[0])
+    assert list(found.features) == ["audio"]
+    (rejected,) = found.rejected
+    assert (rejected.field, rejected.file, rejected.reason) == ("text", "transcript", "descriptor_failed")
+    assert rejected.message == "transcript: index out of range in self"
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------

@@ -38,23 +38,33 @@ def guess_language(text: str | None) -> str:
     return "zh" if text and any("\u4e00" <= c <= "\u9fff" for c in text) else "en"
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def is_broken(text: str) -> bool:
+    """Whether a text holds half a surrogate pair, which no encoder and no UTF-8 file can take."""
+    return any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     if path.suffix == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
             for row in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in row:
-                    raise UserError(f"{where}: more cells than columns; quote a text that holds a comma")
+                    yield where, UserError(f"{where}: more cells than columns; quote a text that holds a comma")
+                    continue
                 yield where, {k: v for k, v in row.items() if v not in (None, "")}
         return
     with path.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
-                yield f"{path}:{number}", parse_json_line(line, f"{path}:{number}")
+                where = f"{path}:{number}"
+                try:
+                    yield where, parse_json_line(line, where)
+                except UserError as error:
+                    yield where, error
 
 
-def _rows_or_error(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows_or_error(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     try:
         yield from _rows(path)
     except UnicodeDecodeError as error:
@@ -92,6 +102,10 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
     for name in ("text", "audio", "video"):
         if name in entry and not isinstance(entry[name], str):
             raise UserError(f"{where}: field {name!r} is {entry[name]!r}; it must be a string")
+    for name, value in entry.items():
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(part, str) and is_broken(part) for part in texts):
+            raise UserError(f"{where}: field {name!r} is {value!r}: half a surrogate pair is not valid Unicode")
     language = str(entry.get("language", guess_language(text)))
     for name, value, allowed in (("split", split, SPLITS), ("language", language, LANGUAGES)):
         if value not in allowed:
@@ -138,11 +152,17 @@ def _label(value: Any, name: str, where: str) -> str | float:
     return number
 
 
-def read_manifest(path: Path | str, extra_labels: Iterable[str] = ()) -> list[Utterance]:
+def read_manifest(
+    path: Path | str, extra_labels: Iterable[str] = (), refused: list[tuple[str, str]] | None = None
+) -> list[Utterance]:
     """Read a ``.jsonl`` or ``.csv`` manifest.
 
     Args:
         extra_labels: columns beyond the built-in targets that are labels of a task of your own.
+        refused: takes ``(file:line, message)`` of entries that cannot be used; without it the first is raised.
+
+    Raises:
+        UserError: a file that is no manifest, and an entry that cannot be used (all of them, where ``refused`` is given).
     """
     path = Path(path)
     if not path.is_file():
@@ -152,13 +172,21 @@ def read_manifest(path: Path | str, extra_labels: Iterable[str] = ()) -> list[Ut
     found: list[Utterance] = []
     seen: dict[str, str] = {}
     for where, entry in _rows_or_error(path):
-        utterance = utterance_from_entry(entry, where, path.parent, tuple(extra_labels))
-        if utterance.id in seen:
-            raise UserError(f"{where}: id {utterance.id!r} was used at {seen[utterance.id]} already")
+        try:
+            if isinstance(entry, UserError):
+                raise entry
+            utterance = utterance_from_entry(entry, where, path.parent, tuple(extra_labels))
+            if utterance.id in seen:
+                raise UserError(f"{where}: id {utterance.id!r} was used at {seen[utterance.id]} already")
+        except UserError as error:
+            if refused is None:
+                raise
+            refused.append((where, str(error)))
+            continue
         seen[utterance.id] = where
         found.append(utterance)
     if not found:
-        raise UserError(f"{path}: the manifest is empty")
+        raise UserError(refused[0][1] if refused else f"{path}: the manifest is empty")
     return found
 
 

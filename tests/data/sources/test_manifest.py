@@ -151,6 +151,8 @@ WRONG: list[tuple[Any, str]] = [
     ({"id": "a", "text": "hi", "sentiment": True}, "field 'sentiment' is True; it must be a word or a number"),
     ('{"id": "a", "text": "hi", "sentiment": NaN}', "field 'sentiment' is nan; it must be a word or a finite number"),
     ({"id": "a", "text": "hi", "sentiment": "inf"}, "field 'sentiment' is 'inf'; it must be a word or a finite number"),
+    ('{"id": "a", "text": "hi \\ud83d"}', r"field 'text' is 'hi \\ud83d': half a surrogate pair"),
+    ('{"id": "a", "text": "hi", "tags": ["\\ude00"]}', r"field 'tags' is .*: half a surrogate pair"),
     ({"id": "good", "text": "hi"}, r"id 'good' was used at .*clips\.jsonl:1 already"),
 ]
 
@@ -161,6 +163,16 @@ def test_a_mistake_in_jsonl_is_named_by_file_line_and_field(tmp_path: Path, entr
     with pytest.raises(UserError, match=message) as caught:
         read_manifest(path)
     assert str(caught.value).startswith(f"{path}:3: ")
+
+
+def test_lines_that_cannot_be_used_are_handed_over_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, GOOD, "not json", {"id": "b", "colour": 1}, GOOD, {"id": "c", "text": "hi"})
+    refused: list[tuple[str, str]] = []
+    assert [u.id for u in read_manifest(path, refused=refused)] == ["good", "c"]
+    assert [where for where, _ in refused] == [f"{path}:{line}" for line in (2, 3, 4)]
+    assert all(message.startswith(f"{where}: ") for where, message in refused)
+    with pytest.raises(UserError, match=r"clips\.jsonl:1: not JSON"):
+        read_manifest(jsonl(tmp_path, "not json", "nor this"), refused=[])
 
 
 @pytest.mark.parametrize(

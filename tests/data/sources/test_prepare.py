@@ -49,6 +49,8 @@ def test_a_list_is_read_as_well_as_a_stream(tmp_path: Path) -> None:
 def test_options_a_format_lacks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="media: the format casia has no such option"):
         prepare(PrepareConfig("casia", "x", str(tmp_path / "store"), media="y"))
+    with pytest.raises(UserError, match="neighbours is -1; it must be at least 0"):
+        prepare(PrepareConfig("casia", "x", str(tmp_path / "store"), neighbours=-1))
     with pytest.raises(UserError, match="name is 'x'; it must be one of"):
         prepare(PrepareConfig("x", "x", str(tmp_path / "store")))
 
