@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, AUDIO_SIZE, VISION_SIZE
 
+from llm_mer.adapters import ADAPTERS
 from llm_mer.backbones.loading import embedding_norm, load_backbone
 from llm_mer.configuration import MerConfig, build_adapter_config
 from llm_mer.modeling import (
@@ -292,3 +293,28 @@ def test_parameters_are_counted_and_parts_found_under_peft(model: MerForConditio
         fusion_adapter_of(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="holds neither"):
         conditional_generation_of(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("adapter", sorted(ADAPTERS))
+def test_every_adapter_answers_alike_after_saving_and_loading(adapter: str, tmp_path: Path) -> None:
+    sizes = {"audio": AUDIO_SIZE, "vision": VISION_SIZE}
+    options = {
+        "hidden_size": 16,
+        "num_heads": 2,
+        "num_pseudo_tokens": 0,
+        "auxiliary_head": True,
+        "num_classes": 4,
+        "score_range": [-3, 3],
+        "feature_sizes": sizes,
+        "context_sizes": {m: 2 * size for m, size in sizes.items()} if ADAPTERS[adapter].uses_context else {},
+    }
+    config = MerConfig(adapter=adapter, adapter_config=dataclasses.asdict(build_adapter_config(adapter, options)))
+    torch.manual_seed(0)
+    model = MerHeadModel(config).eval()
+    model.save_pretrained(tmp_path)
+    again = MerHeadModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    given = {name: value for name, value in features(3).items() if not name.startswith("text")}
+    with torch.no_grad():
+        expected, found = model(**given), again(**given)
+    torch.testing.assert_close(expected.head_logits, found.head_logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(expected.head_scores, found.head_scores, atol=1e-6, rtol=0)

@@ -142,7 +142,7 @@ class EGMFAdapter(FusionAdapter):
         kinds = ((8, nn.Mish), (4, nn.GELU), (2, nn.SiLU))
         # An expert switched off is not built: it would never learn, only count as a parameter and decay.
         self.experts = nn.ModuleList([expert(d, kinds[i][0], kinds[i][1]()) for i in chosen])
-        self.register_buffer("chosen", torch.tensor(chosen), persistent=False)
+        self.chosen = chosen
         if config.gating not in ("hierarchical", "feature", "uniform"):
             raise ValueError(f"gating is {config.gating!r}; choose hierarchical, feature or uniform")
         count = len(chosen)
@@ -190,8 +190,11 @@ class EGMFAdapter(FusionAdapter):
 
     def spread(self, values: Tensor) -> Tensor:
         """Experts that exist at their places among the three, zeros for the others: ``(B, E, ...) -> (B, 3, ...)``."""
-        empty = values.new_zeros(values.shape[0], 3, *values.shape[2:])
-        return empty.index_copy(1, self.get_buffer("chosen"), values)
+        if len(self.chosen) == 3:
+            return values
+        spread = values.new_zeros(values.shape[0], 3, *values.shape[2:])
+        spread[:, self.chosen] = values
+        return spread
 
     def warnings_from(self, diagnostics: dict[str, Tensor]) -> list[str]:
         """A collapsed gate or redundant experts over a dataset (:func:`egmf_warnings`)."""

@@ -185,6 +185,11 @@ class StreamEncoder(nn.Module):
             )
         )
 
+        # The package keeps its causal mask as a buffer that is not saved; after transformers' loading on the meta device such
+        # a buffer holds anything.
+        for module in self.stack.modules():
+            module._non_persistent_buffers_set.clear()
+
     def forward(self, steps: Tensor, mask: Tensor, recurrent: bool = False) -> Tensor:
         steps = steps.to(self.stack.post_blocks_norm.weight.dtype)
         length = mask.sum(dim=1)  # (B,)

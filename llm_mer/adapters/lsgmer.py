@@ -142,8 +142,6 @@ class LSGMERAdapter(FusionAdapter):
         anchors = [torch.randn(config.num_classes, d)]
         if config.score_range is not None:
             self.bin_classifier = nn.Linear(d, config.num_score_bins)
-            centres = torch.linspace(*config.score_range, config.num_score_bins)
-            self.register_buffer("bin_centres", centres, persistent=False)
             anchors.append(ordinal_anchors(config.num_score_bins, d))
         self.label_embeddings: nn.Parameter | None = None
         if len(self.enhancements) or config.use_joint_optimisation:
@@ -181,7 +179,10 @@ class LSGMERAdapter(FusionAdapter):
         scores = None
         if bin_logits is not None:
             distribution = torch.softmax(precise(bin_logits), dim=-1)
-            scores = (distribution * self.bin_centres.to(distribution.dtype)).sum(dim=-1)  # type: ignore[operator]
+            assert self.config.score_range is not None
+            # Not a buffer: one that is not saved holds anything after transformers' loading on the meta device.
+            centres = torch.linspace(*self.config.score_range, distribution.shape[-1]).to(distribution)
+            scores = (distribution * centres).sum(dim=-1)
         losses: dict[str, Tensor] = {}
         if inputs.targets is not None:
             losses = self.losses(logits, bin_logits, cosine, inputs.targets)
@@ -325,7 +326,7 @@ def precise(values: Tensor) -> Tensor:
 def ordinal_anchors(bins: int, hidden_size: int) -> Tensor:
     """Anchors along a half circle of radius ``√d``: ``(bins, d)``, cosine falling evenly with the distance of bins."""
     plane = torch.linalg.qr(torch.randn(hidden_size, 2))[0]  # two orthonormal directions, (d, 2)
-    angle = torch.linspace(0.0, math.pi, bins)
+    angle = torch.linspace(0.0, math.pi, bins).to(plane)  # transformers makes it on the CPU when the rest is on meta
     return math.sqrt(hidden_size) * torch.stack([-angle.cos(), angle.sin()], dim=1) @ plane.T
 
 
