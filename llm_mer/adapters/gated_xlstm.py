@@ -185,8 +185,8 @@ class StreamEncoder(nn.Module):
             )
         )
 
-        # The package keeps its causal mask as a buffer that is not saved; after transformers' loading on the meta device such
-        # a buffer holds anything.
+        # The package keeps its causal mask as a buffer that is not saved; after transformers' loading on the meta device
+        # such a buffer holds anything.
         for module in self.stack.modules():
             module._non_persistent_buffers_set.clear()
 
