@@ -7,12 +7,10 @@ its own: the peak resident set during two training steps, counted from after ada
 from __future__ import annotations
 
 import statistics
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
-from common import Size, alternate, backbone, mer_batch, mer_model, options, ratio, report, threads
+from common import Size, alternate, backbone, in_fork, mer_batch, mer_model, options, ratio, report, threads
 from training_step import Step, optimiser_step
 from vocabulary_memory import resident
 
@@ -42,27 +40,15 @@ def answer_and_step(adapter: str, rows: int) -> tuple[Step, Step, int]:
     return answer, optimiser_step(module, loss), sum(p.numel() for p in module.parameters())
 
 
-def measure_memory(adapter: str, rows: int, sender: Any) -> None:
-    """Two training steps in this process; the MB they added at the peak go to ``sender``."""
+def peak_memory(adapter: str, rows: int) -> float:
+    """The MB that two training steps in this process add at the peak."""
     torch.set_num_threads(1)
     _, step, _ = answer_and_step(adapter, rows)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     step()
     step()
-    sender.send(resident("VmHWM") - before)
-
-
-def peak_memory(adapter: str, rows: int) -> float:
-    """:func:`measure_memory` in a forked process."""
-    context = get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measure_memory, args=(adapter, rows, sender))
-    process.start()
-    sender.close()
-    found: float = receiver.recv()
-    process.join()
-    return found
+    return resident("VmHWM") - before
 
 
 def main() -> None:
@@ -72,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = [BARE, "egmf"] if arguments.quick else [BARE, *(name for name in ADAPTERS if name != BARE)]
     repetitions = 2 if arguments.quick else arguments.repetitions
-    memory = {name: peak_memory(name, arguments.rows) for name in names}
+    memory = {name: in_fork(peak_memory, name, arguments.rows) for name in names}
     parameters: dict[str, int] = {}
     single, batched, steps = {}, {}, {}
     for name in names:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,22 @@ def mer_batch(size: Size, rows: int, tokens: int, adapter: str = "egmf", answer:
         batch["class_targets"] = torch.randint(CLASSES, (rows,), generator=generator)
         batch["score_targets"] = torch.rand(rows, generator=generator) * 6 - 3
     return batch
+
+
+def _send(measure: Callable[..., Any], arguments: Sequence[Any], sender: Any) -> None:
+    sender.send(measure(*arguments))
+
+
+def in_fork(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``measure`` returns in a process of its own; forked, since nothing but imports need be repeated."""
+    context = get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(measure, arguments, sender))
+    process.start()
+    sender.close()
+    found = receiver.recv()
+    process.join()
+    return found
 
 
 def alternate(sides: dict[str, Callable[[], object]], repetitions: int, warmup: int = 1) -> dict[str, list[float]]:

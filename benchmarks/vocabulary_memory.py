@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import re
 import sys
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
-from common import Size, mer_batch, options, report
+from common import Size, in_fork, mer_batch, options, report
 from training_step import bare_step, mer_step
 
 VOCABULARIES = (4_000, 65_000, 152_000)
@@ -27,8 +25,8 @@ def resident(key: str) -> float:
     return int(found.group(1)) / 1024
 
 
-def measure(side: str, size: Size, rows: int, tokens: int, answer: Any) -> None:
-    """Two training steps of one side in this process; resident MB before them and at the peak go to ``answer``."""
+def measure(side: str, size: Size, rows: int, tokens: int) -> tuple[float, float]:
+    """Two training steps of one side in this process: resident MB before them and at the peak."""
     torch.set_num_threads(1)
     batch = mer_batch(size, rows, tokens)
     step = mer_step(size, batch, "egmf")[0] if side == "ours" else bare_step(size, batch, all_positions=True)
@@ -36,7 +34,7 @@ def measure(side: str, size: Size, rows: int, tokens: int, answer: Any) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     step()
     step()
-    answer.send((before, resident("VmHWM")))
+    return before, resident("VmHWM")
 
 
 def main() -> None:
@@ -46,19 +44,12 @@ def main() -> None:
     arguments = parser.parse_args()
     rows, tokens = (4, 32) if arguments.quick else (arguments.rows, arguments.tokens)
     shape = Size(2, 128) if arguments.quick else Size()
-    # Forked: nothing but imports happened here, and they need not be repeated.
-    context = get_context("fork")
     table = []
     for vocabulary in VOCABULARIES[:2] if arguments.quick else VOCABULARIES:
         cells = []
         for side in SIDES:
-            receiver, sender = context.Pipe(duplex=False)
             size = Size(shape.layers, shape.hidden, vocabulary)
-            process = context.Process(target=measure, args=(side, size, rows, tokens, sender))
-            process.start()
-            sender.close()
-            cells.append(receiver.recv())
-            process.join()
+            cells.append(in_fork(measure, side, size, rows, tokens))
         (before, peak), (other_before, other_peak) = cells
         added, other_added = peak - before, other_peak - other_before
         numbers = [f"{v:.0f}" for v in (before, other_before, added, other_added, peak, other_peak)]
