@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm_mer.adapters import adapter_class, build_adapter
-from llm_mer.adapters.base import MODALITIES
+from llm_mer.adapters.base import MODALITIES, AdapterConfig
 from llm_mer.checkpoint import CheckpointDescription, check_backbone, load_adapter_weights, load_head_weights
 from llm_mer.configuration import DataArguments, MerConfig, ModelArguments, build_adapter_config
 from llm_mer.data.reading import RunData
@@ -78,6 +78,15 @@ def derived_options(run: RunData, alone: bool) -> dict[str, Any]:
     return derived | ({"num_pseudo_tokens": 0, "auxiliary_head": True} if alone else {})
 
 
+def stand_in_config(run: RunData, model: ModelArguments, adapter_options: dict[str, Any]) -> AdapterConfig:
+    """The adapter's configuration on these data, a very small backbone standing for one that is not loaded yet."""
+    alone = model.backbone == "none"
+    hidden = 0 if alone else STAND_IN_SIZE
+    source = dataclasses.replace(model, text_source="features") if alone else model
+    sizes = {"feature_sizes": model_feature_sizes(run, source, hidden), "backbone_size": hidden}
+    return build_adapter_config(model.adapter, {**adapter_options, **derived_options(run, alone), **sizes})
+
+
 def check_adapter(run: RunData, model: ModelArguments, adapter_options: dict[str, Any]) -> None:
     """Build the adapter for these data, and a very small backbone, and drop it: what cannot work is told at once.
 
@@ -90,11 +99,7 @@ def check_adapter(run: RunData, model: ModelArguments, adapter_options: dict[str
         raise UserError(
             "text_source: features, but the data have no text features; leave it at backbone, or say use_text: false"
         )
-    source = dataclasses.replace(model, text_source="features") if alone else model
-    options = {**adapter_options, **derived_options(run, alone)}
-    options["feature_sizes"] = model_feature_sizes(run, source, 0 if alone else STAND_IN_SIZE)
-    options["backbone_size"] = 0 if alone else STAND_IN_SIZE
-    config = build_adapter_config(model.adapter, options)
+    config = stand_in_config(run, model, adapter_options)
     least = {"hidden_size": 1, "num_heads": 1, "num_pseudo_tokens": 0 if alone else 1}
     for name, bound in least.items():
         if getattr(config, name) < bound:
@@ -115,7 +120,6 @@ def build_model(
     torch.manual_seed(seed)
     alone = model.backbone == "none"
     initial = CheckpointDescription.load(Path(model.init_checkpoint)) if model.init_checkpoint else None
-    class_task = next((t for t in run.tasks if t.kind == "classification"), None)
     derived = derived_options(run, alone)
     if alone:
         model = dataclasses.replace(model, text_source="features")
@@ -179,9 +183,9 @@ def build_model(
         base = MerForConditionalGeneration.from_backbone(backbone, config)
     except ValueError as error:
         raise UserError(f"adapter {model.adapter!r}: {error}") from error
-    if class_task is not None:
+    if processor.class_task is not None:
         adapter = fusion_adapter_of(base)
-        adapter.initialise_from_backbone(label_vectors(base, processor, class_task))
+        adapter.initialise_from_backbone(label_vectors(base, processor, processor.class_task))
     if model.init_checkpoint:
         return BuiltModel(_trainable(load_adapter_weights(base, Path(model.init_checkpoint))), processor, source)
     return BuiltModel(add_lora(base, model), processor, source)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llm_mer import __version__
 from llm_mer.configuration import MerConfig
-from llm_mer.errors import UserError
+from llm_mer.errors import UserError, first_line
 from llm_mer.modeling import MerForConditionalGeneration, MerHeadModel, fusion_adapter_of
 from llm_mer.processing import MerProcessor
 
@@ -235,7 +235,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # a damaged file surfaces as whatever its reader raises
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(f"{folder}: the tokenizer's files are missing or damaged: {reason}") from error
     return tokenizer
 

@@ -1,4 +1,4 @@
-"""The one exception that means "what you gave us cannot be used"."""
+"""The one exception that means "what you gave us cannot be used", and others' words in its one line."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,8 @@ class UserError(ValueError):
     The message names the file, the field, what was found and what would be right. Command-line entry points print it
     on one line and exit with status 2; library callers catch it as a ``ValueError``.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says in one line, or its kind when it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -24,7 +24,7 @@ from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS
 from llm_mer.decoding.labels import LabelScorer
 from llm_mer.decoding.numbers import ScoreDistribution
-from llm_mer.errors import UserError
+from llm_mer.errors import UserError, first_line
 from llm_mer.modeling import MerForConditionalGeneration, conditional_generation_of, fusion_adapter_of
 from llm_mer.prediction import Prediction
 from llm_mer.processing import MerProcessor
@@ -33,11 +33,6 @@ from llm_mer.tasks import Task
 SCORE_STATISTICS: tuple[str, ...] = ("median", "mean", "mode")
 MAX_ANSWER_TOKENS = 16
 TEXT_BATCH = 64
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says in one line, or its kind when it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def check_device(device: str) -> None:

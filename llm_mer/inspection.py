@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llm_mer.errors import UserError
+from llm_mer.errors import UserError, first_line
 
 
 @dataclass
@@ -82,8 +82,8 @@ def preview_prompts(config: PreviewConfig) -> str:
         try:
             tokenizer = AutoTokenizer.from_pretrained(config.backbone, local_files_only=local, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"backbone {config.backbone!r}: its tokenizer cannot be loaded: {first}") from None
+            reason = first_line(error)
+            raise UserError(f"backbone {config.backbone!r}: its tokenizer cannot be loaded: {reason}") from None
     task = get_task(config.task)
     templates = [t for t in load_prompts([config.template]) if t.kind == task.kind]
     if not templates:

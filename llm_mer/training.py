@@ -653,12 +653,13 @@ def parse_arguments(
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
+    written: dict[str, Any] = {}
     if "--config" in arguments:
         place = arguments.index("--config")
         if place + 1 == len(arguments):
             raise UserError("--config: name a YAML file")
-        read_options(arguments[place + 1])
-    adapter = _peek(arguments, "adapter") or ModelArguments.adapter
+        written = read_options(arguments[place + 1])
+    adapter = _peek(arguments, written, "adapter") or ModelArguments.adapter
     types: list[Any] = [DataArguments, ModelArguments, MerTrainingArguments, adapter_arguments(adapter)]
     parser = TrlParser(types)
     try:
@@ -711,12 +712,9 @@ def read_options(file: str) -> dict[str, Any]:
     return content
 
 
-def _peek(arguments: list[str], name: str) -> str | None:
-    """An option's value before parsing: the command line's, else the YAML file's."""
-    value = None
-    if "--config" in arguments:
-        value = read_options(arguments[arguments.index("--config") + 1]).get(name)
-        value = None if value is None else str(value)
+def _peek(arguments: list[str], written: dict[str, Any], name: str) -> str | None:
+    """An option's value before parsing: the command line's, else the YAML file's, ``written``."""
+    value = None if written.get(name) is None else str(written[name])
     for i, argument in enumerate(arguments):
         if argument == f"--{name}" and i + 1 < len(arguments):
             value = arguments[i + 1]

@@ -24,6 +24,17 @@ from llm_mer.modeling import (
 
 FILLER, COUNT, END = 0, 3, 2
 
+HEAD_OPTIONS: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_heads": 2,
+    "num_pseudo_tokens": 0,
+    "auxiliary_head": True,
+    "num_classes": 4,
+    "score_range": [-3, 3],
+    "feature_sizes": {"audio": AUDIO_SIZE, "vision": VISION_SIZE},
+}
+"""An adapter alone, on audio and vision."""
+
 
 def wrap(folder: Path, **options: Any) -> tuple[Any, MerForConditionalGeneration]:
     """A backbone loaded twice: bare, and inside the model."""
@@ -253,16 +264,7 @@ def test_the_attention_choice_of_the_backbone_survives_wrapping(backbones: dict[
 
 
 def test_the_head_model_reads_the_adapters_head_only() -> None:
-    options = {
-        "hidden_size": 16,
-        "num_heads": 2,
-        "num_pseudo_tokens": 0,
-        "auxiliary_head": True,
-        "num_classes": 4,
-        "score_range": [-3, 3],
-        "feature_sizes": {"audio": AUDIO_SIZE, "vision": VISION_SIZE},
-    }
-    model = MerHeadModel(MerConfig(adapter="egmf", adapter_config=options)).eval()
+    model = MerHeadModel(MerConfig(adapter="egmf", adapter_config=HEAD_OPTIONS)).eval()
     given = {k: v for k, v in features(2).items() if not k.startswith("text")}
     output = model(**given, class_targets=torch.tensor([1, -100]), score_targets=torch.tensor([float("nan"), 1.0]))
     assert output.head_logits.shape == (2, 4)
@@ -297,17 +299,8 @@ def test_parameters_are_counted_and_parts_found_under_peft(model: MerForConditio
 
 @pytest.mark.parametrize("adapter", sorted(ADAPTERS))
 def test_every_adapter_answers_alike_after_saving_and_loading(adapter: str, tmp_path: Path) -> None:
-    sizes = {"audio": AUDIO_SIZE, "vision": VISION_SIZE}
-    options = {
-        "hidden_size": 16,
-        "num_heads": 2,
-        "num_pseudo_tokens": 0,
-        "auxiliary_head": True,
-        "num_classes": 4,
-        "score_range": [-3, 3],
-        "feature_sizes": sizes,
-        "context_sizes": {m: 2 * size for m, size in sizes.items()} if ADAPTERS[adapter].uses_context else {},
-    }
+    vectors = {m: 2 * size for m, size in HEAD_OPTIONS["feature_sizes"].items()} if ADAPTERS[adapter].uses_context else {}
+    options = {**HEAD_OPTIONS, "context_sizes": vectors}
     config = MerConfig(adapter=adapter, adapter_config=dataclasses.asdict(build_adapter_config(adapter, options)))
     torch.manual_seed(0)
     model = MerHeadModel(config).eval()

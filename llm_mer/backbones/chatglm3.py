@@ -25,7 +25,7 @@ from llm_mer.backbones.llama2c import (
     new_folder,
     read_sentencepiece,
 )
-from llm_mer.errors import UserError
+from llm_mer.errors import UserError, first_line
 
 # In the order of their ids, which follow the SentencePiece pieces directly.
 SPECIAL_TOKENS = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
@@ -238,9 +238,9 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged or not of torch's zip format: {_first_line(error)}") from error
+        raise UserError(f"{path} is damaged or not of torch's zip format: {first_line(error)}") from error
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than weights and is not read: {_first_line(error)}") from None
+        raise UserError(f"{path} holds more than weights and is not read: {first_line(error)}") from None
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}; a dictionary of weights would be right")
     for key, tensor in state.items():
@@ -284,7 +284,3 @@ def load_tokenizer(path: Path, vocabulary: int) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -54,8 +54,6 @@ SINGLE_MODALITIES: dict[str, dict[str, bool]] = {
     f"{only} only": {f"use_{m}": False for m in MODALITIES if m != only} for only in MODALITIES
 }
 NO_LORA: dict[str, dict[str, int]] = {"no LoRA": {"lora_r": 0}}
-PROBE_SIZE = 8
-"""Stands for the backbone's hidden size where no backbone is loaded yet."""
 
 
 @dataclass
@@ -270,21 +268,9 @@ def _ablations(text: str, adapter: str, backbone: str) -> dict[str, dict[str, st
 
 def adapter_config(data: RunData, model: ModelArguments, options: dict[str, Any]) -> AdapterConfig:
     """The adapter's configuration as this data make it: modalities that are not there are not used."""
-    from llm_mer.building import model_feature_sizes
-    from llm_mer.configuration import build_adapter_config
+    from llm_mer.building import stand_in_config
 
-    alone = model.backbone == "none"
-    if alone:
-        model = dataclasses.replace(model, text_source="features")
-    class_task = next((t for t in data.tasks if t.kind == "classification"), None)
-    score_task = next((t for t in data.tasks if t.kind == "regression"), None)
-    derived: dict[str, Any] = {
-        "feature_sizes": model_feature_sizes(data, model, 0 if alone else PROBE_SIZE),
-        "num_classes": class_task.num_classes if class_task else 0,
-        "score_range": score_task.require_range() if score_task else None,
-    }
-    derived |= {"num_pseudo_tokens": 0, "auxiliary_head": True} if alone else {"backbone_size": PROBE_SIZE}
-    found = build_adapter_config(model.adapter, {**options, **derived})
+    found = stand_in_config(data, model, options)
     used: dict[str, Any] = {f"use_{m}": m in found.modalities for m in MODALITIES}
     return dataclasses.replace(found, **used)
 
