@@ -30,14 +30,14 @@ adapters) # six adapters × emotion and sentiment × both languages, every modal
   ;;
 single) # EGMF without the transcript in the prompt: all modalities, and each alone
   corpus
-  compare --config configs/quickstart.yaml --adapters egmf --overrides prompts=notext num_train_epochs=14 \
+  compare --config configs/quickstart.yaml --adapters egmf --overrides prompts=notext \
     --ablations "${text_only/\*/egmf}" "${audio_only/\*/egmf}" "${vision_only/\*/egmf}" --subsets neutral_words conflict
   ;;
 labels) # LSGMER: label words as a start, vision not label-gated; three seeds
   corpus
   compare --config configs/quickstart.yaml --adapters lsgmer --seeds 1111 1112 1113 --subsets neutral_words \
     --ablations lsgmer:label_init=backbone lsgmer:label_gate_vision=false \
-    --overrides num_train_epochs=8 eval_strategy=no save_strategy=no load_best_model_at_end=false
+    --overrides eval_strategy=no save_strategy=no load_best_model_at_end=false
   ;;
 mosi_heads) # MOSI, adapters' own heads
   mosi_store

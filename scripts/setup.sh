@@ -14,9 +14,10 @@ if [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$pins" ]; then
   [ -n "$missing" ] || exit 0
 fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-# uv resolves and unpacks several times faster; it does not read pip's find-links by itself.
+# uv resolves and unpacks several times faster; it does not read pip's find-links by itself, and compiles only when told to.
+# Without compiled files every process would spend some ten seconds on its imports where PYTHONDONTWRITEBYTECODE is set.
 if .venv/bin/python -m pip install --quiet uv 2>/dev/null; then
-  install() { UV_FIND_LINKS="${PIP_FIND_LINKS:-}" .venv/bin/python -m uv pip install --quiet --python .venv/bin/python "$@"; }
+  install() { UV_FIND_LINKS="${PIP_FIND_LINKS:-}" .venv/bin/python -m uv pip install --quiet --compile-bytecode --python .venv/bin/python "$@"; }
 else
   install() { .venv/bin/python -m pip install --quiet "$@"; }
 fi

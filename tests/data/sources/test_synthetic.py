@@ -97,15 +97,19 @@ def test_ids_are_unique_and_so_are_the_seeds_of_clips(plans: list[Plan]) -> None
     assert len({p.id for p in plans}) == len({tuple(p.seed) for p in plans}) == len(plans)
 
 
-def test_no_speaker_is_in_two_splits_or_languages(plans: list[Plan]) -> None:
+def test_no_speaker_is_in_two_splits_or_languages_and_no_voice_in_two_splits(plans: list[Plan]) -> None:
     places: dict[str, set[tuple[str, str]]] = {}
     for plan in plans:
         places.setdefault(plan.speaker, set()).add((plan.language, plan.split))
     assert all(len(found) == 1 for found in places.values())
     assert len(places) == 24
+    heard: dict[str, set[str]] = {}
     for language in ("en", "zh"):
-        voices = [s.voice.variant for group in speakers_of(CorpusConfig(), language).values() for s in group]
-        assert len(voices) == len(set(voices)) == 12
+        for split, group in speakers_of(CorpusConfig(), language).items():
+            assert {s.voice.variant[0] for s in group} == {"m", "f"}
+            for speaker in group:
+                heard.setdefault(speaker.voice.variant, set()).add(split)
+    assert len(heard) == 12 and all(len(splits) == 1 for splits in heard.values())
 
 
 def test_every_split_of_every_language_has_every_emotion(plans: list[Plan]) -> None:

@@ -21,8 +21,9 @@ from llm_mer.errors import UserError
 
 EMOTIONS: tuple[str, ...] = ("neutral", "joy", "sadness", "anger", "fear", "surprise")
 SHARES: dict[str, float] = {"train": 0.62, "valid": 0.12, "test": 0.26}
-SPEAKERS: dict[str, int] = {"train": 6, "valid": 2, "test": 4}
-VARIANTS: tuple[str, ...] = ("m1", "f1", "m2", "f2", "m3", "f3", "m4", "f4", "m5", "f5", "m6", "m7")
+SPEAKERS: dict[str, dict[str, int]] = {"train": {"m": 4, "f": 2}, "valid": {"m": 1, "f": 1}, "test": {"m": 2, "f": 2}}
+"""Male and female voices of each split, in each language."""
+VARIANTS: tuple[str, ...] = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5")
 STAY, FOLLOW = 0.55, 0.15
 NEUTRAL_WORDS, CONFLICT = 0.35, 0.12
 STILL_FACE, FLAT_VOICE = 0.30, 0.25
@@ -87,16 +88,24 @@ class Speaker:
     look: Look
 
 
+def voices_of(seed: int) -> dict[str, list[str]]:
+    """espeak variants of each split, the same for every language, so that no voice of the test is heard in any training."""
+    generator = np.random.default_rng([seed, 5])
+    shuffled = [VARIANTS[int(i)] for i in generator.permutation(len(VARIANTS))]
+    waiting = {sex: [variant for variant in shuffled if variant.startswith(sex)] for sex in "mf"}
+    return {
+        split: [waiting[sex].pop() for sex, count in counts.items() for _ in range(count)]
+        for split, counts in SPEAKERS.items()
+    }
+
+
 def speakers_of(config: CorpusConfig, language: str) -> dict[str, list[Speaker]]:
     """Speakers per split, no one in two."""
     generator = np.random.default_rng([config.seed, config.languages.index(language), 7])
-    order = generator.permutation(len(VARIANTS))
     found: dict[str, list[Speaker]] = {}
-    taken = 0
-    for split, count in SPEAKERS.items():
+    for split, variants in voices_of(config.seed).items():
         found[split] = []
-        for _ in range(count):
-            variant = VARIANTS[order[taken]]
+        for variant in variants:
             base = 42 if variant.startswith("m") else 54
             voice = Voice(
                 variant,
@@ -105,7 +114,6 @@ def speakers_of(config: CorpusConfig, language: str) -> dict[str, list[Speaker]]
                 float(generator.uniform(0.42, 0.48)),
             )
             found[split].append(Speaker(f"{language}-{variant}", voice, look_of(generator)))
-            taken += 1
     return found
 
 
