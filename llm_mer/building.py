@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from llm_mer.adapters import adapter_class, build_adapter
 from llm_mer.adapters.base import MODALITIES, AdapterConfig
 from llm_mer.checkpoint import CheckpointDescription, check_backbone, load_adapter_weights, load_head_weights
+from llm_mer.backbones.language_lora import SHARED, language_blocks, route_by_language
 from llm_mer.configuration import DataArguments, MerConfig, ModelArguments, build_adapter_config
 from llm_mer.data.reading import RunData
 from llm_mer.errors import UserError
@@ -131,6 +132,11 @@ def build_model(
         source = resolve_backbone(model.backbone)
         if initial is not None:
             check_backbone(initial.backbone, source, model.init_checkpoint or "")
+            had = initial.model.get("lora_sharing", SHARED)
+            if had != model.lora_sharing:
+                raise UserError(
+                    f"init_checkpoint: {model.init_checkpoint} has lora_sharing {had!r}, not {model.lora_sharing!r}"
+                )
         dtype = model.dtype
         if dtype == "auto":
             dtype = "bfloat16" if torch.cuda.is_available() else "float32"
@@ -174,6 +180,7 @@ def build_model(
             adapter=model.adapter,
             adapter_config=dataclasses.asdict(adapter_config),
             text_source=model.text_source,
+            lora_sharing=model.lora_sharing if backbone is not None else SHARED,
         )
         if backbone is None:
             built: Any = MerHeadModel(config)
@@ -213,6 +220,7 @@ def _trainable(model: Any) -> Any:
 def add_lora(base: MerForConditionalGeneration, model: ModelArguments) -> Any:
     """LoRA on the backbone's projections, the adapter trained whole through ``modules_to_save``.
 
+    Where languages have ranks of their own (``lora_sharing``), each block has ``lora_r`` of them and the same scaling.
     ``lora_r = 0`` freezes LoRA at its start, where it is exactly zero: only the adapter trains, and the checkpoint has
     the same form.
     """
@@ -221,14 +229,16 @@ def add_lora(base: MerForConditionalGeneration, model: ModelArguments) -> Any:
     from llm_mer.backbones.loading import lora_targets
 
     targets = model.lora_targets or lora_targets(base.model.language_model)
+    blocks = len(language_blocks(model.lora_sharing))
     config = LoraConfig(
-        r=max(model.lora_r, 1),
-        lora_alpha=model.lora_alpha,
+        r=blocks * max(model.lora_r, 1),
+        lora_alpha=blocks * model.lora_alpha,
         lora_dropout=model.lora_dropout,
         target_modules=r"model\.language_model\..*\.(" + "|".join(targets) + ")",
         modules_to_save=["fusion_adapter"],
     )
     wrapped = get_peft_model(base, config)
+    base.model.language_router = route_by_language(base, model.lora_sharing, config.r)
     if model.lora_r == 0:
         for name, parameter in wrapped.named_parameters():
             if "lora_" in name:

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llm_mer import __version__
+from llm_mer.backbones.language_lora import route_by_language
 from llm_mer.configuration import MerConfig
 from llm_mer.errors import UserError, first_line
 from llm_mer.modeling import MerForConditionalGeneration, MerHeadModel, fusion_adapter_of
@@ -275,7 +276,7 @@ def fits(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.S
 
 def load_adapter_weights(base: MerForConditionalGeneration, folder: Path) -> torch.nn.Module:
     """LoRA and fusion-adapter weights of a PEFT checkpoint onto a fresh base. Raises ``UserError`` when they do not fit."""
-    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     path = folder / "adapter_model.safetensors"
     state = read_weights(path)
@@ -291,6 +292,8 @@ def load_adapter_weights(base: MerForConditionalGeneration, folder: Path) -> tor
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     fits(path, state, {name: value.shape for name, value in own.items()}, model)
     set_peft_model_state_dict(model, {**own, **state})
+    assert isinstance(peft_config, LoraConfig)
+    base.model.language_router = route_by_language(base, base.config.lora_sharing, peft_config.r)
     return model
 
 

@@ -15,11 +15,12 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from llm_mer.adapters import ADAPTERS, adapter_class
 from llm_mer.adapters.base import AdapterConfig
+from llm_mer.backbones.language_lora import LORA_SHARING, SHARED
 from llm_mer.errors import UserError
 
 
 def check_values(options: Any, least: dict[str, float]) -> None:
-    """Take a text where a list is wanted as its only entry, and refuse numbers that are too small.
+    """Take a text where a list is wanted as its only entry; refuse numbers that are too small and unknown choices.
 
     Raises:
         UserError: naming the option and its value.
@@ -29,6 +30,8 @@ def check_values(options: Any, least: dict[str, float]) -> None:
         value = getattr(options, entry.name)
         if entry.name in least and value is not None and value < least[entry.name]:
             raise UserError(f"{entry.name}: {value!r}; it must be at least {least[entry.name]}")
+        if (choices := entry.metadata.get("choices")) and value not in choices:
+            raise UserError(f"{entry.name}: {value!r}; choose from {', '.join(choices)}")
         if value is None or list[str] not in (hints[entry.name], *get_args(hints[entry.name])):
             continue
         if isinstance(value, str):
@@ -117,6 +120,13 @@ class ModelArguments:
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, …"})
     lora_r: int = field(default=8, metadata={"help": "LoRA rank; 0 freezes the backbone and trains the adapter alone"})
     lora_alpha: int = field(default=16, metadata={"help": "LoRA scaling"})
+    lora_sharing: str = field(
+        default=SHARED,
+        metadata={
+            "help": "one LoRA for all languages, one of lora_r ranks for each, or both; routed sample by sample",
+            "choices": list(LORA_SHARING),
+        },
+    )
     lora_dropout: float = field(default=0.05, metadata={"help": "LoRA dropout"})
     lora_targets: list[str] | None = field(
         default=None, metadata={"help": "module names to adapt; default: every attention and MLP projection"}
@@ -205,6 +215,7 @@ class MerConfig(PreTrainedConfig):
         adapter: name in :data:`llm_mer.adapters.ADAPTERS`.
         adapter_config: its options and derived sizes as plain values.
         text_source: ``backbone`` (transcript tokens looked up in the embedding table) or ``features``.
+        lora_sharing: which ranks of LoRA an utterance's language uses, see :mod:`llm_mer.backbones.language_lora`.
     """
 
     model_type = "llm_mer"
@@ -214,6 +225,7 @@ class MerConfig(PreTrainedConfig):
     adapter: str = "egmf"
     adapter_config: dict | None = None
     text_source: str = "backbone"
+    lora_sharing: str = SHARED
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -26,6 +26,7 @@ from llm_mer.adapters.base import (
     FusionTargets,
     ModalitySequence,
 )
+from llm_mer.backbones.language_lora import LanguageRouter
 from llm_mer.configuration import MerConfig
 
 FUSION_KEYS: tuple[str, ...] = (
@@ -150,6 +151,7 @@ class MerModel(MerPreTrainedModel):
         super().__init__(config)
         self.language_model = language_model if language_model is not None else AutoModel.from_config(config.text_config)
         self.fusion_adapter = build_adapter(config.adapter, config.build_adapter_config())
+        self.language_router: LanguageRouter | None = None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -180,6 +182,7 @@ class MerModel(MerPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         pseudo_token_mask: Tensor | None = None,
+        language_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> MerModelOutput:
         """Embed, inject, run the backbone.
@@ -188,6 +191,7 @@ class MerModel(MerPreTrainedModel):
             input_ids: ``(B, L)``; the ids at pseudo-token places are not read.
             attention_mask: ``(B, L)`` or a 4D mask. pseudo_token_mask: ``(B, L)`` bool, K True a row; None runs the
                 bare backbone (later steps of generation).
+            language_ids: ``(B,)`` place of each sample's language in ``LANGUAGES``; read where LoRA is routed by language.
             **kwargs: tensors of :data:`FUSION_KEYS` go to the adapter, anything else to the backbone.
         """
         tensors = {name: kwargs.pop(name) for name in FUSION_KEYS if name in kwargs}
@@ -203,6 +207,8 @@ class MerModel(MerPreTrainedModel):
             if missing > 0:  # generation without a cache: the answer so far follows the prompt
                 mask = F.pad(mask, (0, missing))
             inputs_embeds = self.inject(inputs_embeds, mask, fused.pseudo_tokens)
+        if self.language_router is not None:
+            self.language_router.languages = language_ids
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -318,7 +324,7 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """Fusion tensors reach :meth:`forward` as ``**kwargs``, where ``generate`` cannot see that they are used."""
-        kept = {k: v for k, v in model_kwargs.items() if k not in FUSION_KEYS}
+        kept = {k: v for k, v in model_kwargs.items() if k not in FUSION_KEYS and k != "language_ids"}
         # GenerationMixin declares a self for another type checker, with members that no model has.
         super()._validate_model_kwargs(kept)  # type: ignore[misc]
 

@@ -448,6 +448,7 @@ def describe_run(
             "adapter": config.adapter,
             "adapter_config": config.adapter_config,
             "text_source": config.text_source,
+            "lora_sharing": config.lora_sharing,
         },
         processor=built.processor.to_dict(),
         backbone=reference,
@@ -566,6 +567,7 @@ def check_resume(
         lora = saved.training.get("lora") or {}
         now = {"r": model.lora_r, "alpha": model.lora_alpha, "dropout": model.lora_dropout}
         pairs |= {f"lora_{name}": (lora.get(name), value) for name, value in now.items()}
+        pairs["lora_sharing"] = (saved.model.get("lora_sharing"), model.lora_sharing)
         pairs["quantization"] = (reference.quantization, model.quantization)
     different = [f"{name}: {old!r} there, {new!r} here" for name, (old, new) in pairs.items() if old != new]
     if different:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llm_mer.data.dataset import MerDataset, Question
+from llm_mer.data.schema import LANGUAGES
 from llm_mer.processing import MerProcessor, PreparedSample
 from llm_mer.prompts import HistoryTurn
 
@@ -23,7 +24,7 @@ class MerBatch:
         input_ids, attention_mask, labels: ``(B, L)``; labels are -100 outside the answer. pseudo_token_mask: ``(B, L)``.
         text_ids: ``(B, T_t)``. ``*_features``: ``(B, T_m, D_m)``. ``*_mask``: ``(B, T_m)``, False rows for a missing one.
         context_*: see :class:`llm_mer.adapters.base.ConversationContext`.
-        class_targets: ``(B,)``. score_targets: ``(B,)``.
+        language_ids: ``(B,)`` places in ``LANGUAGES``. class_targets: ``(B,)``. score_targets: ``(B,)``.
     """
 
     input_ids: Tensor | None = None
@@ -46,6 +47,7 @@ class MerBatch:
     context_audio_mask: Tensor | None = None
     context_vision: Tensor | None = None
     context_vision_mask: Tensor | None = None
+    language_ids: Tensor | None = None
     class_targets: Tensor | None = None
     score_targets: Tensor | None = None
 
@@ -111,6 +113,8 @@ class MerCollator:
         batch = MerBatch()
         if self.processor.tokenizer is not None:
             self._pad_prompts(batch, samples, with_answer)
+            languages = [self.dataset.language(question.row) for question in questions]
+            batch.language_ids = torch.tensor([LANGUAGES.index(language) for language in languages], dtype=torch.long)
         for modality, size in self.processor.feature_sizes.items():
             if modality == "text" and self.processor.text_source == "backbone":
                 continue

@@ -149,6 +149,11 @@ class MerDataset:
                 changes["text"] = None
         return dataclasses.replace(utterance, **changes) if changes else utterance
 
+    def language(self, row: int) -> str:
+        """The language of a row."""
+        language: str = self._language[row]
+        return language
+
     def window(self, row: int) -> Window:
         """The conversation around a row: the last ``context_window`` utterances up to it, or centred on it."""
         rows, place = self._place[row]

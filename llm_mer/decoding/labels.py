@@ -113,7 +113,8 @@ class LabelScorer:
 
         Args:
             inputs: keyword arguments of ``model.model`` for the prompt: ``input_ids (B, L)``, ``attention_mask (B, L)``
-                padded on either side, and whatever else it reads (pseudo-token tensors).
+                padded on either side, and whatever else it reads (pseudo-token tensors). ``language_ids (B,)``, where
+                there are any, go to the second pass too.
         """
         attention_mask = inputs["attention_mask"]
         batch, length = attention_mask.shape
@@ -126,11 +127,13 @@ class LabelScorer:
         last = (attention_mask * steps).argmax(dim=1)  # (B,) place of the last real token
         hidden = [prefix.last_hidden_state[torch.arange(batch, device=device), last].unsqueeze(1)]  # (B, 1, H)
         if needs_second:
-            hidden.append(self._tree_pass(prefix.past_key_values, attention_mask, prefix.last_hidden_state.dtype))
+            carried = {name: inputs[name] for name in ("language_ids",) if name in inputs}
+            dtype = prefix.last_hidden_state.dtype
+            hidden.append(self._tree_pass(prefix.past_key_values, attention_mask, dtype, carried))
         edges = self._edge_log_probs(torch.cat(hidden, dim=1))  # (B, E)
         return edges @ self.tree.path_matrix().to(device).T
 
-    def _tree_pass(self, cache: Any, attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    def _tree_pass(self, cache: Any, attention_mask: Tensor, dtype: torch.dtype, carried: dict[str, Tensor]) -> Tensor:
         """Hidden states of every node: ``(B, M, H)``."""
         batch, length = attention_mask.shape
         device = attention_mask.device
@@ -148,7 +151,12 @@ class LabelScorer:
         lowest = torch.finfo(dtype).min
         mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, lowest).unsqueeze(1)
         output = self.model.model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            **carried,
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
