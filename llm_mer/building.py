@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from llm_mer.adapters import adapter_class, build_adapter
 from llm_mer.adapters.base import MODALITIES, AdapterConfig
-from llm_mer.checkpoint import CheckpointDescription, check_backbone, load_adapter_weights, load_head_weights
 from llm_mer.backbones.language_lora import SHARED, language_blocks, route_by_language
+from llm_mer.checkpoint import CheckpointDescription, check_backbone, load_adapter_weights, load_head_weights
 from llm_mer.configuration import DataArguments, MerConfig, ModelArguments, build_adapter_config
 from llm_mer.data.reading import RunData
 from llm_mer.errors import UserError

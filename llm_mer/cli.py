@@ -81,6 +81,11 @@ COMMANDS: dict[str, Command] = {
         "llm_mer.evaluation.compare:CompareConfig",
         "llm_mer.evaluation.compare:run",
     ),
+    "crosslingual": Command(
+        "trained on English, Chinese or both × tested on each, with the gap to training in the language",
+        "llm_mer.evaluation.crosslingual:CrosslingualConfig",
+        "llm_mer.evaluation.crosslingual:run",
+    ),
 }
 
 

@@ -5,9 +5,9 @@ EGMF (arXiv 2601.07565) finds that one LoRA helps English and hurts Chinese, and
 
     y = W x + s · B (m_l ⊙ A x)        A: (R, in), B: (out, R), m_l ∈ {0, 1}^R, s = α / r
 
-With a block a language this is exactly one LoRA a language, ``W x + s · B_l A_l x``; with a block for all beside them, a shared
-one plus one a language. A mixed batch is routed row by row, and as it is one LoRA to PEFT, saving, resuming, data-parallel
-training and sharding need nothing of their own.
+With a block a language this is exactly one LoRA a language, ``W x + s · B_l A_l x``; with a block for all beside them, a
+shared one plus one a language. A mixed batch is routed row by row, and as it is one LoRA to PEFT, saving, resuming,
+data-parallel training and sharding need nothing of their own.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def language_blocks(sharing: str) -> list[tuple[str, ...]]:
     >>> language_blocks("shared_and_per_language")
     [('en', 'zh'), ('en',), ('zh',)]
     """
-    own = [(language,) for language in LANGUAGES]
-    return {SHARED: [tuple(LANGUAGES)], PER_LANGUAGE: own, BOTH: [tuple(LANGUAGES), *own]}[sharing]
+    own: list[tuple[str, ...]] = [(language,) for language in LANGUAGES]
+    blocks = {SHARED: [LANGUAGES], PER_LANGUAGE: own, BOTH: [LANGUAGES, *own]}
+    return blocks[sharing]
 
 
 class LanguageRouter:

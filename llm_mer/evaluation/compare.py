@@ -53,7 +53,14 @@ HEADLINE: dict[str, str] = {"classification": "accuracy", "regression": "mae"}
 SINGLE_MODALITIES: dict[str, dict[str, bool]] = {
     f"{only} only": {f"use_{m}": False for m in MODALITIES if m != only} for only in MODALITIES
 }
-NO_LORA: dict[str, dict[str, int]] = {"no LoRA": {"lora_r": 0}}
+NO_LORA: dict[str, dict[str, Any]] = {"no LoRA": {"lora_r": 0}}
+LORA_SHARINGS: dict[str, dict[str, Any]] = {
+    "a LoRA per language": {"lora_sharing": "per_language"},
+    "a shared LoRA and one per language": {"lora_sharing": "shared_and_per_language"},
+    **NO_LORA,
+}
+FIXED: tuple[str, ...] = ("data", "tasks", "train_split", "eval_split", "limit_train", "limit_eval")
+"""Options of the data that are the same for every system, or their scores would not be of the same questions."""
 
 
 @dataclass
@@ -66,8 +73,10 @@ class CompareConfig:
     ablations: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "paper (every row of the adapters' own ablation tables, each modality left out and alone, no LoRA), or "
-            "ADAPTER:option=value[,option=value] (ADAPTER may be *; the adapter's options and the model's, e.g. lora_r=0)"
+            "help": "paper (every row of the adapters' own ablation tables, each modality left out and alone, no LoRA), "
+            "lora (one LoRA for all languages against one for each, both, and none), or "
+            "ADAPTER:option=value[,option=value] (ADAPTER may be *; options of the adapter, of the model, e.g. lora_r=0, "
+            "and of reading, e.g. prompts=notext or languages=en, which trains on English and scores on all)"
         },
     )
     seeds: list[int] = field(default_factory=lambda: [1111], metadata={"help": "each run is repeated with each seed"})
@@ -153,6 +162,7 @@ class RunResult(RunSettings):
     seed: int
     modalities: list[str]
     parameters: dict[str, int]
+    train_questions: int
     train_seconds: float
     steps: int
     milliseconds_per_answer: float
@@ -242,27 +252,35 @@ def plan(config: CompareConfig) -> list[System]:
 
 
 def _ablations(text: str, adapter: str, backbone: str) -> dict[str, dict[str, str]]:
-    from llm_mer.configuration import ModelArguments
+    from llm_mer.configuration import DataArguments, ModelArguments
 
     cls = adapter_class(adapter)
-    if text == "paper":
-        rows: dict[str, Any] = {**cls.ablations, **MODALITY_ABLATIONS, **SINGLE_MODALITIES}
-        rows |= NO_LORA if backbone != "none" else {}
+    if text in ("paper", "lora"):
+        rows: dict[str, Any] = {}
+        if text == "paper":
+            rows |= {**cls.ablations, **MODALITY_ABLATIONS, **SINGLE_MODALITIES}
+        if backbone != "none":
+            rows |= NO_LORA if text == "paper" else LORA_SHARINGS
         return {label: {k: str(v).lower() for k, v in options.items()} for label, options in rows.items()}
     owner, separator, rest = text.partition(":")
     pairs = dict(part.split("=", 1) for part in rest.split(",") if "=" in part)
     if not separator or not pairs:
-        raise UserError(f"ablation {text!r}: write paper, or ADAPTER:option=value")
+        raise UserError(f"ablation {text!r}: write paper, lora, or ADAPTER:option=value")
     if owner not in ("*", adapter):
         if owner not in ADAPTERS:
             raise UserError(f"ablation {text!r}: {owner!r} is no adapter")
         return {}
     if {"adapter", "backbone"} & set(pairs):
         raise UserError(f"ablation {text!r}: adapters and backbones are named with --adapters and --backbones")
-    options = (*dataclasses.fields(cls.config_class), *dataclasses.fields(ModelArguments))
-    unknown = sorted(set(pairs) - {f.name for f in options if not f.metadata.get("derived")})
+    if set(FIXED) & set(pairs):
+        raise UserError(f"ablation {text!r}: {', '.join(sorted(set(FIXED) & set(pairs)))} is the same for every system")
+    classes = (cls.config_class, ModelArguments, DataArguments)
+    known = {f.name for owner in classes for f in dataclasses.fields(owner) if not f.metadata.get("derived")}
+    unknown = sorted(set(pairs) - known)
     if unknown:
-        raise UserError(f"ablation {text!r}: adapter {adapter!r} has no option {', '.join(unknown)}, nor has the model")
+        raise UserError(
+            f"ablation {text!r}: adapter {adapter!r} has no option {', '.join(unknown)}, nor have the model and the data"
+        )
     return {rest: pairs}
 
 
@@ -329,13 +347,17 @@ def without_idle_rows(config: CompareConfig, systems: Sequence[System], data: Ru
     import torch
 
     from llm_mer.adapters import build_adapter
+    from llm_mer.data.reading import check_prompts
     from llm_mer.training import check_loss_weights, parse_arguments
 
     kept: list[System] = []
     seen: dict[tuple[str, str], list[tuple[str, Any]]] = {}
     shown: dict[str, dict[str, Tensor]] = {}
     for system in systems:
-        _, model, _, options = parse_arguments(training_arguments(config, system, config.seeds[0], Path("unused")))
+        reading, model, _, options = parse_arguments(training_arguments(config, system, config.seeds[0], Path("unused")))
+        spoken = {data.train.language(row) for row in data.train.rows}
+        if reading.languages is not None and not spoken & set(reading.languages):
+            raise UserError(f"{system.name}: the data have no {', '.join(reading.languages)}, only {', '.join(spoken)}")
         own = adapter_config(data, model, options)
         fate = ""
         try:
@@ -347,9 +369,14 @@ def without_idle_rows(config: CompareConfig, systems: Sequence[System], data: Ru
                 raise UserError(f"adapter {system.adapter!r}: {error}") from error
             fate = f"it cannot be built: {error}"
         if not fate:
-            rest = dataclasses.asdict(model) | {"loss_weights": weights}
+            rest = {**dataclasses.asdict(model), **dataclasses.asdict(reading), "loss_weights": weights}
             if model.backbone == "none":
-                rest = {name: rest[name] for name in ("loss_weights", "adapter_learning_rate", "init_checkpoint")}
+                in_words = {"prompts", "chat", "max_prompt_tokens", "max_text_tokens"}
+                kept_options = {"loss_weights", "adapter_learning_rate", "init_checkpoint"}
+                kept_options |= {f.name for f in dataclasses.fields(reading)} - in_words
+                rest = {name: rest[name] for name in sorted(kept_options)}
+            else:
+                check_prompts(data.train, reading.prompts)
             others = seen.setdefault((system.adapter, system.backbone), [])
             same = next((name for name, setup in others if setup == (own, rest)), None)
             if same is None and system.ablation in adapter_class(system.adapter).ablations:
@@ -400,6 +427,16 @@ def training_arguments(config: CompareConfig, system: System, seed: int, folder:
     return arguments
 
 
+def scored_languages(config: CompareConfig, system: System) -> list[str] | None:
+    """The languages of the YAML file and the overrides: a system trained on one of them is scored on all."""
+    from llm_mer.training import parse_arguments
+
+    options = {name: value for name, value in system.options.items() if name != "languages"}
+    everywhere = dataclasses.replace(system, options=options)
+    data, _, _, _ = parse_arguments(training_arguments(config, everywhere, config.seeds[0], Path("unused")))
+    return data.languages
+
+
 def train_and_predict(config: CompareConfig, system: System, seed: int, folder: Path, settings: RunSettings) -> RunResult:
     """One training and its predictions on the scored split under every condition; nothing is written until all is done."""
     from llm_mer.data.dataset import MerDataset
@@ -428,7 +465,7 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
     dataset = MerDataset(
         scored,
         tasks,
-        languages=data.languages,
+        languages=scored_languages(config, system),
         context_window=data.context_window,
         bidirectional=data.bidirectional_context,
     )
@@ -461,6 +498,7 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
         seed=seed,
         modalities=available,
         parameters=describe_parameters(trainer.model),
+        train_questions=int(trainer.description.data["train_questions"]),
         train_seconds=round(seconds, 2),
         steps=trainer.state.global_step,
         milliseconds_per_answer=round(per_answer, 3),
@@ -685,8 +723,12 @@ def read_result(path: Path) -> RunResult:
     return RunResult(**entry)
 
 
-def run(config: CompareConfig) -> str:
-    """Do what is not done yet, then write and return the table."""
+def compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
+    """Do what is not done yet; the comparison, also written as ``comparison.json``, and the systems that were run.
+
+    Raises:
+        UserError: options or data that do not fit one another, or finished runs of other options.
+    """
     from llm_mer.data.reading import prepare_data
     from llm_mer.training import parse_arguments
 
@@ -724,8 +766,13 @@ def run(config: CompareConfig) -> str:
                 done[place] = train_and_predict(config, system, seed, place, wanted[place])
         runs.setdefault(system.name, []).append(done[place])
     comparison = tabulate(config, systems, runs)
-    text = markdown(comparison)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / COMPARISON).write_text(json.dumps(asdict(comparison), ensure_ascii=False, indent=1), encoding="utf-8")
-    (folder / TABLE).write_text(text + "\n", encoding="utf-8")
+    return comparison, systems
+
+
+def run(config: CompareConfig) -> str:
+    """``llm-mer compare``: the table, also written as ``comparison.md``."""
+    text = markdown(compare(config)[0])
+    (Path(config.output) / TABLE).write_text(text + "\n", encoding="utf-8")
     return text

@@ -128,7 +128,8 @@ def test_training_moves_the_ranks_of_both_languages_and_a_loaded_checkpoint_rout
     for name, value in core.state_dict().items():
         if "lora_B" in name:
             half = value.shape[1] // 2
-            assert value[:, :half].abs().max() > 0 and value[:, half:].abs().max() > 0
+            assert value[:, :half].abs().max() > 0
+            assert value[:, half:].abs().max() > 0
             assert not torch.equal(value[:, :half], value[:, half:])
 
 
@@ -162,7 +163,7 @@ def test_the_language_decides_which_lora_answers(routed: Path, store: Path) -> N
 
 
 def test_a_checkpoint_of_other_sharing_is_no_start(routed: Path, arguments: Callable[..., list[str]]) -> None:
-    with pytest.raises(UserError, match="init_checkpoint.*lora_sharing 'per_language', not 'shared'"):
+    with pytest.raises(UserError, match=r"init_checkpoint.*lora_sharing 'per_language', not 'shared'"):
         build_trainer(*parse_arguments([*arguments(), *options(init_checkpoint=routed)]))
 
 

@@ -67,6 +67,7 @@ def test_every_row_of_the_papers_tables_is_an_option_its_adapter_has(name: str) 
         ({"ablations": ["egmf:colour=red"]}, "no option colour"),
         ({"ablations": ["egmf:feature_sizes=3"]}, "no option feature_sizes"),
         ({"ablations": ["egmf:backbone=none"]}, "named with --adapters and --backbones"),
+        ({"ablations": ["*:tasks=sentiment"]}, "tasks is the same for every system"),
         ({"ablations": ["egnf:gating=uniform"]}, "'egnf' is no adapter"),
     ],
 )
@@ -156,6 +157,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             seed=seed,
             modalities=["audio", "vision"],
             parameters={"adapter": 1, "trainable": 1},
+            train_questions=1,
             train_seconds=1.0,
             steps=1,
             milliseconds_per_answer=1.0,
@@ -327,7 +329,7 @@ def test_a_row_that_repeats_another_row_or_has_no_such_loss_is_left_out(
 ) -> None:
     config = CompareConfig(config=str(config_file(store, tmp_path)), adapters=["egmf"], backbones=["none"])
     config.ablations = ["paper", "egmf:gating=uniform", "*:loss_weights=mic=0", "egmf:lora_r=0", "egmf:weight=1"]
-    with pytest.raises(UserError, match="no option weight, nor has the model"):
+    with pytest.raises(UserError, match="no option weight, nor have the model and the data"):
         plan(config)
     config.ablations.pop()
     kept, why = left(config, caplog)  # without a backbone there are no tokens to repeat, no LoRA and no text
@@ -336,6 +338,29 @@ def test_a_row_that_repeats_another_row_or_has_no_such_loss_is_left_out(
     assert why["gating=uniform"].endswith("the same as egmf w/o gating (none)")
     assert why["lora_r=0"].endswith("the same as egmf (none)")
     assert "has no loss ['mic']" in why["loss_weights=mic=0"]
+
+
+def test_the_ablations_of_lora_are_its_sharings_and_none_and_need_a_backbone() -> None:
+    systems = plan(CompareConfig(config="x", ablations=["lora"]))
+    assert [s.options for s in systems] == [
+        {},
+        {"lora_sharing": "per_language"},
+        {"lora_sharing": "shared_and_per_language"},
+        {"lora_r": "0"},
+    ]
+    assert len(plan(CompareConfig(config="x", ablations=["lora"], backbones=["none"]))) == 1
+
+
+def test_a_prompt_that_asks_none_of_the_tasks_is_told_before_any_training(
+    store: Path, tmp_path: Path, backbones: dict[str, Path], quick: list[str]
+) -> None:
+    config = CompareConfig(
+        config=str(config_file(store, tmp_path)), ablations=["*:prompts=index"], output=str(tmp_path / "o")
+    )
+    config.backbones = [str(backbones["llama"])]
+    with pytest.raises(UserError, match="no prompt for regression task 'sentiment'"):
+        run(config)
+    assert quick == []
 
 
 def test_an_ablation_may_name_an_option_of_the_model(store: Path, tmp_path: Path, backbones: dict[str, Path]) -> None:

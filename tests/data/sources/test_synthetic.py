@@ -109,7 +109,8 @@ def test_no_speaker_is_in_two_splits_or_languages_and_no_voice_in_two_splits(pla
             assert {s.voice.variant[0] for s in group} == {"m", "f"}
             for speaker in group:
                 heard.setdefault(speaker.voice.variant, set()).add(split)
-    assert len(heard) == 12 and all(len(splits) == 1 for splits in heard.values())
+    assert len(heard) == 12
+    assert all(len(splits) == 1 for splits in heard.values())
 
 
 def test_every_split_of_every_language_has_every_emotion(plans: list[Plan]) -> None:
