@@ -61,6 +61,11 @@ COMMANDS: dict[str, Command] = {
         "llm_mer.inspection:PreviewConfig",
         "llm_mer.inspection:preview_prompts",
     ),
+    "prompts compare": Command(
+        "one checkpoint asked in every prompt and order of labels, or one trained with each",
+        "llm_mer.evaluation.prompt_comparison:PromptComparisonConfig",
+        "llm_mer.evaluation.prompt_comparison:run",
+    ),
     "tasks": Command("list the tasks and their labels", "llm_mer.inspection:TasksConfig", "llm_mer.inspection:show_tasks"),
     "info": Command(
         "what a checkpoint or a store says of itself", "llm_mer.inspection:InfoConfig", "llm_mer.inspection:show_info"

@@ -47,6 +47,7 @@ from llm_mer.inference import Predictor
 from llm_mer.modeling import MerHeadModel, conditional_generation_of, describe_parameters, fusion_adapter_of
 from llm_mer.prediction import Prediction
 from llm_mer.processing import MerProcessor
+from llm_mer.prompts import load_prompts
 from llm_mer.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -595,7 +596,7 @@ def build_trainer(
                 "load_best_model_at_end: false to train without"
             )
         if with_prompts:
-            check_prompts(run.evaluation, data.prompts)
+            check_prompts(run.evaluation, load_prompts(data.prompts))
     if resumed is not None:
         backbone = resolve_backbone(model.backbone) if with_prompts else None
         check_resume(resumed, run, model, adapter_options, backbone)

@@ -13,7 +13,7 @@ from llm_mer.data.schema import Utterance
 from llm_mer.data.sources import SOURCES
 from llm_mer.data.store import FEATURE_COLUMNS, Fingerprint, UtteranceStore, UtteranceTable, check_utterance
 from llm_mer.errors import UserError
-from llm_mer.prompts import HistoryTurn, load_prompts, render, select_prompt
+from llm_mer.prompts import HistoryTurn, PromptTemplate, load_prompts, render, select_prompt
 from llm_mer.tasks import Task, get_task
 
 if TYPE_CHECKING:
@@ -93,18 +93,17 @@ def prepare_data(arguments: DataArguments, with_prompts: bool = True) -> RunData
             )
     evaluation = dataset(arguments.eval_split, arguments.limit_eval) if arguments.eval_split in splits else None
     if with_prompts:
-        check_prompts(train, arguments.prompts)
+        check_prompts(train, load_prompts(arguments.prompts))
     sizes, statistics = measure_features(train)
     return RunData(train, evaluation, tasks, sizes, statistics, fingerprint, description)
 
 
-def check_prompts(dataset: MerDataset, prompts: Sequence[str]) -> None:
+def check_prompts(dataset: MerDataset, templates: Sequence[PromptTemplate]) -> None:
     """Every task and language of the questions needs a template that can be filled in, and words to answer with.
 
     Raises:
         UserError: naming the task and language without one, or the placeholder that means nothing there.
     """
-    templates = load_prompts(prompts)
     for task in dataset.tasks:
         for language in sorted({dataset._language[q.row] for q in dataset.questions if q.task is task}):
             template = select_prompt(templates, task, language)

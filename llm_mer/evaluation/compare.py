@@ -348,6 +348,7 @@ def without_idle_rows(config: CompareConfig, systems: Sequence[System], data: Ru
 
     from llm_mer.adapters import build_adapter
     from llm_mer.data.reading import check_prompts
+    from llm_mer.prompts import load_prompts
     from llm_mer.training import check_loss_weights, parse_arguments
 
     kept: list[System] = []
@@ -376,7 +377,7 @@ def without_idle_rows(config: CompareConfig, systems: Sequence[System], data: Ru
                 kept_options |= {f.name for f in dataclasses.fields(reading)} - in_words
                 rest = {name: rest[name] for name in sorted(kept_options)}
             else:
-                check_prompts(data.train, reading.prompts)
+                check_prompts(data.train, load_prompts(reading.prompts))
             others = seen.setdefault((system.adapter, system.backbone), [])
             same = next((name for name, setup in others if setup == (own, rest)), None)
             if same is None and system.ablation in adapter_class(system.adapter).ablations:

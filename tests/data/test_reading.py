@@ -15,6 +15,7 @@ from llm_mer.data.dataset import MerDataset
 from llm_mer.data.reading import check_prompts, find_split, measure_features, prepare_data, read_utterances
 from llm_mer.data.store import UtteranceStore, write_store
 from llm_mer.errors import UserError
+from llm_mer.prompts import load_prompts
 from llm_mer.tasks import get_task
 
 ONE_LANGUAGE = ["prompts/short_en_classification.yaml"]
@@ -73,7 +74,7 @@ def test_templates_are_needed_only_where_questions_are_asked_in_words(store: Pat
         prepare_data(arguments)
     assert len(prepare_data(arguments, with_prompts=False).train) == 96
     english = MerDataset(list(UtteranceStore.open(store).split("train")), [get_task("emotion")], languages=["en"])
-    check_prompts(english, ONE_LANGUAGE)
+    check_prompts(english, load_prompts(ONE_LANGUAGE))
 
 
 @pytest.mark.parametrize(
