@@ -30,7 +30,7 @@ adapters) # six adapters × emotion and sentiment × both languages, every modal
   ;;
 single) # EGMF without the transcript in the prompt: all modalities, and each alone
   corpus
-  compare --config configs/quickstart.yaml --adapters egmf --overrides prompts=notext \
+  compare --config configs/quickstart.yaml --adapters egmf --overrides prompts=notext num_train_epochs=14 \
     --ablations "${text_only/\*/egmf}" "${audio_only/\*/egmf}" "${vision_only/\*/egmf}" --subsets neutral_words conflict
   ;;
 labels) # LSGMER: label words as a start, vision not label-gated; three seeds
@@ -56,6 +56,23 @@ meld) # MELD's dialogues as text, with the dialogue decoder
   meld_store
   compare --config configs/meld_text.yaml --adapters gated_projector lpgnet gated_xlstm --dialogue_decoder \
     --metrics accuracy weighted_f1
+  ;;
+crosslingual) # trained on English, Chinese or both × tested on each: the quickstart corpus and MOSI; three seeds
+  corpus
+  mosi_store
+  "$bin/llm-mer" crosslingual --config configs/quickstart.yaml --seeds 1111 1112 1113 --output runs/experiments/crosslingual
+  "$bin/llm-mer" crosslingual --config configs/mosi.yaml --seeds 1111 1112 1113 --output runs/experiments/crosslingual_mosi
+  ;;
+lora) # one LoRA for both languages, one for each, both, and none; three seeds
+  corpus
+  compare --config configs/quickstart.yaml --adapters egmf --seeds 1111 1112 1113 --ablations lora
+  ;;
+prompts) # a model trained with each prompt, and the quickstart's own model asked in every prompt and order of labels
+  corpus
+  "$bin/llm-mer" prompts compare --config configs/quickstart.yaml --prompts short notext context instruct \
+    --output runs/experiments/prompts
+  "$bin/llm-mer" prompts compare --checkpoint runs/quickstart/egmf --data runs/quickstart/features --generate \
+    --output runs/experiments/prompts_asked
   ;;
 *)
   sed -n 's/^\([a-z_]*\)) # /\1: /p' "$0"
