@@ -72,15 +72,17 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--data", nargs="+", required=True, help="stores, by `llm-mer extract` or `prepare`")
     parser.add_argument("--task", required=True, help="built-in task or YAML file")
+    parser.add_argument("--train_split", default="train", help="CPED's published files here have no train split")
     arguments = parser.parse_args()
     task, table = get_task(arguments.task), []
     for folder in arguments.data:
         store = UtteranceStore.open(folder)
+        held_out = set(store.info.counts) - {arguments.train_split}
         sizes = {name: store.info.feature_sizes[name] for name in MODALITIES if name in store.info.feature_sizes}
         chosen = [(name,) for name in sizes] + ([tuple(sizes)] if len(sizes) > 1 else [])
         for language in ("en", "zh"):
-            train = Split(store, "train", language, task, sizes)
-            valid = Split(store, "valid", language, task, sizes) if "valid" in store.info.counts else None
+            train = Split(store, arguments.train_split, language, task, sizes)
+            valid = Split(store, "valid", language, task, sizes) if "valid" in held_out else None
             test = Split(store, "test", language, task, sizes)
             if not test.labels:
                 continue

@@ -28,7 +28,7 @@ from llm_mer.features.visual import HogFlow, Landmarks, VisualExtractor
 
 logger = logging.getLogger(__name__)
 
-NONE = "none"
+NONE, NGRAMS = "none", "ngrams"
 QUARANTINE = "quarantine.jsonl"
 IN_FLIGHT = 8
 """Utterances handed to each worker ahead of time."""
@@ -55,7 +55,8 @@ class FeatureSettings:
     text: str = field(
         default=NONE,
         metadata={
-            "help": "none (the backbone embeds the transcript) or a text encoder by hub name or folder (RoBERTa, BERT)"
+            "help": "none (the backbone embeds the transcript), ngrams (hashed character n-grams, no model needed), or a "
+            "text encoder by hub name or folder (RoBERTa, BERT)"
         },
     )
     audio_rate: float = field(default=12.5, metadata={"help": "acoustic descriptor steps a second (at most 100)"})
@@ -161,7 +162,11 @@ class Extractor:
             from llm_mer.features.encoders import PictureEncoder
 
             self.vision = PictureEncoder(settings.vision, settings.device)
-        if settings.text != NONE:
+        if settings.text == NGRAMS:
+            from llm_mer.features.ngrams import HashedNgrams
+
+            self.text = HashedNgrams()
+        elif settings.text != NONE:
             from llm_mer.features.encoders import TextEncoder
 
             self.text = TextEncoder(settings.text, settings.device)
