@@ -15,7 +15,7 @@ corpus() {
   [ -d runs/quickstart/features ] ||
     "$bin/llm-mer" extract --manifest runs/quickstart/corpus/manifest.jsonl --output runs/quickstart/features
 }
-mosi_store() { [ -d data/mosi ] || "$bin/llm-mer" prepare --name mosi --path "$mosi" --output data/mosi --neighbours 2; }
+mosi_store() { [ -d data/mosi ] || "$bin/llm-mer" prepare mosi "$mosi" --output data/mosi --neighbours 2; }
 meld_store() {
   [ -d data/meld ] || "$bin/llm-mer" extract --manifest "meld:$meld" --audio none --vision none --output data/meld \
     --text "${TEXT_ENCODER:?set TEXT_ENCODER to the folder or hub name of a text encoder}"

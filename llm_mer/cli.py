@@ -34,7 +34,7 @@ COMMANDS: dict[str, Command] = {
         "llm_mer.features.extract:extract_manifest",
     ),
     "prepare": Command(
-        "write a public data set's files (FORMAT PATH) as a store",
+        "write a public data set's files (NAME PATH) as a store",
         "llm_mer.data.prepare:PrepareConfig",
         "llm_mer.data.prepare:prepare",
     ),

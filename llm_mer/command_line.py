@@ -31,7 +31,10 @@ def _plain(hint: Any) -> Any:
 
 
 def add_options(parser: argparse.ArgumentParser, config: type) -> None:
-    """One option for each field: ``--field_name`` and ``--field-name``; a list takes several values."""
+    """One option for each field: ``--field_name`` and ``--field-name``; a list takes several values.
+
+    A text field marked ``positional`` in its metadata may also be given by its place, in the order of the fields.
+    """
     hints = get_type_hints(config)
     for field in dataclasses.fields(config):
         hint = _plain(hints[field.name])
@@ -51,6 +54,11 @@ def add_options(parser: argparse.ArgumentParser, config: type) -> None:
             parser.add_argument(*flags, nargs="*", type=inner, **options)
         else:
             parser.add_argument(*flags, type=hint, **options)
+        if field.metadata.get("positional"):
+            # Suppressed, or an absent place would overwrite what the option of the same name says.
+            parser.add_argument(
+                field.name, nargs="?", default=argparse.SUPPRESS, metavar=field.name.upper(), help=f"as --{field.name}"
+            )
 
 
 def parse(config: type[T], arguments: Sequence[str], program: str, description: str = "") -> T:
@@ -61,7 +69,8 @@ def parse(config: type[T], arguments: Sequence[str], program: str, description: 
     """
     parser = argparse.ArgumentParser(prog=program, description=description, allow_abbrev=False)
     add_options(parser, config)
-    values = vars(parser.parse_args(list(arguments)))
+    # Intermixed, so that options may stand between the places.
+    values = vars(parser.parse_intermixed_args(list(arguments)))
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         if field.metadata.get("required") and values[field.name] in (None, "", []):
             raise UserError(f"--{field.name} is required: {field.metadata.get('help', '')}")

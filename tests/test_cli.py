@@ -25,6 +25,15 @@ class Sample:
     kind: str = field(default="a", metadata={"help": "one of two", "choices": ["a", "b"]})
 
 
+@dataclass
+class Placed:
+    """Two words by place."""
+
+    first: str = field(default="", metadata={"help": "a word", "required": True, "positional": True})
+    second: str = field(default="b", metadata={"help": "a word", "positional": True})
+    other: str | None = field(default=None, metadata={"help": "an option"})
+
+
 def test_options_are_typed_and_may_be_written_with_hyphens() -> None:
     assert parse(Sample, ["--name", "x", "--number", "3", "--words", "p", "q", "--flag"], "p") == Sample(
         "x", 3, ["p", "q"], True, "a"
@@ -35,6 +44,26 @@ def test_options_are_typed_and_may_be_written_with_hyphens() -> None:
 def test_a_missing_required_option_is_named_with_its_meaning() -> None:
     with pytest.raises(UserError, match=r"--name is required: a name"):
         parse(Sample, [], "p")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["x"], Placed("x")),
+        (["x", "y", "--other", "z"], Placed("x", "y", "z")),
+        (["x", "--other", "z", "y"], Placed("x", "y", "z")),
+        (["--other", "z", "x"], Placed("x", "b", "z")),
+        (["--first", "x", "--second", "y"], Placed("x", "y")),
+    ],
+)
+def test_options_marked_so_are_read_by_place_as_well(argv: list[str], expected: Placed) -> None:
+    assert parse(Placed, argv, "p") == expected
+
+
+def test_a_word_too_many_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Placed, ["x", "y", "z"], "p")
+    assert "unrecognized arguments: z" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [["--kind", "c"], ["--number", "three"], ["--nam", "x"], ["--flag", "perhaps"]])

@@ -21,9 +21,12 @@ OPTIONS: tuple[str, ...] = ("language", "split", "task", "media")
 class PrepareConfig:
     """Options of ``llm-mer prepare``. Those after ``output`` are for formats that leave something open."""
 
-    name: str = field(default="", metadata={"help": "format of the files", "choices": sorted(SOURCES), "required": True})
-    path: str = field(default="", metadata={"help": "the data set's file or folder", "required": True})
-    output: str = field(default="", metadata={"help": "folder of the store to write", "required": True})
+    name: str = field(
+        default="",
+        metadata={"help": "format of the files", "choices": sorted(SOURCES), "required": True, "positional": True},
+    )
+    path: str = field(default="", metadata={"help": "the data set's file or folder", "required": True, "positional": True})
+    output: str | None = field(default=None, metadata={"help": "folder of the store to write, else data/NAME"})
     language: str | None = field(
         default=None,
         metadata={"help": "language of the sentences, else inferred (mmsa, mse_adapter)", "choices": list(LANGUAGES)},
@@ -78,4 +81,4 @@ def prepare(config: PrepareConfig) -> Path:
     description = {"source": config.name, "path": config.path, **options}
     # disable=None: a bar on a terminal, silence in a log.
     with tqdm(utterances, total=total, desc=config.name, unit=" utterances", disable=None) as bar:
-        return write_store(bar, Path(config.output), description=description)
+        return write_store(bar, Path(config.output or f"data/{config.name}"), description=description)

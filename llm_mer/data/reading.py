@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.normalisation import FeatureStatistics, RunningStatistics
 from llm_mer.data.schema import Utterance
-from llm_mer.data.sources import SOURCES
+from llm_mer.data.sources import read_source, split_source
 from llm_mer.data.store import FEATURE_COLUMNS, Fingerprint, UtteranceStore, UtteranceTable, check_utterance
 from llm_mer.errors import UserError
 from llm_mer.prompts import HistoryTurn, PromptTemplate, load_prompts, render, select_prompt
@@ -37,16 +36,14 @@ def read_utterances(source: str) -> tuple[dict[str, Sequence[Utterance]], dict[s
     """Open a store or read ``FORMAT:PATH``: utterances by split, a description and a fingerprint."""
     if not source:
         raise UserError("data: name a store (from `llm-mer extract`) or FORMAT:PATH")
-    name, separator, path = source.partition(":")
-    if separator and name in SOURCES:
+    public = split_source(source)
+    if public is not None:
         splits: dict[str, list[Utterance]] = {}
         fingerprint = Fingerprint()
-        for utterance in SOURCES[name](Path(path)):
+        for utterance in read_source(*public):
             splits.setdefault(utterance.split, []).append(utterance)
             fingerprint.update(utterance)
-        return dict(splits), {"source": name}, fingerprint.hexdigest()
-    if separator and not Path(source).exists():
-        raise UserError(f"data: {name!r} is no format; known are {', '.join(sorted(SOURCES))}")
+        return dict(splits), {"source": public[0]}, fingerprint.hexdigest()
     store = UtteranceStore.open(source)
     tables: dict[str, Sequence[Utterance]] = {split: store.split(split) for split in store.info.counts}
     return tables, store.info.description, store.info.fingerprint

@@ -347,15 +347,15 @@ def extract_manifest(config: ExtractConfig) -> Path:
     Raises:
         UserError: what cannot be read, ``labels`` for a public data set, and what :func:`extract` raises.
     """
-    from llm_mer.data.sources import SOURCES, read_source
+    from llm_mer.data.sources import read_source, split_source
     from llm_mer.data.sources.manifest import read_manifest
 
-    name, separator, path = config.manifest.partition(":")
-    if not separator or name not in SOURCES or name == "manifest":
-        return extract(config, read_manifest(path if name == "manifest" and separator else config.manifest, config.labels))
+    name, path = split_source(config.manifest, "manifest") or ("manifest", Path(config.manifest))
+    if name == "manifest":
+        return extract(config, read_manifest(path, config.labels))
     if config.labels:
         raise UserError(f"labels: {name} has its own; they are for columns of a manifest")
-    return extract(config, list(read_source(name, Path(path))))
+    return extract(config, list(read_source(name, path)))
 
 
 def _run(tasks: list[tuple[Utterance, Path]], settings: FeatureSettings, workers: int, bar: Any) -> None:

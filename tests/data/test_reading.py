@@ -13,6 +13,7 @@ from conftest import AUDIO_SIZE, VISION_SIZE, make_utterances
 from llm_mer.configuration import DataArguments
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.reading import check_prompts, find_split, measure_features, prepare_data, read_utterances
+from llm_mer.data.sources import split_source
 from llm_mer.data.store import UtteranceStore, write_store
 from llm_mer.errors import UserError
 from llm_mer.prompts import load_prompts
@@ -43,6 +44,17 @@ def test_a_public_format_is_read_in_place(tmp_path: Path) -> None:
 def test_a_source_that_is_none_is_refused(source: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_utterances(source)
+
+
+def test_format_and_path_are_told_from_a_path_with_a_colon(tmp_path: Path) -> None:
+    odd = tmp_path / "a:b"
+    odd.mkdir()
+    assert split_source(f"mosi:{tmp_path}") == ("mosi", tmp_path)
+    assert split_source("mosi:a:b") == ("mosi", Path("a:b"))
+    assert split_source(str(odd)) is None
+    assert split_source("clips.jsonl") is None
+    with pytest.raises(UserError, match="manifest: 'vhs' is no format; known are casia"):
+        split_source("vhs:tape", "manifest")
 
 
 def test_a_split_that_is_not_there_is_refused_with_those_that_are() -> None:

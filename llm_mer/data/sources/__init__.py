@@ -16,6 +16,7 @@ from llm_mer.data.sources.mosi import read_mosi
 from llm_mer.data.sources.mosi_csv import read_mosi_csv
 from llm_mer.data.sources.mse_adapter import read_mse_adapter
 from llm_mer.data.sources.ravdess import read_ravdess
+from llm_mer.errors import UserError
 
 Reader = Callable[..., Iterable[Utterance]]
 
@@ -31,6 +32,20 @@ SOURCES: dict[str, Reader] = {
     "ravdess": read_ravdess,
 }
 """Format name → ``read(path, **options)``, as in ``--data mosi:FOLDER``."""
+
+
+def split_source(source: str, option: str = "data") -> tuple[str, Path] | None:
+    """``FORMAT:PATH`` as format and path; None for a path alone.
+
+    Raises:
+        UserError: naming ``option``, when what stands before the colon is no format and no such path exists.
+    """
+    name, separator, path = source.partition(":")
+    if separator and name in SOURCES:
+        return name, Path(path)
+    if separator and not Path(source).exists():
+        raise UserError(f"{option}: {name!r} is no format; known are {', '.join(sorted(SOURCES))}")
+    return None
 
 
 def read_source(name: str, path: Path, **options: Any) -> Iterable[Utterance]:

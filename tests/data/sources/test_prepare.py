@@ -62,8 +62,24 @@ def test_command_line(tmp_path: Path, pickled: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "store").exists()
     assert main([*arguments, "--split", "test", "--task", "meld"]) == 0
     assert str(tmp_path / "store") in capsys.readouterr().out
-    assert main(["prepare", "--name", "meld", "--path", "x"]) == 2
-    assert "--output is required" in capsys.readouterr().err
+    assert main(["prepare", "meld"]) == 2
+    assert "--path is required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["mse_adapter", "PATH", "--split", "test", "--task", "meld"],
+        ["--split", "test", "mse_adapter", "--task", "meld", "PATH"],
+        ["--task", "meld", "--split", "test", "--path", "PATH", "--name", "mse_adapter"],
+    ],
+)
+def test_name_and_path_by_place_or_by_option_are_written_to_the_formats_own_folder(
+    tmp_path: Path, pickled: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", *(str(pickled) if word == "PATH" else word for word in words)]) == 0
+    assert UtteranceStore.open(tmp_path / "data" / "mse_adapter").info.counts == {"test": 3}
 
 
 @pytest.mark.parametrize(
