@@ -38,6 +38,11 @@ COMMANDS: dict[str, Command] = {
         "llm_mer.data.prepare:PrepareConfig",
         "llm_mer.data.prepare:prepare",
     ),
+    "validate": Command(
+        "check a store or a public data set's files for faults; exit code 2 with errors, 1 with warnings",
+        "llm_mer.data.validate:ValidateConfig",
+        "llm_mer.data.validate:validate",
+    ),
     "train-backbone": Command(
         "train the tiny bilingual backbone",
         "llm_mer.backbones.tiny:TinyBackboneConfig",
@@ -112,7 +117,10 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; a user's mistake is one line on standard error and exit code 2."""
+    """Run one subcommand; a user's mistake is one line on standard error and exit code 2.
+
+    What a command returns is printed; a result with an ``exit_code`` of its own sets it.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -135,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     if result is not None:
         print(result)
-    return 0
+    return int(getattr(result, "exit_code", 0))
 
 
 if __name__ == "__main__":

@@ -256,7 +256,12 @@ class UtteranceTable(Sequence[Utterance]):
             cell = row.column(column)[0]
             if cell.is_valid:
                 flat = cell.values.to_numpy(zero_copy_only=True)
-                features[column] = flat.reshape(-1, self.info.feature_sizes[modality])
+                size = self.info.feature_sizes.get(modality, 0)
+                if not size or len(flat) % size:
+                    raise UserError(
+                        f"utterance {value['id']!r}: {column} has {len(flat)} values; {STORE_FILE} says {size} a step"
+                    )
+                features[column] = flat.reshape(-1, size)
         return Utterance(
             id=value["id"],
             split=self.split,
