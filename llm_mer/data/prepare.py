@@ -14,7 +14,7 @@ from llm_mer.data.sources.common import with_neighbours
 from llm_mer.data.store import write_store
 from llm_mer.errors import UserError
 
-OPTIONS: tuple[str, ...] = ("language", "split", "task", "media")
+OPTIONS: tuple[str, ...] = ("language", "split", "task", "media", "held_out")
 
 
 @dataclass
@@ -41,7 +41,15 @@ class PrepareConfig:
         default=None, metadata={"help": "task whose labels these are, where the file name does not say it (mse_adapter)"}
     )
     media: str | None = field(
-        default=None, metadata={"help": "folder with the splits' folders of clips, else beside the CSV files (meld)"}
+        default=None,
+        metadata={
+            "help": "folder with the splits' folders of clips, else beside the CSV files (meld); "
+            "folder with a clip an utterance (iemocap)"
+        },
+    )
+    held_out: str | None = field(
+        default=None,
+        metadata={"help": "session (Session5) or speaker (Ses05F) that is the test, else Session5 (iemocap)"},
     )
     neighbours: int = field(
         default=0,

@@ -9,6 +9,7 @@ from typing import Any
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.casia import read_casia
 from llm_mer.data.sources.cped import read_cped
+from llm_mer.data.sources.iemocap import read_iemocap
 from llm_mer.data.sources.manifest import read_manifest
 from llm_mer.data.sources.meld import read_meld
 from llm_mer.data.sources.mmsa import read_mmsa
@@ -27,6 +28,7 @@ SOURCES: dict[str, Reader] = {
     "mmsa": read_mmsa,
     "mse_adapter": read_mse_adapter,
     "meld": read_meld,
+    "iemocap": read_iemocap,
     "cped": read_cped,
     "casia": read_casia,
     "ravdess": read_ravdess,

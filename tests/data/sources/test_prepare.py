@@ -23,7 +23,7 @@ def pickled(tmp_path: Path) -> Path:
 
 
 def test_every_format_is_registered() -> None:
-    formats = {"manifest", "mosi", "mosi_csv", "mmsa", "mse_adapter", "meld", "cped", "casia", "ravdess"}
+    formats = {"manifest", "mosi", "mosi_csv", "mmsa", "mse_adapter", "meld", "iemocap", "cped", "casia", "ravdess"}
     assert formats <= set(SOURCES)
 
 
