@@ -54,7 +54,7 @@ def find_unseen(features: np.ndarray, positive: np.ndarray, videos: np.ndarray) 
 
 def main(folder: Path) -> None:
     """Print both findings."""
-    utterances = read_mosi(folder, languages=("en",), split="official")
+    utterances = list(read_mosi(folder, languages=("en",), split="official"))
     videos = np.array([u.dialogue_id for u in utterances])
     positive = np.array([u.labels["polarity"] == "positive" for u in utterances])
     found = find_unseen(matrix(utterances, MODALITIES), positive, videos)

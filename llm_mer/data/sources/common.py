@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -99,6 +102,47 @@ def cut(features: Any, length: Any, name: str, length_name: str, where: str) -> 
     if not 0 <= steps <= len(values):
         raise UserError(f"{where}: field {length_name} is {steps}, but {name} has {len(values)} steps")
     return values[:steps] if steps else None
+
+
+@contextmanager
+def _npz_member(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype]]:
+    """The open array of an ``.npz``: its bytes from the first value on, shape, whether columns go first, and type."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+            version = np.lib.format.read_magic(stream)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, columns_first, dtype = header(stream)
+            if dtype.kind not in "fiu":
+                raise UserError(f"{path}: {name} holds {dtype}; it must hold numbers")
+            yield stream, shape, columns_first, dtype
+    except KeyError:
+        raise UserError(f"{path}: no array {name} in it") from None
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path}: {name}: damaged or no .npz file: {error}") from None
+
+
+def npz_shape(path: Path, name: str) -> tuple[int, ...]:
+    """Shape of an array of an ``.npz``, read from its header. Raises ``UserError`` for a damaged file or no such array."""
+    with _npz_member(path, name) as (_, shape, _, _):
+        return shape
+
+
+def npz_rows(path: Path, name: str, block: int = 256) -> Iterator[np.ndarray]:
+    """Rows ``(D,)`` of an array ``(N, D)`` of an ``.npz``, ``block`` of them in memory at a time.
+
+    Raises:
+        UserError: a damaged file, no such array, or one of another form or without numbers.
+    """
+    with _npz_member(path, name) as (stream, shape, columns_first, dtype):
+        if len(shape) != 2 or columns_first:
+            order = ", columns first" if columns_first else ""
+            raise UserError(f"{path}: {name} has shape {shape}{order}; it must be (N, D), rows first")
+        for start in range(0, shape[0], block):
+            rows = min(block, shape[0] - start)
+            content = stream.read(rows * shape[1] * dtype.itemsize)
+            yield from np.frombuffer(content, dtype=dtype).reshape(rows, shape[1])
 
 
 def with_neighbours(utterances: Iterable[Utterance], count: int, modality: str = "text") -> list[Utterance]:

@@ -7,13 +7,18 @@ Layout (``aligned_50.pkl``, ``unaligned_50.pkl``, ``ch-simsv2s.pkl``)::
         "audio": (N, T_a, D_a), "vision": (N, T_v, D_v),                # padded with zeros
         "audio_lengths": N, "vision_lengths": N,                        # unaligned files only
         "text": (N, T_t, D_t), "text_bert": (N, 3, T_t),                # optional; ids, mask, segments
+        "annotations": N of "Negative", "Neutral", "Positive",          # optional
+        "regression_labels_T", "…_A", "…_V": (N,),                      # CH-SIMS: of each modality on its own
     }}
 
 Conventions: the video is the dialogue and the segment's number the turn. Lengths cut padding. An aligned file has none, its
 modalities share one time axis: what is cut there, at both ends and from all three alike, are steps that the mask of
 ``text_bert`` leaves out and where audio and vision are zero. As in the loaders published with these files, minus infinity
-in ``audio`` (silence, in COVAREP's logarithms) and NaN in ``vision`` (no face) read as 0. The label is ``sentiment``:
-[-3, 3] in the English sets, [-1, 1] in the Chinese ones.
+in ``audio`` (silence, in COVAREP's logarithms) and NaN in ``vision`` (no face) read as 0.
+
+Labels: ``sentiment``, [-3, 3] in the English sets, [-1, 1] in the Chinese ones; ``polarity`` where the annotation is not
+neutral; and, where the file has scores of each modality on its own, ``sentiment_text``, ``sentiment_audio`` and
+``sentiment_vision``, targets for a task of one's own. ``classification_labels`` are not read: they number the annotations.
 """
 
 from __future__ import annotations
@@ -34,6 +39,14 @@ from llm_mer.errors import UserError
 FIELDS: tuple[str, ...] = ("raw_text", "id", "audio", "vision", "regression_labels")
 LENGTHS: dict[str, str] = {"audio": "audio_lengths", "vision": "vision_lengths"}
 SEPARATOR = "$_$"
+UNIMODAL: dict[str, str] = {
+    "regression_labels_T": "sentiment_text",
+    "regression_labels_A": "sentiment_audio",
+    "regression_labels_V": "sentiment_vision",
+}
+"""Field of the file → target."""
+ANNOTATIONS = "annotations"
+POLARITIES = ("negative", "positive")
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +91,7 @@ def _checked(part: Any, where: str) -> dict[str, Any]:
     if missing:
         raise UserError(f"{where} has no field {', '.join(missing)}; found {', '.join(sorted(map(str, part)))}")
     count = _count(part, "id", where)
-    for name in (*FIELDS, *LENGTHS.values(), "text", "text_bert"):
+    for name in (*FIELDS, *LENGTHS.values(), *UNIMODAL, ANNOTATIONS, "text", "text_bert"):
         if name in part and _count(part, name, where) != count:
             raise UserError(f"{where}: field {name} has {_count(part, name, where)} rows, id has {count}")
     return part
@@ -153,16 +166,32 @@ def _sequences(part: dict[str, Any], row: int, where: str) -> dict[str, np.ndarr
     return {name: values if values is not None and len(values) else None for name, values in found.items()}
 
 
-def _read_split(part: dict[str, Any], split: str, language: str, where: str) -> Iterator[Utterance]:
-    scores = np.asarray(part["regression_labels"], dtype=object).reshape(len(part["id"]), -1)
+def _scores(part: dict[str, Any], name: str, where: str) -> np.ndarray:
+    """``(N,)`` of whatever the file has."""
+    scores = np.asarray(part[name], dtype=object).reshape(len(part["id"]), -1)
     if scores.shape[1] != 1:
-        raise UserError(f"{where}: field regression_labels has {scores.shape[1]} values a row; it must have one")
+        raise UserError(f"{where}: field {name} has {scores.shape[1]} values a row; it must have one")
+    return scores[:, 0]
+
+
+def _read_split(part: dict[str, Any], split: str, language: str, where: str) -> Iterator[Utterance]:
+    targets = {"regression_labels": "sentiment", **{name: target for name, target in UNIMODAL.items() if name in part}}
+    scores = {name: _scores(part, name, where) for name in targets}
+    words = {str(word).strip().lower() for word in part.get(ANNOTATIONS, ())} - {*POLARITIES, "neutral"}
+    if words:
+        logger.warning("%s: annotations that are no polarity are left out: %s", where, ", ".join(sorted(words)))
     for row in range(len(part["id"])):
         identifier = str(np.asarray(part["id"][row]).reshape(-1)[0])
         video, _, segment = identifier.partition(SEPARATOR)
         place = f"{where}: utterance {identifier!r}"
         features = _sequences(part, row, place)
         ordered = segment.isdecimal()
+        labels: dict[str, str | float] = {
+            target: real_number(scores[name][row], name, place, -3.0, 3.0) for name, target in targets.items()
+        }
+        if ANNOTATIONS in part:
+            word = str(part[ANNOTATIONS][row]).strip().lower()
+            labels.update({"polarity": word} if word in POLARITIES else {})
         yield Utterance(
             id=identifier,
             split=split,
@@ -171,7 +200,7 @@ def _read_split(part: dict[str, Any], split: str, language: str, where: str) -> 
             text_features=features.get("text"),
             audio_features=features.get("audio"),
             vision_features=features.get("vision"),
-            labels={"sentiment": real_number(scores[row, 0], "regression_labels", place, -3.0, 3.0)},
+            labels=labels,
             # Without a number there is no order, and a dialogue without its order is none.
             dialogue_id=video if ordered else None,
             turn=int(segment) if ordered else None,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from llm_mer.data.schema import SPLITS as SPLIT_NAMES
 from llm_mer.data.schema import Utterance
+from llm_mer.data.sources.common import csv_rows, npz_rows, npz_shape, real_number, require_file, whole_number
 from llm_mer.errors import UserError
 
+MODALITIES: tuple[str, ...] = ("text", "audio", "vision")
 COLUMNS: tuple[str, ...] = ("id", "video", "segment", "split", "score", "english", "chinese")
 DECLARE_LAB_TEST: frozenset[str] = frozenset(
     """
@@ -25,8 +27,8 @@ SPLITS: tuple[str, ...] = ("declare_lab", "official")
 TEXT_COLUMN: dict[str, str] = {"en": "english", "zh": "chinese"}
 
 
-def read_mosi(path: Path, languages: Sequence[str] = ("en", "zh"), split: str = "declare_lab") -> list[Utterance]:
-    """Each sentence once per language, ids suffixed ``-en`` and ``-zh``.
+def read_mosi(path: Path, languages: Sequence[str] = ("en", "zh"), split: str = "declare_lab") -> Iterator[Utterance]:
+    """Each sentence once per language, ids suffixed ``-en`` and ``-zh``, one row of both files in memory at a time.
 
     The features come from networks that declare-lab trained on the sentiment of its own 1447 training sentences. Under the
     ``official`` split of ``index.csv`` most test sentences are among those, so their features hold their labels and any
@@ -38,50 +40,45 @@ def read_mosi(path: Path, languages: Sequence[str] = ("en", "zh"), split: str = 
     of 0 or more (Has0, the convention of the 752-sentence test set whose majority is .621).
 
     Raises:
-        UserError: a missing file, column or row, or features that do not fit the index.
+        UserError: a missing file, column or row, a score out of range, or features that do not fit the index.
     """
     if split not in SPLITS:
         raise UserError(f"MOSI split {split!r}: choose one of {', '.join(SPLITS)}")
     path = Path(path)
     index, archive = path / "index.csv", path / "features.npz"
     for file in (index, archive):
-        if not file.is_file():
-            raise UserError(f"{file}: no such file; a MOSI folder holds index.csv and features.npz")
-    with np.load(archive, allow_pickle=False) as stored:
-        features = {name: stored[name].astype(np.float32) for name in ("text", "audio", "vision")}
-    with index.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    missing = sorted(set(COLUMNS) - set(rows[0] if rows else ()))
-    if missing:
-        raise UserError(f"{index}: missing columns {missing}")
-    for name, values in features.items():
-        if len(values) != len(rows):
-            raise UserError(f"{archive}: {name} has {len(values)} rows, {index.name} has {len(rows)}")
-    found = []
-    for number, row in enumerate(rows):
-        score = float(row["score"])
-        for language in languages:
-            found.append(
-                Utterance(
-                    id=f"{row['id']}-{language}",
-                    split=_split(row, split),
-                    language=language,
-                    text=row[
-                        TEXT_COLUMN[language]
-                    ].lower(),  # the English column is in capitals, which no tokenizer has seen much of
-                    text_features=features["text"][number : number + 1],
-                    audio_features=features["audio"][number : number + 1],
-                    vision_features=features["vision"][number : number + 1],
-                    labels={"sentiment": score, "polarity": "positive" if score >= 0 else "negative"},
-                    dialogue_id=row["video"],
-                    turn=int(row["segment"]),
-                    speaker=row["video"],
-                )
+        require_file(file, "a MOSI folder holds index.csv and features.npz")
+    count = sum(1 for _ in csv_rows(index, COLUMNS))
+    for name in MODALITIES:
+        shape = npz_shape(archive, name)
+        if len(shape) != 2 or shape[0] != count:
+            raise UserError(
+                f"{archive}: {name} has shape {shape}; it must be ({count}, size): {index.name} has {count} rows"
             )
-    return found
+    features = zip(*(npz_rows(archive, name) for name in MODALITIES), strict=True)
+    for (where, row), vectors in zip(csv_rows(index, COLUMNS), features, strict=True):
+        score = real_number(row["score"], "score", where, -3.0, 3.0)
+        text, audio, vision = (vector[None, :].astype(np.float32) for vector in vectors)
+        for language in languages:
+            yield Utterance(
+                id=f"{row['id']}-{language}",
+                split=_split(row, split, where),
+                language=language,
+                # The English column is in capitals, which no tokenizer has seen much of.
+                text=row[TEXT_COLUMN[language]].lower(),
+                text_features=text,
+                audio_features=audio,
+                vision_features=vision,
+                labels={"sentiment": score, "polarity": "positive" if score >= 0 else "negative"},
+                dialogue_id=row["video"],
+                turn=whole_number(row["segment"], "segment", where),
+                speaker=row["video"],
+            )
 
 
-def _split(row: dict[str, str], kind: str) -> str:
-    if kind == "official":
-        return row["split"]
-    return "test" if row["video"] in DECLARE_LAB_TEST else "train"
+def _split(row: dict[str, str], kind: str, where: str) -> str:
+    if kind == "declare_lab":
+        return "test" if row["video"] in DECLARE_LAB_TEST else "train"
+    if row["split"] not in SPLIT_NAMES:
+        raise UserError(f"{where}: field split is {row['split']!r}; it must be one of {', '.join(SPLIT_NAMES)}")
+    return row["split"]

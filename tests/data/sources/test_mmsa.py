@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llm_mer.data.dataset import MerDataset
 from llm_mer.data.sources.mmsa import read_mmsa
 from llm_mer.data.store import UtteranceStore, write_store
 from llm_mer.errors import UserError
+from llm_mer.tasks import get_task
 
 TEXTS = {"en": ["GOOD FILM", "BAD", "SO SO"], "zh": ["很好看。", "OK", "一般"]}
 
@@ -58,7 +60,12 @@ def test_unaligned_lengths_cut_the_padding(tmp_path: Path) -> None:
     assert [u.split for u in found] == ["train"] * 3 + ["valid"] * 3 + ["test"] * 3
     first = found[0]
     assert (first.id, first.dialogue_id, first.turn) == ("video_train$_$0010", "video_train", 10)
-    assert (first.text, first.language, first.labels) == ("GOOD FILM", "en", {"sentiment": 1.0})
+    assert (first.text, first.language) == ("GOOD FILM", "en")
+    assert [u.labels for u in found[:3]] == [
+        {"sentiment": 1.0, "polarity": "positive"},
+        {"sentiment": pytest.approx(-0.8), "polarity": "negative"},
+        {"sentiment": 0.0},
+    ]
     assert [len(u.audio_features) for u in found[:3]] == [2, 5, 9]
     assert [len(u.vision_features) for u in found[:3]] == [2, 5, 8]
     assert [len(u.text_features) for u in found[:3]] == [3, 1, 4]
@@ -90,6 +97,41 @@ def test_chinese_is_inferred_for_the_whole_file(tmp_path: Path) -> None:
     found = list(read_mmsa(pickled(tmp_path / "ch-simsv2s.pkl", whole("zh"))))
     assert {u.language for u in found} == {"zh"}
     assert {u.language for u in read_mmsa(tmp_path / "ch-simsv2s.pkl", language="en")} == {"en"}
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_scores_of_single_modalities_are_targets_of_their_own(tmp_path: Path, aligned: bool) -> None:
+    content = whole("zh", aligned)
+    for split in content:
+        for letter, score in zip("TAV", (-0.6, 0.2, 1.0), strict=True):
+            content[split][f"regression_labels_{letter}"] = np.full(3, score)
+    found = list(read_mmsa(pickled(tmp_path / "ch-sims.pkl", content)))
+    assert found[2].labels == {"sentiment": 0.0, "sentiment_text": -0.6, "sentiment_audio": 0.2, "sentiment_vision": 1.0}
+    content["valid"]["regression_labels_A"][1] = 4
+    with pytest.raises(UserError, match=r"valid: utterance 'video_valid\$_\$0009': field regression_labels_A is 4"):
+        list(read_mmsa(pickled(tmp_path / "ch-sims.pkl", content)))
+
+
+def test_annotations_beyond_the_three_are_no_polarity_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = whole()
+    content["train"]["annotations"] = ["Positive", "Weak Negative", "Neutral"]
+    with caplog.at_level(logging.WARNING):
+        found = list(read_mmsa(pickled(tmp_path / "x.pkl", content)))[:3]
+    assert [u.labels.get("polarity") for u in found] == ["positive", None, None]
+    assert "x.pkl: train: annotations that are no polarity are left out: weak negative" in caplog.text
+
+
+def test_a_file_without_annotations_has_no_polarity(tmp_path: Path) -> None:
+    content = whole()
+    for split in content:
+        del content[split]["annotations"]
+    assert {tuple(u.labels) for u in read_mmsa(pickled(tmp_path / "x.pkl", content))} == {("sentiment",)}
+
+
+def test_the_segments_number_is_the_turn_whatever_the_files_order(tmp_path: Path) -> None:
+    folder = write_store(read_mmsa(pickled(tmp_path / "x.pkl", whole())), tmp_path / "store")
+    dataset = MerDataset(UtteranceStore.open(folder).split("train"), [get_task("mosi")])
+    assert dataset.window(0).rows == [2, 1, 0]  # segments 10, 9 and 2 in the file
 
 
 def test_a_sequence_without_a_step_is_a_missing_modality(tmp_path: Path) -> None:
@@ -138,7 +180,9 @@ def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
         list(read_mmsa(pickled(tmp_path / "x.pkl", content)))
 
 
-@pytest.mark.parametrize("field", ["raw_text", "audio", "vision", "regression_labels", "audio_lengths", "text", "text_bert"])
+@pytest.mark.parametrize(
+    "field", ["raw_text", "audio", "vision", "regression_labels", "audio_lengths", "annotations", "text"]
+)
 def test_rows_that_disagree_are_named(tmp_path: Path, field: str) -> None:
     content = whole()
     content["test"][field] = content["test"][field][:2]
