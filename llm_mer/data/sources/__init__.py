@@ -10,7 +10,7 @@ from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.casia import read_casia
 from llm_mer.data.sources.cped import read_cped
 from llm_mer.data.sources.iemocap import read_iemocap
-from llm_mer.data.sources.manifest import read_manifest
+from llm_mer.data.sources.manifest import stream_manifest
 from llm_mer.data.sources.meld import read_meld
 from llm_mer.data.sources.mmsa import read_mmsa
 from llm_mer.data.sources.mosi import read_mosi
@@ -22,7 +22,7 @@ from llm_mer.errors import UserError
 Reader = Callable[..., Iterable[Utterance]]
 
 SOURCES: dict[str, Reader] = {
-    "manifest": read_manifest,
+    "manifest": stream_manifest,
     "mosi": read_mosi,
     "mosi_csv": read_mosi_csv,
     "mmsa": read_mmsa,

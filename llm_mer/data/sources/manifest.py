@@ -155,7 +155,14 @@ def _label(value: Any, name: str, where: str) -> str | float:
 def read_manifest(
     path: Path | str, extra_labels: Iterable[str] = (), refused: list[tuple[str, str]] | None = None
 ) -> list[Utterance]:
-    """Read a ``.jsonl`` or ``.csv`` manifest.
+    """The utterances of :func:`stream_manifest`, all at once."""
+    return list(stream_manifest(path, extra_labels, refused))
+
+
+def stream_manifest(
+    path: Path | str, extra_labels: Iterable[str] = (), refused: list[tuple[str, str]] | None = None
+) -> Iterator[Utterance]:
+    """Read a ``.jsonl`` or ``.csv`` manifest, one entry in memory at a time.
 
     Args:
         extra_labels: columns beyond the built-in targets that are labels of a task of your own.
@@ -169,7 +176,6 @@ def read_manifest(
         raise UserError(f"{path}: no such manifest")
     if path.suffix not in (".jsonl", ".csv"):
         raise UserError(f"{path}: a manifest is a .jsonl or .csv file")
-    found: list[Utterance] = []
     seen: dict[str, str] = {}
     for where, entry in _rows_or_error(path):
         try:
@@ -184,10 +190,9 @@ def read_manifest(
             refused.append((where, str(error)))
             continue
         seen[utterance.id] = where
-        found.append(utterance)
-    if not found:
+        yield utterance
+    if not seen:
         raise UserError(refused[0][1] if refused else f"{path}: the manifest is empty")
-    return found
 
 
 def write_manifest(utterances: Iterable[Utterance], path: Path | str) -> Path:

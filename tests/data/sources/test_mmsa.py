@@ -181,7 +181,7 @@ def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["raw_text", "audio", "vision", "regression_labels", "audio_lengths", "annotations", "text"]
+    "field", ["raw_text", "audio", "vision", "regression_labels", "audio_lengths", "annotations", "text", "text_bert"]
 )
 def test_rows_that_disagree_are_named(tmp_path: Path, field: str) -> None:
     content = whole()

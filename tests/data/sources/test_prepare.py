@@ -38,7 +38,7 @@ def test_a_store_is_written_with_its_description(tmp_path: Path, pickled: Path) 
     assert store.split("train")[0].audio_features.shape == (2, 3)
 
 
-def test_a_list_is_read_as_well_as_a_stream(tmp_path: Path) -> None:
+def test_a_manifest_is_prepared_too(tmp_path: Path) -> None:
     manifest = tmp_path / "data.jsonl"
     manifest.write_text(json.dumps({"id": "a", "text": "hello", "emotion": "joy"}) + "\n", encoding="utf-8")
     assert UtteranceStore.open(prepare(PrepareConfig("manifest", str(manifest), str(tmp_path / "out")))).info.counts == {
