@@ -57,15 +57,15 @@ meld) # MELD's dialogues as text, with the dialogue decoder
   compare --config configs/meld_text.yaml --adapters gated_projector lpgnet gated_xlstm --dialogue_decoder \
     --metrics accuracy weighted_f1
   ;;
-crosslingual) # trained on English, Chinese or both × tested on each: the quickstart corpus and MOSI; three seeds
+crosslingual) # trained on English, Chinese or both × tested on each: the quickstart corpus and MOSI; two seeds
   corpus
   mosi_store
-  "$bin/llm-mer" crosslingual --config configs/quickstart.yaml --seeds 1111 1112 1113 --output runs/experiments/crosslingual
-  "$bin/llm-mer" crosslingual --config configs/mosi.yaml --seeds 1111 1112 1113 --output runs/experiments/crosslingual_mosi
+  "$bin/llm-mer" crosslingual --config configs/quickstart.yaml --seeds 1111 1112 --output runs/experiments/crosslingual
+  "$bin/llm-mer" crosslingual --config configs/mosi.yaml --seeds 1111 1112 --output runs/experiments/crosslingual_mosi
   ;;
-lora) # one LoRA for both languages, one for each, both, and none; three seeds
+lora) # one LoRA for both languages, one for each, both, and none; two seeds
   corpus
-  compare --config configs/quickstart.yaml --adapters egmf --seeds 1111 1112 1113 --ablations lora
+  compare --config configs/quickstart.yaml --adapters egmf --seeds 1111 1112 --ablations lora
   ;;
 prompts) # a model trained with each prompt, and the quickstart's own model asked in every prompt and order of labels
   corpus
