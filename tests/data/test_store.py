@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from llm_mer.data.schema import Utterance
-from llm_mer.data.store import STORE_FILE, UtteranceStore, write_store
+from llm_mer.data.store import STORE_FILE, SeenIds, UtteranceStore, write_store
 from llm_mer.errors import UserError
 
 FEATURES = ("text_features", "audio_features", "vision_features")
@@ -350,3 +350,12 @@ def test_the_fingerprint_is_that_of_the_content_wherever_it_lies(tmp_path: Path)
 def test_the_fingerprint_changes_when_a_value_changes(tmp_path: Path, change: dict[str, object]) -> None:
     changed = [utterance("a", **change), utterance("b", 1)]  # type: ignore[arg-type]
     assert fingerprint(changed, tmp_path) != fingerprint([utterance("a"), utterance("b", 1)], tmp_path)
+
+
+@pytest.mark.parametrize("recent", [1, 7, 1000])
+def test_ids_are_remembered_as_a_set_would_before_and_after_they_are_sorted_in(recent: int) -> None:
+    seen, reference = SeenIds(recent), set()
+    for number in np.random.default_rng(0).integers(0, 150, size=400):
+        identifier = f"视频{number}"
+        assert seen.add(identifier) is (identifier not in reference)
+        reference.add(identifier)
