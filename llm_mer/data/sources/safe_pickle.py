@@ -28,6 +28,9 @@ from llm_mer.errors import UserError
 PLAIN_DTYPE = re.compile(r"[<>=|]?[?bBhHiIlLqQefdgFDGSUOVuc][0-9]*")
 """One type and its size: no fields, no sub-arrays, and no dates, which no data set has and whose state numpy trusts."""
 
+PIECE = 1 << 20
+"""Bytes of a byte array read at a time."""
+
 _NUMPY_SCALAR: Callable[..., Any] = np.float64(1.0).__reduce__()[0]  # type: ignore[assignment]
 
 
@@ -162,9 +165,15 @@ class SafeUnpickler(pickle._Unpickler):
         raise UserError(f"{self.path}: refused: the pickle asks for the outside object {pid!r}")
 
     def load_bytearray8(self) -> None:
-        """A byte array, its length believed only once the bytes are there."""
+        """A byte array, its length believed only once the bytes are there, and without a second copy of them."""
         (size,) = struct.unpack("<Q", self.read(8))  # type: ignore[attr-defined]
-        self.append(bytearray(self.read(size)))  # type: ignore[attr-defined]
+        content = bytearray()
+        while len(content) < size:
+            piece = self.read(min(PIECE, size - len(content)))  # type: ignore[attr-defined]
+            if not piece:
+                raise EOFError(f"{size} bytes announced, {len(content)} there")
+            content += piece
+        self.append(content)  # type: ignore[attr-defined]
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8  # type: ignore[assignment]
 

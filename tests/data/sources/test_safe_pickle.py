@@ -211,3 +211,23 @@ def test_a_length_beyond_the_file_reserves_no_memory(tmp_path: Path, content: by
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.pkl: no such file"):
         load_pickle(tmp_path / "none.pkl")
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_large_array_is_read_without_a_second_copy(tmp_path: Path, protocol: int) -> None:
+    values = np.random.default_rng(0).normal(size=(500, 2000))
+    path = tmp_path / "large.pkl"
+    path.write_bytes(pickle.dumps({"values": values}, protocol=protocol))
+    tracemalloc.start()
+    found = load_pickle(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found["values"], values)
+    assert peak < 1.3 * values.nbytes
+
+
+def test_a_cut_off_byte_array_is_a_damaged_file(tmp_path: Path) -> None:
+    path = tmp_path / "large.pkl"
+    path.write_bytes(pickle.dumps(bytearray(3 << 20), protocol=5)[: 2 << 20])
+    with pytest.raises(UserError, match=r"large\.pkl: not a readable pickle"):
+        load_pickle(path)
