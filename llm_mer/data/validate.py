@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llm_mer.data.findings import ADVICE, ERROR, INFO, WARNING, Finding, ValidationReport, shorten
 from llm_mer.data.garbled import is_garbled
 from llm_mer.data.leakage import class_separation, score_correlation
 from llm_mer.data.schema import LANGUAGES, SPLITS, Utterance
@@ -22,11 +22,8 @@ from llm_mer.data.store import FEATURE_COLUMNS, UtteranceStore
 from llm_mer.errors import UserError
 from llm_mer.tasks import Task, builtin_tasks, get_task
 
-ERROR, WARNING, INFO = "error", "warning", "info"
 SHOWN = 5
 """Ids shown of each finding."""
-FIRST_WIDTH, ADVICE_WIDTH = 60, 44
-"""Characters a line of the table's last two columns."""
 SAMPLE = 4000
 """Training utterances, drawn at random, that the check for leaks looks at."""
 SEPARATES, ALMOST_SEPARATES = 0.999, 0.98
@@ -36,34 +33,6 @@ LONGER, SECONDS = 1.5, 1.0
 """Audio and vision disagree when one is both so many times and so many seconds longer."""
 FOREIGN = 0.5
 """Share of labels outside the best built-in task above which the labels are taken for those of a task of one's own."""
-
-ADVICE: dict[str, str] = {
-    "unreadable": "mend what is named; nothing after it was checked",
-    "split or language": f"splits are {', '.join(SPLITS)}, languages {', '.join(LANGUAGES)}",
-    "no modality": "give text, audio or video, or leave the utterance out",
-    "not finite": "NaN or infinity in features: extract them again, or leave the modality out there",
-    "shape": "features must be (steps, size), neither of them 0: leave a missing modality out",
-    "feature size": "one extractor for the whole data set: extract again",
-    "duration": "audio and vision are of different length: is it the same clip?",
-    "duplicate id": "ids must be unique over all splits",
-    "label": "correct the label, or name the task it belongs to with --tasks",
-    "no task": "no built-in task knows these labels: name your task file with --tasks",
-    "unseen class": "nothing to learn it from: split the data again",
-    "same utterance": "keep it in one of the splits, or the test knows what training saw",
-    "same sentence": "harmless where people say the same; read scores of text alone with care",
-    "shared dialogue": "keep a dialogue in one split: its turns are context for one another",
-    "shared speaker": "scores say nothing about new speakers: split by speaker, or say so",
-    "turn": "number the utterances of a dialogue, each once",
-    "empty text": "leave an unknown text out, so that it counts as missing",
-    "encoding": "read the text in its own encoding and write UTF-8",
-    "zero features": "leave the modality out there, so that it counts as missing",
-    "constant": "a feature that never changes in training says nothing: is the extractor at work?",
-    "leak": "a feature of the training split alone tells the label: how was it made?",
-    "checked as": "name another task with --tasks",
-    "majority": "a constant answer scores this",
-    "missing split": "nothing is selected or scored on it",
-}
-"""Check → what to do."""
 
 
 @dataclass
@@ -78,73 +47,6 @@ class ValidateConfig:
         metadata={"help": "tasks whose labels these are (default: for each target the built-in task that fits best)"},
     )
     json: str | None = field(default=None, metadata={"help": "file to write the same findings to"})
-
-
-@dataclass
-class Finding:
-    """One row of the table.
-
-    Attributes:
-        severity: ``error``, ``warning`` or ``info``. check: a key of :data:`ADVICE`. split: where; several joined by ``+``.
-        count: of utterances; of features for ``constant`` and ``leak``, of speakers and dialogues where those are shared.
-        first: the first ids concerned, or what was found. advice: what to do.
-    """
-
-    severity: str
-    check: str
-    split: str
-    count: int
-    first: list[str]
-    advice: str
-
-
-@dataclass
-class ValidationReport:
-    """What was found, errors first.
-
-    Attributes:
-        source: as given. utterances: how many were read, by split. findings: rows of the table.
-    """
-
-    source: str
-    utterances: dict[str, int]
-    findings: list[Finding]
-
-    @property
-    def exit_code(self) -> int:
-        """2 with an error, 1 with a warning, else 0."""
-        found = {finding.severity for finding in self.findings}
-        return 2 if ERROR in found else 1 if WARNING in found else 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain containers for JSON."""
-        return {**asdict(self), "exit_code": self.exit_code}
-
-    def __str__(self) -> str:
-        head = ("severity", "check", "split", "count", "first", "what to do")
-        rows = [
-            (f.severity, f.check, f.split, str(f.count), "; ".join(_short(text) for text in f.first), f.advice)
-            for f in self.findings
-        ]
-        widths = [max(len(row[place]) for row in (head, *rows)) for place in range(4)]
-        lines = []
-        for row in (head, *rows):
-            fixed = [f"{cell:<{width}}" for cell, width in zip(row[:3], widths, strict=False)]
-            begin = "  ".join((*fixed, row[3].rjust(widths[3])))
-            wrapped = (textwrap.wrap(row[4], FIRST_WIDTH, break_on_hyphens=False), textwrap.wrap(row[5], ADVICE_WIDTH))
-            for number, (first, advice) in enumerate(itertools.zip_longest(*wrapped, fillvalue="")):
-                start = begin if not number else " " * len(begin)
-                lines.append(f"{start}  {first:<{FIRST_WIDTH}}  {advice}".rstrip())
-            if not any(wrapped):
-                lines.append(begin.rstrip())
-        numbers = Counter(finding.severity for finding in self.findings)
-        plural = [f"{numbers[s]} {s}{'' if numbers[s] == 1 else 's'}" for s in (ERROR, WARNING)]
-        return "\n".join((*lines, "", f"{', '.join(plural)} in {sum(self.utterances.values())} utterances of {self.source}"))
-
-
-def _short(text: str, limit: int = 48) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 # --- one pass ---------------------------------------------------------------------------------------------------------
@@ -310,7 +212,7 @@ class Inspection:
             self._note(WARNING, "empty text", utterance.split, utterance.id)
         for text in (utterance.text, utterance.speaker):
             if text and is_garbled(text, utterance.language):
-                self._note(WARNING, "encoding", utterance.split, f"{utterance.id} ({_short(text, 24)})")
+                self._note(WARNING, "encoding", utterance.split, f"{utterance.id} ({shorten(text, 24)})")
                 break
 
     def _check_features(self, utterance: Utterance) -> dict[str, np.ndarray]:
@@ -574,6 +476,8 @@ def validate(config: ValidateConfig) -> ValidationReport:
     """
     from tqdm import tqdm
 
+    if config.json and not Path(config.json).parent.is_dir():
+        raise UserError(f"json: {Path(config.json).parent}: no such folder")
     tasks = [get_task(name) for name in config.tasks] or None
     public = split_source(config.data)
     utterances: Iterable[Utterance]

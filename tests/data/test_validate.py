@@ -14,17 +14,10 @@ import pytest
 from conftest import make_utterances
 
 from llm_mer.cli import main
+from llm_mer.data.findings import ADVICE, Finding, ValidationReport
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import STORE_FILE, write_store
-from llm_mer.data.validate import (
-    ADVICE,
-    Finding,
-    Inspection,
-    ValidateConfig,
-    ValidationReport,
-    check_utterances,
-    validate,
-)
+from llm_mer.data.validate import Inspection, ValidateConfig, check_utterances, validate
 from llm_mer.errors import UserError
 from llm_mer.tasks import get_task
 
@@ -372,8 +365,9 @@ def test_files_are_checked_in_place_and_what_cannot_be_opened_is_one_line(
     path.write_text('{"id": "a", "split": "train", "text": "hello", "emotion": "joy"}\n')
     assert main(["validate", f"manifest:{path}"]) == 0
     capsys.readouterr()
-    for argument in (str(tmp_path), "vhs:tape", "manifest:gone.jsonl"):
-        assert main(["validate", argument]) == 2
+    nowhere = str(tmp_path / "nowhere" / "found.json")
+    for words in ([str(tmp_path)], ["vhs:tape"], ["manifest:gone.jsonl"], [f"manifest:{path}", "--json", nowhere]):
+        assert main(["validate", *words]) == 2
         printed = capsys.readouterr()
         assert printed.out == ""
         assert printed.err.count("\n") == 1
