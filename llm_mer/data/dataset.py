@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS, UtteranceTable
 from llm_mer.errors import UserError
 from llm_mer.tasks import Task
+
+if TYPE_CHECKING:
+    from llm_mer.data.corruption import Corruption
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class MerDataset:
             the task ignores is no target, but its utterance stays in windows.
         languages: keep only these. limit: keep only the first so many utterances.
         permutation: ``{modality: rows}`` reads that modality from another row, e.g. a shuffle across samples.
-        hidden: modalities treated as missing.
+        hidden: modalities treated as missing. corruptions: damage to what is left, in this order.
         context_window, bidirectional: shape of :meth:`window`.
     """
 
@@ -72,6 +75,7 @@ class MerDataset:
     require_truth: bool = True
     permutation: dict[str, np.ndarray] = field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
+    corruptions: tuple[Corruption, ...] = ()
     context_window: int = 8
     bidirectional: bool = False
     context: ContextVectors | None = None
@@ -135,7 +139,7 @@ class MerDataset:
         return len(self.questions)
 
     def utterance(self, row: int) -> Utterance:
-        """The utterance of a row, with permuted and hidden modalities applied."""
+        """The utterance of a row, with permuted and hidden modalities and corruptions applied."""
         utterance = self.utterances[row]
         changes: dict[str, Any] = {}
         for modality, rows in self.permutation.items():
@@ -147,7 +151,23 @@ class MerDataset:
             changes[FEATURE_COLUMNS[modality]] = None
             if modality == "text":
                 changes["text"] = None
-        return dataclasses.replace(utterance, **changes) if changes else utterance
+        if changes:
+            utterance = dataclasses.replace(utterance, **changes)
+        for corruption in self.corruptions:
+            utterance = corruption(utterance)
+        return utterance
+
+    def transcripts(self) -> list[tuple[str, str, str | None]]:
+        """``(id, language, text)`` of every utterance of the table as it is there, one after another."""
+        if isinstance(self.utterances, UtteranceTable):
+            texts = self.utterances.column("text")
+        else:
+            texts = [utterance.text for utterance in self.utterances]
+        return list(zip(self._id, self._language, texts, strict=True))
+
+    def spoken_languages(self) -> list[str]:
+        """Languages of the utterances that are asked about."""
+        return sorted({self._language[row] for row in self.rows})
 
     def language(self, row: int) -> str:
         """The language of a row."""
@@ -168,7 +188,7 @@ class MerDataset:
     def history(self, row: int, turns: int) -> list[tuple[str | None, str | None]]:
         """``(speaker, text)`` of up to ``turns`` earlier utterances of the same dialogue, oldest first.
 
-        Texts are permuted or hidden as in :meth:`utterance`, or a missing text would still be read in the next turn.
+        Texts are permuted, hidden or corrupted as in :meth:`utterance`, or a missing one would still be read a turn later.
         """
         rows, place = self._place[row]
         earlier = rows[max(0, place - turns) : place] if turns else []
@@ -209,6 +229,10 @@ class MerDataset:
     def without(self, modalities: Sequence[str]) -> MerDataset:
         """The same questions with the given modalities missing."""
         return self._with(hidden=self.hidden | frozenset(modalities))
+
+    def corrupted(self, corruption: Corruption) -> MerDataset:
+        """The same questions about utterances damaged by a corruption, after those they have already."""
+        return self._with(corruptions=(*self.corruptions, corruption))
 
     def _with(self, **changes: Any) -> MerDataset:
         # Context vectors hold the modalities as they were; the changed dataset needs its own.
