@@ -19,7 +19,7 @@ from llm_mer.adapters.base import FusionOutput
 from llm_mer.adapters.windows import vector_sizes
 from llm_mer.checkpoint import CheckpointDescription, LoadedCheckpoint, load_checkpoint
 from llm_mer.data.collator import MerCollator
-from llm_mer.data.dataset import ContextVectors, MerDataset, Question, build_context_vectors
+from llm_mer.data.dataset import ContextVectors, MerDataset, build_context_vectors
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS
 from llm_mer.decoding.labels import LabelScorer
@@ -84,6 +84,14 @@ def attach_context(
     return dataset.context
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Questions of a dataset, by index, that are answered in one forward: one task, one language."""
+
+    questions: tuple[int, ...]
+    language: str
+
+
 @dataclass
 class Predictor:
     """Answers the questions of a dataset.
@@ -114,48 +122,59 @@ class Predictor:
         self.adapter = fusion_adapter_of(self.model)
         self.device = next(self.core.parameters()).device
 
+    def batches(self, dataset: MerDataset, questions: Sequence[int] | None = None) -> list[Batch]:
+        """The questions (default: all of the dataset) in batches of one task and language, sorted by length.
+
+        Questions of one task and language share their answers, so they are scored together.
+        """
+        indices = range(len(dataset)) if questions is None else questions
+        groups: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for index in indices:
+            question = dataset.questions[index]
+            utterance = dataset.utterance(question.row)
+            groups.setdefault((question.task.name, utterance.language), []).append((len(utterance.text or ""), index))
+        found = []
+        for (_, language), members in groups.items():
+            members.sort(key=lambda member: member[0])
+            ordered = [index for _, index in members]
+            for start in range(0, len(ordered), self.batch_size):
+                found.append(Batch(tuple(ordered[start : start + self.batch_size]), language))
+        return found
+
     def predict(
         self, dataset: MerDataset, questions: Sequence[int] | None = None, progress: str | None = None
     ) -> list[Prediction]:
-        """Predictions in the order of ``questions`` (default: every question of the dataset).
-
-        Questions of one task and language share their answers, so they are scored together, sorted by length.
-        """
+        """Predictions in the order of ``questions`` (default: every question of the dataset)."""
         indices = list(range(len(dataset))) if questions is None else list(questions)
-        if self.use_context and dataset.context is None:
-            attach_context(dataset, self.model, self.processor, vector_sizes(self.adapter.config))
-        collator = MerCollator(dataset, self.processor, self.use_context)
-        groups: dict[tuple[str, str], list[int]] = {}
-        utterances: dict[int, Utterance] = {}
-        for index in indices:
-            question = dataset.questions[index]
-            utterances[index] = dataset.utterance(question.row)
-            groups.setdefault((question.task.name, utterances[index].language), []).append(index)
         found: dict[int, Prediction] = {}
-        bar = tqdm(total=len(indices), desc=progress, unit="utterance", disable=progress is None, leave=False)
+        quiet = progress is None
+        with (
+            self.evaluating(),
+            tqdm(total=len(indices), desc=progress, unit="utterance", disable=quiet, leave=False) as bar,
+        ):
+            for batch in self.batches(dataset, indices):
+                found.update(zip(batch.questions, self.predict_batch(dataset, batch), strict=True))
+                bar.update(len(batch.questions))
+        return [found[index] for index in indices]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The model in evaluation mode, and as it was afterwards."""
         was_training = self.model.training
         self.model.eval()
         try:
-            for (_, language), members in groups.items():
-                members.sort(key=lambda i: len(utterances[i].text or ""))
-                for start in range(0, len(members), self.batch_size):
-                    chunk = members[start : start + self.batch_size]
-                    batch_questions = [dataset.questions[i] for i in chunk]
-                    spoken = [utterances[i] for i in chunk]
-                    for index, prediction in zip(
-                        chunk, self._predict_batch(collator, batch_questions, spoken, language), strict=True
-                    ):
-                        found[index] = prediction
-                    bar.update(len(chunk))
+            yield
         finally:
             self.model.train(was_training)
-            bar.close()
-        return [found[index] for index in indices]
 
     @torch.no_grad()
-    def _predict_batch(
-        self, collator: MerCollator, questions: list[Question], utterances: list[Utterance], language: str
-    ) -> list[Prediction]:
+    def predict_batch(self, dataset: MerDataset, batch: Batch) -> list[Prediction]:
+        """Predictions of one batch, in its order."""
+        if self.use_context and dataset.context is None:
+            attach_context(dataset, self.model, self.processor, vector_sizes(self.adapter.config))
+        collator = MerCollator(dataset, self.processor, self.use_context)
+        questions, language = [dataset.questions[i] for i in batch.questions], batch.language
+        utterances = [dataset.utterances[question.row] for question in questions]
         began = time.perf_counter()
         task = questions[0].task
         inputs = collator.batch(questions, with_answer=False).to(self.device).model_inputs()

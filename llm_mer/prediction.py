@@ -21,6 +21,8 @@ class Prediction:
         generated: text of a free generation when one was asked for. parsed: its value, None when unparseable.
         diagnostics: adapter diagnostics of this sample (expert weights, gates).
         tags: subsets of the utterance. dialogue_id, turn, speaker: its place in a conversation.
+        position, length: filled in by an evaluation. 1 for the first utterance of its conversation, 2 for the next, …; words
+            of its own transcript (characters of Chinese), whatever a condition made of it. None where there is none.
         head_value: the adapter head's own prediction, where it has one.
         seconds: wall time of the batch divided by its size.
     """
@@ -43,6 +45,8 @@ class Prediction:
     dialogue_id: str | None = None
     turn: int | None = None
     speaker: str | None = None
+    position: int | None = None
+    length: int | None = None
     head_value: str | float | None = None
     seconds: float | None = None
 

@@ -16,12 +16,13 @@ import torch
 from conftest import make_utterances, training_options, values_of
 
 from llm_mer.app import answer
+from llm_mer.data.dataset import MerDataset
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.manifest import write_manifest
 from llm_mer.data.store import UtteranceStore
 from llm_mer.errors import UserError
 from llm_mer.infer import CONVERSATIONS_KEPT, Conversations, InferConfig, batches, finished_ids, infer, single_utterance
-from llm_mer.inference import MerPipeline, Predictor
+from llm_mer.inference import Batch, MerPipeline, Predictor
 from llm_mer.prediction import Prediction
 from llm_mer.tasks import get_task
 
@@ -486,13 +487,13 @@ def test_a_stream_asks_about_its_new_line_only_and_keeps_no_more_however_long_it
     pipeline: MerPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    predict_batch = Predictor._predict_batch
+    predict_batch = Predictor.predict_batch
 
-    def counted(self: Predictor, collator: Any, questions: list[Any], *rest: Any) -> list[Prediction]:
-        asked.append(len(questions))
-        return predict_batch(self, collator, questions, *rest)
+    def counted(self: Predictor, dataset: MerDataset, batch: Batch) -> list[Prediction]:
+        asked.append(len(batch.questions))
+        return predict_batch(self, dataset, batch)
 
-    monkeypatch.setattr(Predictor, "_predict_batch", counted)
+    monkeypatch.setattr(Predictor, "predict_batch", counted)
     live = Conversations(pipeline, ["emotion"], decode=True)
     sizes = []
     for turn in range(30):

@@ -165,6 +165,10 @@ class MerDataset:
             texts = [utterance.text for utterance in self.utterances]
         return list(zip(self._id, self._language, texts, strict=True))
 
+    def position(self, row: int) -> int | None:
+        """1 for the first utterance of the row's conversation in the table, 2 for the next, …; None without one."""
+        return None if self._dialogue[row] is None else self._place[row][1] + 1
+
     def spoken_languages(self) -> list[str]:
         """Languages of the utterances that are asked about."""
         return sorted({self._language[row] for row in self.rows})

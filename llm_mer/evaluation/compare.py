@@ -27,15 +27,20 @@ from llm_mer.evaluation.evaluate import (
     AS_IS,
     DIALOGUE,
     EVERYTHING,
+    NOISY_FEATURES,
     PREDICTIONS,
+    Condition,
     decode_dialogues,
     load_predictions,
     parse_conditions,
+    prepare_damage,
+    reader_of,
     save_predictions,
     under,
 )
 from llm_mer.evaluation.metrics import majority_baseline
 from llm_mer.prediction import Prediction
+from llm_mer.processes import Processes
 from llm_mer.tasks import Task
 
 if TYPE_CHECKING:
@@ -399,9 +404,9 @@ def without_idle_rows(config: CompareConfig, systems: Sequence[System], data: Ru
     return kept
 
 
-def conditions_of(config: CompareConfig, system: System, available: list[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
+def conditions_of(config: CompareConfig, system: System, available: list[str]) -> dict[str, Condition]:
     """The conditions a system can be scored under; an ablation without the modality a condition names does without it."""
-    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    found: dict[str, Condition] = {}
     for text in config.conditions:
         try:
             found |= parse_conditions([text], available)
@@ -459,10 +464,6 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
     if config.dialogue_decoder and any(t.kind == "classification" and t.name not in shifts for t in tasks):
         raise UserError(f"the training data of {data.data} had no dialogues: no p0 for the dialogue decoder")
     available = [m for m in MODALITIES if m in fusion_adapter_of(trainer.model).config.modalities]
-    conditions = conditions_of(config, system, available)
-    began = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - began
     dataset = MerDataset(
         scored,
         tasks,
@@ -470,6 +471,12 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
         context_window=data.context_window,
         bidirectional=data.bidirectional_context,
     )
+    reader = reader_of(trainer.description, available, Path(config.output) / NOISY_FEATURES)
+    conditions = conditions_of(config, system, available)
+    changed = {name: under(dataset, condition, seed, reader) for name, condition in conditions.items()}
+    began = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - began
     adapter = fusion_adapter_of(trainer.model)
     predictor = Predictor(
         trainer.model, trainer.processor, batch_size=training.per_device_eval_batch_size, use_context=adapter.uses_context
@@ -477,8 +484,9 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
     began = time.perf_counter()
     by_condition = {AS_IS: predictor.predict(dataset)}
     per_answer = 1000 * (time.perf_counter() - began) / len(dataset)
-    for name, (kind, modalities) in conditions.items():
-        by_condition[name] = predictor.predict(under(dataset, kind, modalities, seed))
+    for name, other in changed.items():
+        prepare_damage(other, adapter.uses_context, Processes())
+        by_condition[name] = predictor.predict(other)
     if config.dialogue_decoder:
         for task in tasks:
             if task.name in shifts:

@@ -23,6 +23,7 @@ from llm_mer.evaluation.evaluate import (
     Evaluation,
     load_predictions,
 )
+from llm_mer.evaluation.subsets import TAG, subset_names
 from llm_mer.prediction import Prediction
 from llm_mer.tasks import Label, Task
 
@@ -51,7 +52,9 @@ class Loaded:
         """Its languages, without the rows of all together."""
         return sorted({row.language for row in self.evaluation.rows} - {EVERYTHING})
 
-    def known(self, condition: str, task: str, language: str = EVERYTHING, subset: str = EVERYTHING) -> list[Prediction]:
+    def known(
+        self, condition: str, task: str, language: str = EVERYTHING, subset: str = EVERYTHING, by: str = TAG
+    ) -> list[Prediction]:
         """Predictions with a truth, of a task, language and subset: those its row was computed from."""
         return [
             p
@@ -59,7 +62,7 @@ class Loaded:
             if p.task == task
             and p.truth is not None
             and language in (p.language, EVERYTHING)
-            and (subset == EVERYTHING or subset in p.tags)
+            and (subset == EVERYTHING or subset in subset_names(p, by))
         ]
 
     def read_log(self) -> list[dict[str, Any]]:

@@ -50,7 +50,7 @@ def test_it_takes_lora_and_pseudo_tokens_and_learns_what_only_sound_and_picture_
     lora = [value for name, value in adapter_weights(run).items() if "lora_B" in name]
     assert lora
     assert all(float(value.abs().max()) > 0 for value in lora)
-    config = EvaluateConfig(checkpoint=str(run), data=str(store), conditions=["shuffle:audio,vision"], resamples=50)
+    config = EvaluateConfig(checkpoint=str(run), data=[str(store)], conditions=["shuffle:audio,vision"], resamples=50)
     evaluation, _ = evaluate(config, progress=False)
     row, shuffled = evaluation.find(task="emotion"), evaluation.find("audio and vision shuffled", "emotion")
     assert row is not None

@@ -16,6 +16,7 @@ from llm_mer.evaluation.evaluate import (
     AS_IS,
     DIALOGUE,
     GENERATION,
+    Condition,
     EvaluateConfig,
     Evaluation,
     decode_dialogues,
@@ -36,14 +37,14 @@ EMOTION = get_task("emotion")
 def test_conditions_say_what_is_shuffled_or_missing() -> None:
     found = parse_conditions(["shuffle:audio,vision", "without:text"], ALL)
     assert found == {
-        "audio and vision shuffled": ("shuffle", ("audio", "vision")),
-        "without text": ("without", ("text",)),
+        "audio and vision shuffled": Condition("audio and vision shuffled", "shuffle", ("audio", "vision")),
+        "without text": Condition("without text", "without", ("text",)),
     }
 
 
 def test_subsets_are_all_six_proper_ones_which_with_the_whole_make_seven() -> None:
     found = parse_conditions(["subsets"], ALL)
-    kept = {tuple(m for m in ALL if m not in hidden) for _, hidden in found.values()}
+    kept = {tuple(m for m in ALL if m not in condition.modalities) for condition in found.values()}
     assert len(found) == 6
     assert kept == {("text",), ("audio",), ("vision",), ("text", "audio"), ("text", "vision"), ("audio", "vision")}
 
@@ -96,7 +97,7 @@ def test_evaluate_writes_what_it_prints_and_shuffling_takes_the_score_away(
 ) -> None:
     config = EvaluateConfig(
         checkpoint=str(trained),
-        data=str(store),
+        data=[str(store)],
         output=str(tmp_path / "scores"),
         conditions=["shuffle:audio,vision", "without:text"],
         dialogue_decoder="offline",
@@ -127,7 +128,7 @@ def test_evaluate_writes_what_it_prints_and_shuffling_takes_the_score_away(
 
 def test_evaluating_twice_gives_the_same_files(trained: Path, store: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        run(EvaluateConfig(checkpoint=str(trained), data=str(store), output=str(tmp_path / name), resamples=50))
+        run(EvaluateConfig(checkpoint=str(trained), data=[str(store)], output=str(tmp_path / name), resamples=50))
     assert (tmp_path / "a" / "evaluation.json").read_text() == (tmp_path / "b" / "evaluation.json").read_text()
 
     def lines(name: str) -> list[dict[str, object]]:
@@ -148,7 +149,7 @@ def test_evaluating_twice_gives_the_same_files(trained: Path, store: Path, tmp_p
 )
 def test_what_does_not_fit_is_named(trained: Path, store: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        evaluate(EvaluateConfig(checkpoint=str(trained), data=str(store), **changes), progress=False)  # type: ignore[arg-type]
+        evaluate(EvaluateConfig(checkpoint=str(trained), data=[str(store)], **changes), progress=False)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -156,7 +157,7 @@ def no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("predicted before the options were checked")
 
-    monkeypatch.setattr("llm_mer.inference.Predictor.predict", refuse)
+    monkeypatch.setattr("llm_mer.inference.Predictor.predict_batch", refuse)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_a_mistake_is_told_before_anything_is_predicted(
     trained: Path, store: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        evaluate(EvaluateConfig(checkpoint=str(trained), data=str(store), **changes), progress=False)  # type: ignore[arg-type]
+        evaluate(EvaluateConfig(checkpoint=str(trained), data=[str(store)], **changes), progress=False)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("no_prediction")
@@ -184,11 +185,11 @@ def test_a_checkpoint_without_p0_and_speech_without_speakers_are_told_before_any
     nobody = [dataclasses.replace(u, speaker=None) for u in make_utterances("test", 4)]
     data = write_store(nobody, tmp_path / "nobody")
     with pytest.raises(UserError, match="'test-en-0' has utterances without a speaker"):
-        evaluate(EvaluateConfig(checkpoint=str(copied), data=str(data), dialogue_decoder="offline"), progress=False)
+        evaluate(EvaluateConfig(checkpoint=str(copied), data=[str(data)], dialogue_decoder="offline"), progress=False)
     path = copied / "llm_mer.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "shift_probability": {}}))
     with pytest.raises(UserError, match="no p0 for the dialogue decoder"):
-        evaluate(EvaluateConfig(checkpoint=str(copied), data=str(store), dialogue_decoder="offline"), progress=False)
+        evaluate(EvaluateConfig(checkpoint=str(copied), data=[str(store)], dialogue_decoder="offline"), progress=False)
 
 
 def test_the_fixture_has_both_languages_so_the_tests_above_mean_something() -> None:

@@ -1,0 +1,145 @@
+"""Predictions of a whole dataset by one or several processes, kept batch by batch so that an interrupted run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from llm_mer.data.words import split_words
+from llm_mer.errors import UserError
+from llm_mer.prediction import Prediction
+from llm_mer.processes import Processes
+
+if TYPE_CHECKING:
+    from llm_mer.data.dataset import MerDataset
+    from llm_mer.inference import Batch, Predictor
+
+JOURNAL = "predictions.partial.jsonl"
+
+
+def checkpoint_fingerprint(folder: Path | str) -> str:
+    """SHA-256 over what a checkpoint answers with: its description, weights and tokenizer."""
+    digest = hashlib.sha256()
+    names = ("llm_mer.json", "*.safetensors", "tokenizer*.json", "*.jinja", "*.model")
+    for path in sorted({path for pattern in names for path in Path(folder).glob(pattern)}):
+        digest.update(path.name.encode())
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass
+class Journal:
+    """Finished batches of an evaluation, one line each, after a line with all the settings the answers come from."""
+
+    path: Path
+    settings: dict[str, Any]
+    batches: dict[tuple[str, tuple[int, ...]], list[Prediction]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path, settings: dict[str, Any]) -> Journal:
+        """Read what a run of the same settings has left, or begin; a line that was cut off is dropped.
+
+        Raises:
+            UserError: the file is of other settings, with what differs.
+        """
+        journal = cls(path, json.loads(json.dumps(settings)))
+        if not path.is_file():
+            return journal
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        if not whole:
+            path.unlink()
+            return journal
+        try:
+            entries = [json.loads(line) for line in whole]
+            before = entries[0]["settings"]
+            for entry in entries[1:]:
+                answers = [Prediction.from_dict(p) for p in entry["predictions"]]
+                journal.batches[entry["condition"], tuple(entry["questions"])] = answers
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: damaged ({error!r}); delete it to begin again") from None
+        odd = [
+            f"{name} was {before.get(name)!r}, now {journal.settings.get(name)!r}"
+            for name in {**before, **journal.settings}
+            if before.get(name) != journal.settings.get(name)
+        ]
+        if odd:
+            raise UserError(
+                f"{path} holds the unfinished answers of another evaluation: {'; '.join(odd)}; finish that one, name "
+                "another --output, or delete the file"
+            )
+        if len(whole) < len(lines):
+            path.write_text("".join(whole), encoding="utf-8")
+        return journal
+
+    def append(self, condition: str, questions: tuple[int, ...], predictions: list[Prediction]) -> None:
+        """Keep one finished batch."""
+        lines: list[dict[str, Any]] = [
+            {"condition": condition, "questions": questions, "predictions": [p.to_dict() for p in predictions]}
+        ]
+        if not self.path.is_file():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lines.insert(0, {"settings": self.settings})
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+    def finished(self, condition: str) -> dict[tuple[int, ...], list[Prediction]]:
+        """Batches of a condition that were done before, by their questions."""
+        return {questions: answers for (name, questions), answers in self.batches.items() if name == condition}
+
+    def remove(self) -> None:
+        """Delete the file: all is written elsewhere."""
+        self.path.unlink(missing_ok=True)
+
+
+def placed(dataset: MerDataset, batch: Batch, answers: list[Prediction]) -> list[Prediction]:
+    """The answers with what groups them: the length of the transcript as it is there, and the place in the conversation."""
+    for index, answer in zip(batch.questions, answers, strict=True):
+        row = dataset.questions[index].row
+        text = dataset.utterances[row].text
+        answer.length = None if text is None else len(split_words(text, answer.language))
+        answer.position = dataset.position(row)
+    return answers
+
+
+def predict_all(
+    predictor: Predictor,
+    dataset: MerDataset,
+    condition: str,
+    processes: Processes,
+    journal: Journal | None = None,
+    progress: bool = True,
+) -> list[Prediction]:
+    """Answers to every question of a dataset, in order, on every process.
+
+    The batches are those of one process, and each is answered whole by one process, so the numbers are the same to the
+    last digit on any number of processes. After each round of one batch a process, the first keeps them in the journal.
+    """
+    batches = predictor.batches(dataset)
+    done: dict[tuple[int, ...], list[Prediction]] = processes.from_first(journal.finished(condition) if journal else {})
+    found: dict[int, Prediction] = {}
+    for questions, answers in done.items():
+        found.update(zip(questions, answers, strict=True))
+    rest = [batch for batch in batches if batch.questions not in done]
+    shown = progress and processes.first
+    with (
+        predictor.evaluating(),
+        tqdm(total=len(dataset), initial=len(found), desc=condition, unit="answer", disable=not shown, leave=False) as bar,
+    ):
+        for start in range(0, len(rest), processes.world):
+            turn = rest[start : start + processes.world]
+            mine = turn[processes.rank : processes.rank + 1]
+            own = placed(dataset, mine[0], predictor.predict_batch(dataset, mine[0])) if mine else []
+            for batch, answers in zip(turn, processes.gather(own), strict=False):
+                found.update(zip(batch.questions, answers, strict=True))
+                if journal is not None and processes.first:
+                    journal.append(condition, batch.questions, answers)
+                bar.update(len(batch.questions))
+    return [found[index] for index in range(len(dataset))]
