@@ -27,6 +27,7 @@ from llm_mer.evaluation.evaluate import (
     score_rows,
 )
 from llm_mer.evaluation.metrics import compute_metrics
+from llm_mer.evaluation.subsets import turn_group
 from llm_mer.prediction import Prediction
 from llm_mer.tasks import get_task
 
@@ -47,6 +48,30 @@ def test_subsets_are_all_six_proper_ones_which_with_the_whole_make_seven() -> No
     kept = {tuple(m for m in ALL if m not in condition.modalities) for condition in found.values()}
     assert len(found) == 6
     assert kept == {("text",), ("audio",), ("vision",), ("text", "audio"), ("text", "vision"), ("audio", "vision")}
+
+
+def test_damage_is_named_with_its_amount() -> None:
+    found = parse_conditions(["missing:0.10", "audio_snr:-5", "drop_frames:1", "word_errors:0.2"], ALL)
+    assert [(c.name, c.kind, c.amount) for c in found.values()] == [
+        ("missing rate 0.1", "missing", 0.1),
+        ("audio at -5 dB", "audio_snr", -5.0),
+        ("frames dropped 1", "drop_frames", 1.0),
+        ("word error rate 0.2", "word_errors", 0.2),
+    ]
+
+
+@pytest.mark.parametrize("text", ["missing:1.5", "missing:0", "missing:much", "missing", "audio_snr:nan", "drop_frames:-1"])
+def test_damage_without_an_amount_that_makes_sense_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=text.split(":")[0]):
+        parse_conditions([text], ALL)
+
+
+@pytest.mark.parametrize(
+    ("text", "lacks"), [("audio_snr:5", "audio"), ("drop_frames:0.5", "vision"), ("word_errors:0.1", "text")]
+)
+def test_damage_to_what_the_checkpoint_does_not_read_is_refused(text: str, lacks: str) -> None:
+    with pytest.raises(UserError, match=f"not {lacks}"):
+        parse_conditions([text], [m for m in ALL if m != lacks])
 
 
 @pytest.mark.parametrize("text", ["mix:audio", "shuffle", "shuffle:smell", "without:text,audio,vision"])
@@ -190,6 +215,71 @@ def test_a_checkpoint_without_p0_and_speech_without_speakers_are_told_before_any
     path.write_text(json.dumps({**json.loads(path.read_text()), "shift_probability": {}}))
     with pytest.raises(UserError, match="no p0 for the dialogue decoder"):
         evaluate(EvaluateConfig(checkpoint=str(copied), data=[str(store)], dialogue_decoder="offline"), progress=False)
+
+
+def test_damage_falls_below_as_is_and_its_area_stands_in_the_file_and_the_table(
+    trained: Path, store: Path, tmp_path: Path
+) -> None:
+    conditions = ["missing:0.3", "missing:0.9", "drop_frames:1", "word_errors:0.5"]
+    config = EvaluateConfig(
+        checkpoint=str(trained), data=[str(store)], output=str(tmp_path), conditions=conditions, resamples=50, by=["turn"]
+    )
+    text = run(config)
+    evaluation = Evaluation.load(tmp_path)
+    assert [(c.kind, c.amount) for c in evaluation.conditions] == [
+        ("missing", 0.3),
+        ("missing", 0.9),
+        ("drop_frames", 1.0),
+        ("word_errors", 0.5),
+    ]
+    found = {c: evaluation.find(c, "emotion") for c in (AS_IS, "missing rate 0.3", "missing rate 0.9", "frames dropped 1")}
+    scores = {name: row.metrics["accuracy"] for name, row in found.items() if row is not None}
+    assert scores["missing rate 0.9"] < scores[AS_IS] - 0.15
+    assert scores["frames dropped 1"] < scores[AS_IS] - 0.15
+    (area,) = (
+        a for a in evaluation.areas if (a.kind, a.task, a.language, a.metric) == ("missing", "emotion", "all", "accuracy")
+    )
+    by_hand = 0.3 * (scores[AS_IS] + scores["missing rate 0.3"]) / 2
+    by_hand += 0.6 * (scores["missing rate 0.3"] + scores["missing rate 0.9"]) / 2
+    assert area.area == pytest.approx(by_hand)
+    assert f"accuracy AUILC {area.area:.3f} over 0 to 0.9" in str(text)
+    kept = load_predictions(tmp_path / "predictions.jsonl")
+    assert len({len(p) for p in kept.values()}) == 1
+    # Groups can be made again from the file, and damage does not move an utterance to another.
+    for name, predictions in kept.items():
+        assert [(p.length, p.position) for p in predictions] == [(p.length, p.position) for p in kept[AS_IS]], name
+    turns = [row for row in evaluation.rows if row.by == "turn" and row.language == "all" and row.condition == AS_IS]
+    for row in turns:
+        assert row.n == len([p for p in kept[AS_IS] if p.task == row.task and turn_group(p) == row.subset])
+    assert sum(row.n for row in turns if row.task == "emotion") == 32
+
+
+def test_the_length_is_of_the_own_transcript_and_the_position_counts_from_one(trained: Path, store: Path) -> None:
+    config = EvaluateConfig(checkpoint=str(trained), data=[str(store)], conditions=["without:text"], resamples=20)
+    _, kept = evaluate(config, progress=False)
+    by_id = {u.id: u for u in make_utterances("test", 32)}
+    for p in kept["without text"]:
+        utterance = by_id[p.id]
+        assert utterance.text is not None
+        assert p.length == (len(utterance.text) if p.language == "zh" else len(utterance.text.split()))
+        assert p.position == (utterance.turn or 0) + 1
+
+
+def test_two_stores_of_one_name_are_refused(trained: Path, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    config = EvaluateConfig(
+        checkpoint=str(trained), data=[str(store), str(tmp_path / "store")], output=str(tmp_path / "out")
+    )
+    with pytest.raises(UserError, match="both called 'store'"):
+        run(config)
+
+
+def test_noise_is_refused_before_anything_is_predicted_where_features_did_not_come_from_media(
+    trained: Path, store: Path, no_prediction: None
+) -> None:
+    config = EvaluateConfig(checkpoint=str(trained), data=[str(store)], conditions=["audio_snr:10"])
+    with pytest.raises(UserError, match="train on a store of `llm-mer extract`"):
+        evaluate(config, progress=False)
 
 
 def test_the_fixture_has_both_languages_so_the_tests_above_mean_something() -> None:
