@@ -74,6 +74,14 @@ class DataArguments:
         default=8, metadata={"help": "utterances per context window, the target included (adapters that read context)"}
     )
     bidirectional_context: bool = field(default=False, metadata={"help": "let the window look ahead too (offline use only)"})
+    missing_rate: float = field(
+        default=0.0,
+        metadata={
+            "help": "each step of each modality and each word of a training utterance is missing with this rate, the same "
+            "ones in every epoch (MMSA's protocol); evaluation stays whole"
+        },
+    )
+    missing_seed: int = field(default=1111, metadata={"help": "seed of what missing_rate takes"})
     chat: str = field(
         default="auto",
         metadata={
@@ -85,6 +93,8 @@ class DataArguments:
     def __post_init__(self) -> None:
         names = ("limit_train", "limit_eval", "max_text_tokens", "max_audio_steps", "max_vision_steps", "max_prompt_tokens")
         check_values(self, dict.fromkeys((*names, "context_window"), 1))
+        if not 0 <= self.missing_rate <= 1:
+            raise UserError(f"missing_rate: {self.missing_rate!r}; it must lie in [0, 1]")
 
 
 @dataclass

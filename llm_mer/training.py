@@ -22,7 +22,7 @@ from trl import SFTConfig, SFTTrainer, TrlParser
 
 from llm_mer.adapters import adapter_class
 from llm_mer.adapters.base import FusionAdapter
-from llm_mer.building import BuiltModel, build_model, resolve_backbone
+from llm_mer.building import BuiltModel, build_model, resolve_backbone, stand_in_config
 from llm_mer.checkpoint import (
     TRAJECTORIES,
     CheckpointDescription,
@@ -39,6 +39,7 @@ from llm_mer.configuration import (
     parse_loss_weights,
 )
 from llm_mer.data.collator import MerCollator
+from llm_mer.data.corruption import MissingSteps, Reader
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.reading import RunData, check_prompts, prepare_data
 from llm_mer.errors import UserError
@@ -458,6 +459,7 @@ def describe_run(
             "fingerprint": run.fingerprint,
             "train_questions": len(run.train),
             "features": run.description.get("features"),
+            "missing": missing_steps(run.train),
         },
         baselines=baselines,
         shift_probability=shifts,
@@ -472,6 +474,21 @@ def describe_run(
         },
         versions=stack_versions(),
     )
+
+
+def with_missing_steps(run: RunData, data: DataArguments, model: ModelArguments, adapter_options: dict[str, Any]) -> RunData:
+    """The run with steps missing from its training utterances as ``missing_rate`` says; statistics are of whole ones."""
+    if not data.missing_rate:
+        return run
+    text_source = "features" if model.backbone == "none" else model.text_source
+    reader = Reader(stand_in_config(run, model, adapter_options).modalities, text_source)
+    return dataclasses.replace(run, train=run.train.corrupted(MissingSteps(data.missing_rate, data.missing_seed, reader)))
+
+
+def missing_steps(dataset: MerDataset) -> dict[str, float] | None:
+    """Rate and seed of the steps missing from a dataset, None where it is whole."""
+    found = next((c for c in dataset.corruptions if isinstance(c, MissingSteps)), None)
+    return None if found is None else {"rate": found.amount, "seed": found.seed}
 
 
 def check_loss_weights(model: ModelArguments) -> dict[str, float]:
@@ -540,6 +557,7 @@ def check_resume(
     pairs: dict[str, tuple[Any, Any]] = {
         "data (fingerprint)": (saved.data.get("fingerprint"), run.fingerprint),
         "training questions": (saved.data.get("train_questions"), len(run.train)),
+        "missing steps": (saved.data.get("missing"), missing_steps(run.train)),
         "tasks": (list(saved.processor.get("tasks", {})), [task.name for task in run.tasks]),
         "adapter": (saved.model.get("adapter"), model.adapter),
         "text_source": (saved.model.get("text_source"), "features" if alone else model.text_source),
@@ -588,7 +606,7 @@ def build_trainer(
     build_adapter_config(model.adapter, adapter_options)
     resumed = resumed_folder(training)
     with_prompts = model.backbone != "none"
-    run = prepare_data(data, with_prompts=with_prompts)
+    run = with_missing_steps(prepare_data(data, with_prompts=with_prompts), data, model, adapter_options)
     if training.eval_strategy != "no":
         if run.evaluation is None or len(run.evaluation) == 0:
             raise UserError(

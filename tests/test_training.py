@@ -351,6 +351,7 @@ def test_resuming_in_the_middle_of_an_epoch_ends_with_bit_identical_weights(
         "lora_dropout": 0.1,
         "modality_dropout": 0.2,
         "feature_noise": 0.1,
+        "missing_rate": 0.3,
         "auxiliary_head": "true",
         "gradient_accumulation_steps": 2,
         "num_train_epochs": 2,
@@ -393,6 +394,7 @@ def test_resuming_from_another_run_is_refused_with_what_differs(
         ({"adapter": "gated_projector"}, "adapter: 'egmf' there, 'gated_projector' here$"),
         ({"hidden_size": 24}, "another run: hidden_size: 16 there, 24 here$"),
         ({"tasks": ["emotion", "sentiment"]}, r"tasks: \['emotion'\] there, \['emotion', 'sentiment'\] here"),
+        ({"missing_rate": 0.2}, r"missing steps: None there, \{'rate': 0.2, 'seed': 1111\} here$"),
         ({"lora_r": 2}, "another run: lora_r: 4 there, 2 here$"),
         ({"data": data}, r"data \(fingerprint\): '.*' there, '.*' here; training questions: 96 there, 8 here$"),
         ({"backbone": other_backbone}, r"another run: backbone: 'backbone-llama \(.*' there, 'backbone-other \(.*' here$"),
@@ -405,6 +407,41 @@ def test_resuming_from_another_run_is_refused_with_what_differs(
         build_trainer(*parse_arguments(arguments(**{**again, "resume_from_checkpoint": output})))
     with pytest.raises(AssertionError, match="loaded"):
         build_trainer(*parse_arguments(arguments(**again)))
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_a_missing_rate_takes_steps_from_training_and_leaves_evaluation_and_statistics_whole(
+    arguments: Callable[..., list[str]], rate: float
+) -> None:
+    evaluated = {"eval_strategy": "epoch", "limit_eval": 8, "limit_train": 32}
+    trainers = {
+        r: build_trainer(*parse_arguments(arguments(missing_rate=r, use_text="false", **evaluated))) for r in (0.0, rate)
+    }
+    whole, damaged = (trainer.data_collator.collator.dataset for trainer in trainers.values())
+    assert trainers[0.0].processor.statistics["audio"].mean == pytest.approx(
+        trainers[rate].processor.statistics["audio"].mean
+    )
+    steps = {name: 0 for name in ("whole", "damaged")}
+    for row in damaged.rows:
+        before, after = whole.utterance(row), damaged.utterance(row)
+        left = [len(f) for u in (before, after) for f in [u.audio_features] if f is not None]
+        steps["whole"] += left[0]
+        steps["damaged"] += sum(left[1:])
+        # The adapter reads no text here, so one step of sound or picture stays, and every batch can be trained on.
+        assert after.audio_features is not None or after.vision_features is not None
+    assert steps["damaged"] / steps["whole"] == pytest.approx(1 - rate, abs=0.12)
+    evaluation = trainers[rate].evaluation
+    assert evaluation is not None
+    for row in evaluation.rows:
+        assert evaluation.utterance(row) is not None
+        assert np.array_equal(evaluation.utterance(row).audio_features, evaluation.utterances[row].audio_features)
+    trainers[rate].train()
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1])
+def test_a_missing_rate_out_of_range_is_refused(arguments: Callable[..., list[str]], rate: float) -> None:
+    with pytest.raises(UserError, match="missing_rate: "):
+        parse_arguments(arguments(missing_rate=rate))
 
 
 def test_no_model_card_is_left_but_the_users_own(arguments: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp
-from sklearn.metrics import f1_score, r2_score
+from sklearn.metrics import f1_score, precision_recall_fscore_support, r2_score
 
 from llm_mer.tasks import Task
 
@@ -39,6 +40,30 @@ def classification_metrics(
     if log_probs is not None:
         metrics.update(calibration_metrics(truth, log_probs))
     return metrics
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class: ``n`` truths, ``answered`` answers; NaN where a share is of nothing."""
+
+    label: str
+    n: int
+    answered: int
+    precision: float
+    recall: float
+    f1: float
+
+
+def class_scores(task: Task, truth: Sequence[Any], predicted: Sequence[Any]) -> list[ClassScore]:
+    """Precision, recall and F1 of every class of a task, in its order; an answer of None is of no class."""
+    true, guess = class_indices(task, list(truth)), class_indices(task, list(predicted))
+    labels = list(range(task.num_classes))
+    found = precision_recall_fscore_support(true, guess, labels=labels, average=None, zero_division=np.nan)
+    precision, recall, f1, n = (np.asarray(values) for values in found)
+    return [
+        ClassScore(name, int(n[i]), int((guess == i).sum()), float(precision[i]), float(recall[i]), float(f1[i]))
+        for i, name in enumerate(task.label_names)
+    ]
 
 
 def iemocap_metrics(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> Metrics:

@@ -271,6 +271,36 @@ def trajectories(points: np.ndarray, names: Sequence[str], label: str) -> Image:
     return image(figure)
 
 
+@dataclass(frozen=True)
+class Band:
+    """A line with its band: ``y``, ``low`` and ``high`` at each of ``x``, and the level of a trivial answer."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    level: float
+
+
+def noise_curves(bands: Mapping[str, Band], ticks: Mapping[float, str], across: str, up: str) -> Image:
+    """A metric over more and more damage, a line a language with its interval as a band, its baseline a thin dotted line.
+
+    ``ticks`` are all places on the x axis and what stands under them; damage grows to the right.
+    """
+    figure, axes = new_figure(5.2, 4.1)
+    for i, (name, band) in enumerate(bands.items()):
+        ink, line = colour(i, len(bands)), LINES[i % len(LINES)]
+        axes.fill_between(band.x, band.low, band.high, color=ink, alpha=0.15, linewidth=0)
+        axes.plot(band.x, band.y, color=ink, linestyle=line, marker=MARKERS[i % len(MARKERS)], markersize=5, label=name)
+        axes.axhline(band.level, color=ink, linestyle=":", linewidth=1.2)
+    axes.plot([], [], color=INK, linestyle=":", linewidth=1.2, label="baseline")
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    _legend(axes, len(bands) + 1)
+    return image(figure)
+
+
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str) -> Image:
     """Lines over epochs."""
     figure, axes = new_figure(5.0, 3.9)

@@ -12,9 +12,11 @@ import numpy as np
 
 from llm_mer.errors import UserError
 from llm_mer.evaluation import plots
+from llm_mer.evaluation.curves import curve
 from llm_mer.evaluation.evaluate import AS_IS, DIALOGUE, EVERYTHING, GENERATION, Row
 from llm_mer.evaluation.facts import Fact, Line, Loaded, facts_text, load, main_class_task, quickstart_facts
-from llm_mer.evaluation.metrics import class_indices, interval_coverage
+from llm_mer.evaluation.metrics import class_indices, class_scores, interval_coverage
+from llm_mer.evaluation.subsets import LENGTH, TAG, TURN
 from llm_mer.prediction import Prediction
 from llm_mer.tasks import Task
 
@@ -183,8 +185,6 @@ def span(interval: Sequence[float]) -> str:
 
 def metric_words(name: str) -> str:
     """A metric's name and which way is better."""
-    if name.startswith("f1/"):
-        return f"F1 {name[3:]} ↑"
     word, way = METRIC_WORDS.get(name, (name, ""))
     return f"{word} {way}".strip()
 
@@ -212,10 +212,10 @@ def columns_of(main: Loaded) -> list[str]:
     return [*main.languages, *([EVERYTHING] if len(main.languages) > 1 else [])]
 
 
-def subsets(main: Loaded, task: Task) -> list[str]:
-    """Tags that occur, without the whole."""
+def subsets(main: Loaded, task: Task, by: str) -> list[str]:
+    """Subsets of a grouping that occur, without the whole."""
     rows = main.evaluation.rows
-    return list(dict.fromkeys(r.subset for r in rows if r.task == task.name and r.subset != EVERYTHING))
+    return list(dict.fromkeys(r.subset for r in rows if (r.task, r.by) == (task.name, by) and r.subset != EVERYTHING))
 
 
 def conditions(main: Loaded, task: Task) -> list[str]:
@@ -260,7 +260,8 @@ def score_section(main: Loaded) -> Section:
         present = [row for row in rows.values() if row is not None]
         if not present:
             continue
-        names = [name for name in dict.fromkeys(n for row in present for n in row.metrics) if name != "n_scored"]
+        occurring = dict.fromkeys(name for row in present for name in row.metrics)
+        names = [name for name in occurring if name != "n_scored" and not name.startswith("f1/")]
         lines = [[Cell("utterances n"), *(Cell(str(row.n)) for row in present)]]
         for name in names:
             line = [Cell(metric_words(name))]
@@ -278,32 +279,152 @@ def score_section(main: Loaded) -> Section:
     return section
 
 
+SUBSET_WORDS: dict[str, str] = {
+    TAG: "the subsets that the data's tags name",
+    LENGTH: "by length of the transcript, in words of English and characters of Chinese",
+    TURN: "by place in the conversation",
+}
+
+
 def subset_section(main: Loaded) -> Section:
-    """Tagged subsets by language."""
+    """Subsets by tag, length and turn, by language."""
     section = Section("subsets", "Subsets")
     for task in main.tasks:
-        found = subsets(main, task)
-        if not found:
+        section.blocks += [subset_table(main, task, by) for by in SUBSET_WORDS if subsets(main, task, by)]
+    return section
+
+
+def subset_table(main: Loaded, task: Task, by: str) -> Table:
+    """The subsets of one grouping, after the whole."""
+    metrics = ["accuracy", "weighted_f1"] if task.kind == "classification" else ["mae", "corr"]
+    columns = ["subset", "language", "n"]
+    for metric in metrics:
+        columns += [metric_words(metric), f"baseline {METRIC_WORDS[metric][0]}"]
+    columns += ["unparseable"]
+    lines = []
+    for subset in [EVERYTHING, *subsets(main, task, by)]:
+        for language in columns_of(main):
+            row = main.evaluation.find(AS_IS, task.name, language, subset)
+            if row is None:
+                continue
+            line = [Cell(subset), Cell(language_words(language)), Cell(str(row.n))]
+            for metric in metrics:
+                line += [score_cell(row, metric), Cell(number(row.baseline.get(metric, float("nan"))))]
+            line += [Cell(number(row.unparseable_rate))]
+            lines.append(line)
+    caption = f"Task {task.name}, {AS_IS}: {SUBSET_WORDS[by]}, each with its own n and baseline."
+    return Table(columns, lines, caption, heads=2)
+
+
+def class_section(main: Loaded) -> Section:
+    """Precision, recall and F1 of every class, by language."""
+    section = Section("classes", "Classes")
+    for task in main.tasks:
+        if task.kind != "classification":
             continue
-        metrics = ["accuracy", "weighted_f1"] if task.kind == "classification" else ["mae", "corr"]
-        columns = ["subset", "language", "n"]
-        for metric in metrics:
-            columns += [metric_words(metric), f"baseline {METRIC_WORDS[metric][0]}"]
-        columns += ["unparseable"]
         lines = []
-        for subset in [EVERYTHING, *found]:
-            for language in columns_of(main):
-                row = main.evaluation.find(AS_IS, task.name, language, subset)
-                if row is None:
-                    continue
-                line = [Cell(subset), Cell(language_words(language)), Cell(str(row.n))]
-                for metric in metrics:
-                    line += [score_cell(row, metric), Cell(number(row.baseline.get(metric, float("nan"))))]
-                line += [Cell(number(row.unparseable_rate))]
-                lines.append(line)
-        caption = f"Task {task.name}, {AS_IS}: the subsets that the data's tags name, each with its own n and baseline."
+        for language in columns_of(main):
+            known = main.known(AS_IS, task.name, language)
+            if not known:
+                continue
+            scores = class_scores(task, [p.truth for p in known], [p.value for p in known])
+            lines += [
+                [
+                    Cell(entry.label),
+                    Cell(language_words(language)),
+                    Cell(str(entry.n)),
+                    Cell(str(entry.answered)),
+                    Cell(number(entry.precision)),
+                    Cell(number(entry.recall)),
+                    Cell(number(entry.f1)),
+                ]
+                for entry in scores
+            ]
+        caption = (
+            f"Task {task.name}, {AS_IS}: n utterances of the class, how often it was answered, the share of these answers "
+            "that are right (precision), the share of its utterances that are found (recall), and their harmonic mean. A "
+            "class that is never answered has no precision, one that does not occur no recall."
+        )
+        columns = ["class", "language", "n", "answered", "precision ↑", "recall ↑", "F1 ↑"]
         section.blocks.append(Table(columns, lines, caption, heads=2))
     return section
+
+
+NOISE_WORDS: dict[str, tuple[str, str]] = {
+    "missing": ("rate of missing steps and words", "each step of each modality and each word missing with a rate"),
+    "drop_frames": ("rate of lost frames", "vision steps lost with a rate"),
+    "word_errors": ("word error rate (characters in Chinese)", "transcripts with errors like a speech recogniser's"),
+    "audio_snr": ("signal-to-noise ratio, dB", "white noise under the voice, audio features extracted again"),
+}
+
+
+def noise_section(main: Loaded) -> Section:
+    """A metric over the amount of each kind of damage, and the areas under the curves."""
+    section = Section("noise", "Under damage")
+    for kind in dict.fromkeys(c.kind for c in main.evaluation.conditions if c.kind in NOISE_WORDS):
+        for task in main.tasks:
+            picture = noise_picture(main, kind, task)
+            section.blocks += [] if picture is None else [picture]
+    lines = [
+        [
+            Cell(area.kind),
+            Cell(area.task),
+            Cell(language_words(area.language)),
+            Cell(metric_words(area.metric)),
+            Cell(f"{area.amounts[0]:g} to {area.amounts[-1]:g}"),
+            Cell(number(area.area)),
+            Cell(number(area.mean)),
+        ]
+        for area in main.evaluation.areas
+        if len(main.languages) > 1 or area.language != EVERYTHING
+    ]
+    if lines:
+        caption = (
+            "Area under each curve by the trapezoid rule (MMSA's AUILC for missing rates), rates from 0, where utterances "
+            "are as they are; mean is the area divided by the span of the amounts."
+        )
+        columns = ["damage", "task", "language", "metric", "amounts", "area", "mean"]
+        section.blocks.append(Table(columns, lines, caption, heads=4))
+    return section
+
+
+def noise_picture(main: Loaded, kind: str, task: Task) -> Picture | None:
+    """The curve of a task's headline metric, a line a language; None where it was not scored."""
+    metric = headline(task)
+    across, words = NOISE_WORDS[kind]
+    found = {
+        language: points
+        for language in main.languages
+        if (points := curve(main.evaluation.rows, main.evaluation.conditions, kind, task.name, language, metric, AS_IS))
+    }
+    if not found:
+        return None
+    amounts = sorted({p.amount for points in found.values() for p in points if p.amount is not None})
+    # Decibels fall as the noise grows, and utterances as they are have none: they stand at the left, one step away.
+    falling = kind == "audio_snr"
+    step = (amounts[-1] - amounts[0]) / max(len(amounts) - 1, 1) or 10.0
+    place = {amount: -amount if falling else amount for amount in amounts}
+    as_is = -(amounts[-1] + step) if falling else 0.0
+    ticks = {as_is: AS_IS} if falling else {}
+    ticks |= {place[amount]: f"{amount:g}" for amount in amounts}
+    bands = {}
+    for language, points in found.items():
+        x = [as_is if p.amount is None else place[p.amount] for p in points]
+        order = sorted(range(len(x)), key=x.__getitem__)
+        bands[language] = plots.Band(
+            [x[i] for i in order],
+            [points[i].value for i in order],
+            [points[i].interval[0] for i in order],
+            [points[i].interval[1] for i in order],
+            points[0].baseline,
+        )
+    counts = {language: row.n for language in found if (row := main.evaluation.find(AS_IS, task.name, language)) is not None}
+    said = ", ".join(f"{language} n={n}" for language, n in counts.items())
+    caption = (
+        f"{task.name}, {said}: {metric_words(metric)} with its 95 % interval, {words}. Dotted: always the commonest "
+        "class or the mean score of the same truths."
+    )
+    return Picture(plots.noise_curves(bands, ticks, across, METRIC_WORDS[metric][0]), caption)
 
 
 def condition_section(main: Loaded) -> Section:
@@ -313,9 +434,9 @@ def condition_section(main: Loaded) -> Section:
         names = conditions(main, task)
         metric = headline(task)
         places = [(language, EVERYTHING) for language in columns_of(main)]
-        places += [(EVERYTHING, subset) for subset in subsets(main, task)]
+        places += [(EVERYTHING, subset) for subset in subsets(main, task, TAG)]
         if len(main.languages) == 1:  # rows of one language and of all are the same
-            places = [(main.languages[0], subset) for subset in [EVERYTHING, *subsets(main, task)]]
+            places = [(main.languages[0], subset) for subset in [EVERYTHING, *subsets(main, task, TAG)]]
         columns = ["condition"]
         base = [Cell("baseline")]
         for language, subset in places:
@@ -862,7 +983,8 @@ def build(config: ReportConfig) -> tuple[str, list[Fact]]:
     sections.append(
         Section("warnings", "Warnings", [*(warnings or [Remark("The evaluation found nothing to warn about.")])])
     )
-    sections += [score_section(main), subset_section(main), condition_section(main)]
+    sections += [score_section(main), class_section(main), subset_section(main)]
+    sections += [condition_section(main), noise_section(main)]
     sections += [system_section(named)] if len(named) > 1 else []
     sections += [confusion_section(main), score_plot_section(main), calibration_section(main), gate_section(main)]
     sections += [feature_section(main), training_section(main), example_section(main)]

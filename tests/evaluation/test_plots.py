@@ -63,6 +63,20 @@ def heights(container: Any) -> list[float]:
     return [patch.get_height() for patch in container]
 
 
+def test_noise_curves_have_a_band_and_a_baseline_for_each_language(drawn: Callable[..., list[Axes]]) -> None:
+    band = plots.Band([0, 0.3], [0.8, 0.5], [0.7, 0.4], [0.9, 0.6], 0.25)
+    other = plots.Band([0, 0.3], [0.6, 0.5], [0.5, 0.4], [0.7, 0.6], 0.5)
+    (axes,) = drawn(plots.noise_curves, {"en": band, "zh": other}, {0.0: "0", 0.3: "0.3"}, "rate", "accuracy")
+    found = lines(axes)
+    assert found["en"].tolist() == [[0, 0.8], [0.3, 0.5]]
+    assert found["zh"].tolist() == [[0, 0.6], [0.3, 0.5]]
+    levels = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":" and len(line.get_ydata())]
+    assert levels == [0.25, 0.5]
+    assert legend(axes) == ["en", "zh", "baseline"]
+    assert ticks(axes.get_xticklabels()) == ["0", "0.3"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("rate", "accuracy")
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 

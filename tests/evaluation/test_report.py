@@ -284,7 +284,9 @@ def test_the_page_is_well_formed_with_contents_that_lead_to_its_sections(made: M
 
 
 def test_a_page_of_everything_has_every_section(made: Made) -> None:
-    wanted = "facts warnings scores subsets conditions systems confusion score-plots calibration gates features training"
+    wanted = (
+        "facts warnings scores classes subsets conditions systems confusion score-plots calibration gates features training"
+    )
     assert [v["id"] for v in made.page.named("section")] == [*wanted.split(), "examples", "inference"]
     assert "run: a gate is stuck" in made.page.text
 
@@ -323,7 +325,7 @@ def test_every_score_stands_in_its_column_with_n_baseline_interval_and_unparseab
     places = [row(evaluation, AS_IS, task, language) for language in ("en", "zh", EVERYTHING)]
     assert [cell[0] for cell in row_of(rows, "utterances n")[1:]] == [str(r.n) for r in places] == ["40", "40", "80"]
     assert [cell[0] for cell in row_of(rows, "unparseable rate ↓")[1:]] == ["0.000"] * 3
-    names = [name for name in places[0].metrics if name != "n_scored"]
+    names = [name for name in places[0].metrics if name != "n_scored" and not name.startswith("f1/")]
     assert len(rows) == len(names) + 2
     for name in names:
         for cell, place in zip(row_of(rows, report.metric_words(name))[1:], places, strict=True):
@@ -357,6 +359,79 @@ def test_every_subset_has_its_own_n_baseline_interval_and_unparseable_rate(
                     [number(place.baseline[metric])],
                 ]
             assert shown == [*expected, [number(place.unparseable_rate)]]
+
+
+def test_every_class_has_its_precision_recall_and_f1(tmp_path: Path, drawn: Drawn) -> None:
+    # joy: 3 utterances, 2 found, answered 3 times; fear: 1 utterance, never answered; anger: answered once, never true.
+    truth = ["joy", "joy", "joy", "fear", "sadness"]
+    value = ["joy", "joy", "anger", "joy", "sadness"]
+    answers = [emotion(str(i), t, v) for i, (t, v) in enumerate(zip(truth, value, strict=True))]
+    page = page_of(written(tmp_path / "x", {AS_IS: answers}, [EMOTION]))
+    columns, rows = table_of(page, "classes")
+    assert columns == ["class", "language", "n", "answered", "precision ↑", "recall ↑", "F1 ↑"]
+    found = {line[0][0]: [cell[0] for cell in line[2:]] for line in rows}
+    assert found["joy"] == ["3", "3", "0.667", "0.667", "0.667"]
+    assert found["fear"] == ["1", "0", "–", "0.000", "0.000"]
+    assert found["anger"] == ["0", "1", "0.000", "–", "0.000"]
+    assert found["sadness"] == ["1", "1", "1.000", "1.000", "1.000"]
+    assert found["surprise"] == ["0", "0", "–", "–", "–"]
+
+
+NOISY = {"missing rate 0.2": 0.2, "missing rate 0.6": 0.6}
+
+
+def test_damage_is_drawn_over_its_amount_with_interval_and_baseline_and_its_area_stands_below(
+    tmp_path: Path, drawn: Drawn
+) -> None:
+    from llm_mer.evaluation.curves import areas
+    from llm_mer.evaluation.evaluate import Condition
+
+    answers = {AS_IS: emotions(40, mostly), "missing rate 0.6": emotions(40, seldom)}
+    answers |= {"missing rate 0.2": emotions(40, lambda i: i % 2 == 0), "audio at 10 dB": emotions(40, seldom)}
+    conditions = [Condition(name, "missing", amount=amount) for name, amount in NOISY.items()]
+    conditions += [Condition("audio at 10 dB", "audio_snr", amount=10.0), Condition("without text", "without", ("text",))]
+    place = written(tmp_path / "x", answers, [EMOTION], conditions=conditions)
+    evaluation = Evaluation.load(place)
+    evaluation.areas = areas(evaluation.rows, evaluation.conditions, AS_IS)
+    evaluation.save(place)
+    section = report.noise_section(load(str(place)))
+    missing, noise = (block for block in section.blocks if isinstance(block, Picture))
+    lines = drawn.lines(missing)
+    for language in ("en", "zh"):
+        expected = [row(evaluation, name, "emotion", language).metrics["accuracy"] for name in (AS_IS, *NOISY)]
+        assert lines[language] == pytest.approx(np.array([[0.0, 0.2, 0.6], expected]).T)
+        assert (0.2, pytest.approx(0.5)) == tuple(lines[language][1])
+    (axes,) = drawn.of(missing).axes
+    bands = [collection.get_paths()[0].vertices for collection in axes.collections]
+    low, high = row(evaluation, "missing rate 0.6", "emotion", "en").intervals["accuracy"]
+    at_end = [float(y) for x, y in bands[0] if x == 0.6]
+    assert (min(at_end), max(at_end)) == pytest.approx((low, high))
+    (axes,) = drawn.of(noise).axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["as is", "10"]
+    assert axes.get_xticks()[0] < axes.get_xticks()[1], "noise grows to the right"
+    _, rows = table_of(page_of(place), "noise")
+    (area,) = (a for a in evaluation.areas if (a.language, a.metric) == ("en", "accuracy"))
+    shown = row_of(rows, "missing", "emotion", "en", "accuracy ↑")
+    assert [cell[0] for cell in shown[4:]] == ["0 to 0.6", number(area.area), number(area.mean)]
+
+
+def test_lengths_and_turns_have_tables_of_their_own_and_no_column_among_the_conditions(tmp_path: Path, drawn: Drawn) -> None:
+    answers = emotions(20, mostly)
+    for index, prediction in enumerate(answers):
+        prediction.length, prediction.position = 1 + index % 12, 1 + index % 3
+    place = written(tmp_path / "x", {AS_IS: answers}, [EMOTION])
+    evaluation = Evaluation.load(place)
+    evaluation.rows = score_rows(AS_IS, answers, EMOTION, 20, 0, by=["length", "turn"])
+    evaluation.save(place)
+    page = page_of(place)
+    shown = [{line[0][0] for line in table_of(page, "subsets", i)[1]} for i in range(3)]
+    assert shown[1] == {
+        "all",
+        *(f"length {span} {unit}" for span in ("1-5", "6-10", "11-20") for unit in ("words", "characters")),
+    }
+    assert shown[2] == {"all", "turn 1", "turns 2-4"}
+    columns, _ = table_of(page, "conditions")
+    assert not any("length" in column or "turn" in column for column in columns)
 
 
 def test_every_condition_has_its_scores_over_one_baseline_and_its_unparseable_rate(made: Made) -> None:
@@ -721,7 +796,7 @@ def test_without_a_regression_task_there_are_no_score_plots_and_without_classes_
 def test_without_diagnostics_log_tags_and_second_system_their_sections_are_left_out(tmp_path: Path, drawn: Drawn) -> None:
     bare = [emotion(str(i), USED[i % 4], "joy") for i in range(8)]
     page = page_of(written(tmp_path / "x", {AS_IS: bare}, [EMOTION]))
-    assert names_of(page) == ["warnings", "scores", "conditions", "confusion", "calibration", "examples"]
+    assert names_of(page) == ["warnings", "scores", "classes", "conditions", "confusion", "calibration", "examples"]
     assert "The evaluation found nothing to warn about." in page.text
 
 
