@@ -294,6 +294,8 @@ def test_noisy_sound_becomes_features_by_the_checkpoints_own_settings_and_waits_
     assert found.audio_features is not None
     assert np.array_equal(found.audio_features, expected)
     assert not np.allclose(found.audio_features, clean)
+    faint = NoisySound.build(400.0, 0, dataset([before]), dataclasses.replace(reader, cache=FeatureCache()))(before)
+    assert np.array_equal(np.asarray(faint.audio_features), clean), "noise too faint for float32 leaves the store's features"
     np.save(kept, np.full((2, 2), 5, dtype=np.float32))
     assert corruption(before).audio_features is not None
     assert np.asarray(corruption(before).audio_features).max() == 5, "it was read from the cache"

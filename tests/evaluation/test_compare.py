@@ -86,13 +86,13 @@ def test_a_comparison_has_every_system_its_cost_and_is_done_only_once(
         ablations=["gated_projector:use_gate=false"],
         backbones=["none"],
         seeds=[1, 2],
-        conditions=["without:audio"],
+        conditions=["without:audio", "missing:0.5"],
         resamples=50,
     )
     text = run(wanted)
     assert capsys.readouterr().out == ""  # standard output is left to the table
     for name in ("egmf (none)", "gated_projector (none)", "gated_projector use_gate=false (none)"):
-        assert text.count(f"| {name} |") == 2 + 1, name  # as is, without audio, cost
+        assert text.count(f"| {name} |") == 3 + 1, name  # as is, without audio, missing rate 0.5, cost
     result = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     assert len(result["runs"]) == 6
     references = [r for r in result["rows"] if r["system"] == "egmf (none)"]
@@ -108,7 +108,7 @@ def test_a_comparison_has_every_system_its_cost_and_is_done_only_once(
 
     lines = (tmp_path / "out" / "egmf-none-full-1" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     gates = {line["condition"]: "diagnostics" in line for line in map(json.loads, lines)}
-    assert gates == {"as is": True, "without audio": False}
+    assert gates == {"as is": True, "without audio": False, "missing rate 0.5": False}
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a finished run was trained again")
