@@ -43,10 +43,12 @@ from llm_mer.data.corruption import MissingSteps, Reader
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.reading import RunData, check_prompts, prepare_data
 from llm_mer.errors import UserError
+from llm_mer.evaluation.journal import predict_all
 from llm_mer.evaluation.metrics import compute_metrics
 from llm_mer.inference import Predictor
 from llm_mer.modeling import MerHeadModel, conditional_generation_of, describe_parameters, fusion_adapter_of
 from llm_mer.prediction import Prediction
+from llm_mer.processes import Processes
 from llm_mer.processing import MerProcessor
 from llm_mer.prompts import load_prompts
 from llm_mer.tasks import Task
@@ -318,16 +320,9 @@ class MerTraining:
             batch_size=trainer.args.per_device_eval_batch_size,
             use_context=adapter.uses_context,
         )
-        share = list(range(rank, len(dataset), world))
-        progress = "evaluate" if rank == 0 and not trainer.args.disable_tqdm else None
+        quiet = trainer.args.disable_tqdm
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
-            own = predictor.predict(dataset, share, progress)
-        if world == 1:
-            return own
-        from accelerate.utils import gather_object
-
-        pairs = gather_object(list(zip(share, own, strict=True)))
-        return [prediction for _, prediction in sorted(pairs, key=lambda pair: pair[0])]
+            return predict_all(predictor, dataset, "evaluate", Processes(rank, world), progress=not quiet)
 
     # --- saving ---------------------------------------------------------------------------------------------------
 
