@@ -451,6 +451,7 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
     from llm_mer.modeling import describe_parameters, fusion_adapter_of
     from llm_mer.training import build_trainer, parse_arguments, save_final
 
+    languages = scored_languages(config, system)  # first: parsing options resets what a trainer stands on
     data, model, training, options = parse_arguments(settings.arguments)
     splits, _, _ = read_utterances(data.data)
     scored = find_split(splits, config.split, data.data)  # a wrong split is told before the training
@@ -467,7 +468,7 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
     dataset = MerDataset(
         scored,
         tasks,
-        languages=scored_languages(config, system),
+        languages=languages,
         context_window=data.context_window,
         bidirectional=data.bidirectional_context,
     )
