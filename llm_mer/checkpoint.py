@@ -99,7 +99,7 @@ class CheckpointDescription:
 
 def stack_versions() -> dict[str, str]:
     """Versions of what a checkpoint depends on."""
-    names = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "xlstm")
+    names = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "xlstm", "numpy", "deepspeed", "bitsandbytes")
     found = {"llm_mer": __version__}
     for name in names:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
@@ -51,6 +52,8 @@ from llm_mer.prediction import Prediction
 from llm_mer.processes import Processes
 from llm_mer.processing import MerProcessor
 from llm_mer.prompts import load_prompts
+from llm_mer.run_manifest import RunManifest, given_options
+from llm_mer.run_manifest import begin as begin_manifest
 from llm_mer.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -80,6 +83,10 @@ class MerTrainingArguments(SFTConfig):
         default="score", metadata={"help": "score is the mean of each task's headline metric over languages"}
     )
     greater_is_better: bool | None = field(default=True, metadata={"help": "whether more of that metric is better"})
+    seeds: list[int] | None = field(
+        default=None,
+        metadata={"help": "train once with each of these seeds, into OUTPUT_DIR/seed-N; what is finished there is kept"},
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "stop after so many evaluations without a better score"}
     )
@@ -93,6 +100,9 @@ class MerTrainingArguments(SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        self.given = {entry.name: copy.deepcopy(getattr(self, entry.name)) for entry in dataclasses.fields(self)}
+        if self.seeds is not None:
+            self.seeds = check_seeds(self.seeds)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)}; it must be at least 1")
@@ -113,6 +123,16 @@ class MerTrainingArguments(SFTConfig):
             given = json.loads(given)
         self.dataset_kwargs = {**given, "skip_prepare_dataset": True}
         super().__post_init__()
+
+
+def check_seeds(seeds: Any) -> list[int]:
+    """Seeds as a list. Raises :class:`UserError` for what is no whole number, negative, or named twice."""
+    found = seeds if isinstance(seeds, list) else [seeds]
+    if not found or not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in found):
+        raise UserError(f"seeds: {seeds!r}; it must be a list of whole numbers from 0 on, e.g. [1111, 2222]")
+    if len(set(found)) != len(found):
+        raise UserError(f"seeds: {found} names a seed twice")
+    return found
 
 
 @contextmanager
@@ -747,34 +767,96 @@ def save_final(trainer: MerTrainer | HeadTrainer, output: Path) -> None:
         drop_training_only(output, fusion_adapter_of(trainer.model).training_only_parameters())
 
 
-def finetune(argv: Sequence[str] | None = None) -> Path:
-    """``finetune.py``: parse, check, train, keep the best, save. Returns the folder of the final checkpoint."""
-    data, model, training, adapter_options = parse_arguments(argv)
+@dataclass
+class Run:
+    """A training that has been checked and built, and not begun."""
+
+    trainer: MerTrainer | HeadTrainer
+    manifest: RunManifest
+    output: Path
+
+
+def prepare_run(
+    data: DataArguments,
+    model: ModelArguments,
+    training: MerTrainingArguments,
+    adapter_options: dict[str, Any],
+    command: Sequence[str],
+) -> Run:
+    """Everything before the first step. ``command`` is what the manifest shows as the command line.
+
+    Raises:
+        UserError: as :func:`build_trainer`.
+    """
     trainer = build_trainer(data, model, training, adapter_options)
-    output = Path(str(training.output_dir))
+    assert trainer.description is not None
+    options = {
+        "data": given_options(data),
+        "model": given_options(model),
+        "training": training.given,
+        "adapter": adapter_options,
+    }
+    manifest = begin_manifest(
+        command,
+        options,
+        trainer.description,
+        trainer.processor,
+        training.device.type,
+        str(trainer.accelerator.mixed_precision),
+        trainer.accelerator.num_processes,
+    )
+    return Run(trainer, manifest, Path(str(training.output_dir)))
+
+
+def train_run(run: Run) -> RunManifest:
+    """Train, keep the best, save, evaluate; the manifest lies beside the checkpoint from the start, whole at the end."""
+    trainer, output = run.trainer, run.output
+    first = trainer.is_world_process_zero()
     assert trainer.model is not None
     parameters = describe_parameters(trainer.model)
-    if trainer.is_world_process_zero():
+    if first:
         assert isinstance(trainer.train_dataset, Dataset)
         logger.warning(
             "training %s: %d trainable of %d parameters (adapter %d), %d questions",
-            model.adapter,
+            run.manifest.options["model"]["adapter"],
             parameters["trainable"],
             parameters["total"],
             parameters["adapter"],
             len(trainer.train_dataset),
         )
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+        run.manifest.save(output)
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     save_final(trainer, output)
     trainer.save_state()
-    if trainer.is_world_process_zero():
+    if first:
         (output / "log_history.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
-    if trainer.evaluation is not None:
-        metrics = trainer.evaluate()
-        if trainer.is_world_process_zero():
+    metrics = trainer.evaluate() if trainer.evaluation is not None else {}
+    if first:
+        if metrics:
             print_evaluation(metrics, trainer.processor.tasks)
+        run.manifest.finish(output, metrics, trainer.state.global_step)
     trainer.accelerator.wait_for_everyone()
-    return output
+    return run.manifest
+
+
+def finetune(argv: Sequence[str] | None = None) -> Path:
+    """``finetune.py``: parse, check, train, keep the best, save; once, or once with each of ``seeds``.
+
+    Returns:
+        The folder of the final checkpoint; with ``seeds`` the folder that holds one for each.
+    """
+    import sys
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    data, model, training, adapter_options = parse_arguments(arguments)
+    command = ["finetune.py", *arguments]
+    if training.seeds is not None:
+        from llm_mer.seeds import train_seeds
+
+        return train_seeds(data, model, training, adapter_options, command)
+    run = prepare_run(data, model, training, adapter_options, command)
+    train_run(run)
+    return run.output
 
 
 def print_evaluation(metrics: dict[str, float], tasks: Sequence[Task]) -> None:

@@ -51,6 +51,10 @@ class EvaluateConfig:
             "have a folder in it, named like the store"
         },
     )
+    seeds: list[int] = field(
+        default_factory=list,
+        metadata={"help": "CHECKPOINT holds a folder seed-N for each of these seeds (default: all it holds); mean ± std"},
+    )
     split: str = field(default="test", metadata={"help": "which split"})
     tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
     languages: list[str] | None = field(default=None, metadata={"help": "only these languages"})
@@ -533,6 +537,7 @@ def score(
     config: EvaluateConfig, pipeline: MerPipeline, planned: Planned, by_condition: dict[str, list[Prediction]]
 ) -> Evaluation:
     """The scores of predictions; those of the dialogue decoder are added to ``by_condition``."""
+    from llm_mer.run_manifest import read_manifest
     from llm_mer.training import diagnose
 
     description, backbone = pipeline.description, pipeline.description.backbone
@@ -547,6 +552,7 @@ def score(
             "trained_on": description.data,
             "versions": description.versions,
             "shift_probability": description.shift_probability,
+            "run": read_manifest(Path(config.checkpoint)),
         },
         data=f"{Path(planned.place).name} ({planned.fingerprint[:12]})",
         split=config.split,
@@ -591,6 +597,10 @@ def run(config: EvaluateConfig) -> str | None:
     Finished batches wait in ``predictions.partial.jsonl`` of the output folder until all is written, so an interrupted
     call goes on where it stopped.
     """
+    from llm_mer.evaluation.seeds import evaluate_seeds, holds_seeds
+
+    if holds_seeds(config):
+        return evaluate_seeds(config)
     processes = Processes.join()
     folders = output_folders(config)
     pipeline = load_pipeline(config, processes)

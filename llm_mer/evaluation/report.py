@@ -13,11 +13,13 @@ import numpy as np
 from llm_mer.errors import UserError
 from llm_mer.evaluation import plots
 from llm_mer.evaluation.curves import curve
-from llm_mer.evaluation.evaluate import AS_IS, DIALOGUE, EVERYTHING, GENERATION, Row
+from llm_mer.evaluation.evaluate import AS_IS, DIALOGUE, EVALUATION, EVERYTHING, GENERATION, Row
 from llm_mer.evaluation.facts import Fact, Line, Loaded, facts_text, load, main_class_task, quickstart_facts
 from llm_mer.evaluation.metrics import class_indices, class_scores, interval_coverage
+from llm_mer.evaluation.seeds import over_seeds
 from llm_mer.evaluation.subsets import LENGTH, TAG, TURN
 from llm_mer.prediction import Prediction
+from llm_mer.run_manifest import RunManifest
 from llm_mer.tasks import Task
 
 SYNTHETIC_NOTE = (
@@ -522,6 +524,123 @@ def system_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
     return section
 
 
+# --- sections: runs and seeds -----------------------------------------------------------------------------------------
+
+
+def manifest_of(loaded: Loaded) -> RunManifest | None:
+    """The manifest of the training that the evaluation carries with it; None for one made before there were any."""
+    entry = loaded.evaluation.checkpoint.get("run")
+    return None if entry is None else RunManifest.from_dict(entry, f"{loaded.folder}: the run in {EVALUATION}")
+
+
+def run_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
+    """What each system was trained with: code, versions, machine, data; every option folded away."""
+    section = Section("runs", "How it was trained")
+    manifests = {name: found for name, loaded in systems if (found := manifest_of(loaded)) is not None}
+    if not manifests:
+        return section
+    facts = {name: run_facts(manifest) for name, manifest in manifests.items()}
+    lines = [[Cell(fact), *(Cell(own[fact]) for own in facts.values())] for fact in next(iter(facts.values()))]
+    caption = "From the manifest that the training wrote beside its checkpoint; `llm-mer reproduce` runs it again."
+    section.blocks.append(Table(["", *manifests], lines, caption, heads=1 + len(manifests)))
+    options: dict[str, None] = {}
+    flat = {}
+    for name, manifest in manifests.items():
+        flat[name] = {f"{group}: {k}": v for group, values in manifest.options.items() for k, v in values.items()}
+        options.update(dict.fromkeys(flat[name]))
+    lines = [[Cell(option), *(Cell(option_text(own.get(option))) for own in flat.values())] for option in options]
+    caption = "Every option as given by file, command line and defaults; – where nothing was given."
+    section.blocks.append(
+        Table(["option", *manifests], lines, caption, heads=1 + len(manifests), folded=f"Every option ({len(lines)})")
+    )
+    return section
+
+
+def option_text(value: Any) -> str:
+    """An option's value as it would be written."""
+    return "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def run_facts(manifest: RunManifest) -> dict[str, str]:
+    """A manifest in few lines."""
+    machine, git = manifest.hardware, manifest.git
+    changed = (
+        ""
+        if git is None
+        else ", nothing changed"
+        if git.changes_sha256 is None
+        else (f", with changes {git.changes_sha256[:12]}")
+    )
+    backbone = manifest.backbone or {}
+    return {
+        "command": " ".join(manifest.command),
+        "seed": str(manifest.seed),
+        "from, to": f"{manifest.started}, {manifest.finished or 'not finished'}; {manifest.steps} steps",
+        "code": "no checkout" if git is None else f"commit {git.commit[:12]}{changed}",
+        "data": f"{manifest.data.get('source')} ({str(manifest.data.get('fingerprint'))[:12]})",
+        "backbone": f"{backbone.get('name')} ({str(backbone.get('fingerprint'))[:12]})" if backbone else "none",
+        "weights": str(manifest.weights_sha256)[:12],
+        "machine": f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib} GiB; {'; '.join(machine.gpus) or 'no GPU'}",
+        "computed on": f"{machine.device}, mixed precision {machine.mixed_precision}, processes {machine.processes}, "
+        f"threads {machine.threads} each",
+        "Python": f"{manifest.python}, {manifest.platform}",
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+    }
+
+
+def seed_groups(systems: Sequence[tuple[str, Loaded]]) -> list[dict[int, Loaded]]:
+    """Systems that differ by the seed of their training only, by seed; groups of one are left out."""
+    groups: dict[str, dict[int, Loaded]] = {}
+    for _, loaded in systems:
+        manifest = manifest_of(loaded)
+        if manifest is None:
+            continue
+        setup = manifest.setup()
+        seed = setup.pop("seed")
+        if setup.get("data_seed") == seed:
+            del setup["data_seed"]
+        own = loaded.evaluation
+        rows = [(r.condition, r.task, r.language, r.subset, r.n) for r in own.rows]
+        key = json.dumps([setup, own.data, own.split, rows], sort_keys=True)
+        groups.setdefault(key, {}).setdefault(manifest.seed, loaded)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def seed_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
+    """Mean ± std of every metric over systems that differ by their seed only."""
+    section = Section("seeds", "Over seeds")
+    for group in seed_groups(systems):
+        first = next(iter(group.values()))
+        rows = over_seeds([loaded.evaluation for loaded in group.values()])
+        for task in first.tasks:
+            spoken = columns_of(first)
+            own = {r.language: r for r in rows if (r.condition, r.task, r.subset) == (AS_IS, task.name, EVERYTHING)}
+            own = {language: own[language] for language in spoken if language in own}
+            names = dict.fromkeys(name for row in own.values() for name in row.metrics if name != "n_scored")
+            lines = [[Cell("utterances n"), *(Cell(str(row.n)) for row in own.values())]]
+            for name in names:
+                line = [Cell(metric_words(name))]
+                for row in own.values():
+                    spread = row.metrics.get(name)
+                    each = (
+                        ()
+                        if spread is None
+                        else tuple(
+                            f"{seed}: {'–' if value is None else number(value)}"
+                            for seed, value in zip(group, spread.values, strict=True)
+                        )
+                    )
+                    line.append(Cell("–" if spread is None else str(spread), each))
+                lines.append(line)
+            adapter = first.evaluation.checkpoint.get("adapter", "?")
+            caption = (
+                f"{adapter}, task {task.name}, split {first.evaluation.split}, {AS_IS}: mean ± sample standard deviation "
+                f"over {len(group)} trainings that differ by their seed only ({', '.join(map(str, group))}), each below."
+            )
+            section.blocks.append(Table(["metric", *(language_words(s) for s in own)], lines, caption))
+    return section
+
+
 # --- sections: plots --------------------------------------------------------------------------------------------------
 
 
@@ -985,10 +1104,11 @@ def build(config: ReportConfig) -> tuple[str, list[Fact]]:
     )
     sections += [score_section(main), class_section(main), subset_section(main)]
     sections += [condition_section(main), noise_section(main)]
-    sections += [system_section(named)] if len(named) > 1 else []
+    sections += [system_section(named), seed_section(named)] if len(named) > 1 else []
     sections += [confusion_section(main), score_plot_section(main), calibration_section(main), gate_section(main)]
     sections += [feature_section(main), training_section(main), example_section(main)]
     sections += [inference_section(Path(config.inference))] if config.inference is not None else []
+    sections += [run_section(named)]
     note = config.note if config.note is not None else SYNTHETIC_NOTE if facts else ""
     adapter = main.evaluation.checkpoint.get("adapter", main.evaluation.name)
     page = render(
