@@ -85,6 +85,11 @@ COMMANDS: dict[str, Command] = {
         "llm_mer.evaluation.report:ReportConfig",
         "llm_mer.evaluation.report:run",
     ),
+    "reproduce": Command(
+        "run a training again from its manifest (RUN) and say whether it comes to the same",
+        "llm_mer.reproduce:ReproduceConfig",
+        "llm_mer.reproduce:reproduce",
+    ),
     "demo": Command("try a checkpoint in the browser", "llm_mer.app:DemoConfig", "llm_mer.app:run"),
     "compare": Command(
         "adapters × ablations × seeds on one backbone, one table",

@@ -11,6 +11,19 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from llm_mer.errors import UserError
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a command prints at its end, and its exit code."""
+
+    text: str
+    exit_code: int = 0
+
+    def __str__(self) -> str:
+        return self.text
+
+
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 

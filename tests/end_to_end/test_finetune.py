@@ -16,6 +16,7 @@ from conftest import ROOT, adapter_weights, run_environment, training_options
 from llm_mer.checkpoint import TRAJECTORIES
 from llm_mer.data.store import UtteranceStore
 from llm_mer.inference import MerPipeline
+from llm_mer.run_manifest import RunManifest
 from llm_mer.training import finetune
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
@@ -198,3 +199,37 @@ def test_the_moving_average_on_two_ranks_is_that_of_one_process(
     followed = [(folder / TRAJECTORIES).read_text().splitlines() for folder in (tmp_path / "run", averaged["with"])]
     for one, two in zip(*followed, strict=True):
         assert torch.allclose(torch.tensor(json.loads(one)["points"]), torch.tensor(json.loads(two)["points"]), atol=2e-4)
+
+
+def test_two_ranks_train_two_seeds_keep_them_and_reproduce_one(store: Path, tmp_path: Path) -> None:
+    argv = training_options(
+        store,
+        "none",
+        tmp_path / "run",
+        use_text="false",
+        seeds=[1, 2],
+        limit_train=16,
+        limit_eval=6,
+        per_device_train_batch_size=4,
+        max_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+    )
+    for before in (False, True):
+        result = launch([*TORCHRUN, "2"], argv)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert result.stdout.count("mean ± std") == 1
+        assert ("finished before" in result.stderr) == before
+    manifest = RunManifest.load(tmp_path / "run" / "seed-2")
+    assert (manifest.hardware.processes, manifest.steps, manifest.complete) == (2, 2, True)
+    again = subprocess.run(
+        [*TORCHRUN, "2", "-m", "llm_mer.cli", "reproduce", str(tmp_path / "run" / "seed-2")],
+        cwd=ROOT,
+        env=run_environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stdout.count("agrees bit for bit") == 1
