@@ -449,7 +449,7 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
     from llm_mer.data.reading import find_split, read_utterances
     from llm_mer.inference import Predictor
     from llm_mer.modeling import describe_parameters, fusion_adapter_of
-    from llm_mer.training import build_trainer, parse_arguments, save_final
+    from llm_mer.training import parse_arguments, prepare_run, save_final
 
     languages = scored_languages(config, system)  # first: parsing options resets what a trainer stands on
     data, model, training, options = parse_arguments(settings.arguments)
@@ -458,7 +458,8 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
     scratch = tempfile.TemporaryDirectory(prefix="llm-mer-compare-")
     if not config.keep_models:
         training.output_dir, model.save_backbone = scratch.name, "never"
-    trainer = build_trainer(data, model, training, options)
+    run = prepare_run(data, model, training, options, ["finetune.py", *settings.arguments])
+    trainer = run.trainer
     assert trainer.model is not None
     assert trainer.description is not None
     tasks, shifts = trainer.processor.tasks, trainer.description.shift_probability
@@ -515,8 +516,9 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
         shift_probability=shifts,
         tasks={task.name: task.to_dict() for task in tasks},
     )
+    run.manifest.finish(folder, {}, trainer.state.global_step)
     (folder / RUN).write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
-    del trainer, predictor
+    del run, trainer, predictor
     scratch.cleanup()
     gc.collect()
     return result

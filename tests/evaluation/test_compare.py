@@ -16,6 +16,7 @@ from llm_mer.data.reading import prepare_data
 from llm_mer.errors import UserError
 from llm_mer.evaluation import compare
 from llm_mer.evaluation.compare import CompareConfig, plan, run, without_idle_rows
+from llm_mer.run_manifest import RunManifest
 
 
 def config_file(store: Path, folder: Path, **changes: object) -> Path:
@@ -105,6 +106,8 @@ def test_a_comparison_has_every_system_its_cost_and_is_done_only_once(
         assert all(0 < r["cell"]["p_value"] <= 1 and r["reference"] == reference for r in others)
         assert f"of {system} against {reference}" in text
     assert all(r["seeds"] == 2 for r in result["rows"])
+    manifests = {seed: RunManifest.load(tmp_path / "out" / f"egmf-none-full-{seed}") for seed in (1, 2)}
+    assert {seed: (m.seed, m.complete) for seed, m in manifests.items()} == {1: (1, True), 2: (2, True)}
 
     lines = (tmp_path / "out" / "egmf-none-full-1" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     gates = {line["condition"]: "diagnostics" in line for line in map(json.loads, lines)}
