@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llm_mer import __version__
 from llm_mer.backbones.language_lora import route_by_language
-from llm_mer.configuration import MerConfig
+from llm_mer.configuration import MerConfig, build_adapter_config
 from llm_mer.errors import UserError, first_line
 from llm_mer.modeling import MerForConditionalGeneration, MerHeadModel, fusion_adapter_of
 from llm_mer.processing import MerProcessor
@@ -25,6 +25,11 @@ TRAJECTORIES = "trajectories.jsonl"
 
 DESCRIPTION_FILE = "llm_mer.json"
 FORMAT_VERSION = 1
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "model": ("adapter", "adapter_config", "text_source"),
+    "processor": ("tasks", "prompts", "feature_sizes", "statistics", "num_pseudo_tokens"),
+}
+"""What a description cannot do without."""
 COPY_LIMIT = 200 * 2**20
 """A local backbone folder up to this size is copied into the checkpoint unless told otherwise."""
 
@@ -90,6 +95,10 @@ class CheckpointDescription:
         if found != FORMAT_VERSION:
             raise UserError(f"{path}: format {found!r}, this program reads {FORMAT_VERSION}")
         try:
+            for part, names in REQUIRED.items():
+                lacking = [name for name in names if name not in entry[part]]
+                if lacking:
+                    raise KeyError(f"{part} has no {', '.join(lacking)}")
             if entry["backbone"] is not None:
                 entry["backbone"] = BackboneReference(**entry["backbone"])
             return cls(**entry)
@@ -203,6 +212,7 @@ def load_checkpoint(folder: Path | str, backbone: str | None = None, device: str
     """
     folder = Path(folder)
     description = CheckpointDescription.load(folder)
+    check_description(description, folder / DESCRIPTION_FILE)
     if device is None:
         device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"  # type: ignore[union-attr]
     entry = dict(description.model)
@@ -225,6 +235,21 @@ def load_checkpoint(folder: Path | str, backbone: str | None = None, device: str
     if description.backbone is None or description.backbone.quantization == "none":
         model = model.to(device)
     return LoadedCheckpoint(model.eval(), processor, description)
+
+
+def check_description(description: CheckpointDescription, path: Path) -> None:
+    """Build what can be built without weights: the adapter's configuration, tasks and prompts.
+
+    Raises:
+        UserError: naming ``path`` and what is wrong in it.
+    """
+    try:
+        build_adapter_config(description.model["adapter"], description.model["adapter_config"] or {})
+        MerProcessor.from_dict(description.processor, None)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged or edited: {error!r}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {first_line(error)}") from None
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -79,6 +79,8 @@ class PromptTemplate:
             raise UserError(f"{where}: answer is {self.answer!r}; it must be one of {', '.join(ANSWER_STYLES)}")
         if (self.answer == "number") != (self.kind == "regression"):
             raise UserError(f"{where}: a {self.kind} prompt cannot ask for {self.answer!r} as its answer")
+        if self.context_turns < 0:
+            raise UserError(f"{where}: context_turns is {self.context_turns}; it must be at least 0")
         used = set()
         for part in ("system", "prefix", "suffix", "task"):
             used |= _placeholders(getattr(self, part), PLACEHOLDERS, f"{where}, {part}")
@@ -142,7 +144,7 @@ def read_prompt(path: Path) -> PromptTemplate:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {error}") from None
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a prompt file is a mapping of keys to values")
     return PromptTemplate.from_dict({"name": path.stem, **content}, str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -181,7 +182,12 @@ class Task:
             raise UserError(f"{where}: task {name!r} has metrics {metrics!r}; a {kind} task has {allowed}")
         if kind == "classification":
             labels = []
-            for row in entry.get("labels") or []:
+            given = entry.get("labels") or []
+            if not isinstance(given, list):
+                raise UserError(
+                    f"{where}: task {name!r} has labels {given!r}; it must be a list of {{name: …, en: …, zh: …}}"
+                )
+            for row in given:
                 if not isinstance(row, dict) or "name" not in row:
                     raise UserError(f"{where}: task {name!r} has label {row!r}; a label is {{name: …, en: …, zh: …}}")
                 words = {k: str(v) for k, v in row.items() if k != "name"}
@@ -199,7 +205,10 @@ class Task:
                 spoken = [label.words[language].casefold() for label in labels]
                 if len(set(spoken)) != len(spoken):
                     raise UserError(f"{where}: task {name!r} uses a word of language {language!r} twice: {spoken}")
-            aliases = {str(k): str(v) for k, v in (entry.get("aliases") or {}).items()}
+            spelt = entry.get("aliases") or {}
+            if not isinstance(spelt, dict):
+                raise UserError(f"{where}: task {name!r} has aliases {spelt!r}; it must be a mapping of spellings to labels")
+            aliases = {str(k): str(v) for k, v in spelt.items()}
             unknown = sorted(set(aliases.values()) - set(names))
             if unknown:
                 raise UserError(f"{where}: task {name!r} has aliases of unknown labels {unknown}; labels are {names}")
@@ -227,7 +236,7 @@ class Task:
             low, high = (float(bound) for bound in bounds)  # type: ignore[union-attr]
         except (TypeError, ValueError):
             low = high = 0.0
-        if not low < high:
+        if not -math.inf < low < high < math.inf:
             raise UserError(f"{where}: task {name!r} needs range: [low, high] with low < high, found {bounds!r}")
         if not isinstance(decimals, int) or isinstance(decimals, bool) or not 0 <= decimals <= 4:
             raise UserError(f"{where}: task {name!r} has decimals {decimals!r}; it must be a whole number from 0 to 4")
@@ -264,8 +273,10 @@ def get_task(name: str) -> Task:
             raise UserError(f"{name}: no such task file")
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name}: not UTF-8 text: {error}") from None
         except yaml.YAMLError as error:
-            raise UserError(f"{name}: not YAML: {error}") from None
+            raise UserError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict) or len(content) != 1:
             raise UserError(f"{name}: a task file holds exactly one task, {{name: {{kind: …}}}}")
         ((task_name, entry),) = content.items()

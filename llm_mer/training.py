@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -697,7 +698,8 @@ def parse_arguments(
         written = read_options(arguments[place + 1])
     adapter = _peek(arguments, written, "adapter") or ModelArguments.adapter
     types: list[Any] = [DataArguments, ModelArguments, MerTrainingArguments, adapter_arguments(adapter)]
-    parser = TrlParser(types)
+    check_types(written, types)
+    parser = _Parser(types)
     try:
         data, model, training, options = parser.parse_args_and_config(arguments)
     except ValueError as error:
@@ -706,6 +708,37 @@ def parse_arguments(
         raise UserError(f"adapter: {model.adapter!r} and {adapter!r} were both named")
     check_choices(data, model, options)
     return data, model, training, dataclasses.asdict(options)
+
+
+class _Parser(TrlParser):
+    """TRL's parser, a mistake being an error of ours in place of the list of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def check_types(written: dict[str, Any], types: Sequence[type]) -> None:
+    """Values of the YAML file by their options' types; a text is left to the command line's parser, which converts it.
+
+    Raises:
+        UserError: naming the option, its value and what would be right.
+    """
+    for group in types:
+        for name, hint in get_type_hints(group).items():
+            alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            kinds = [kind for kind in alternatives if kind is not type(None)]
+            value = written.get(name)
+            unquoted_no = value is False and name.endswith("_strategy")
+            if len(kinds) != 1 or kinds[0] not in WORDS or name not in written or isinstance(value, str) or unquoted_no:
+                continue
+            if value is None and type(None) in alternatives:
+                continue
+            right = (int, float) if kinds[0] is float else (kinds[0],)
+            if not isinstance(value, right) or (isinstance(value, bool) and kinds[0] is not bool):
+                raise UserError(f"{name}: {value!r} is not {WORDS[kinds[0]]}")
 
 
 def check_choices(*groups: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_mer.errors import UserError
+from llm_mer.errors import UserError, first_line
 from llm_mer.features.media import SAMPLE_RATE, Frames
 
 SPEECH_MODELS = ("wavlm", "hubert", "wav2vec2", "wav2vec2-bert", "data2vec-audio", "unispeech", "unispeech-sat")
@@ -39,7 +39,10 @@ def _load(name: str, device: str) -> tuple[Any, Any, Any]:
     missing, total = len(report["missing_keys"]), len(model.state_dict())
     if missing > total / 2:  # a head that a checkpoint lacks is usual, a body is not
         raise UserError(f"encoder {name!r}: the weights are of another model; {missing} of {total} tensors are not in them")
-    return config, model.eval().to(device), torch.device(device)
+    try:
+        return config, model.eval().to(device), torch.device(device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise UserError(f"device is {device!r}, which this machine lacks: {first_line(error)}") from None
 
 
 def _processor(name: str, kind: str) -> Any:

@@ -73,6 +73,13 @@ class FeatureSettings:
             raise UserError(f"audio_rate is {self.audio_rate}; it must lie in (0, 100]")
         if not 0 < self.vision_fps <= 60:
             raise UserError(f"vision_fps is {self.vision_fps}; it must lie in (0, 60]")
+        if self.device != "cpu":
+            import torch
+
+            try:
+                torch.device(self.device)
+            except RuntimeError:
+                raise UserError(f"device is {self.device!r}; it must be cpu, cuda, cuda:0 or another of torch's") from None
         if (self.audio, self.vision, self.text) == (NONE, NONE, NONE):
             raise UserError("audio, vision and text are all none: there is nothing to extract")
 

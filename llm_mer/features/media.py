@@ -15,6 +15,8 @@ from llm_mer.errors import UserError
 SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.1
 MAX_SECONDS = 600.0
+PIPED_RIFF = 0x7FFF0000
+"""A RIFF head (WAV, AVI) that announces this many bytes or more was written before the size was known."""
 REASONS: dict[str, str] = {
     "no_file": "there is no such file",
     "empty_file": "the file has no bytes",
@@ -22,6 +24,7 @@ REASONS: dict[str, str] = {
     "no_audio_track": "it has no audio track",
     "no_video_track": "it has no video track",
     "corrupt": "decoding failed",
+    "not_finite": "the audio track holds what are no numbers",
     "no_samples": "the audio track holds no samples",
     "no_frames": "the video track holds no frames",
     "too_short": f"it is shorter than {MIN_SECONDS} s",
@@ -88,6 +91,16 @@ def _check_whole(path: Path, stream: Any) -> None:
         raise MediaError(path, "corrupt", f"it is cut off: {path.stat().st_size} bytes of at least {end}")
 
 
+def _check_riff(path: Path) -> None:
+    """A cut WAV or AVI decodes without an error up to the cut; its head tells."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    announced = int.from_bytes(head[4:], "little") + 8
+    # One byte less is let pass: some writers announce a padding byte that they do not write.
+    if head[:4] == b"RIFF" and path.stat().st_size + 1 < announced < PIPED_RIFF:
+        raise MediaError(path, "corrupt", f"it is cut off: {path.stat().st_size} bytes of at least {announced}")
+
+
 def read_audio(path: Path | str, rate: int = SAMPLE_RATE) -> np.ndarray:
     """The first audio track, mean of its channels, as float32 in [-1, 1] at ``rate`` Hz: ``(samples,)``.
 
@@ -116,9 +129,13 @@ def read_audio(path: Path | str, rate: int = SAMPLE_RATE) -> np.ndarray:
     samples = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
     if not len(samples):
         raise MediaError(path, "no_samples")
+    _check_riff(path)
     if len(samples) < MIN_SECONDS * rate:
         raise MediaError(path, "too_short", f"{len(samples) / rate:.3f} s of sound")
-    return np.clip(np.nan_to_num(samples), -1.0, 1.0).astype(np.float32)
+    odd = int(np.count_nonzero(~np.isfinite(samples)))
+    if odd:
+        raise MediaError(path, "not_finite", f"{odd} of {len(samples)} samples are NaN or infinite")
+    return np.clip(samples, -1.0, 1.0).astype(np.float32)
 
 
 def read_frames(path: Path | str, fps: float, max_side: int = 256) -> Frames:
@@ -155,6 +172,7 @@ def read_frames(path: Path | str, fps: float, max_side: int = 256) -> Frames:
             end = seconds + 1 / rate
         if shown is None:
             raise MediaError(path, "no_frames")
+        _check_riff(path)
         while index / fps < end - 1e-6:
             taken.append(shown)
             index += 1

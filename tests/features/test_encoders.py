@@ -264,6 +264,13 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path, encoder: Any) -> No
         encoder(str(tmp_path / "nowhere"))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_this_machine_lacks_is_named(folders: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="device is 'cuda', which this machine lacks") as caught:
+        TextEncoder(folders["bert"], "cuda")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_an_empty_folder_is_named_with_what_belongs_there(tmp_path: Path, encoder: Any) -> None:
     with pytest.raises(UserError, match=r"config\.json") as caught:

@@ -228,6 +228,18 @@ def test_a_wav_header_without_samples_is_told_apart(tmp_path: Path) -> None:
     check(caught.value, path, "no_samples")
 
 
+def test_a_wav_that_was_written_to_a_pipe_is_read_and_a_cut_one_is_not(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "sound.wav", tone(440, 0.5, 16_000))
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + b"\xff\xff\xff\xff" + data[8:])
+    assert len(read_audio(path)) == 8_000
+    path.write_bytes(data[:-2])
+    with pytest.raises(MediaError) as caught:
+        read_audio(path)
+    check(caught.value, path, "corrupt")
+    assert f"{len(data) - 2} bytes of at least {len(data)}" in str(caught.value)
+
+
 def test_sound_under_a_tenth_of_a_second_is_too_short(tmp_path: Path) -> None:
     path = write_wav(tmp_path / "short.wav", tone(440, 0.05, 16_000))
     with pytest.raises(MediaError) as caught:

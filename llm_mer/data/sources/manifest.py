@@ -47,6 +47,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     if path.suffix == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
+            columns = list(reader.fieldnames or ())
+            for name in columns:
+                if columns.count(name) > 1:
+                    raise UserError(f"{path}:1: column {name!r} stands there twice")
             for row in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in row:
@@ -106,6 +110,15 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
         texts = value if isinstance(value, list) else [value]
         if any(isinstance(part, str) and is_broken(part) for part in texts):
             raise UserError(f"{where}: field {name!r} is {value!r}: half a surrogate pair is not valid Unicode")
+        if any(isinstance(part, str) and "\0" in part for part in texts):
+            raise UserError(f"{where}: field {name!r} is {value!r}: a NUL is no text; save the file as UTF-8")
+    for name in ("id", "dialogue_id", "speaker"):
+        value = entry.get(name, "-")
+        if value == "" or isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise UserError(f"{where}: field {name!r} is {value!r}; it must be a text or a number")
+    for name in ("audio", "video"):
+        if entry.get(name) == "":
+            raise UserError(f"{where}: field {name!r} is ''; it must be the path of a file")
     language = str(entry.get("language", guess_language(text)))
     for name, value, allowed in (("split", split, SPLITS), ("language", language, LANGUAGES)):
         if value not in allowed:
