@@ -148,6 +148,7 @@ def test_evaluate_takes_a_folder_of_seeds_and_writes_their_mean_and_deviation(co
         )
         values = [first.metrics["accuracy"], second.metrics["accuracy"]]
         assert row["metrics"]["accuracy"]["values"] == values
+        assert row["baseline"] == first.baseline == second.baseline
         assert row["metrics"]["accuracy"]["std"] == pytest.approx(statistics.stdev(values))
     assert "2 seeds: 11, 22; mean ± std" in text
     assert str(Spread.of([r.find(task="emotion").metrics["accuracy"] for r in (one, two)])) in text  # type: ignore[union-attr]
@@ -180,7 +181,9 @@ def test_the_report_averages_runs_that_differ_by_seed_only_and_shows_their_manif
     rows = {line[0].text: line for line in table.rows}
     values = [loaded.evaluation.find(task="emotion", language="en").metrics["accuracy"] for _, loaded in systems[:2]]  # type: ignore[union-attr]
     assert rows["accuracy ↑"][1].text == str(Spread.of(values))
-    assert rows["accuracy ↑"][1].below == tuple(f"{s}: {v:.3f}" for s, v in zip(SEEDS, values, strict=True))
+    each = [f"{s}: {v:.3f}" for s, v in zip(SEEDS, values, strict=True)]
+    baseline = systems[0][1].evaluation.find(task="emotion", language="en").baseline["accuracy"]  # type: ignore[union-attr]
+    assert rows["accuracy ↑"][1].below == (*each, f"baseline {baseline:.3f}")
     page, _ = report.build(report.ReportConfig([*folders, str(other)]))
     for word in ("Over seeds", "How it was trained", "Every option", "finetune.py --data", "threads 1 each"):
         assert word in page

@@ -16,7 +16,7 @@ from llm_mer.evaluation.curves import curve
 from llm_mer.evaluation.evaluate import AS_IS, DIALOGUE, EVALUATION, EVERYTHING, GENERATION, Row
 from llm_mer.evaluation.facts import Fact, Line, Loaded, facts_text, load, main_class_task, quickstart_facts
 from llm_mer.evaluation.metrics import class_indices, class_scores, interval_coverage
-from llm_mer.evaluation.seeds import over_seeds
+from llm_mer.evaluation.seeds import Spread, over_seeds
 from llm_mer.evaluation.subsets import LENGTH, TAG, TURN
 from llm_mer.prediction import Prediction
 from llm_mer.run_manifest import RunManifest
@@ -621,16 +621,11 @@ def seed_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
             for name in names:
                 line = [Cell(metric_words(name))]
                 for row in own.values():
-                    spread = row.metrics.get(name)
-                    each = (
-                        ()
-                        if spread is None
-                        else tuple(
-                            f"{seed}: {'–' if value is None else number(value)}"
-                            for seed, value in zip(group, spread.values, strict=True)
-                        )
-                    )
-                    line.append(Cell("–" if spread is None else str(spread), each))
+                    spread = row.metrics.get(name, Spread(None, None, []))
+                    values = zip(group, spread.values, strict=False)
+                    below = [f"{seed}: {'–' if value is None else number(value)}" for seed, value in values]
+                    below += [f"baseline {number(row.baseline[name])}"] if name in row.baseline else []
+                    line.append(Cell(str(spread), tuple(below)))
                 lines.append(line)
             adapter = first.evaluation.checkpoint.get("adapter", "?")
             caption = (

@@ -51,13 +51,14 @@ class Spread:
 
 @dataclass
 class SeedRow:
-    """A row of the evaluations, each metric over the seeds."""
+    """A row of the evaluations, each metric over the seeds; the baseline is of the truths, the same for every seed."""
 
     condition: str
     task: str
     language: str
     subset: str
     n: int
+    baseline: dict[str, float]
     metrics: dict[str, Spread]
 
 
@@ -100,7 +101,8 @@ def over_seeds(evaluations: Sequence[Evaluation]) -> list[SeedRow]:
     rows = []
     for index, place in enumerate(places(first)):
         own = [evaluation.rows[index].metrics for evaluation in evaluations]
-        rows.append(SeedRow(*place, {name: Spread.of([m.get(name) for m in own]) for name in own[0]}))
+        baseline = first.rows[index].baseline
+        rows.append(SeedRow(*place, baseline, {name: Spread.of([m.get(name) for m in own]) for name in own[0]}))
     return rows
 
 
@@ -157,7 +159,7 @@ def evaluate_seeds(config: EvaluateConfig) -> str | None:
 
 
 def table(summary: SeedEvaluation) -> str:
-    """Languages and subsets as text: mean ± std over the seeds, then each seed's value."""
+    """Languages and subsets as text: mean ± std over the seeds, then each seed's value and the baseline."""
     lines = [f"{len(summary.seeds)} seeds: {', '.join(map(str, summary.seeds))}; mean ± std, then each"]
     for row in summary.rows:
         if EVERYTHING not in (row.subset, row.language):
@@ -166,7 +168,8 @@ def table(summary: SeedEvaluation) -> str:
         for name in (name for name in SHOWN if name in row.metrics):
             spread = row.metrics[name]
             each = " ".join("–" if value is None else f"{value:.3f}" for value in spread.values)
-            shown.append(f"{name} {spread} ({each})")
+            trivial = f"; baseline {row.baseline[name]:.3f}" if name in row.baseline else ""
+            shown.append(f"{name} {spread} ({each}{trivial})")
         lines.append(
             f"{row.condition:<28} {row.task:<10} {row.language:<3} {row.subset:<16} n={row.n:<5} {'  '.join(shown)}"
         )
