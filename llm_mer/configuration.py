@@ -20,7 +20,7 @@ from llm_mer.errors import UserError
 
 
 def check_values(options: Any, least: dict[str, float]) -> None:
-    """Take a text where a list is wanted as its only entry; refuse numbers that are too small and unknown choices.
+    """Take a text where a list is wanted as its only entry, and refuse numbers that are too small.
 
     Raises:
         UserError: naming the option and its value.
@@ -30,8 +30,6 @@ def check_values(options: Any, least: dict[str, float]) -> None:
         value = getattr(options, entry.name)
         if entry.name in least and value is not None and value < least[entry.name]:
             raise UserError(f"{entry.name}: {value!r}; it must be at least {least[entry.name]}")
-        if (choices := entry.metadata.get("choices")) and value not in choices:
-            raise UserError(f"{entry.name}: {value!r}; choose from {', '.join(choices)}")
         if value is None or list[str] not in (hints[entry.name], *get_args(hints[entry.name])):
             continue
         if isinstance(value, str):

@@ -13,7 +13,6 @@ from torch import nn
 
 from llm_mer.backbones.language_lora import LORA_SHARING, LanguageRouter, language_blocks, route_by_language
 from llm_mer.checkpoint import load_checkpoint
-from llm_mer.configuration import ModelArguments
 from llm_mer.data.store import UtteranceStore
 from llm_mer.errors import UserError
 from llm_mer.inference import MerPipeline
@@ -167,9 +166,11 @@ def test_a_checkpoint_of_other_sharing_is_no_start(routed: Path, arguments: Call
         build_trainer(*parse_arguments([*arguments(), *options(init_checkpoint=routed)]))
 
 
-def test_a_sharing_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(UserError, match=r"lora_sharing: 'each'; choose from shared, per_language"):
-        ModelArguments(backbone="x", lora_sharing="each")
+def test_a_sharing_that_does_not_exist_is_refused(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    file = tmp_path / "each.yaml"
+    file.write_text("lora_sharing: each\n", encoding="utf-8")
+    with pytest.raises(UserError, match="lora_sharing: 'each' is not one of shared, per_language"):
+        parse_arguments([*arguments(), "--config", str(file)])
 
 
 def test_without_lora_nothing_but_the_adapter_is_trained(arguments: Callable[..., list[str]]) -> None:

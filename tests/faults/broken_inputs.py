@@ -546,10 +546,15 @@ CSVS = (
     Fault("MOSI: no score", mosi_file("good"), mosi, r":2: field score is 'good'; it must be a number in \[-3, 3\]"),
     Fault("MOSI: score out of range", mosi_file("30"), mosi, r":2: field score is '30'; it must be a number in \[-3, 3\]"),
     Fault("MOSI: no segment", mosi_file(segment="x"), mosi, ":2: field segment is 'x'; it must be a whole number"),
-    Fault("MOSI: rows disagree", mosi_file(rows=2), mosi, "text has 2 rows, index.csv has 1", "features.npz"),
-    Fault("MOSI: features of another kind", broken_npz(b"no archive"), mosi, "not an .npz of text, audio, vision"),
     Fault(
-        "MOSI: features cut off", lambda g: (mosi_file()(g), cut(g.folder / "features.npz"))[1], mosi, "not an .npz of text"
+        "MOSI: rows disagree", mosi_file(rows=2), mosi, r"text has shape \(2, 3\); it must be \(1, size\)", "features.npz"
+    ),
+    Fault("MOSI: features of another kind", broken_npz(b"no archive"), mosi, "text: damaged or no .npz file"),
+    Fault(
+        "MOSI: features cut off",
+        lambda g: (mosi_file()(g), cut(g.folder / "features.npz"))[1],
+        mosi,
+        "text: damaged or no .npz file",
     ),
     Fault("MOSI CSV: no such file", lambda g: g.folder, mosi_csv, r"transcripts\.csv: no such file; the folder holds"),
     Fault("MOSI CSV: no number", mosi_csv_file(audio_train0="0.5,x,1\n"), mosi_csv, ":1: a feature is no number"),
