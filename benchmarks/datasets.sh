@@ -7,7 +7,6 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 bin=$PWD/.venv/bin files=${DATA:-../shared/data}
 
 prepare() { [ -d "$1" ] || "$bin/llm-mer" "${@:2}" --output "$1"; }
-dialogues() { prepare "$1" extract --manifest "$2" --audio none --vision none --text "${TEXT_ENCODER:-ngrams}"; }
 
 name=${1:?mosi, meld or cped}
 shift
@@ -17,13 +16,12 @@ mosi) # text, sound and pictures, English and Chinese, regression and polarity, 
   prepare $data prepare mosi "$files/mosi" --neighbours 2
   ;;
 meld) # English dialogues as text, seven emotions
-  data=data/meld_ngrams config=configs/meld_text.yaml decoder=offline
-  [ -z "${TEXT_ENCODER:-}" ] || data=data/meld
-  dialogues $data "meld:$files/meld"
+  data=data/meld_ngrams config=configs/meld_ngrams.yaml decoder=offline
+  prepare $data extract --manifest "meld:$files/meld" --audio none --vision none --text ngrams
   ;;
 cped) # Chinese dialogues as text, thirteen emotions
   data=data/cped config=configs/cped_text.yaml decoder=offline
-  dialogues $data "cped:$files/cped"
+  prepare $data extract --manifest "cped:$files/cped" --audio none --vision none --text ngrams
   ;;
 *)
   sed -n 's/^\([a-z]*\)) # /\1: /p' "$0"
