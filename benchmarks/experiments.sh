@@ -57,11 +57,11 @@ meld) # MELD's dialogues as text, with the dialogue decoder
   compare --config configs/meld_text.yaml --adapters gated_projector lpgnet gated_xlstm --dialogue_decoder \
     --metrics accuracy weighted_f1
   ;;
-crosslingual) # trained on English, Chinese or both × tested on each: the quickstart corpus and MOSI; two seeds
+crosslingual) # trained on English, Chinese or both × tested on each: the quickstart corpus (two seeds) and MOSI (one)
   corpus
   mosi_store
   "$bin/llm-mer" crosslingual --config configs/quickstart.yaml --seeds 1111 1112 --output runs/experiments/crosslingual
-  "$bin/llm-mer" crosslingual --config configs/mosi.yaml --seeds 1111 1112 --output runs/experiments/crosslingual_mosi
+  "$bin/llm-mer" crosslingual --config configs/mosi.yaml --seeds 1111 --output runs/experiments/crosslingual_mosi
   ;;
 lora) # one LoRA for both languages, one for each, both, and none; two seeds
   corpus
