@@ -144,7 +144,7 @@ def sims_metrics(truth: np.ndarray, predicted: np.ndarray) -> Metrics:
     """CH-SIMS and SIMS-V2, scores in [-1, 1]; both sides clipped before everything.
 
     ``acc2``/``f1``: bins (−1.01, 0], (0, 1.01], so zero is negative; ``acc3``: edges ±0.1; ``acc5``: −0.7, −0.1, 0.1, 0.7;
-    ``acc2_weak``: samples with |truth| ≤ 0.4; ``r2``, ``mae``, ``corr``.
+    ``acc2_weak``: samples with |truth| ≤ 0.4; ``r2`` (of constant truths 1 where all are met, else 0), ``mae``, ``corr``.
     """
     truth = np.clip(np.asarray(truth, dtype=np.float64), -1.0, 1.0)
     predicted = np.clip(np.asarray(predicted, dtype=np.float64), -1.0, 1.0)
@@ -155,7 +155,10 @@ def sims_metrics(truth: np.ndarray, predicted: np.ndarray) -> Metrics:
     metrics["acc5"] = float((bin_of(truth, edges) == bin_of(predicted, edges)).mean())
     weak = np.round(np.abs(truth), 6) <= 0.4
     metrics["acc2_weak"] = _two_class(bin_of(truth[weak], [0.0]), bin_of(predicted[weak], [0.0]))[0]
-    metrics["r2"] = float(r2_score(truth, predicted)) if len(truth) > 1 else 0.0
+    if np.ptp(truth) == 0:  # as scikit-learn means it; its sums of rounded means would divide by 1e-32 instead
+        metrics["r2"] = float(len(truth) > 1 and bool((truth == predicted).all()))
+    else:
+        metrics["r2"] = float(r2_score(truth, predicted))
     return metrics
 
 
