@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 from common import options, report
+from sklearn.feature_selection import VarianceThreshold
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import GroupKFold, PredefinedSplit
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from llm_mer.data.store import UtteranceStore
@@ -48,9 +49,14 @@ class Split:
         return np.concatenate([self.vectors[name] for name in modalities], axis=1)
 
 
+def scaling() -> Pipeline:
+    """Leaves out what never changes, as the deviation of utterance-level features."""
+    return make_pipeline(VarianceThreshold(), StandardScaler())
+
+
 def fit(train: Split, valid: Split | None, modalities: tuple[str, ...]) -> object:
     """The classifier, its penalty chosen without the test split."""
-    scaler = StandardScaler().fit(train.matrix(modalities))
+    scaler = scaling().fit(train.matrix(modalities))
     inputs, labels = scaler.transform(train.matrix(modalities)), train.labels
     if valid is not None and valid.labels:
         own, held = len(labels), len(valid.labels)
@@ -63,7 +69,7 @@ def fit(train: Split, valid: Split | None, modalities: tuple[str, ...]) -> objec
         Cs=STRENGTHS, cv=folds, max_iter=300, scoring="accuracy", refit=False, l1_ratios=(0.0,), use_legacy_attributes=False
     )
     strength = float(np.ravel(search.fit(inputs, labels).C_)[0])
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000)).fit(
+    return make_pipeline(scaling(), LogisticRegression(C=strength, max_iter=1000)).fit(
         train.matrix(modalities), train.labels
     )
 
