@@ -10,6 +10,7 @@ prompts, utterances, batches and optimiser.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import statistics
 import sys
@@ -32,8 +33,8 @@ from llm_mer.configuration import MerConfig, ModelArguments, build_adapter_confi
 from llm_mer.data.collator import MerBatch, MerCollator
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.schema import Utterance
-from llm_mer.inference import Batch, Predictor
-from llm_mer.modeling import MerForConditionalGeneration, conditional_generation_of
+from llm_mer.inference import Predictor
+from llm_mer.modeling import MerForConditionalGeneration
 from llm_mer.processing import MerProcessor
 from llm_mer.prompts import load_prompts
 from llm_mer.tasks import Task, get_task
@@ -178,7 +179,9 @@ def our_loss(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def optimised(model: nn.Module, loss: Callable[[nn.Module, dict[str, Tensor]], Tensor]) -> Callable[[dict[str, Tensor]], None]:
+def optimised(
+    model: nn.Module, loss: Callable[[nn.Module, dict[str, Tensor]], Tensor]
+) -> Callable[[dict[str, Tensor]], None]:
     """A training step over what is trainable."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
@@ -213,7 +216,8 @@ def in_turn(sides: dict[str, Callable[[int], object]], turns: int) -> dict[str, 
     return taken
 
 
-TRAINING = ("reference", "frozen", "LoRA")
+TRAINING = ("reference", "frozen", "frozen, packed", "LoRA", "LoRA, packed")
+PACKING_LENGTH = 384
 
 
 def training_sides(setting: Setting, rounds: list[list[list[int]]]) -> dict[str, Callable[[int], object]]:
@@ -222,10 +226,17 @@ def training_sides(setting: Setting, rounds: list[list[list[int]]]) -> dict[str,
     plain = [[setting.batch(b, True) for b in batches] for batches in rounds]
     full = [[padded(b, longest, filler, True) for b in batches] for batches in plain]
     ours = [[b.model_inputs() for b in batches] for batches in plain]
+    packing = dataclasses.replace(setting.collator, packing_length=PACKING_LENGTH)
+    questions = setting.collator.dataset.questions
+    packed = [[packing.batch([questions[i] for i in b], True).model_inputs() for b in batches] for batches in rounds]
+    frozen = optimised(setting.model().train(), our_loss)
+    adapted = optimised(add_lora(setting.model(), ModelArguments()).train(), our_loss)
     steps = {
         "reference": (optimised(setting.model().train(), reference_loss), full),
-        "frozen": (optimised(setting.model().train(), our_loss), ours),
-        "LoRA": (optimised(add_lora(setting.model(), ModelArguments()).train(), our_loss), ours),
+        "frozen": (frozen, ours),
+        "frozen, packed": (frozen, packed),
+        "LoRA": (adapted, ours),
+        "LoRA, packed": (adapted, packed),
     }
 
     def side(name: str) -> Callable[[int], object]:
@@ -267,13 +278,15 @@ def memory(side: str, size: Size, count: int, rows: int) -> tuple[float, float]:
     torch.set_num_threads(1)
     setting = Setting.build(size, count)
     # The longest utterance is among them, so our padding has no advantage here.
+    if side.endswith("packed"):
+        setting.collator.packing_length = PACKING_LENGTH
     batch = setting.batch(range(rows), True)
     if side == "reference":
         step = optimised(setting.model().train(), reference_loss)
         inputs = padded(batch, setting.longest(), setting.collator.processor.filler_id, True)
     else:
         model: nn.Module = setting.model()
-        step = optimised((add_lora(model, ModelArguments()) if side == "LoRA" else model).train(), our_loss)
+        step = optimised((add_lora(model, ModelArguments()) if side.startswith("LoRA") else model).train(), our_loss)
         inputs = batch.model_inputs()
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
@@ -332,17 +345,18 @@ def main() -> None:
     head = ["layers × size", "vocabulary", "what", "side", "samples / processor s", "samples / wall s"]
     head += ["× reference, processor", "× reference, wall", "added by a step, MB", "÷ reference", "peak, MB", "÷ reference"]
     longest = setting.longest()
-    lengths = [len(setting.collator.prepare(q, False).prompt.ids) for q in setting.collator.dataset.questions]  # type: ignore[union-attr]
+    lengths = [setting.collator.length(question) for question in setting.collator.dataset.questions]
     notes = (
-        f"Batch {rows}, {turns} turns of all sides one after another, median (range); ratios are medians of the ratio within "
-        f"a turn. {arguments.threads} thread(s), float32, random weights; the cores are shared with other work, so processor "
-        f"time is the fair measure and wall time stands beside it. {count} utterances with MELD's lengths: prompts of "
-        f"{statistics.median(lengths):.0f} tokens in the median, {longest['prompt']} the longest, to which the reference "
-        f"pads; answers of up to {longest['answer']} tokens, which is how many the reference may generate (random weights "
-        "do not end earlier). `frozen` trains the adapter alone, as the reference does; `LoRA` trains this project's default "
-        "LoRA as well, which the reference has not. Inference answers with probabilities for every label where the "
-        "reference has a text; its `generate` is transformers' own, which computes logits at the last position only. "
-        "Training leaves collation out on all sides, inference has it in."
+        f"Batch {rows}, {turns} turns of all sides one after another, median (range); ratios are medians of those within a "
+        f"turn. {arguments.threads} thread(s), float32, random weights; the cores are shared with other work, so "
+        f"processor time is the fair measure and wall time stands beside it. {count} utterances with MELD's lengths: "
+        f"prompts and answers of {statistics.median(lengths):.0f} tokens in the median, {max(lengths)} the longest, to "
+        f"which the reference pads; answers of up to {longest['answer']} tokens, which is how many the reference may "
+        "generate (random weights do not end earlier). `frozen` trains the adapter alone, as the reference does; `LoRA` "
+        "trains this project's default LoRA as well, which the reference has not; `packed` puts the batch into rows of at "
+        f"most {PACKING_LENGTH} tokens. Inference answers with probabilities for every label where the reference has a "
+        "text; its `generate` is transformers' own, which computes logits at the last position only. Training leaves "
+        "collation out on all sides, inference has it in. Memory is of a batch that holds the longest utterance, two steps."
     )
     report("reference_recipe", __doc__, head, table, notes, arguments.quick)
 

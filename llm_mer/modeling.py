@@ -28,6 +28,7 @@ from llm_mer.adapters.base import (
 )
 from llm_mer.backbones.language_lora import LanguageRouter
 from llm_mer.configuration import MerConfig
+from llm_mer.packing import attends_by_positions, block_causal_mask
 
 FUSION_KEYS: tuple[str, ...] = (
     "text_ids",
@@ -165,12 +166,25 @@ class MerModel(MerPreTrainedModel):
         output: FusionOutput = self.fusion_adapter(fusion_inputs(tensors, self.get_input_embeddings()))
         return output
 
-    def inject(self, embeds: Tensor, pseudo_token_mask: Tensor, pseudo_tokens: Tensor) -> Tensor:
-        """Put ``pseudo_tokens (B, K, H)`` where ``pseudo_token_mask (B, L)`` is True in ``embeds (B, L, H)``."""
-        if not bool((pseudo_token_mask.sum(dim=1) == pseudo_tokens.shape[1]).all()):
+    def inject(
+        self, embeds: Tensor, pseudo_token_mask: Tensor, pseudo_tokens: Tensor, sample_ids: Tensor | None = None
+    ) -> Tensor:
+        """Put ``pseudo_tokens (B, K, H)`` where ``pseudo_token_mask (B, L)`` is True in ``embeds (B, L, H)``.
+
+        With ``sample_ids (R, L)`` mask and embeddings are of ``R`` rows that hold the ``B`` samples one after another.
+        """
+        if sample_ids is None:
+            found = pseudo_token_mask.sum(dim=1)
+        else:
+            # One more than there are samples: padding, numbered -1, is counted too and must hold none.
+            found = (sample_ids[pseudo_token_mask] + 1).bincount(minlength=pseudo_tokens.shape[0] + 1)
+            if int(found[0]) or found.shape[0] != pseudo_tokens.shape[0] + 1:
+                raise ValueError("pseudo-token places stand in padding, or in samples that the features do not have")
+            found = found[1:]
+        if not bool((found == pseudo_tokens.shape[1]).all()):
             raise ValueError(
                 f"each prompt must hold {pseudo_tokens.shape[1]} pseudo-token places, found "
-                f"{pseudo_token_mask.sum(dim=1).tolist()}; was a prompt truncated?"
+                f"{found.tolist()}; was a prompt truncated?"
             )
         return embeds.masked_scatter(pseudo_token_mask.unsqueeze(-1), pseudo_tokens.to(embeds.dtype))
 
@@ -183,6 +197,7 @@ class MerModel(MerPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         pseudo_token_mask: Tensor | None = None,
         language_ids: Tensor | None = None,
+        sample_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> MerModelOutput:
         """Embed, inject, run the backbone.
@@ -192,6 +207,8 @@ class MerModel(MerPreTrainedModel):
             attention_mask: ``(B, L)`` or a 4D mask. pseudo_token_mask: ``(B, L)`` bool, K True a row; None runs the
                 bare backbone (later steps of generation).
             language_ids: ``(B,)`` place of each sample's language in ``LANGUAGES``; read where LoRA is routed by language.
+            sample_ids: ``(R, L)`` of a packed batch, in which input_ids, position_ids and pseudo_token_mask are ``(R, L)``
+                and hold several of the ``B`` samples a row; see :class:`llm_mer.data.collator.MerBatch`.
             **kwargs: tensors of :data:`FUSION_KEYS` go to the adapter, anything else to the backbone.
         """
         tensors = {name: kwargs.pop(name) for name in FUSION_KEYS if name in kwargs}
@@ -206,7 +223,19 @@ class MerModel(MerPreTrainedModel):
             missing = inputs_embeds.shape[1] - mask.shape[1]
             if missing > 0:  # generation without a cache: the answer so far follows the prompt
                 mask = F.pad(mask, (0, missing))
-            inputs_embeds = self.inject(inputs_embeds, mask, fused.pseudo_tokens)
+            inputs_embeds = self.inject(inputs_embeds, mask, fused.pseudo_tokens, sample_ids)
+        shape = inputs_embeds.shape
+        if sample_ids is not None:
+            if language_ids is not None:
+                language_ids = language_ids[sample_ids.clamp(min=0)]  # (R, L)
+            implementation = self.language_model.config._attn_implementation
+            if attends_by_positions(implementation):  # which it does in a single row
+                assert position_ids is not None
+                attention_mask, inputs_embeds = None, inputs_embeds.reshape(1, -1, shape[-1])
+                position_ids = position_ids.reshape(1, -1)
+                language_ids = None if language_ids is None else language_ids.reshape(1, -1)
+            else:
+                attention_mask = block_causal_mask(sample_ids, inputs_embeds.dtype if implementation == "eager" else None)
         if self.language_router is not None:
             self.language_router.languages = language_ids
         outputs = self.language_model(
@@ -217,7 +246,7 @@ class MerModel(MerPreTrainedModel):
             **kwargs,
         )
         return MerModelOutput(
-            last_hidden_state=outputs.last_hidden_state,
+            last_hidden_state=outputs.last_hidden_state.view(*shape[:2], -1),
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer, TrlParser
 
@@ -49,6 +51,7 @@ from llm_mer.evaluation.journal import predict_all
 from llm_mer.evaluation.metrics import compute_metrics
 from llm_mer.inference import Predictor
 from llm_mer.modeling import MerHeadModel, conditional_generation_of, describe_parameters, fusion_adapter_of
+from llm_mer.packing import check_packing
 from llm_mer.prediction import Prediction
 from llm_mer.processes import Processes
 from llm_mer.processing import MerProcessor
@@ -91,6 +94,13 @@ class MerTrainingArguments(SFTConfig):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "stop after so many evaluations without a better score"}
     )
+    packing_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "put the questions of a step into rows of at most so many tokens, several in a row and each as if it "
+            "were alone: the same loss and gradients with less padding"
+        },
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "fixed: the collator needs its column"})
     # Of the next two, transformers and TRL each declare one bool | None and the other bool.
     gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
@@ -107,6 +117,11 @@ class MerTrainingArguments(SFTConfig):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)}; it must be at least 1")
+        if self.packing_length is not None and self.packing_length < 1:
+            raise UserError(f"packing_length: {self.packing_length}; it must be at least 1")
+        for name in ("packing", "padding_free"):
+            if getattr(self, name):
+                raise UserError(f"{name}: TRL's own knows no pseudo tokens; say packing_length: 1024 instead")
         output = Path(str(self.output_dir))
         standing = next(place for place in (output, *output.parents) if place.exists() or place == place.parent)
         if not standing.is_dir():
@@ -316,6 +331,18 @@ class MerTraining:
         optimizer.param_groups[:] = groups
         self._groups_split = True
         return optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The trainer's own, but groups of alike length are drawn anew each epoch from the seed and nothing else.
+
+        Transformers draws them from the global state of torch, which differs between processes and in a resumed run.
+        """
+        trainer: Any = self
+        if trainer.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+        seed = trainer.args.seed if trainer.args.data_seed is None else trainer.args.data_seed
+        rows = (trainer.train_dataset if train_dataset is None else train_dataset)[trainer.args.length_column_name]
+        return GroupedByLength(trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps, list(rows), seed)
 
     # --- evaluation -----------------------------------------------------------------------------------------------
 
@@ -619,6 +646,8 @@ def build_trainer(
     """
     loss_weights = check_loss_weights(model)
     check_sharding(model)
+    if training.packing_length is not None and model.backbone == "none":
+        raise UserError("packing_length: packs prompts, and backbone: none has none; leave it out")
     build_adapter_config(model.adapter, adapter_options)
     resumed = resumed_folder(training)
     with_prompts = model.backbone != "none"
@@ -636,17 +665,26 @@ def build_trainer(
         check_resume(resumed, run, model, adapter_options, backbone)
         training.resume_from_checkpoint = str(resumed)
     built = build_model(run, data, model, adapter_options, training.seed)
+    if training.packing_length is not None:
+        check_packing(built.model.config.get_text_config(), data.max_prompt_tokens)
     description = describe_run(run, built, data, model, training, loss_weights)
     adapter = fusion_adapter_of(built.model)
-    collator = MerCollator(run.train, built.processor, adapter.uses_context)
+    collator = MerCollator(run.train, built.processor, adapter.uses_context, training.packing_length)
     callbacks: list[TrainerCallback] = []
     if training.eval_strategy != "no" and training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
     rows = Dataset.from_dict({"question": list(range(len(run.train)))})
+    lengths = training.train_sampling_strategy in ("group_by_length", "batch_rebalance")
+    if lengths:
+        rows = rows.add_column(training.length_column_name, question_lengths(collator, "train", training))
     evaluation_rows = None
     if run.evaluation is not None and training.eval_strategy != "no":
         # One collator serves both: evaluation rows count on from the end of the training rows.
         evaluation_rows = Dataset.from_dict({"question": [len(run.train) + i for i in range(len(run.evaluation))]})
+        if lengths:
+            other = MerCollator(run.evaluation, built.processor)
+            column = question_lengths(other, "evaluation", training)
+            evaluation_rows = evaluation_rows.add_column(training.length_column_name, column)
     options: dict[str, Any] = {
         "model": built.model,
         "args": training,
@@ -664,6 +702,29 @@ def build_trainer(
     evaluation = run.evaluation if evaluation_rows is not None else None
     trainer.set_up(built.processor, loss_weights, model.adapter_learning_rate, description, evaluation)
     return trainer
+
+
+def question_lengths(collator: MerCollator, what: str, training: MerTrainingArguments) -> list[int]:
+    """Tokens of every question of a dataset, by which batches are grouped."""
+    quiet = training.disable_tqdm or training.process_index != 0
+    bar = tqdm(collator.dataset.questions, desc=f"lengths ({what})", unit="question", disable=quiet, leave=False)
+    return [collator.length(question) for question in bar]
+
+
+class GroupedByLength(LengthGroupedSampler):
+    """Indices of questions in batches of alike length, in an order that follows from the seed and the epoch alone."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths)
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch, a resumed one too."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return super().__iter__()
 
 
 @dataclass

@@ -41,7 +41,8 @@ class LanguageRouter:
         sharing: one of :data:`LORA_SHARING`. rank: all ranks together, a multiple of the number of blocks.
 
     Attributes:
-        table: ``(languages, R)`` of 0 and 1. languages: ``(B,)`` of the batch in work, set by the model's forward.
+        table: ``(languages, R)`` of 0 and 1. languages: ``(B,)`` of the batch in work, or ``(B, L)`` of each place where a
+            row holds several samples; set by the model's forward.
     """
 
     def __init__(self, sharing: str, rank: int) -> None:
@@ -61,8 +62,8 @@ class LanguageRouter:
             raise ValueError("this model's LoRA is routed by language: give language_ids")
         if output.shape[0] != self.languages.shape[0]:
             raise ValueError(f"language_ids are of {self.languages.shape[0]} samples, the batch has {output.shape[0]}")
-        mask = self.table.to(output.device, output.dtype)[self.languages]  # (B, R)
-        return output * mask.view(mask.shape[0], *(1,) * (output.ndim - 2), mask.shape[1])
+        mask = self.table.to(output.device, output.dtype)[self.languages]  # (B, R) or (B, L, R)
+        return output * mask.view(*mask.shape[:-1], *(1,) * (output.ndim - mask.ndim), mask.shape[-1])
 
 
 def route_by_language(model: nn.Module, sharing: str, rank: int) -> LanguageRouter | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llm_mer.data.dataset import MerDataset, Question
 from llm_mer.data.schema import LANGUAGES
+from llm_mer.packing import pack_rows
 from llm_mer.processing import MerProcessor, PreparedSample
 from llm_mer.prompts import HistoryTurn
 
@@ -22,6 +23,8 @@ class MerBatch:
 
     Attributes:
         input_ids, attention_mask, labels: ``(B, L)``; labels are -100 outside the answer. pseudo_token_mask: ``(B, L)``.
+        sample_ids, position_ids: ``(R, L)`` in packed batches alone, whose ``(R, L)`` tensors have several samples a row:
+            the sample of each place, -1 at padding, and its position in the sample. They need no attention_mask.
         text_ids: ``(B, T_t)``. ``*_features``: ``(B, T_m, D_m)``. ``*_mask``: ``(B, T_m)``, False rows for a missing one.
         context_*: see :class:`llm_mer.adapters.base.ConversationContext`.
         language_ids: ``(B,)`` places in ``LANGUAGES``. class_targets: ``(B,)``. score_targets: ``(B,)``.
@@ -31,6 +34,8 @@ class MerBatch:
     attention_mask: Tensor | None = None
     pseudo_token_mask: Tensor | None = None
     labels: Tensor | None = None
+    sample_ids: Tensor | None = None
+    position_ids: Tensor | None = None
     text_ids: Tensor | None = None
     text_features: Tensor | None = None
     text_mask: Tensor | None = None
@@ -89,12 +94,14 @@ class MerCollator:
     """Questions of one dataset to batches.
 
     Called by a trainer with rows ``{"question": index}`` and by inference with :class:`Question` objects through
-    :meth:`batch`. Training pads on the right and appends the answer; inference pads on the left and leaves it out.
+    :meth:`batch`. Training pads on the right and appends the answer; inference pads on the left and leaves it out. With
+    ``packing_length`` prompts with answers share rows of at most so many tokens.
     """
 
     dataset: MerDataset
     processor: MerProcessor
     use_context: bool = False
+    packing_length: int | None = None
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         questions = [self.dataset.questions[int(row["question"])] for row in rows]
@@ -107,12 +114,24 @@ class MerCollator:
         history = [HistoryTurn(speaker, text) for speaker, text in self.dataset.history(question.row, turns)]
         return self.processor.prepare(utterance, question.task, question.truth if with_answer else None, history)
 
+    def length(self, question: Question) -> int:
+        """Tokens of a question with its answer; 0 for an adapter alone."""
+        sample = self.prepare(question, True)
+        return 0 if sample.prompt is None else len(sample.prompt.ids) + len(sample.answer)
+
     def batch(self, questions: Sequence[Question], with_answer: bool) -> MerBatch:
-        """Prepare and pad."""
+        """Prepare and pad, or pack; in a packed batch samples stand in the order of their rows."""
         samples = [self.prepare(question, with_answer) for question in questions]
         batch = MerBatch()
         if self.processor.tokenizer is not None:
-            self._pad_prompts(batch, samples, with_answer)
+            if self.packing_length is not None and with_answer:
+                lengths = [len(s.answer) + (0 if s.prompt is None else len(s.prompt.ids)) for s in samples]
+                rows = pack_rows(lengths, self.packing_length)
+                order = [index for row in rows for index in row]
+                questions, samples = [questions[i] for i in order], [samples[i] for i in order]
+                self._pack_prompts(batch, samples, [len(row) for row in rows])
+            else:
+                self._pad_prompts(batch, samples, with_answer)
             languages = [self.dataset.language(question.row) for question in questions]
             batch.language_ids = torch.tensor([LANGUAGES.index(language) for language in languages], dtype=torch.long)
         for modality, size in self.processor.feature_sizes.items():
@@ -148,6 +167,31 @@ class MerCollator:
             if batch.labels is not None:
                 begin = len(prompt.ids)
                 batch.labels[i, begin : begin + len(sample.answer)] = torch.tensor(sample.answer, dtype=torch.long)
+
+    def _pack_prompts(self, batch: MerBatch, samples: list[PreparedSample], counts: list[int]) -> None:
+        """Prompts and answers of ``counts[r]`` samples one after another in row ``r``."""
+        rows: list[dict[str, list[int]]] = []
+        sample = 0
+        for count in counts:
+            row: dict[str, list[int]] = {"ids": [], "labels": [], "places": [], "samples": [], "positions": []}
+            for number in range(sample, sample + count):
+                prompt, answer = samples[number].prompt, samples[number].answer
+                assert prompt is not None
+                length = len(prompt.ids) + len(answer)
+                row["ids"] += prompt.ids + answer
+                row["labels"] += [-100] * len(prompt.ids) + answer
+                row["places"] += [int(prompt.start <= i < prompt.start + prompt.count) for i in range(length)]
+                row["samples"] += [number] * length
+                row["positions"] += range(length)
+            rows.append(row)
+            sample += count
+
+        def padded(name: str, fill: int) -> Tensor:
+            return pad_ids([row[name] for row in rows], fill)[0]
+
+        batch.input_ids, batch.labels = padded("ids", self.processor.filler_id), padded("labels", -100)
+        batch.pseudo_token_mask = padded("places", 0).bool()
+        batch.sample_ids, batch.position_ids = padded("samples", -1), padded("positions", 0)
 
     def _pad_context(self, batch: MerBatch, questions: Sequence[Question]) -> None:
         context = self.dataset.context
