@@ -20,7 +20,7 @@ from llm_mer.building import add_lora
 from llm_mer.configuration import ModelArguments
 from llm_mer.training import GroupedByLength
 
-PACKING = (256, 512, 1024)
+PACKING = (128, 256, 512)
 
 
 def used_places(batch: dict[str, Tensor]) -> int:
@@ -28,32 +28,24 @@ def used_places(batch: dict[str, Tensor]) -> int:
     return int((batch["sample_ids"] >= 0).sum() if "sample_ids" in batch else batch["attention_mask"].sum())
 
 
-def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--rows", type=int, default=16, help="questions a step")
-    parser.add_argument("--turns", type=int, default=7)
-    arguments = parser.parse_args()
-    size = Size(2, 128, 4_000) if arguments.quick else Size(6, 256, 32_000)
-    rows, turns, count = (4, 2, 48) if arguments.quick else (arguments.rows, arguments.turns, 512)
-    with threads(arguments.threads):
-        setting = Setting.build(size, count)
-        collator, questions = setting.collator, setting.collator.dataset.questions
-        lengths = [collator.length(question) for question in questions]
-        random = np.random.default_rng(1).permutation(count).tolist()
-        grouped = list(GroupedByLength(rows, lengths, 0))
-        start = torch.randperm(count // rows, generator=torch.Generator().manual_seed(0))[:turns].tolist()
-        step = optimised(add_lora(setting.model(), ModelArguments()).train(), our_loss)
-        data = {}
-        for name, order, length in [
-            ("padded", random, None),
-            ("grouped by length", grouped, None),
-            *((f"packed, {length}", random, length) for length in PACKING),
-            ("grouped and packed, 512", grouped, 512),
-        ]:
-            packing = dataclasses.replace(collator, packing_length=length)
-            batches = [[questions[i] for i in order[place * rows : (place + 1) * rows]] for place in start]
-            data[name] = [packing.batch(batch, True).model_inputs() for batch in batches]
-        taken = in_turn({name: (lambda turn, b=b: step(b[turn])) for name, b in data.items()}, turns)
+def measure(setting: Setting, style: str, rows: int, turns: int) -> list[list[str]]:
+    """One line a kind of batch."""
+    collator, questions = setting.collator, setting.collator.dataset.questions
+    lengths = [collator.length(question) for question in questions]
+    random = np.random.default_rng(1).permutation(len(questions)).tolist()
+    grouped = list(GroupedByLength(rows, lengths, 0))
+    start = torch.randperm(len(questions) // rows, generator=torch.Generator().manual_seed(0))[:turns].tolist()
+    step = optimised(add_lora(setting.model(), ModelArguments()).train(), our_loss)
+    data = {}
+    for name, order, length in [
+        ("padded", random, None),
+        ("grouped by length", grouped, None),
+        *((f"packed, {length}", random, length) for length in PACKING),
+    ]:
+        packing = dataclasses.replace(collator, packing_length=length)
+        batches = [[questions[i] for i in order[place * rows : (place + 1) * rows]] for place in start]
+        data[name] = [packing.batch(batch, True).model_inputs() for batch in batches]
+    taken = in_turn({name: (lambda turn, b=b: step(b[turn])) for name, b in data.items()}, turns)
     rates = {}
     for name, batches in data.items():
         real = [used_places(batch) for batch in batches]
@@ -63,10 +55,24 @@ def main() -> None:
         padding = 1 - sum(map(used_places, batches)) / sum(batch["input_ids"].numel() for batch in batches)
         rate = rates[name]
         shape = " × ".join(str(n) for n in batches[0]["input_ids"].shape)
-        cells = [name, f"{padding:.0%}", shape, f"{statistics.median(rate):.0f}", f"{min(rate):.0f}–{max(rate):.0f}"]
+        cells = [style, name, f"{padding:.0%}", shape, f"{statistics.median(rate):.0f}", f"{min(rate):.0f}–{max(rate):.0f}"]
         table.append([*cells, f"{ratio(rate, rates['padded']):.2f} ×"])
         print(*table[-1], file=sys.stderr, flush=True)
-    head = ["batches", "padding", "rows × places, e.g.", "real tokens / processor s", "range", "× padded"]
+    return table
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--rows", type=int, default=16, help="questions a step")
+    parser.add_argument("--turns", type=int, default=7)
+    arguments = parser.parse_args()
+    size = Size(2, 128, 4_000) if arguments.quick else Size(6, 256, 32_000)
+    rows, turns, count = (4, 2, 48) if arguments.quick else (arguments.rows, arguments.turns, 512)
+    table = []
+    for style in ("short", "instruct"):
+        with threads(arguments.threads):
+            table += measure(Setting.build(size, count, style), style, rows, turns)
+    head = ["prompts", "batches", "padding", "rows × places, e.g.", "real tokens / processor s", "range", "× padded"]
     notes = (
         f"{size} Llama, vocabulary {size.vocabulary:,}, {rows} questions a step, {turns} turns of all sides one after "
         f"another, {arguments.threads} thread(s), float32, sdpa under a mask: a packed row pays for attention across its "

@@ -84,11 +84,11 @@ class Setting:
     adapter: str = "egmf"
 
     @classmethod
-    def build(cls, size: Size, count: int) -> Setting:
+    def build(cls, size: Size, count: int, prompts: str = "instruct") -> Setting:
         tokenizer = train_tokenizer(list(generate(0, 4000)), 3200)
         sizes = {"text": size.hidden, "audio": AUDIO[1], "vision": VISION[1]}
         task = get_task("emotion")
-        processor = MerProcessor(tokenizer, [task], load_prompts("instruct"), sizes, {}, num_pseudo_tokens=4)
+        processor = MerProcessor(tokenizer, [task], load_prompts(prompts), sizes, {}, num_pseudo_tokens=4)
         return cls(size, MerCollator(MerDataset(utterances(count), [task]), processor))
 
     @property

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
+import os
+import shutil
 import sys
 import zipfile
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -21,7 +26,7 @@ from llm_mer.data.sources.manifest import (
     guess_language,
     is_broken,
     parse_json_line,
-    read_manifest,
+    stream_manifest,
     utterance_from_entry,
 )
 from llm_mer.data.store import check_values
@@ -29,6 +34,7 @@ from llm_mer.decoding.dialogue import OnlineDialogueDecoder
 from llm_mer.errors import UserError
 from llm_mer.features.media import sound_of
 from llm_mer.prediction import Prediction
+from llm_mer.processes import Processes
 
 if TYPE_CHECKING:
     from llm_mer.inference import MerPipeline
@@ -37,6 +43,9 @@ PROBABILITY_FLOOR = 0.0005
 """Probabilities below this are left out of a score's printed distribution; they stay in ``--full`` output."""
 CONVERSATIONS_KEPT = 256
 """Dialogues of a stream whose last utterances and beams are kept, the most recent ones."""
+
+MEETING = 64
+"""Groups a process answers between two meetings with the others."""
 
 
 @dataclass
@@ -159,10 +168,15 @@ def inputs(config: InferConfig) -> Iterator[Utterance | tuple[str, str]]:
     if clip:
         yield single_utterance(config)
     elif config.manifest is not None:
-        refused: list[tuple[str, str]] | None = [] if config.on_bad_input == "report" else None
-        utterances = read_manifest(config.manifest, refused=refused)
-        yield from refused or ()
-        yield from utterances
+        if config.on_bad_input == "stop":
+            for _ in stream_manifest(config.manifest):  # a wrong line ends the command before anything is answered
+                pass
+        refused: list[tuple[str, str]] = []
+        for utterance in stream_manifest(config.manifest, refused=refused):
+            yield from refused
+            refused.clear()
+            yield utterance
+        yield from refused
     else:
         for number, line in enumerate(_standard_input(), 1):
             if not line.strip():
@@ -185,10 +199,11 @@ def _standard_input() -> Iterator[str]:
         raise UserError(f"standard input: not UTF-8 text: {error}") from None
 
 
-def finished_ids(path: Path, answers: int = 1) -> set[str]:
+def finished_ids(path: Path, answers: int = 1, numbered: bool = False) -> set[str]:
     """Ids an interrupted run has already answered.
 
     A last line that broke off is cut away, and with it the last utterance when it has fewer than ``answers`` lines.
+    ``numbered``: the lines are those of a :class:`PartFiles`, which begin with their place in the input.
 
     Raises:
         UserError: a line that ``infer.py`` did not write.
@@ -204,7 +219,7 @@ def finished_ids(path: Path, answers: int = 1) -> set[str]:
             if not line.endswith(b"\n"):
                 break
             try:
-                entry = json.loads(line)
+                entry = json.loads(line.partition(b"\t")[2] if numbered else line)
                 name = str(entry["id"])
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{path}:{number}: not a line of infer.py; name another --output") from None
@@ -222,7 +237,7 @@ def finished_ids(path: Path, answers: int = 1) -> set[str]:
 
 
 @contextmanager
-def opened(output: str | None) -> Iterator[IO[str]]:
+def opened(output: str | Path | None) -> Iterator[IO[str]]:
     """The output file for appending, or standard output."""
     if output is None:
         yield sys.stdout
@@ -234,6 +249,100 @@ def opened(output: str | None) -> Iterator[IO[str]]:
         except OSError as error:
             raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
         yield stream
+
+
+@dataclass
+class PartFiles:
+    """``OUTPUT.part-N`` beside ``OUTPUT``: what process N of a job has answered, each line after its place in the input.
+
+    Any number of processes goes on from any parts: what one of them holds is done. When all is answered the first process
+    puts the lines in the order of the input behind what ``OUTPUT`` held, in one move, and removes the parts.
+    """
+
+    output: Path
+
+    def part(self, rank: int) -> Path:
+        """The file of one process."""
+        return self.output.with_name(f"{self.output.name}.part-{rank}")
+
+    def found(self) -> list[Path]:
+        """The parts there are."""
+        return sorted(self.output.parent.glob(f"{glob.escape(self.output.name)}.part-[0-9]*"))
+
+    def merge(self) -> None:
+        """Parts to ``OUTPUT``. Holds 24 bytes a line; a line whose id ``OUTPUT`` has already, from a merge that was cut
+        off before the parts were removed, is left out."""
+        parts = self.found()
+        if not parts:
+            return
+        before = finished_ids(self.output)
+        places, files, offsets = array("q"), array("q"), array("q")
+        for number, part in enumerate(parts):
+            offset = 0
+            with part.open("rb") as stream:
+                for line in stream:
+                    place, _, content = line.partition(b"\t")
+                    if not before or str(json.loads(content)["id"]) not in before:
+                        places.append(int(place))
+                        files.append(number)
+                        offsets.append(offset)
+                    offset += len(line)
+        order = np.argsort(np.asarray(places, dtype=np.int64), kind="stable")
+        scratch = self.output.with_name(f".{self.output.name}.merging")
+        with ExitStack() as stack:
+            streams = [stack.enter_context(part.open("rb")) for part in parts]
+            out = stack.enter_context(scratch.open("wb"))
+            if self.output.is_file():
+                with self.output.open("rb") as kept:
+                    shutil.copyfileobj(kept, out)
+            for index in order:
+                streams[files[index]].seek(offsets[index])
+                out.write(streams[files[index]].readline().partition(b"\t")[2])
+            out.flush()
+            os.fsync(out.fileno())
+        scratch.replace(self.output)
+        for part in parts:
+            part.unlink()
+
+
+@dataclass
+class AnswerFile:
+    """Where one process writes, and the ids that need no answer any more."""
+
+    stream: IO[str]
+    done: set[str]
+    numbered: bool
+
+    def write(self, place: int, entry: dict[str, Any]) -> None:
+        """One line about the utterance at ``place`` of the input."""
+        number = f"{place}\t" if self.numbered else ""
+        self.stream.write(number + json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def flush(self) -> None:
+        """Hand the lines to the system, so that they outlive this process."""
+        self.stream.flush()
+
+
+@contextmanager
+def answer_file(output: str | None, processes: Processes, answers: int) -> Iterator[AnswerFile]:
+    """``--output`` itself for one process; a part of it for each of several, put together at the end. Collective."""
+    if output is None:
+        yield AnswerFile(sys.stdout, set(), False)
+        return
+    files = PartFiles(Path(output))
+    done: set[str] = set()
+    for turn in range(2):  # the first process cuts off what broke, then the others read
+        if processes.first == (turn == 0):
+            done = finished_ids(files.output, answers)
+            for part in files.found():
+                done |= finished_ids(part, answers, numbered=True)
+        processes.gather(None)
+    parted = processes.world > 1 or bool(files.found())
+    with opened(files.part(processes.rank) if parted else output) as stream:
+        yield AnswerFile(stream, done, parted)
+    processes.gather(None)
+    if parted and processes.first:
+        files.merge()
 
 
 def shorten(entry: dict[str, Any]) -> dict[str, Any]:
@@ -267,11 +376,16 @@ def readable(prediction: Prediction) -> str:
     return "  ·  ".join(parts)
 
 
-def batches(items: Iterable[Utterance], size: int, by_dialogue: bool) -> Iterator[list[Utterance]]:
+Item = tuple[int, Utterance]
+"""A place in the input, errors counted, and the utterance that stands there."""
+
+
+def batches(items: Iterable[Item], size: int, by_dialogue: bool) -> Iterator[list[Item]]:
     """Groups of ``size``; with ``by_dialogue`` a dialogue is never torn (its utterances must follow one another)."""
-    pending: list[Utterance] = []
+    pending: list[Item] = []
     for item in items:
-        same = bool(pending) and item.dialogue_id is not None and item.dialogue_id == pending[-1].dialogue_id
+        dialogue = item[1].dialogue_id
+        same = bool(pending) and dialogue is not None and dialogue == pending[-1][1].dialogue_id
         if len(pending) >= size and not same:
             yield pending
             pending = []
@@ -365,13 +479,17 @@ def decode_groups(pipeline: MerPipeline, predictions: list[Prediction], mode: st
 def infer(config: InferConfig) -> int:
     """Answer everything and write JSONL; returns the number of utterances answered.
 
-    With ``--output``, an interrupted run goes on after the last whole line. An input that cannot be used becomes a line
-    ``{"id": …, "error": …}`` unless ``--on_bad_input stop``.
+    Under a launcher of several processes each answers its share of the groups (:class:`PartFiles`), and the file is that of
+    one process. With ``--output``, an interrupted run goes on after the last whole line. An input that cannot be used
+    becomes a line ``{"id": …, "error": …}`` unless ``--on_bad_input stop``.
     """
     if config.batch_size < 1:
         raise UserError(f"--batch_size {config.batch_size}: it must be at least 1")
     if config.output is not None and Path(config.output).is_dir():
         raise UserError(f"--output {config.output}: is a folder; name a file")
+    processes = Processes.join()
+    if processes.world > 1 and (config.output is None or config.stdin):
+        raise UserError("several processes answer a --manifest into an --output file; run others by one")
     stream_in = inputs(config)
     first = next(stream_in, None)  # a wrong command line fails before a model is loaded
     if first is None:
@@ -383,7 +501,7 @@ def infer(config: InferConfig) -> int:
     pipeline = MerPipeline.from_checkpoint(
         config.checkpoint,
         backbone=config.backbone,
-        device=config.device,
+        device=config.device or processes.device,
         batch_size=config.batch_size,
         generate=config.generate,
     )
@@ -393,57 +511,74 @@ def infer(config: InferConfig) -> int:
         )
     asked = [task.name for task in pipeline.dataset([], config.tasks).tasks]
     decodes = config.dialogue_decoder != "none" and any(name in pipeline.description.shift_probability for name in asked)
-    done = finished_ids(Path(config.output), len(asked)) if config.output else set()
+    whole = pipeline.predictor.use_context or config.dialogue_decoder != "none"
+    live = Conversations(pipeline, config.tasks, config.dialogue_decoder == "online") if config.stdin else None
     answered = 0
-    with opened(config.output) as out, tqdm(desc="infer", unit="utterance", disable=config.output is None) as bar:
+    with (
+        answer_file(config.output, processes, len(asked)) as out,
+        tqdm(desc="infer", unit="utterance", disable=config.output is None or not processes.first) as bar,
+    ):
 
-        def write(entry: dict[str, Any]) -> None:
-            out.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
+        def refuse(place: int, name: str, message: str) -> None:
+            out.write(place, {"id": name, "error": message})
 
-        def ready() -> Iterator[Utterance]:
-            from itertools import chain
+        def numbered() -> Iterator[Item]:
+            """Utterances with their places; lines that cannot be used are reported by one of the processes."""
+            for place, item in enumerate(chain([first], stream_in)):
+                if not isinstance(item, tuple):
+                    yield place, item
+                elif item[0] not in out.done and place % processes.world == processes.rank:
+                    refuse(place, *item)
 
-            for item in chain([first], stream_in):
-                if isinstance(item, tuple):
-                    if item[0] not in done:
-                        write({"id": item[0], "error": item[1]})
-                    continue
-                if item.id in done:
-                    continue
+        def ready(group: list[Item]) -> list[Item]:
+            """The group with features; an utterance that has none becomes a line and leaves it."""
+            found = []
+            for place, item in group:
                 try:
                     if decodes and item.dialogue_id is not None and item.speaker is None:
                         raise UserError(f"utterance {item.id!r} has no speaker; the dialogue decoder needs one")
-                    yield pipeline.with_features(item)
+                    found.append((place, pipeline.with_features(item)))
                 except UserError as error:
                     if config.on_bad_input == "stop":
                         raise
-                    write({"id": item.id, "error": str(error)})
+                    if item.id not in out.done:
+                        refuse(place, item.id, str(error))
+            return found
 
-        def answer(group: list[Utterance]) -> list[Prediction]:
+        def answer(group: list[Item]) -> list[Prediction]:
             """Predictions of a group; an utterance that cannot be answered becomes a line and leaves the group."""
             while group:
+                utterances = [utterance for _, utterance in group]
                 try:
-                    return live(group[0]) if live is not None else pipeline(group, config.tasks)
+                    return live(utterances[0]) if live is not None else pipeline(utterances, config.tasks)
                 except UserError as error:
                     if config.on_bad_input == "stop":
                         raise
-                    bad = [(u, message) for u in group if (message := refusal(pipeline, u, config.tasks)) is not None]
+                    bad = {u.id: message for u in utterances if (message := refusal(pipeline, u, config.tasks)) is not None}
                     if not bad:
                         raise error from None
-                    for utterance, message in bad:
-                        write({"id": utterance.id, "error": message})
-                        group.remove(utterance)
+                    for place, utterance in group:
+                        if utterance.id in bad and utterance.id not in out.done:
+                            refuse(place, utterance.id, bad[utterance.id])
+                    group[:] = [item for item in group if item[1].id not in bad]
             return []
 
-        live = Conversations(pipeline, config.tasks, config.dialogue_decoder == "online") if config.stdin else None
-        whole = pipeline.predictor.use_context or config.dialogue_decoder != "none"
-        for group in batches(ready(), 1 if live else config.batch_size, whole and live is None):
+        for turn, given in enumerate(batches(numbered(), 1 if live else config.batch_size, whole and live is None)):
+            if turn % (MEETING * processes.world) == 0:
+                processes.gather(None)  # none waits for another longer than the job's own patience
+            # The groups are those of one process, and one that an interrupted run tore is answered whole again, so that
+            # every number is the same however many processes there are and wherever they were stopped.
+            if turn % processes.world != processes.rank or all(utterance.id in out.done for _, utterance in given):
+                continue
+            group = ready(given)
             predictions = answer(group)
             if live is None and config.dialogue_decoder != "none":
                 predictions = decode_groups(pipeline, predictions, config.dialogue_decoder)
             # All answers of an utterance are written together, so a resumed run never lacks one of them.
-            order = {utterance.id: place for place, utterance in enumerate(group)}
-            for prediction in sorted(predictions, key=lambda p: order[p.id]):
+            places = {utterance.id: place for place, utterance in group}
+            for prediction in sorted(predictions, key=lambda p: places[p.id]):
+                if prediction.id in out.done:
+                    continue
                 entry = prediction.to_dict()
                 try:
                     json.dumps(entry, allow_nan=False)  # all of it: shortening would hide a distribution of NaN
@@ -453,12 +588,13 @@ def infer(config: InferConfig) -> int:
                     )
                     if config.on_bad_input == "stop":
                         raise UserError(f"utterance {prediction.id!r}: {message}") from None
-                    write({"id": prediction.id, "error": message})
+                    refuse(places[prediction.id], prediction.id, message)
                     continue
-                write(entry if config.full else shorten(entry))
+                out.write(places[prediction.id], entry if config.full else shorten(entry))
                 if config.echo and config.output is not None:
                     tqdm.write(readable(prediction))
             out.flush()
-            answered += len(group)
-            bar.update(len(group))
-    return answered
+            new = sum(utterance.id not in out.done for _, utterance in group)
+            answered += new
+            bar.update(new * processes.world)
+    return sum(processes.gather(answered))

@@ -130,17 +130,21 @@ def test_a_sample_is_not_changed_by_what_shares_its_row(arguments: Callable[...,
     assert not torch.equal(one[~last], two[~last])
 
 
-def test_rows_hold_every_sample_once_and_no_more_than_their_capacity() -> None:
-    random = np.random.default_rng(0)
-    lengths = random.integers(1, 90, size=300).tolist()
-    rows = pack_rows(lengths, 64)
-    assert sorted(sample for row in rows for sample in row) == list(range(300))
-    for row in rows:
-        assert len(row) == 1 or sum(lengths[sample] for sample in row) <= 64
-    fitting = [length for length in lengths if length <= 64]
-    # First fit, the longest first, needs at most 11/9 of the fewest rows and one more (Johnson, 1973).
-    least = -(-sum(fitting) // 64)
-    assert len(rows) - (300 - len(fitting)) <= 11 / 9 * max(least, sum(length > 32 for length in fitting)) + 1
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_hold_every_sample_once_within_their_capacity_and_are_about_as_long(seed: int) -> None:
+    lengths = np.random.default_rng(seed).integers(1, 90, size=64).tolist()
+    rows = pack_rows(lengths, 256)
+    assert sorted(sample for row in rows for sample in row) == list(range(64))
+    filled = [sum(lengths[sample] for sample in row) for row in rows]
+    assert max(filled) <= 256
+    assert len(rows) <= -(-sum(lengths) // 256) + 1
+    # Graham's bound on the longest: the mean, and not quite one sample more.
+    assert max(filled) <= sum(lengths) / len(rows) + (1 - 1 / len(rows)) * max(lengths)
+
+
+def test_a_sample_longer_than_a_row_makes_rows_as_long_as_itself() -> None:
+    assert pack_rows([50, 10, 20, 20], 30) == [[0], [1, 2, 3]]
+    assert pack_rows([4], 30) == [[0]]
 
 
 def test_a_place_sees_what_stands_before_it_in_its_own_sample() -> None:
