@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from llm_mer import __version__
 from llm_mer.backbones.language_lora import route_by_language
@@ -256,14 +256,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer beside the weights. Raises :class:`UserError` when its files are missing or damaged."""
     if not (folder / "tokenizer_config.json").is_file():
         raise UserError(f"{folder}: no tokenizer_config.json; the checkpoint is incomplete")
+    from llm_mer.backbones.loading import read_tokenizer
+
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        return read_tokenizer(folder, local=True)
     except Exception as error:  # a damaged file surfaces as whatever its reader raises
         reason = first_line(error)
         raise UserError(f"{folder}: the tokenizer's files are missing or damaged: {reason}") from error
-    return tokenizer
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -76,11 +76,11 @@ def preview_prompts(config: PreviewConfig) -> str:
 
     tokenizer = None
     if config.backbone:
-        from transformers import AutoTokenizer
+        from llm_mer.backbones.loading import read_tokenizer
 
         local = Path(config.backbone).is_dir()
         try:
-            tokenizer = AutoTokenizer.from_pretrained(config.backbone, local_files_only=local, trust_remote_code=False)
+            tokenizer = read_tokenizer(config.backbone, local)
         except (OSError, ValueError) as error:
             reason = first_line(error)
             raise UserError(f"backbone {config.backbone!r}: its tokenizer cannot be loaded: {reason}") from None

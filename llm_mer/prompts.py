@@ -233,12 +233,15 @@ def render_plain(rendered: RenderedPrompt) -> RenderedPrompt:
 def render_chat(rendered: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
     """Put a prompt into the tokenizer's chat template; the pseudo tokens stay inside the user's turn.
 
-    A template without a system role gets the system message at the head of the user's turn.
+    A template without a system role gets the system message at the head of the user's turn. One that lets the model think
+    first (Qwen3) is told not to: the answer begins where the prompt ends.
     """
     user = rendered.before + SENTINEL + rendered.after
 
     def apply(messages: list[dict[str, str]]) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        )
 
     text = ""
     if rendered.system:

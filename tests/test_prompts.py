@@ -294,6 +294,12 @@ def test_a_chat_template_without_a_system_role_gets_the_message_in_the_users_tur
     assert chat.after.endswith("</user><assistant>")
 
 
+def test_a_chat_template_that_would_let_the_model_think_is_told_not_to() -> None:
+    thinking = CHATML + "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
+    chat = render_chat(render(template(), TASKS["classification"], "hi"), character_tokenizer(thinking))
+    assert chat.after.endswith("<assistant><think></think>")
+
+
 def test_an_empty_prefix_puts_the_pseudo_tokens_at_the_head_of_the_users_turn() -> None:
     chat = render_chat(render(template(), TASKS["classification"], "hi"), character_tokenizer(CHATML))
     assert chat.before == "<user>"

@@ -10,11 +10,21 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from llm_mer.errors import UserError
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+GENERAL_TOKENIZERS: tuple[str, ...] = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""What ``tokenizer_config.json`` names where ``tokenizer.json`` says everything; the second is the older name."""
 
 
 @dataclass
@@ -59,7 +69,7 @@ def load_backbone(
             "tuple[PreTrainedModel, dict[str, Any]]",
             AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options),
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
+        tokenizer = read_tokenizer(source, local)
     except OSError as error:
         raise UserError(f"backbone {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     except ValueError as error:
@@ -82,6 +92,20 @@ def load_backbone(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return LoadedBackbone(model, tokenizer)
+
+
+def read_tokenizer(source: str | Path, local: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name, as its files say.
+
+    ``AutoTokenizer`` goes by the model's type first: beside a Qwen2 model it reads any vocabulary as Qwen's own byte-level
+    one, which makes Chinese of another kind of tokenizer vanish in silence. Files that declare the general class are
+    therefore read with it, and say themselves how text is split. What is raised is what transformers raises.
+    """
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
+    declared = get_tokenizer_config(str(source), **options).get("tokenizer_class")
+    reader = PreTrainedTokenizerFast if declared in GENERAL_TOKENIZERS else AutoTokenizer
+    tokenizer: PreTrainedTokenizerBase = reader.from_pretrained(source, **options)
+    return tokenizer
 
 
 def _check_folder(folder: Path) -> None:

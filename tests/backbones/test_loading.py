@@ -13,6 +13,7 @@ from conftest import build_tokenizer
 
 import llm_mer.backbones.loading
 from llm_mer.backbones.loading import embedding_norm, load_backbone, lora_targets, quantization_config
+from llm_mer.checkpoint import load_tokenizer
 from llm_mer.errors import UserError
 
 TARGETS = {
@@ -73,11 +74,21 @@ def test_a_tokenizer_without_a_pad_token_gets_one(backbones: dict[str, Path], tm
     assert load_backbone(folder).tokenizer.pad_token_id is not None
 
 
+@pytest.mark.parametrize("architecture", list(TARGETS))
+def test_a_backbones_tokenizer_splits_text_as_the_one_that_was_saved_with_it(
+    architecture: str, backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    made, loaded = build_tokenizer(), load_backbone(backbones[architecture]).tokenizer
+    again = load_tokenizer(Path(loaded.save_pretrained(tmp_path)[0]).parent)
+    for text in ("the train leaves at nine", "情绪：高兴", "joy -1.2 10", "火车九点开😀"):
+        assert loaded(text)["input_ids"] == made(text)["input_ids"] == again(text)["input_ids"]
+
+
 def test_remote_code_is_never_trusted_and_a_folder_never_asks_the_network(
     backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, Any]] = []
-    for name in ("AutoModelForCausalLM", "AutoTokenizer"):
+    for name in ("AutoModelForCausalLM", "PreTrainedTokenizerFast"):
         original = getattr(llm_mer.backbones.loading, name)
 
         class Watched:
