@@ -38,7 +38,7 @@ CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN_SPLIT = CONTRACTIONS + r"\p{N}" + REST
 LLAMA3_SPLIT = CONTRACTIONS + r"\p{N}{1,3}" + REST
-"""How the published Qwen2/Qwen3 and Llama-3/GLM-4 tokenizers cut text before merging: digits alone, or up to three at once."""
+"""How the published Qwen2/Qwen3 and Llama-3/GLM-4 tokenizers cut text before merging: digits alone, or up to three."""
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
