@@ -48,7 +48,8 @@ def load_backbone(
         quantization: ``none``, ``int8`` or ``nf4`` (bitsandbytes). attn_implementation: transformers' own choice when None.
 
     Raises:
-        UserError: no such folder, no or a foreign configuration, weights missing from the files, or an unreachable hub.
+        UserError: no such folder, no or a foreign configuration, weights missing from the files, an unreachable hub, or a
+            quantisation that this machine or this model cannot have.
     """
     source = str(source)
     local = Path(source).is_dir()
@@ -87,6 +88,7 @@ def load_backbone(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if quantization == "nf4":
+        check_nf4_blocks(model)
         disable_packed_nf4(model)
     model.eval()
     for parameter in model.parameters():
@@ -141,6 +143,27 @@ def quantization_config(name: str, compute_dtype: torch.dtype) -> Any:
             bnb_4bit_use_double_quant=True,
         )
     raise UserError(f"quantization: {name!r} is not one of none, int8, nf4")
+
+
+def check_nf4_blocks(model: nn.Module) -> None:
+    """Refuse NF4 on a CPU for weights whose rows are no whole blocks.
+
+    There bitsandbytes (0.50) reads such rows back wrongly, and partly from beside the weight, without a word.
+
+    Raises:
+        UserError: naming the layer and its size.
+    """
+    import bitsandbytes
+
+    for name, module in model.named_modules():
+        if not isinstance(module, bitsandbytes.nn.Linear4bit) or module.weight.device.type != "cpu":
+            continue
+        size = module.weight.quant_state.blocksize
+        if module.in_features % size:
+            raise UserError(
+                f"quantization nf4: {name} has {module.in_features} inputs, no multiple of {size}, which bitsandbytes reads "
+                "wrongly on a CPU; use quantization int8 or none, or a GPU"
+            )
 
 
 def disable_packed_nf4(model: nn.Module) -> None:
