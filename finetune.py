@@ -11,3 +11,5 @@ if __name__ == "__main__":
         finetune()
     except UserError as error:
         sys.exit(f"finetune.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("finetune.py: stopped")

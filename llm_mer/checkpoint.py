@@ -143,8 +143,11 @@ def reference_backbone(source: str, output: Path, save: str, quantization: str, 
     if save == "always" or (save == "auto" and size <= COPY_LIMIT):
         target = output / "backbone"
         if not (target.is_dir() and folder_fingerprint(target) == fingerprint):
+            scratch = output / ".backbone"
+            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.copytree(path, scratch)
             shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(path, target)
+            scratch.rename(target)  # under its name only when whole
         folder = "backbone"
     return BackboneReference(path.name, folder, fingerprint, quantization, dtype)
 

@@ -40,6 +40,13 @@ class Processes:
 
         return list(gather_object([value]))
 
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
     def from_first(self, value: Any) -> Any:
         """The first process's value, on all."""
         return self.gather(value if self.first else None)[0]

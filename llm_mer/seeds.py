@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from llm_mer.checkpoint import stack_versions
 from llm_mer.configuration import DataArguments, ModelArguments
 from llm_mer.data.reading import read_utterances
@@ -75,7 +73,7 @@ def train_seeds(
 
 def for_seed(training: MerTrainingArguments, seed: int, place: Path) -> MerTrainingArguments:
     """The trainer's arguments for one of the seeds, built anew from what was given."""
-    resume = bool(training.resume_from_checkpoint) and place.is_dir() and get_last_checkpoint(str(place)) is not None
+    resume = training.resume_from_checkpoint
     own = {"seed": seed, "seeds": None, "output_dir": str(place), "resume_from_checkpoint": True if resume else None}
     return MerTrainingArguments(**{**training.given, **own})
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from llm_mer.adapters import adapter_class
@@ -50,6 +51,7 @@ from llm_mer.errors import UserError
 from llm_mer.evaluation.journal import predict_all
 from llm_mer.evaluation.metrics import compute_metrics
 from llm_mer.inference import Predictor
+from llm_mer.interruption import Interruption
 from llm_mer.modeling import MerHeadModel, conditional_generation_of, describe_parameters, fusion_adapter_of
 from llm_mer.packing import check_packing
 from llm_mer.prediction import Prediction
@@ -59,6 +61,7 @@ from llm_mer.prompts import load_prompts
 from llm_mer.run_manifest import RunManifest, given_options
 from llm_mer.run_manifest import begin as begin_manifest
 from llm_mer.tasks import Task
+from llm_mer.whole_checkpoints import SEAL, Saving, checkpoints, damage, full_disk, last_whole
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +198,11 @@ class _EpochEnd(TrainerCallback):
     def __init__(self, trainer: MerTraining) -> None:
         self.trainer = trainer
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.epoch % 1:
+            return
+        # Not the trainer's own end of an epoch: a checkpoint of the last step is written before that, and a run resumed
+        # from it goes on with the next epoch.
         adapter = fusion_adapter_of(self.trainer.model)  # type: ignore[attr-defined]
         with optimiser_parameters(adapter):
             values = adapter.on_epoch_end()
@@ -210,8 +217,11 @@ class _EpochEnd(TrainerCallback):
                 path.unlink(missing_ok=True)
             self.follow(args, state)
         elif state.is_world_process_zero and path.is_file():  # a resumed run walks the epochs after its checkpoint again
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["epoch"] <= (state.epoch or 0)]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            # A line without its end was being written when the run was killed.
+            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            scratch = path.with_name(f".{path.name}")
+            scratch.write_text("".join(line for line in lines if json.loads(line)["epoch"] <= (state.epoch or 0)))
+            scratch.replace(path)
 
     def follow(self, args: Any, state: Any) -> None:
         """Append where the followed vectors stand now. Every rank comes here: they may be sharded."""
@@ -252,6 +262,7 @@ class MerTraining:
         self.description = description
         self.evaluation = evaluation
         self._records: dict[str, list[float]] = {}
+        self._written_in: Path | None = None
         self.add_callback(_EpochEnd(self))  # type: ignore[attr-defined]
 
     # --- losses ---------------------------------------------------------------------------------------------------
@@ -376,6 +387,34 @@ class MerTraining:
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: TRL's would tell of a fine-tuned language model, without the adapter and without what it came from."""
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """The folder of ``checkpoint-N``: while one is being written, that of unfinished ones."""
+        if getattr(self, "_written_in", None) is not None:
+            return str(self._written_in)
+        return str(super()._get_output_dir(trial))  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """``checkpoint-N`` appears under its name when it is whole; only then are older ones deleted."""
+        trainer: Any = self
+        args, state = trainer.args, trainer.state
+        name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        processes = Processes(args.process_index, args.world_size)
+        saving = Saving(Path(args.output_dir), name, processes, args.local_process_index == 0)
+        saving.begin()
+        self._written_in = saving.scratch
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            if state.best_global_step == state.global_step:
+                state.best_model_checkpoint = str(saving.output / name)
+                if args.should_save:
+                    state.save_to_json(str(saving.scratch / name / TRAINER_STATE_NAME))
+        except Exception:
+            saving.abandon()
+            raise
+        finally:
+            self._written_in = None
+        saving.finish(args.save_total_limit, state.best_model_checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Weights, and beside them everything needed to use them elsewhere."""
@@ -560,26 +599,37 @@ def check_sharding(model: ModelArguments) -> None:
 
 
 def resumed_folder(training: MerTrainingArguments) -> Path | None:
-    """The checkpoint ``resume_from_checkpoint`` names; true means the last one in ``output_dir``.
+    """The checkpoint ``resume_from_checkpoint`` names; true means the last whole one in ``output_dir``, if there is one.
+
+    Collective. True without a whole checkpoint begins anew, so that one command both starts a run and goes on with it.
 
     Raises:
-        UserError: no such folder, no checkpoint in it, or one that cannot be trained on.
+        UserError: a named folder that is not there, holds no state of a training, or is not whole.
     """
-    wanted: Any = training.resume_from_checkpoint  # YAML's true is no text
-    if not wanted:
+    wanted: Any = training.resume_from_checkpoint  # YAML's true is no text, the command line's is
+    if not wanted or wanted in ("false", "False"):
         return None
-    if wanted is True:
-        last = get_last_checkpoint(str(training.output_dir)) if Path(str(training.output_dir)).is_dir() else None
-        if last is None:
-            raise UserError(f"resume_from_checkpoint: {training.output_dir} holds no checkpoint-N to go on from")
-        wanted = last
+    if wanted in (True, "true", "True"):
+        output = Path(str(training.output_dir))
+        processes = Processes(training.process_index, training.world_size)
+        found = last_whole(output, processes, training.local_process_index == 0)
+        if found is None and processes.first:
+            logger.warning("resume_from_checkpoint: %s holds no whole checkpoint-N; the run begins anew", output)
+        return found
     folder = Path(wanted)
     if not folder.is_dir():
         raise UserError(f"resume_from_checkpoint: no such folder {wanted!r}")
-    kept = any(any(folder.glob(pattern)) for pattern in ("optimizer*", "global_step*"))
-    if not kept or not (folder / "trainer_state.json").is_file():
+    kept = any(any(folder.glob(pattern)) for pattern in ("optimizer*", "global_step*", SEAL))
+    if not kept:
         raise UserError(
             f"resume_from_checkpoint: {folder} holds no state of a training to go on from; name one of OUTPUT/checkpoint-N"
+        )
+    if (reason := damage(folder)) is not None:
+        others = ", ".join(path.name for path in checkpoints(folder.parent) if path.name != folder.name)
+        raise UserError(
+            f"resume_from_checkpoint: {folder} is not whole: {reason}; "
+            + (f"beside it are {others}, and " if others else "")
+            + "true takes the last that is whole"
         )
     return folder
 
@@ -663,7 +713,7 @@ def build_trainer(
     if resumed is not None:
         backbone = resolve_backbone(model.backbone) if with_prompts else None
         check_resume(resumed, run, model, adapter_options, backbone)
-        training.resume_from_checkpoint = str(resumed)
+    training.resume_from_checkpoint = None if resumed is None else str(resumed)
     built = build_model(run, data, model, adapter_options, training.seed)
     if training.packing_length is not None:
         check_packing(built.model.config.get_text_config(), data.max_prompt_tokens)
@@ -903,7 +953,20 @@ def prepare_run(
 
 
 def train_run(run: Run) -> RunManifest:
-    """Train, keep the best, save, evaluate; the manifest lies beside the checkpoint from the start, whole at the end."""
+    """Train, keep the best, save, evaluate; the manifest lies beside the checkpoint from the start, whole at the end.
+
+    Raises:
+        UserError: a full disk, naming what is left to go on from. Interrupted: SIGTERM or Ctrl-C during training.
+    """
+    try:
+        return _train_run(run)
+    except Exception as error:
+        if (told := full_disk(error, run.output)) is not None:
+            raise told from error
+        raise
+
+
+def _train_run(run: Run) -> RunManifest:
     trainer, output = run.trainer, run.output
     first = trainer.is_world_process_zero()
     assert trainer.model is not None
@@ -919,7 +982,10 @@ def train_run(run: Run) -> RunManifest:
             len(trainer.train_dataset),
         )
         run.manifest.save(output)
-    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    interruption = Interruption(output, trainer.args.process_index, trainer.args.world_size)
+    trainer.add_callback(interruption)
+    with interruption.watching():
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     save_final(trainer, output)
     trainer.save_state()
     if first:
