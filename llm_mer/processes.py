@@ -2,9 +2,47 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from llm_mer.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+TASKS: dict[str, str] = {"SLURM_STEP_NUM_TASKS": "srun", "PMI_SIZE": "mpirun", "OMPI_COMM_WORLD_SIZE": "mpirun"}
+"""Where launchers of tasks say how many they started; tasks may be meant to be independent of one another."""
+
+
+def check_launch(world: int, environment: Mapping[str, str]) -> None:
+    """Refuse a launch of several processes that came to fewer, and warn of tasks of which each would train alone.
+
+    Args:
+        world: how many processes have met. environment: that of this process, where launchers leave their traces.
+
+    Raises:
+        UserError: naming the launcher, both numbers where they are known, and the command that works.
+    """
+    right = "start them with: torchrun --standalone --nproc_per_node N finetune.py … (several nodes: docs/training.md)"
+    asked = environment.get("WORLD_SIZE", "1")
+    if asked.isdigit() and int(asked) > world:
+        raise UserError(f"the launcher started {asked} processes (WORLD_SIZE), but {world} met here; {right}")
+    if world > 1 or "WORLD_SIZE" in environment:
+        return
+    # accelerate's launcher of a single process sets an address to meet at only where several were asked for.
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+        raise UserError(
+            "accelerate launch was asked for several processes and started one, as it does with --cpu or a MULTI_CPU "
+            f"configuration file; {right}"
+        )
+    for name, launcher in TASKS.items():
+        if environment.get(name, "1") not in ("", "1"):
+            logger.warning(
+                "%s started %s tasks (%s), each of which trains alone; %s", launcher, environment[name], name, right
+            )
+            return
 
 
 @dataclass(frozen=True)
@@ -19,6 +57,7 @@ class Processes:
     def join(cls) -> Processes:
         """Meet the other processes of the job, where a launcher started several."""
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            check_launch(1, os.environ)
             return cls()
         import torch
         from accelerate import PartialState

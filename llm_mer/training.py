@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ from llm_mer.interruption import Interruption
 from llm_mer.modeling import MerHeadModel, conditional_generation_of, describe_parameters, fusion_adapter_of
 from llm_mer.packing import check_packing
 from llm_mer.prediction import Prediction
-from llm_mer.processes import Processes
+from llm_mer.processes import Processes, check_launch
 from llm_mer.processing import MerProcessor
 from llm_mer.prompts import load_prompts
 from llm_mer.run_manifest import RunManifest, given_options
@@ -694,6 +695,7 @@ def build_trainer(
     Raises:
         UserError: options, data, tasks, prompts or a checkpoint to go on from that do not fit one another.
     """
+    check_launch(training.world_size, os.environ)
     loss_weights = check_loss_weights(model)
     check_sharding(model)
     if training.packing_length is not None and model.backbone == "none":

@@ -72,6 +72,22 @@ def test_a_mistake_ends_in_one_line_without_a_traceback(store: Path, tmp_path: P
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("how", ["options", pytest.param("file", marks=pytest.mark.slow)])
+def test_accelerate_on_a_cpu_asked_for_two_processes_is_refused_with_the_command_that_works(
+    how: str, store: Path, tmp_path: Path
+) -> None:
+    """accelerate starts one process here and says nothing."""
+    config = tmp_path / "accelerate.yaml"
+    config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n")
+    asked = {"options": ["--cpu", "--num_processes", "2"], "file": ["--config_file", str(config)]}[how]
+    result = launch([*ACCELERATE[:3], "--quiet", *asked], training_options(store, "none", tmp_path / "run"))
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("finetune.py: ")]
+    assert "asked for several processes and started one" in line
+    assert "torchrun --standalone --nproc_per_node N finetune.py" in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_ranks_end_with_the_weights_of_one_process_with_twice_the_batch(
     backbones: dict[str, Path], store: Path, tmp_path: Path
 ) -> None:
