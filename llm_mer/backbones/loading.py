@@ -158,7 +158,8 @@ def check_nf4_blocks(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if not isinstance(module, bitsandbytes.nn.Linear4bit) or module.weight.device.type != "cpu":
             continue
-        size = module.weight.quant_state.blocksize
+        weight: Any = module.weight  # a parameter with the state of its quantisation
+        size = weight.quant_state.blocksize
         if module.in_features % size:
             raise UserError(
                 f"quantization nf4: {name} has {module.in_features} inputs, no multiple of {size}, which bitsandbytes reads "
