@@ -65,12 +65,14 @@ def backbone(size: Size) -> LlamaForCausalLM:
     return model
 
 
-def mer_model(llama: LlamaForCausalLM, adapter: str = "egmf") -> MerForConditionalGeneration:
+def mer_model(
+    llama: LlamaForCausalLM, adapter: str = "egmf", pseudo_tokens: int = PSEUDO_TOKENS
+) -> MerForConditionalGeneration:
     """The backbone with a fusion adapter of default options, as :func:`llm_mer.building.build_model` makes it."""
     hidden = int(llama.config.hidden_size)
     sizes = {"text": hidden, **{name: width for name, (_, width) in FEATURES.items()}}
     options = {
-        "num_pseudo_tokens": PSEUDO_TOKENS,
+        "num_pseudo_tokens": pseudo_tokens,
         "feature_sizes": sizes,
         "context_sizes": {"text": hidden, **{name: 2 * width for name, (_, width) in FEATURES.items()}},
         "backbone_size": hidden,
@@ -83,7 +85,14 @@ def mer_model(llama: LlamaForCausalLM, adapter: str = "egmf") -> MerForCondition
     return MerForConditionalGeneration.from_backbone(llama, config)
 
 
-def mer_batch(size: Size, rows: int, tokens: int, adapter: str = "egmf", answer: bool = True) -> dict[str, Tensor]:
+def mer_batch(
+    size: Size,
+    rows: int,
+    tokens: int,
+    adapter: str = "egmf",
+    answer: bool = True,
+    pseudo_tokens: int = PSEUDO_TOKENS,
+) -> dict[str, Tensor]:
     """Random inputs of ``tokens`` positions a row, pseudo tokens and answer included, nothing padded."""
     generator = torch.Generator().manual_seed(1)
 
@@ -97,7 +106,7 @@ def mer_batch(size: Size, rows: int, tokens: int, adapter: str = "egmf", answer:
         "text_ids": ids(TRANSCRIPT),
         "text_mask": torch.ones(rows, TRANSCRIPT, dtype=torch.bool),
     }
-    batch["pseudo_token_mask"][:, PSEUDO_START : PSEUDO_START + PSEUDO_TOKENS] = True
+    batch["pseudo_token_mask"][:, PSEUDO_START : PSEUDO_START + pseudo_tokens] = True
     for name, (steps, width) in FEATURES.items():
         batch[f"{name}_features"] = torch.randn(rows, steps, width, generator=generator)
         batch[f"{name}_mask"] = torch.ones(rows, steps, dtype=torch.bool)

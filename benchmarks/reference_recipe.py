@@ -85,10 +85,13 @@ class Setting:
 
     @classmethod
     def build(cls, size: Size, count: int, prompts: str = "instruct") -> Setting:
-        tokenizer = train_tokenizer(list(generate(0, 4000)), 3200)
+        templates = load_prompts(prompts)
+        # A large vocabulary writes an instruction with about a token a word; so does a small one that has met it.
+        instructions = [text for t in templates for text in (t.system, t.prefix, t.task) if text]
+        tokenizer = train_tokenizer([*generate(0, 4000), *instructions * 50], 3200)
         sizes = {"text": size.hidden, "audio": AUDIO[1], "vision": VISION[1]}
         task = get_task("emotion")
-        processor = MerProcessor(tokenizer, [task], load_prompts(prompts), sizes, {}, num_pseudo_tokens=4)
+        processor = MerProcessor(tokenizer, [task], templates, sizes, {}, num_pseudo_tokens=4)
         return cls(size, MerCollator(MerDataset(utterances(count), [task]), processor))
 
     @property
@@ -314,7 +317,7 @@ def rows_of(taken: dict[str, Seconds], samples: int) -> list[list[str]]:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--rows", type=int, default=8, help="batch size (the reference implementation's is 8)")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=4)
     arguments = parser.parse_args()
     plan = [Size(4, 128, 4_000), *(Size(6, 256, vocabulary) for vocabulary in (4_000, 65_000, 152_000))]
     rows, turns, count, asked = arguments.rows, arguments.turns, 512, 32
@@ -326,7 +329,7 @@ def main() -> None:
             setting = Setting.build(size, count)
             random = np.random.default_rng(1)
             order = random.permutation(len(setting.collator.dataset)).tolist()
-            batches = 1 if size.vocabulary > 100_000 else 2
+            batches = 1 if size.vocabulary > 10_000 else 2
             taken = [order[i * rows * batches : (i + 1) * rows * batches] for i in range(turns)]
             split = [[part[i : i + rows] for i in range(0, len(part), rows)] for part in taken]
             trained = in_turn(training_sides(setting, split), turns)

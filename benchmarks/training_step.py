@@ -12,7 +12,19 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from common import Size, alternate, backbone, mer_batch, mer_model, milliseconds, options, ratio, report, threads
+from common import (
+    PSEUDO_TOKENS,
+    Size,
+    alternate,
+    backbone,
+    mer_batch,
+    mer_model,
+    milliseconds,
+    options,
+    ratio,
+    report,
+    threads,
+)
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
@@ -67,9 +79,9 @@ def bare_step(size: Size, batch: dict[str, Tensor], all_positions: bool) -> Step
     return optimiser_step(model, everywhere if all_positions else answers)
 
 
-def mer_step(size: Size, batch: dict[str, Tensor], adapter: str) -> tuple[Step, Step]:
+def mer_step(size: Size, batch: dict[str, Tensor], adapter: str, pseudo_tokens: int = PSEUDO_TOKENS) -> tuple[Step, Step]:
     """Our step as the trainer takes it (weighted auxiliary losses included), and the adapter's own share of it."""
-    model = add_lora(mer_model(backbone(size), adapter), ModelArguments()).train()
+    model = add_lora(mer_model(backbone(size), adapter, pseudo_tokens), ModelArguments()).train()
     weights = adapter_class(adapter).default_loss_weights
 
     def weighted(losses: dict[str, Tensor] | None) -> Tensor | float:

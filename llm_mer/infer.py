@@ -518,9 +518,23 @@ def infer(config: InferConfig) -> int:
         answer_file(config.output, processes, len(asked)) as out,
         tqdm(desc="infer", unit="utterance", disable=config.output is None or not processes.first) as bar,
     ):
+        held: list[tuple[int, dict[str, Any]]] = []
+
+        def write(place: int, entry: dict[str, Any]) -> None:
+            if live is None:
+                held.append((place, entry))
+            else:
+                out.write(place, entry)
+
+        def settle(last: float) -> None:
+            """Write what is held of the input up to ``last``, in its order; what a kill takes is answered again."""
+            for place, entry in sorted((line for line in held if line[0] <= last), key=lambda line: line[0]):
+                out.write(place, entry)
+            held[:] = [line for line in held if line[0] > last]
+            out.flush()
 
         def refuse(place: int, name: str, message: str) -> None:
-            out.write(place, {"id": name, "error": message})
+            write(place, {"id": name, "error": message})
 
         def numbered() -> Iterator[Item]:
             """Utterances with their places; lines that cannot be used are reported by one of the processes."""
@@ -590,11 +604,12 @@ def infer(config: InferConfig) -> int:
                         raise UserError(f"utterance {prediction.id!r}: {message}") from None
                     refuse(places[prediction.id], prediction.id, message)
                     continue
-                out.write(places[prediction.id], entry if config.full else shorten(entry))
+                write(places[prediction.id], entry if config.full else shorten(entry))
                 if config.echo and config.output is not None:
                     tqdm.write(readable(prediction))
-            out.flush()
+            settle(given[-1][0])
             new = sum(utterance.id not in out.done for _, utterance in group)
             answered += new
             bar.update(new * processes.world)
+        settle(float("inf"))
     return sum(processes.gather(answered))

@@ -425,8 +425,8 @@ def test_empty_standard_input_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_dialogue_is_never_torn_where_context_counts() -> None:
     dialogue = [dataclasses.replace(u, dialogue_id=u.dialogue_id) for u in make_utterances("test", 24) if u.language == "en"]
-    assert [len(group) for group in batches(dialogue, 4, by_dialogue=True)] == [6, 6]
-    assert [len(group) for group in batches(dialogue, 4, by_dialogue=False)] == [4, 4, 4]
+    assert [len(group) for group in batches(enumerate(dialogue), 4, by_dialogue=True)] == [6, 6]
+    assert [len(group) for group in batches(enumerate(dialogue), 4, by_dialogue=False)] == [4, 4, 4]
 
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
