@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 CHUNK_ELEMENTS = 2**26
 """Logit values held at once (256 MB in float32); longer work is cut into chunks of rows."""
+SHARED_FROM = 8
+"""Tokens that the prompts of a batch must begin with alike for a pass of their own."""
 
 
 class ScoredModel(Protocol):
@@ -90,11 +92,38 @@ class AnswerTree:
         return matrix
 
 
+def shared_beginning(inputs: Mapping[str, Any]) -> int:
+    """How many tokens every prompt of a batch begins with alike, before its pseudo tokens; at least one is left over.
+
+    0 where that cannot be said: a single prompt, positions of the caller's own, embeddings in place of ids, padding inside a
+    prompt, or samples of several languages, whose weights may differ.
+    """
+    ids, mask, languages = inputs.get("input_ids"), inputs["attention_mask"], inputs.get("language_ids")
+    if ids is None or ids.shape[0] < 2 or "position_ids" in inputs or "past_key_values" in inputs or mask.ndim != 2:
+        return 0
+    if languages is not None and not bool((languages == languages[0]).all()):
+        return 0
+    width = ids.shape[1]
+    places = torch.arange(width, device=ids.device)
+    first, last = mask.argmax(dim=1), (mask * places).argmax(dim=1)  # (B,)
+    if not bool((last - first + 1 == mask.sum(dim=1)).all()):
+        return 0
+    limit = last - first
+    pseudo = inputs.get("pseudo_token_mask")
+    if pseudo is not None:
+        begin = torch.where(pseudo.any(dim=1), pseudo.int().argmax(dim=1), width)
+        limit = torch.minimum(limit, begin - first)
+    aligned = ids.gather(1, (first.unsqueeze(1) + places).clamp(max=width - 1))
+    alike = (aligned == aligned[:1]).all(dim=0) & (places < limit.min())
+    return int(alike.int().cumprod(dim=0).sum())
+
+
 class LabelScorer:
     """Scores a fixed set of answers after any prompt.
 
     ``log p(answer | prompt) = Σ_i log p(token_i | prompt, token_<i)``, the end token included, exact: each answer token
-    sees the prompt and its own earlier tokens only, at its true position. Two forward passes in all, however many answers.
+    sees the prompt and its own earlier tokens only, at its true position. Two forward passes in all, however many answers;
+    what all prompts of a batch begin with (an instruction) is computed once, in a short pass of one row before them.
 
     Args:
         model: ``.model`` (returns ``last_hidden_state`` and ``past_key_values``) and ``.lm_head``: a transformers causal
@@ -117,21 +146,49 @@ class LabelScorer:
                 there are any, go to the second pass too.
         """
         attention_mask = inputs["attention_mask"]
-        batch, length = attention_mask.shape
+        batch = attention_mask.shape[0]
         device = attention_mask.device
-        positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        arguments = {"position_ids": positions, **inputs}
         needs_second = bool(self.tree.tokens)
-        prefix = self.model.model(**arguments, use_cache=needs_second)
-        steps = torch.arange(length, device=device)
-        last = (attention_mask * steps).argmax(dim=1)  # (B,) place of the last real token
+        carried = {name: inputs[name] for name in ("language_ids",) if name in inputs}
+        shared = shared_beginning(inputs)
+        if shared < SHARED_FROM:
+            real, arguments = attention_mask, dict(inputs)
+        else:
+            cache, real, arguments = self._shared_pass(inputs, shared, carried)
+            attention_mask = torch.cat([attention_mask.new_ones(batch, shared), real], dim=1)
+            arguments |= {"past_key_values": cache, "attention_mask": attention_mask}
+        positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -real.shape[1] :]
+        arguments = {"position_ids": positions, **arguments}
+        prefix = self.model.model(**arguments, use_cache=needs_second or "past_key_values" in arguments)
+        steps = torch.arange(real.shape[1], device=device)
+        last = (real * steps).argmax(dim=1)  # (B,) place of the last real token
         hidden = [prefix.last_hidden_state[torch.arange(batch, device=device), last].unsqueeze(1)]  # (B, 1, H)
         if needs_second:
-            carried = {name: inputs[name] for name in ("language_ids",) if name in inputs}
             dtype = prefix.last_hidden_state.dtype
             hidden.append(self._tree_pass(prefix.past_key_values, attention_mask, dtype, carried))
         edges = self._edge_log_probs(torch.cat(hidden, dim=1))  # (B, E)
         return edges @ self.tree.path_matrix().to(device).T
+
+    def _shared_pass(
+        self, inputs: Mapping[str, Any], shared: int, carried: dict[str, Tensor]
+    ) -> tuple[Any, Tensor, dict[str, Any]]:
+        """The beginning that all rows share, once, repeated in the cache; the mask and inputs of what follows it.
+
+        A row padded on the left keeps its width less the beginning, so its own beginning becomes padding.
+        """
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        first = mask.argmax(dim=1)  # (B,) place of the first real token
+        beginning = ids[0, first[0] : first[0] + shared].unsqueeze(0)
+        once = {name: value[:1] for name, value in carried.items()}
+        cache = self.model.model(input_ids=beginning, use_cache=True, **once).past_key_values
+        cache.batch_repeat_interleave(ids.shape[0])
+        places = torch.arange(ids.shape[1], device=ids.device)
+        real = mask * (places >= (first + shared).unsqueeze(1))
+        rest = dict(inputs)
+        for name in ("input_ids", "pseudo_token_mask"):
+            if name in rest:
+                rest[name] = rest[name][:, shared:]
+        return cache, real[:, shared:], rest
 
     def _tree_pass(self, cache: Any, attention_mask: Tensor, dtype: torch.dtype, carried: dict[str, Tensor]) -> Tensor:
         """Hidden states of every node: ``(B, M, H)``."""

@@ -1,10 +1,12 @@
 """Label scoring equals one full forward pass per answer."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from llm_mer.decoding.labels import AnswerTree, LabelScorer
+from llm_mer.decoding.labels import AnswerTree, LabelScorer, shared_beginning
 
 ANSWERS = [[5], [5, 6], [5, 6, 7], [8, 9], [10], [5, 9, 9]]
 END = 2
@@ -58,6 +60,60 @@ def test_packed_scores_equal_one_forward_per_answer(architecture: str, attention
     prompts = [torch.randint(3, 50, (n,)) for n in (4, 7, 6)]
     scores = LabelScorer(model, ANSWERS, END).score(padded(prompts, side))
     torch.testing.assert_close(scores, brute_force(model, prompts, END), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "glm"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pseudo", [False, True])
+def test_a_beginning_that_all_prompts_share_is_computed_once_and_scores_stay_the_same(
+    architecture: str, attention: str, side: str, pseudo: bool
+) -> None:
+    model = build(architecture, attention)
+    beginning = torch.randint(3, 50, (12,))
+    prompts = [torch.cat([beginning, torch.tensor([3 + i]), torch.randint(3, 50, (n,))]) for i, n in enumerate((4, 7, 0))]
+    inputs = padded(prompts, side)
+    shared = 12
+    if pseudo:  # what stands there is not read as ids, so nothing from there on is shared
+        inputs["pseudo_token_mask"] = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+        for i, row in enumerate(inputs["attention_mask"]):
+            start = int(row.argmax())
+            inputs["pseudo_token_mask"][i, start + 9 : start + 11] = True
+        shared = 9
+    assert shared_beginning(inputs) == shared
+    seen: list[tuple[int, ...]] = []
+    inner = model.model
+
+    class Watched(torch.nn.Module):
+        """The model, which must be given each pseudo-token place once."""
+
+        def forward(self, pseudo_token_mask: torch.Tensor | None = None, **given: Any) -> Any:
+            seen.append(tuple(given["input_ids"].shape))
+            if pseudo_token_mask is not None:
+                assert pseudo_token_mask.shape == given["input_ids"].shape
+                assert pseudo_token_mask.sum(dim=1).tolist() == [2, 2, 2]
+            return inner(**given)
+
+    model.model = Watched()
+    scores = LabelScorer(model, ANSWERS, END).score(inputs)
+    assert seen[:2] == [(1, shared), (3, inputs["input_ids"].shape[1] - shared)]
+    model.model = inner
+    torch.testing.assert_close(scores, brute_force(model, prompts, END), atol=2e-5, rtol=1e-5)
+
+
+def test_nothing_is_shared_by_a_single_prompt_several_languages_or_different_beginnings() -> None:
+    ids = torch.arange(3, 15).repeat(2, 1)
+    alike = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    assert shared_beginning(alike) == 11, "the last token stays, or there would be nothing to predict from"
+    assert shared_beginning({name: value[:1] for name, value in alike.items()}) == 0
+    assert shared_beginning({**alike, "language_ids": torch.tensor([0, 1])}) == 0
+    assert shared_beginning({**alike, "position_ids": ids}) == 0
+    other = ids.clone()
+    other[1, 4] = 40
+    assert shared_beginning({**alike, "input_ids": other}) == 4
+    holes = torch.ones_like(ids)
+    holes[0, 3] = 0
+    assert shared_beginning({**alike, "attention_mask": holes}) == 0
 
 
 def test_without_an_end_token_only_the_answer_tokens_count() -> None:
