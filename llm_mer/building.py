@@ -121,6 +121,11 @@ def build_model(
     torch.manual_seed(seed)
     alone = model.backbone == "none"
     initial = CheckpointDescription.load(Path(model.init_checkpoint)) if model.init_checkpoint else None
+    if initial is not None and initial.merged is not None:
+        raise UserError(
+            f"init_checkpoint: {model.init_checkpoint} is merged and has no LoRA to go on with; name the checkpoint it was "
+            "merged from"
+        )
     derived = derived_options(run, alone)
     if alone:
         model = dataclasses.replace(model, text_source="features")

@@ -30,6 +30,10 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "processor": ("tasks", "prompts", "feature_sizes", "statistics", "num_pseudo_tokens"),
 }
 """What a description cannot do without."""
+FUSION_ADAPTER_FILE = "fusion_adapter.safetensors"
+"""The adapter's weights in a merged checkpoint, which has no LoRA beside them."""
+BACKBONE_COPY = "backbone"
+"""Folder of a backbone that lies in a checkpoint, or one folder up."""
 COPY_LIMIT = 200 * 2**20
 """A local backbone folder up to this size is copied into the checkpoint unless told otherwise."""
 
@@ -63,6 +67,7 @@ class CheckpointDescription:
         baselines: ``{task: {"truths": …}}`` what the trivial answers need: label counts or score mean.
         shift_probability: ``{task: p0}`` of the Dialogical Emotion Decoder, from the training dialogues.
         context: window size and direction. training: loss weights, seed, LoRA. versions: of the stack.
+        merged: language, sharing and quantisation of the LoRA that is in the backbone's weights; None where LoRA is apart.
     """
 
     model: dict[str, Any]
@@ -74,6 +79,7 @@ class CheckpointDescription:
     context: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    merged: dict[str, Any] | None = None
     format: int = FORMAT_VERSION
 
     def save(self, folder: Path) -> None:
@@ -141,14 +147,14 @@ def reference_backbone(source: str, output: Path, save: str, quantization: str, 
     size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     folder = None
     if save == "always" or (save == "auto" and size <= COPY_LIMIT):
-        target = output / "backbone"
+        target = output / BACKBONE_COPY
         if not (target.is_dir() and folder_fingerprint(target) == fingerprint):
             scratch = output / ".backbone"
             shutil.rmtree(scratch, ignore_errors=True)
             shutil.copytree(path, scratch)
             shutil.rmtree(target, ignore_errors=True)
             scratch.rename(target)  # under its name only when whole
-        folder = "backbone"
+        folder = BACKBONE_COPY
     return BackboneReference(path.name, folder, fingerprint, quantization, dtype)
 
 
@@ -203,12 +209,15 @@ class LoadedCheckpoint:
     description: CheckpointDescription
 
 
-def load_checkpoint(folder: Path | str, backbone: str | None = None, device: str | None = None) -> LoadedCheckpoint:
+def load_checkpoint(
+    folder: Path | str, backbone: str | None = None, device: str | None = None, dtype: str | None = None
+) -> LoadedCheckpoint:
     """Load a checkpoint from the folder alone.
 
     Args:
         backbone: use this backbone instead of the recorded place (its fingerprint must agree).
         device: ``cpu``, ``cuda`` …; default: the accelerator when there is one.
+        dtype: of the backbone; default: float32 on a CPU, else the one it was trained with.
 
     Raises:
         UserError: not a checkpoint, a missing or different backbone, or weights that do not fit.
@@ -228,11 +237,12 @@ def load_checkpoint(folder: Path | str, backbone: str | None = None, device: str
         from llm_mer.backbones.loading import load_backbone
 
         source = find_backbone(description.backbone, folder, backbone)
-        dtype = description.backbone.dtype if device != "cpu" else "float32"
+        if dtype is None:
+            dtype = description.backbone.dtype if device != "cpu" else "float32"
         loaded = load_backbone(source, dtype=dtype, quantization=description.backbone.quantization)
         config = MerConfig(text_config=loaded.model.config, **{k: v for k, v in entry.items() if k != "text_config"})
         base = MerForConditionalGeneration.from_backbone(loaded.model, config)
-        model = load_adapter_weights(base, folder)
+        model = load_adapter_weights(base, folder) if description.merged is None else load_merged_weights(base, folder)
         tokenizer = load_tokenizer(folder)
     processor = MerProcessor.from_dict(description.processor, tokenizer)
     if description.backbone is None or description.backbone.quantization == "none":
@@ -322,6 +332,16 @@ def load_adapter_weights(base: MerForConditionalGeneration, folder: Path) -> tor
     assert isinstance(peft_config, LoraConfig)
     base.model.language_router = route_by_language(base, base.config.lora_sharing, peft_config.r)
     return model
+
+
+def load_merged_weights(base: MerForConditionalGeneration, folder: Path) -> torch.nn.Module:
+    """Weights of the adapter beside a backbone that has LoRA in its own. Raises ``UserError`` when they do not fit."""
+    path = folder / FUSION_ADAPTER_FILE
+    state = read_weights(path)
+    adapter = fusion_adapter_of(base)
+    fits(path, state, {name: value.shape for name, value in adapter.state_dict().items()}, base)
+    adapter.load_state_dict(state, strict=False)
+    return base
 
 
 def load_head_weights(model: torch.nn.Module, folder: Path) -> None:

@@ -58,6 +58,11 @@ COMMANDS: dict[str, Command] = {
         "llm_mer.backbones.commands:ConvertConfig",
         "llm_mer.backbones.commands:run_llama2c",
     ),
+    "merge": Command(
+        "a checkpoint with LoRA merged into plain backbone weights",
+        "llm_mer.merging:MergeConfig",
+        "llm_mer.merging:merge",
+    ),
     "prompts list": Command(
         "list the prompt templates", "llm_mer.inspection:PromptsConfig", "llm_mer.inspection:list_prompts"
     ),

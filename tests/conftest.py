@@ -93,6 +93,27 @@ def build_backbone(architecture: str, folder: Path, hidden_size: int = 48, seed:
     return folder
 
 
+def build_quantisable(folder: Path) -> None:
+    """A random Llama whose rows are whole blocks of NF4, as those of every published model are."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = build_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 @dataclass(frozen=True)
 class Shared:
     """A folder all xdist workers of a run share; what is in it is made once."""

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import build_tokenizer, training_options
+from conftest import build_quantisable, training_options
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_mer.backbones.loading import load_backbone, lora_targets
 from llm_mer.errors import UserError
@@ -38,24 +37,6 @@ def quantised_layers(model: nn.Module, quantization: str) -> dict[str, Any]:
 @pytest.fixture(scope="module", params=list(KINDS))
 def quantization(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def build_quantisable(folder: Path) -> None:
-    """A random Llama whose rows are whole blocks of NF4, as those of every published model are."""
-    tokenizer = build_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(5)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
