@@ -129,13 +129,15 @@ def merge_lora(model: nn.Module, language: str | None, dtype: torch.dtype) -> An
     core: Any = conditional_generation_of(model)
     router = core.model.language_router
     adapter = fusion_adapter_of(model)
-    layers: list[tuple[str, Any, bool]] = [
-        (name, module, isinstance(module, LoraLayer))
+    # Names, so that nothing keeps a layer alive once it has been replaced.
+    names = {
+        name: isinstance(module, LoraLayer)
         for name, module in core.named_modules()
         if isinstance(module, LoraLayer) or (is_quantised(module) and not name.endswith("base_layer"))
-    ]
+    }
     with torch.no_grad():
-        for name, module, adapted in tqdm(layers, desc="merge", unit="layer", leave=False):
+        for name, adapted in tqdm(names.items(), desc="merge", unit="layer", leave=False):
+            module: Any = core.get_submodule(name)
             base = module.get_base_layer() if adapted else module
             weight = plain_weight(base).float()
             if adapted:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_quantisable, run_environment, training_options
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from llm_mer.backbones.language_lora import language_blocks
@@ -49,11 +50,24 @@ def train(store: Path, backbone: Path, folder: Path, **changes: Any) -> None:
     finetune(training_options(store, backbone, folder, **tasks, **changes))
 
 
+def with_biases(backbone: Path, folder: Path) -> None:
+    """A copy whose biases are not zero."""
+    shutil.copytree(backbone, folder)
+    state = load_file(folder / "model.safetensors")
+    torch.manual_seed(2)
+    biases = {name: torch.randn_like(value) for name, value in state.items() if name.endswith("bias")}
+    assert biases
+    save_file({**state, **biases}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.fixture(scope="module", params=["llama", "glm", "qwen2"])
 def plain(request: pytest.FixtureRequest, shared: Any, backbones: dict[str, Path], store: Path) -> Path:
-    """A trained checkpoint; GLM's and Qwen2's have biases, Llama's and Qwen2's tied embeddings."""
+    """A trained checkpoint; Qwen2's projections have biases, Llama's and Qwen2's embeddings are tied to the head."""
     name = request.param
-    folder: Path = shared.make(f"to-merge-{name}", lambda path: train(store, backbones[name], path))
+    backbone = backbones[name]
+    if name == "qwen2":
+        backbone = shared.make("qwen2-with-biases", lambda path: with_biases(backbones[name], path))
+    folder: Path = shared.make(f"to-merge-{name}", lambda path: train(store, backbone, path))
     return folder
 
 
@@ -105,6 +119,7 @@ def test_a_merged_checkpoint_describes_itself_and_loads_elsewhere_without_peft(
     assert main(["merge", "--checkpoint", str(plain), "--output", str(tmp_path / "merged")]) == 0
     elsewhere = Path(shutil.move(tmp_path / "merged", tmp_path / "elsewhere"))
     assert not list(elsewhere.glob("adapter_*"))
+    assert main(["info", "--path", str(elsewhere)]) == 0
     description = CheckpointDescription.load(elsewhere)
     assert description.merged == {"language": None, "lora_sharing": "shared", "quantization": "none"}
     assert description.baselines == CheckpointDescription.load(plain).baselines
