@@ -28,6 +28,7 @@ from llm_mer.errors import UserError, first_line
 from llm_mer.modeling import MerForConditionalGeneration, conditional_generation_of, fusion_adapter_of
 from llm_mer.prediction import Prediction
 from llm_mer.processing import MerProcessor
+from llm_mer.sharding import whole
 from llm_mer.tasks import Task
 
 SCORE_STATISTICS: tuple[str, ...] = ("median", "mean", "mode")
@@ -59,13 +60,13 @@ def mean_token_embeddings(model: nn.Module, processor: MerProcessor, texts: Sequ
     table = conditional_generation_of(model).get_input_embeddings()
     device = next(table.parameters()).device
     rows = []
-    with torch.no_grad():
+    with torch.no_grad(), whole(table.parameters()):
         for text in texts:
             ids = processor.encode(text)[: processor.max_text_tokens] or [processor.filler_id]
             rows.append(table(torch.tensor(ids, device=device)).float().mean(dim=0).cpu().numpy())
-    weight = table.weight
-    assert isinstance(weight, Tensor)
-    return np.stack(rows) if rows else np.zeros((0, weight.shape[1]), dtype=np.float32)
+        weight = table.weight
+        assert isinstance(weight, Tensor)
+        return np.stack(rows) if rows else np.zeros((0, weight.shape[1]), dtype=np.float32)
 
 
 def attach_context(

@@ -29,6 +29,7 @@ from llm_mer.adapters.base import (
 from llm_mer.backbones.language_lora import LanguageRouter
 from llm_mer.configuration import MerConfig
 from llm_mer.packing import attends_by_positions, block_causal_mask
+from llm_mer.sharding import size_of
 
 FUSION_KEYS: tuple[str, ...] = (
     "text_ids",
@@ -393,9 +394,9 @@ class MerHeadModel(MerPreTrainedModel):
 
 def describe_parameters(model: nn.Module) -> dict[str, int]:
     """Counts of ``total``, ``trainable`` and ``adapter`` parameters."""
-    adapter = sum(p.numel() for n, p in model.named_parameters() if "fusion_adapter" in n and "original_module" not in n)
-    total = sum(p.numel() for p in model.parameters())
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    adapter = sum(size_of(p) for n, p in model.named_parameters() if "fusion_adapter" in n and "original_module" not in n)
+    total = sum(size_of(p) for p in model.parameters())
+    trainable = sum(size_of(p) for p in model.parameters() if p.requires_grad)
     return {"total": total, "trainable": trainable, "adapter": adapter}
 
 

@@ -61,6 +61,7 @@ from llm_mer.processing import MerProcessor
 from llm_mer.prompts import load_prompts
 from llm_mer.run_manifest import RunManifest, given_options
 from llm_mer.run_manifest import begin as begin_manifest
+from llm_mer.sharding import is_sharded, keep_whole, size_of
 from llm_mer.tasks import Task
 from llm_mer.whole_checkpoints import SEAL, Saving, checkpoints, damage, full_disk, last_whole
 
@@ -212,6 +213,7 @@ class _EpochEnd(TrainerCallback):
         self.follow(args, state)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        keep_whole(getattr(self.trainer, "model_wrapped", None), fusion_adapter_of(self.trainer.model))  # type: ignore[attr-defined]
         path = Path(args.output_dir) / TRAJECTORIES
         if state.global_step == 0:
             if state.is_world_process_zero:
@@ -299,6 +301,9 @@ class MerTraining:
             total = part if total is None else total + part
         if total is None:
             raise ValueError("the model returned no loss: no labels, and no auxiliary loss with a weight above 0")
+        if trainer.model.training and is_deepspeed_zero3_enabled():
+            # Every parameter gets a gradient on every process, though its part may not have run on this one.
+            total = total + 0.0 * sum(p.sum() for p in fusion_adapter_of(trainer.model).parameters() if p.requires_grad)
         return (total, outputs) if return_outputs else total
 
     def prediction_step(
@@ -370,9 +375,11 @@ class MerTraining:
         return output
 
     def predict_distributed(self, dataset: MerDataset) -> list[Prediction]:
-        """Predictions for a dataset, each process doing its share of whole batches, gathered on all."""
+        """Predictions for a dataset on every process, each doing its share of whole batches where it can."""
         trainer: Any = self
-        rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        # Where parameters are sharded, every forward needs every process: all answer all questions, in the same order.
+        alone = is_sharded(trainer.model)
+        rank, world = (0, 1) if alone else (trainer.accelerator.process_index, trainer.accelerator.num_processes)
         adapter = fusion_adapter_of(trainer.model)
         predictor = Predictor(
             trainer.model,
@@ -380,7 +387,7 @@ class MerTraining:
             batch_size=trainer.args.per_device_eval_batch_size,
             use_context=adapter.uses_context,
         )
-        quiet = trainer.args.disable_tqdm
+        quiet = trainer.args.disable_tqdm or not trainer.is_world_process_zero()
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
             return predict_all(predictor, dataset, "evaluate", Processes(rank, world), progress=not quiet)
 
@@ -599,6 +606,33 @@ def check_sharding(model: ModelArguments) -> None:
         )
 
 
+def meet_deepspeed(training: MerTrainingArguments) -> None:
+    """Let DeepSpeed find the processes that have met: on a CPU the trainer does not, and ZeRO-3 shards while loading."""
+    import deepspeed
+
+    if training.world_size > 1 and not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def fit_zero3(model: nn.Module, config: dict[str, Any]) -> None:
+    """Fill in ZeRO-3's ``auto`` sizes: the backbone is sharded, and the adapter may run other parts on each process.
+
+    Which of the adapter's parts run depends on the batch, and so on the process. Sharded parts would be gathered by some and
+    waited for forever; so would gradients, which are reduced in buckets as they come. The adapter's parameters stay
+    whole, all gradients go into one bucket (which sorts them), and :meth:`MerTraining.compute_loss` gives each one.
+    """
+    adapter = fusion_adapter_of(model)
+    sizes = {
+        "stage3_param_persistence_threshold": max(size_of(p) for p in adapter.parameters()),
+        "reduce_bucket_size": sum(size_of(p) for p in model.parameters() if p.requires_grad),
+        "stage3_prefetch_bucket_size": 0,  # what to fetch ahead is guessed from the order of the step before
+    }
+    zero = config["zero_optimization"]
+    for name, size in sizes.items():
+        if zero.get(name, "auto") == "auto":
+            zero[name] = size
+
+
 def resumed_folder(training: MerTrainingArguments) -> Path | None:
     """The checkpoint ``resume_from_checkpoint`` names; true means the last whole one in ``output_dir``, if there is one.
 
@@ -716,11 +750,15 @@ def build_trainer(
         backbone = resolve_backbone(model.backbone) if with_prompts else None
         check_resume(resumed, run, model, adapter_options, backbone)
     training.resume_from_checkpoint = None if resumed is None else str(resumed)
+    if is_deepspeed_zero3_enabled():
+        meet_deepspeed(training)
     built = build_model(run, data, model, adapter_options, training.seed)
     if training.packing_length is not None:
         check_packing(built.model.config.get_text_config(), data.max_prompt_tokens)
     description = describe_run(run, built, data, model, training, loss_weights)
     adapter = fusion_adapter_of(built.model)
+    if is_deepspeed_zero3_enabled():
+        fit_zero3(built.model, training.hf_deepspeed_config.config)
     collator = MerCollator(run.train, built.processor, adapter.uses_context, training.packing_length)
     callbacks: list[TrainerCallback] = []
     if training.eval_strategy != "no" and training.early_stopping_patience is not None:

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers.trainer_utils import rotate_checkpoints
-
 from llm_mer.errors import UserError
 from llm_mer.processes import Processes
 
@@ -135,8 +133,19 @@ class Saving:
             os.fsync(folder)
         finally:
             os.close(folder)
+        self._rotate(keep, best)
         shutil.rmtree(self.scratch, ignore_errors=True)
-        rotate_checkpoints(str(self.output), keep, best, use_mtime=True)
+
+    def _rotate(self, keep: int | None, best: str | None) -> None:
+        """Delete down to ``keep``, never this one or the best; each leaves its name before its first file goes."""
+        new = self.output / self.name
+        others = [path for path in checkpoints(self.output) if path != new and str(path) != best]
+        step = int(self.name.rpartition("-")[2])
+        # Steps to come are left from a run that this one was resumed in the middle of: they go first, then the oldest.
+        old = sorted(others, key=lambda path: (int(path.name.rpartition("-")[2]) < step, int(path.name.rpartition("-")[2])))
+        excess = len(checkpoints(self.output)) - keep if keep else 0
+        for path in old[: max(excess, 0)]:
+            path.rename(self.scratch / path.name)
 
     def abandon(self) -> None:
         """Give the room of an unfinished checkpoint back."""

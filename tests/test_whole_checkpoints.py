@@ -23,7 +23,7 @@ from llm_mer.errors import UserError
 from llm_mer.interruption import Interrupted
 from llm_mer.processes import Processes
 from llm_mer.training import build_trainer, finetune, parse_arguments, resumed_folder
-from llm_mer.whole_checkpoints import SCRATCH, SEAL, damage, last_whole, seal
+from llm_mer.whole_checkpoints import SCRATCH, SEAL, Saving, checkpoints, damage, last_whole, seal
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "dropout": 0.2, "save_total_limit": 3}
 
@@ -111,6 +111,18 @@ def test_the_best_checkpoint_is_recorded_where_it_lies_and_not_where_it_was_writ
         state = json.loads((folder / "trainer_state.json").read_text())
         assert state["best_model_checkpoint"] == str(output / f"checkpoint-{state['best_global_step']}")
         assert damage(folder) is None
+
+
+def test_a_checkpoint_is_deleted_under_another_name_and_those_of_steps_to_come_go_first(tmp_path: Path) -> None:
+    for step in (4, 8, 16, 24):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    saving = Saving(tmp_path, "checkpoint-12", Processes(), True)
+    for keep, left in ((4, {4, 8, 12, 24}), (3, {4, 8, 12}), (2, {4, 12}), (1, {4, 12})):
+        saving.begin()
+        (saving.scratch / "checkpoint-12").mkdir(parents=True)
+        saving.finish(keep, str(tmp_path / "checkpoint-4"))
+        assert {int(path.name.rpartition("-")[2]) for path in checkpoints(tmp_path)} == left, keep
+        assert not saving.scratch.exists()
 
 
 # --- an end in the middle of saving -----------------------------------------------------------------------------------

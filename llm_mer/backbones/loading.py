@@ -20,6 +20,7 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from llm_mer.errors import UserError
+from llm_mer.sharding import whole
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -195,4 +196,5 @@ def embedding_norm(model: PreTrainedModel) -> float:
     """Mean Euclidean norm of the rows of the embedding table: the scale pseudo tokens start at."""
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
-    return float(weight.detach().float().norm(dim=1).mean())
+    with whole([cast("nn.Parameter", weight)]):
+        return float(weight.detach().float().norm(dim=1).mean())
