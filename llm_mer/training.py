@@ -592,18 +592,24 @@ def check_loss_weights(model: ModelArguments) -> dict[str, float]:
 
 
 def check_sharding(model: ModelArguments) -> None:
-    """Refuse ZeRO-3 for an adapter that reads or changes its own parameters between steps: there they are sharded.
+    """Refuse ZeRO-3 and FSDP for an adapter that reads or changes its own parameters between steps: there they are sharded.
 
     Raises:
         UserError: naming the adapter and what to use instead.
     """
     adapter = adapter_class(model.adapter)
     hooks = (adapter.on_epoch_end, FusionAdapter.on_epoch_end), (adapter.followed_vectors, FusionAdapter.followed_vectors)
-    if is_deepspeed_zero3_enabled() and any(own is not default for own, default in hooks):
+    how = "deepspeed: ZeRO-3" if is_deepspeed_zero3_enabled() else "FSDP" if fsdp_is_wanted() else None
+    if how is not None and any(own is not default for own, default in hooks):
         raise UserError(
-            f"deepspeed: adapter {model.adapter!r} works on its own parameters once an epoch (a moving average), and "
-            "ZeRO-3 shards them; use ZeRO-2 (deepspeed_configs/zero2.json)"
+            f"{how} shards parameters, and adapter {model.adapter!r} works on its own parameters once an epoch (a moving "
+            "average); use ZeRO-2 (deepspeed_configs/zero2.json)"
         )
+
+
+def fsdp_is_wanted() -> bool:
+    """Whether accelerate was told to shard by FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def meet_deepspeed(training: MerTrainingArguments) -> None:
@@ -789,6 +795,11 @@ def build_trainer(
     else:
         assert isinstance(built.processor.tokenizer, PreTrainedTokenizerBase)
         trainer = MerTrainer(processing_class=built.processor.tokenizer, **options)
+    if fsdp_is_wanted() and not trainer.is_fsdp_enabled:
+        raise UserError(
+            "accelerate launch was asked for FSDP, which it has for GPUs only: here it would train unsharded and say "
+            "nothing; use torchrun --standalone --nproc_per_node N finetune.py --deepspeed deepspeed_configs/zero3.json"
+        )
     evaluation = run.evaluation if evaluation_rows is not None else None
     trainer.set_up(built.processor, loss_weights, model.adapter_learning_rate, description, evaluation)
     return trainer

@@ -263,10 +263,23 @@ def test_zero3_is_refused_for_an_adapter_that_averages_its_own_parameters(
     arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llm_mer.training, "is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(UserError, match=r"'lsgmer' works on its own parameters.*ZeRO-2"):
+    with pytest.raises(UserError, match=r"ZeRO-3 shards.*'lsgmer' works on its own parameters.*use ZeRO-2"):
         finetune(arguments(adapter="lsgmer"))
     with pytest.raises(AssertionError, match="a backbone was loaded"):
         finetune(arguments(adapter="egmf"))
+
+
+def test_fsdp_where_accelerate_would_leave_it_out_is_refused(
+    arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.accelerator.is_available():
+        pytest.skip("accelerate has FSDP here")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(UserError, match=r"FSDP, which it has for GPUs only.*zero3.json"):
+        build_trainer(*parse_arguments(arguments()))
+    with pytest.raises(UserError, match=r"FSDP shards.*'lsgmer'.*use ZeRO-2"):
+        build_trainer(*parse_arguments(arguments(adapter="lsgmer")))
 
 
 def test_an_adapter_alone_needs_no_text_features(arguments: Callable[..., list[str]]) -> None:

@@ -18,6 +18,7 @@ from llm_mer.data.store import UtteranceStore
 from llm_mer.inference import MerPipeline
 from llm_mer.run_manifest import RunManifest
 from llm_mer.training import finetune
+from llm_mer.whole_checkpoints import damage
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
@@ -159,6 +160,90 @@ def test_deepspeed_zero2_trains_on_two_ranks_and_its_checkpoint_loads(
     assert len(answers(tmp_path / "run", store)) == 6
     start = adapter_weights(tmp_path / "run")
     assert any(bool(value.abs().sum() > 0) for name, value in start.items() if "lora_B" in name)
+
+
+SHARDED = {
+    "auxiliary_head": "true",
+    "learning_rate": "1e-3",
+    "max_steps": 4,
+    "limit_eval": 8,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "load_best_model_at_end": "true",
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param("zero2", marks=[needs_deepspeed, pytest.mark.slow]),
+        pytest.param("zero3", marks=needs_deepspeed),
+        pytest.param("zero3_offload", marks=[needs_deepspeed, pytest.mark.slow]),
+        pytest.param(None, marks=pytest.mark.slow, id="ddp"),
+    ],
+)
+def test_however_it_is_sharded_a_run_of_two_ranks_is_that_of_one_process(
+    config: str | None, backbones: dict[str, Path], store: Path, tmp_path: Path
+) -> None:
+    """The shipped files as they are: losses by name, gradient norms, evaluation, weights and answers."""
+    one = finetune(training_options(store, backbones["llama"], tmp_path / "one", per_device_train_batch_size=8, **SHARDED))
+    two = tmp_path / "two"
+    argv = training_options(
+        store,
+        backbones["llama"],
+        two,
+        deepspeed=None if config is None else f"deepspeed_configs/{config}.json",
+        per_device_train_batch_size=4,
+        **SHARDED,
+    )
+    result = launch([*TORCHRUN, "2"], argv)
+    assert result.returncode == 0, result.stderr[-3000:]
+    steps = [history(folder) for folder in (one, two)]
+    assert len(steps[0]) == len(steps[1]) == 4
+    for expected, found in zip(*steps, strict=True):
+        # loss_lm is logged as a mean over ranks, whose counts of answer tokens differ.
+        for name in ("loss", "loss_ce", "grad_norm"):
+            assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-3), name
+    evaluations = [
+        [line for line in json.loads((folder / "log_history.json").read_text()) if "eval_score" in line]
+        for folder in (one, two)
+    ]
+    for expected, found in zip(*evaluations, strict=True):
+        for name in ("eval_loss", "eval_score", "eval_emotion_en_accuracy", "eval_emotion_zh_n"):
+            assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-3), name
+    for folder in ("checkpoint-4", "."):
+        first, second = (adapter_weights(run / folder) for run in (one, two))
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            assert torch.allclose(value, second[name], atol=5e-5), name
+    assert answers(one, store) == answers(two, store)
+    assert damage(two / "checkpoint-4") is None
+    states = list((two / "checkpoint-4").glob("global_step4/*optim_states.pt"))
+    assert len(states) == (2 if config else 0), "each rank has its part of the optimiser"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+@needs_deepspeed
+def test_a_sharded_run_goes_on_from_the_last_whole_checkpoint_with_the_weights_of_one_left_alone(
+    config: str, backbones: dict[str, Path], store: Path, tmp_path: Path
+) -> None:
+    changes = {**SHARDED, "dropout": 0.2, "deepspeed": f"deepspeed_configs/{config}.json", "per_device_train_batch_size": 4}
+    output = tmp_path / "run"
+    argv = training_options(store, backbones["llama"], output, resume_from_checkpoint="true", **changes)
+    result = launch([*TORCHRUN, "2"], argv)
+    assert result.returncode == 0, result.stderr[-3000:]
+    expected = adapter_weights(output / "checkpoint-4")
+    shard = next((output / "checkpoint-4").glob("global_step4/*optim_states.pt"))
+    shard.write_bytes(shard.read_bytes()[:1000])
+    result = launch([*TORCHRUN, "2"], argv)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "checkpoint-4 is not whole (global_step4/" in result.stderr
+    found = adapter_weights(output / "checkpoint-4")
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert damage(output / "checkpoint-4") is None
 
 
 AVERAGED = {
