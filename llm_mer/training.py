@@ -1003,6 +1003,12 @@ def prepare_run(
     return Run(trainer, manifest, Path(str(training.output_dir)))
 
 
+def attention_of(model: nn.Module) -> str:
+    """The backbone's attention implementation, transformers' own choice where none was asked for; ``no`` without one."""
+    text_config = conditional_generation_of(model).config.text_config
+    return str(text_config._attn_implementation) if isinstance(text_config, PreTrainedConfig) else "no"
+
+
 def train_run(run: Run) -> RunManifest:
     """Train, keep the best, save, evaluate; the manifest lies beside the checkpoint from the start, whole at the end.
 
@@ -1025,12 +1031,13 @@ def _train_run(run: Run) -> RunManifest:
     if first:
         assert isinstance(trainer.train_dataset, Dataset)
         logger.warning(
-            "training %s: %d trainable of %d parameters (adapter %d), %d questions",
+            "training %s: %d trainable of %d parameters (adapter %d), %d questions, %s attention",
             run.manifest.options["model"]["adapter"],
             parameters["trainable"],
             parameters["total"],
             parameters["adapter"],
             len(trainer.train_dataset),
+            attention_of(trainer.model),
         )
         run.manifest.save(output)
     interruption = Interruption(output, trainer.args.process_index, trainer.args.world_size)

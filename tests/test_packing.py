@@ -227,3 +227,18 @@ def test_training_in_groups_of_alike_length_walks_every_question_and_evaluates(
     trainer.train()
     assert sorted(seen) == list(range(len(asked)))
     assert any("eval_score" in entry for entry in trainer.state.log_history)
+
+
+def test_batches_made_by_workers_train_the_same_weights_and_attention_is_said(
+    arguments: Callable[..., list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = []
+    for workers, attention in ((0, SDPA), (2, SDPA)):
+        output = tmp_path / str(workers)
+        changes = {"dataloader_num_workers": workers, "attn_implementation": attention, "packing_length": 100}
+        caplog.clear()
+        finetune(arguments(output=output, max_steps=4, **changes))
+        assert f"{attention} attention" in caplog.text
+        weights.append(adapter_weights(output))
+    for name, value in weights[0].items():
+        assert torch.equal(weights[1][name], value), name
