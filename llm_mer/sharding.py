@@ -40,4 +40,5 @@ def keep_whole(engine: Any, module: nn.Module) -> None:
         return
     persistent[0].all_gather(persistent)
     for parameter in module.parameters():
-        parameter.is_external_param = True  # not released with the module that used it
+        sharded: Any = parameter  # DeepSpeed's own mark on it
+        sharded.is_external_param = True  # not released with the module that used it
