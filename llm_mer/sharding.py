@@ -39,6 +39,7 @@ def keep_whole(engine: Any, module: nn.Module) -> None:
     if not persistent:
         return
     persistent[0].all_gather(persistent)
+    parameter: Any
     for parameter in module.parameters():
         sharded: Any = parameter  # DeepSpeed's own mark on it
         sharded.is_external_param = True  # not released with the module that used it
