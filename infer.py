@@ -7,6 +7,7 @@ from llm_mer.errors import UserError
 
 if __name__ == "__main__":
     from llm_mer.infer import InferConfig, infer
+    from llm_mer.processes import leave
 
     try:
         infer(
@@ -14,6 +15,7 @@ if __name__ == "__main__":
                 InferConfig, sys.argv[1:], "infer.py", "Answers about clips, text, features or a whole manifest, as JSONL."
             )
         )
+        leave()
     except UserError as error:
         sys.exit(f"infer.py: {error}")
     except (KeyboardInterrupt, BrokenPipeError):

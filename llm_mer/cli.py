@@ -11,6 +11,7 @@ from typing import Any
 
 from llm_mer.command_line import parse
 from llm_mer.errors import UserError
+from llm_mer.processes import leave
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(resolve(command.config), rest, f"llm-mer {name}", command.help)
         result = resolve(command.function)(config)
+        leave()
     except UserError as error:
         print(f"llm-mer {name}: {error}", file=sys.stderr)
         return 2

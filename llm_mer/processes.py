@@ -89,3 +89,14 @@ class Processes:
     def from_first(self, value: Any) -> Any:
         """The first process's value, on all."""
         return self.gather(value if self.first else None)[0]
+
+
+def leave() -> None:
+    """Part from the other processes at a program's end, where it met any: one that ends first breaks the others' lines."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()

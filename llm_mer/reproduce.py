@@ -59,7 +59,7 @@ def compare_runs(then: RunManifest, now: RunManifest, old: Path, new: Path, tole
     if then.weights_sha256 is not None and now.weights_sha256 is not None:
         equal = then.weights_sha256 == now.weights_sha256
     metrics: dict[str, tuple[float | None, float | None, float | None]] = {}
-    for name in dict.fromkeys([*then.metrics, *now.metrics]):
+    for name in dict.fromkeys([*then.metrics, *now.metrics]) if then.metrics else ():  # else the weights decide
         one, two = then.metrics.get(name), now.metrics.get(name)
         if one is None or two is None:
             both = name in then.metrics and name in now.metrics and one is two

@@ -52,7 +52,7 @@ from llm_mer.errors import UserError
 from llm_mer.evaluation.journal import predict_all
 from llm_mer.evaluation.metrics import compute_metrics
 from llm_mer.inference import Predictor
-from llm_mer.interruption import Interruption
+from llm_mer.interruption import Interrupted, Interruption
 from llm_mer.modeling import MerHeadModel, conditional_generation_of, describe_parameters, fusion_adapter_of
 from llm_mer.packing import check_packing
 from llm_mer.prediction import Prediction
@@ -63,7 +63,7 @@ from llm_mer.run_manifest import RunManifest, given_options
 from llm_mer.run_manifest import begin as begin_manifest
 from llm_mer.sharding import is_sharded, keep_whole, size_of
 from llm_mer.tasks import Task
-from llm_mer.whole_checkpoints import SEAL, Saving, checkpoints, damage, full_disk, last_whole
+from llm_mer.whole_checkpoints import SEAL, Saving, checkpoints, damage, full_disk, last_whole, remove_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -413,8 +413,10 @@ class MerTraining:
         self._written_in = saving.scratch
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
-            if state.best_global_step == state.global_step:
-                state.best_model_checkpoint = str(saving.output / name)
+            # The folder may have moved since the best was saved: it is named by where it lies now.
+            best = saving.output / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+            if state.best_global_step and (best.name == name or best.is_dir()):
+                state.best_model_checkpoint = str(best)
                 if args.should_save:
                     state.save_to_json(str(saving.scratch / name / TRAINER_STATE_NAME))
         except Exception:
@@ -676,7 +678,12 @@ def resumed_folder(training: MerTrainingArguments) -> Path | None:
 
 
 def check_resume(
-    folder: Path, run: RunData, model: ModelArguments, adapter_options: dict[str, Any], backbone: str | None
+    folder: Path,
+    run: RunData,
+    model: ModelArguments,
+    training: MerTrainingArguments,
+    adapter_options: dict[str, Any],
+    backbone: str | None,
 ) -> None:
     """Refuse to go on from a checkpoint of another run.
 
@@ -722,6 +729,9 @@ def check_resume(
         pairs |= {f"lora_{name}": (lora.get(name), value) for name, value in now.items()}
         pairs["lora_sharing"] = (saved.model.get("lora_sharing"), model.lora_sharing)
         pairs["quantization"] = (reference.quantization, model.quantization)
+    pairs["seed"] = (saved.training.get("seed"), training.seed)
+    pairs["learning_rate"] = (saved.training.get("learning_rate"), training.learning_rate)
+    pairs["loss_weights"] = (saved.training.get("loss_weights"), check_loss_weights(model))
     different = [f"{name}: {old!r} there, {new!r} here" for name, (old, new) in pairs.items() if old != new]
     if different:
         raise UserError(f"resume_from_checkpoint: {folder} is of another run: {'; '.join(different)}")
@@ -736,6 +746,11 @@ def build_trainer(
         UserError: options, data, tasks, prompts or a checkpoint to go on from that do not fit one another.
     """
     check_launch(training.world_size, os.environ)
+    if training.n_gpu > 1:
+        raise UserError(
+            f"one process sees {training.n_gpu} GPUs; start one for each: torchrun --standalone --nproc_per_node "
+            f"{training.n_gpu} finetune.py …, or show it one: CUDA_VISIBLE_DEVICES=0"
+        )
     loss_weights = check_loss_weights(model)
     check_sharding(model)
     if training.packing_length is not None and model.backbone == "none":
@@ -754,7 +769,7 @@ def build_trainer(
             check_prompts(run.evaluation, load_prompts(data.prompts))
     if resumed is not None:
         backbone = resolve_backbone(model.backbone) if with_prompts else None
-        check_resume(resumed, run, model, adapter_options, backbone)
+        check_resume(resumed, run, model, training, adapter_options, backbone)
     training.resume_from_checkpoint = None if resumed is None else str(resumed)
     if is_deepspeed_zero3_enabled():
         meet_deepspeed(training)
@@ -1040,6 +1055,9 @@ def _train_run(run: Run) -> RunManifest:
             attention_of(trainer.model),
         )
         run.manifest.save(output)
+    if trainer.args.resume_from_checkpoint is None and trainer.args.local_process_index == 0:
+        remove_checkpoints(output)
+    trainer.accelerator.wait_for_everyone()
     interruption = Interruption(output, trainer.args.process_index, trainer.args.world_size)
     trainer.add_callback(interruption)
     with interruption.watching():
@@ -1054,6 +1072,8 @@ def _train_run(run: Run) -> RunManifest:
             print_evaluation(metrics, trainer.processor.tasks)
         run.manifest.finish(output, metrics, trainer.state.global_step)
     trainer.accelerator.wait_for_everyone()
+    if interruption.told:  # after the last checkpoint, too late to stop this run, but not those that would follow
+        raise Interrupted(f"stopped by {interruption.told}; the run in {output} is finished")
     return run.manifest
 
 

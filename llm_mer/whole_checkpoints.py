@@ -65,6 +65,17 @@ def checkpoints(output: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
+def remove_checkpoints(output: Path) -> None:
+    """Delete what an earlier run left in a folder in which another begins, or this one would go on from that."""
+    left = checkpoints(output)
+    if left:
+        logger.warning(
+            "%s holds checkpoints of an earlier run, which are deleted: %s", output, ", ".join(p.name for p in left)
+        )
+    for path in left:
+        shutil.rmtree(path)
+
+
 def last_whole(output: Path, processes: Processes, one_a_node: bool) -> Path | None:
     """The last checkpoint that is whole on every node; each later one is named in a warning. Collective.
 
@@ -139,7 +150,8 @@ class Saving:
     def _rotate(self, keep: int | None, best: str | None) -> None:
         """Delete down to ``keep``, never this one or the best; each leaves its name before its first file goes."""
         new = self.output / self.name
-        others = [path for path in checkpoints(self.output) if path != new and str(path) != best]
+        kept = {new.name, Path(best).name if best else ""}
+        others = [path for path in checkpoints(self.output) if path.name not in kept]
         step = int(self.name.rpartition("-")[2])
         # Steps to come are left from a run that this one was resumed in the middle of: they go first, then the oldest.
         old = sorted(others, key=lambda path: (int(path.name.rpartition("-")[2]) < step, int(path.name.rpartition("-")[2])))

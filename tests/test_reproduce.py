@@ -143,6 +143,11 @@ def test_metrics_decide_within_the_tolerance_and_weights_alone_where_there_are_n
     lost = dataclasses.replace(then, metrics={"a": 0.5})
     assert compare_runs(then, lost, run, run, 1e-2).metrics["b"] == (None, None, None)
     assert not compare_runs(then, lost, run, run, 1e-2).agrees
+    without = dataclasses.replace(
+        then, metrics={}
+    )  # as a comparison leaves it: the weights decide, whatever is measured now
+    assert compare_runs(without, then, run, run, 1e-6).agrees
+    assert not compare_runs(without, near, run, run, 1e-6).agrees
     assert Agreement(True, 0.0, {}, 1e-6).agrees
     assert not Agreement(False, 0.1, {}, 1e-6).agrees
 

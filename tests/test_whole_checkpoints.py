@@ -113,6 +113,41 @@ def test_the_best_checkpoint_is_recorded_where_it_lies_and_not_where_it_was_writ
         assert damage(folder) is None
 
 
+def test_the_best_checkpoint_is_kept_when_a_run_goes_on_in_a_folder_that_moved(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {**SAVING, "eval_strategy": "steps", "eval_steps": 1, "limit_eval": 4, "max_steps": 4}
+    changes |= {"load_best_model_at_end": "true", "metric_for_best_model": "loss", "greater_is_better": "true"}
+    output = finetune(arguments(backbone="none", **{**changes, "save_total_limit": 4}))
+    state = json.loads((output / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["best_global_step"] == 1  # of what falls the first is the largest
+    moved = output.rename(tmp_path / "moved")
+    shutil.rmtree(moved / "checkpoint-4")
+    finetune(arguments(backbone="none", output=moved, resume_from_checkpoint="true", **{**changes, "save_total_limit": 2}))
+    state = json.loads((moved / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(moved / "checkpoint-1")
+    assert damage(moved / "checkpoint-1") is None
+
+
+def test_a_run_that_begins_anew_goes_on_from_nothing_that_another_left(
+    copy: Path, arguments: Callable[..., list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {**SAVING, "save_steps": 2, "max_steps": 2}
+    with caplog.at_level(logging.WARNING):
+        finetune(arguments(backbone="none", output=copy, **changes))
+    assert "checkpoints of an earlier run, which are deleted: checkpoint-3, checkpoint-2, checkpoint-1" in caplog.text
+    assert [path.name for path in checkpoints(copy)] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("changes", [{"seed": 8}, {"learning_rate": "1e-3"}])
+def test_another_seed_or_learning_rate_is_another_run(
+    changes: dict[str, Any], copy: Path, arguments: Callable[..., list[str]]
+) -> None:
+    given = {**SAVING, **changes, "resume_from_checkpoint": "true"}
+    with pytest.raises(UserError, match=f"is of another run: {next(iter(changes))}: "):
+        build_trainer(*parse_arguments(arguments(backbone="none", output=copy, **given)))
+
+
 def test_a_checkpoint_is_deleted_under_another_name_and_those_of_steps_to_come_go_first(tmp_path: Path) -> None:
     for step in (4, 8, 16, 24):
         (tmp_path / f"checkpoint-{step}").mkdir()

@@ -52,8 +52,8 @@ class Journal:
         journal = cls(path, json.loads(json.dumps(settings)))
         if not path.is_file():
             return journal
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
+        # At line feeds alone: a text may hold other characters that splitlines takes for ends of lines.
+        *whole, rest = path.read_text(encoding="utf-8").split("\n")
         if not whole:
             path.unlink()
             return journal
@@ -75,8 +75,8 @@ class Journal:
                 f"{path} holds the unfinished answers of another evaluation: {'; '.join(odd)}; finish that one, name "
                 "another --output, or delete the file"
             )
-        if len(whole) < len(lines):
-            path.write_text("".join(whole), encoding="utf-8")
+        if rest:
+            path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
         return journal
 
     def append(self, condition: str, questions: tuple[int, ...], predictions: list[Prediction]) -> None:

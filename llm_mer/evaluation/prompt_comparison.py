@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,7 +42,8 @@ class PromptComparisonConfig:
         default_factory=list, metadata={"help": "styles, YAML files or folders, each one variant; default: every style"}
     )
     label_orders: int = field(
-        default=3, metadata={"help": "other orders of the labels to try where a prompt lists them (with --checkpoint)"}
+        default=3,
+        metadata={"help": "other orders of the labels to try where a prompt lists them, if there are (with --checkpoint)"},
     )
     generate: bool = field(
         default=False, metadata={"help": "also answer by free generation, unparseable rate measured (with --checkpoint)"}
@@ -148,7 +150,7 @@ def variants_of(config: PromptComparisonConfig, own: Sequence[PromptTemplate], t
     """The checkpoint's own prompts first, then every other, each also with the labels in other orders where it lists them.
 
     Raises:
-        UserError: a style, file or folder that is none, or orders for more than the labels allow.
+        UserError: a style, file or folder that is none, two of one name, or a negative number of orders.
     """
     if config.label_orders < 0:
         raise UserError(f"--label_orders {config.label_orders}: it must be at least 0")
@@ -158,27 +160,24 @@ def variants_of(config: PromptComparisonConfig, own: Sequence[PromptTemplate], t
         plain = {_content(template) for template in templates}
         if not plain <= {_content(template) for template in own}:
             found.append(Variant(Path(source).stem, templates))
+    names = [variant.name for variant in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"--prompts: two are called {', '.join(twice)}; give the files other names")
     generator = np.random.default_rng(config.seed)
     sizes = {task.num_classes for task in tasks if task.kind == "classification"}
     for variant in list(found):
         listing = [t for t in variant.templates if "{labels}" in _words(t) or "{indexed_labels}" in _words(t)]
         for size in sorted(sizes) if listing else []:
             orders: list[tuple[int, ...]] = [tuple(range(size))]
-            while len(orders) <= config.label_orders:
+            while len(orders) <= min(config.label_orders, math.factorial(size) - 1):
                 order = tuple(int(i) for i in generator.permutation(size))
                 if order not in orders:
                     orders.append(order)
-                elif len(orders) >= _factorial(size):
-                    raise UserError(f"--label_orders {config.label_orders}: {size} labels have fewer other orders")
             found += [
                 Variant(f"{variant.name}, labels {' '.join(map(str, order))}", tuple(listing), order, variant.name)
                 for order in orders[1:]
             ]
     return found
-
-
-def _factorial(size: int) -> int:
-    return int(np.prod(np.arange(1, size + 1)))
 
 
 def _words(template: PromptTemplate) -> str:

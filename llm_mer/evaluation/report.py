@@ -1025,7 +1025,8 @@ def inference_section(path: Path) -> Section:
     if not path.is_file():
         raise UserError(f"{path}: no such file; write it with `python infer.py --checkpoint … --output …`")
     entries = []
-    for count, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    written = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold what it takes for a line's end
+    for count, text in enumerate(written[:-1] if written[-1] == "" else written, 1):
         try:
             entry = json.loads(text)
         except json.JSONDecodeError as error:

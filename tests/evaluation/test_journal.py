@@ -52,6 +52,16 @@ def test_what_was_kept_comes_back_to_the_last_digit(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0c"])
+def test_a_text_may_hold_what_some_take_for_the_end_of_a_line(tmp_path: Path, character: str) -> None:
+    said = answers()[:1]
+    said[0].generated = f"joy{character}fear"
+    journal = Journal.open(tmp_path / JOURNAL, SETTINGS)
+    journal.append("as is", (0,), said)
+    (back,) = Journal.open(tmp_path / JOURNAL, SETTINGS).finished("as is")[0,]
+    assert back.generated == said[0].generated
+
+
 @pytest.mark.parametrize("cut", [1, 40])
 def test_a_line_that_was_cut_off_is_done_again_and_the_lines_before_it_are_not(tmp_path: Path, cut: int) -> None:
     path = tmp_path / JOURNAL

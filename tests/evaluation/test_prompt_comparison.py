@@ -30,7 +30,7 @@ from llm_mer.evaluation.prompt_comparison import (
 )
 from llm_mer.inference import MerPipeline
 from llm_mer.prediction import Prediction
-from llm_mer.prompts import PromptTemplate, load_prompts
+from llm_mer.prompts import PromptTemplate, load_prompts, prompt_folder
 from llm_mer.tasks import get_task
 
 
@@ -52,9 +52,16 @@ def test_the_checkpoints_own_prompt_is_no_variant_of_itself_and_lists_get_other_
         assert all("{labels}" in t.task or "{indexed_labels}" in t.task for t in variant.templates)
 
 
-def test_more_orders_than_there_are_are_refused() -> None:
-    with pytest.raises(UserError, match="2 labels have fewer other orders"):
-        variants_of(PromptComparisonConfig(prompts=["instruct"], label_orders=2), [], [get_task("polarity")])
+def test_two_labels_have_one_other_order() -> None:
+    found = variants_of(PromptComparisonConfig(prompts=["instruct"], label_orders=3), [], [get_task("polarity")])
+    assert [variant.order for variant in found if variant.order is not None] == [(1, 0)]
+
+
+def test_two_prompts_of_one_name_and_a_negative_number_of_orders_are_refused(tmp_path: Path) -> None:
+    copy = tmp_path / "instruct.yaml"
+    copy.write_bytes((prompt_folder() / "instruct_en_classification.yaml").read_bytes())
+    with pytest.raises(UserError, match="--prompts: two are called instruct"):
+        variants_of(PromptComparisonConfig(prompts=["instruct", str(copy)]), [], [])
     with pytest.raises(UserError, match="label_orders -1: it must be at least 0"):
         variants_of(PromptComparisonConfig(label_orders=-1), [], [])
 
