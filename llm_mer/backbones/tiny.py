@@ -27,9 +27,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from llm_mer.backbones.tiny_text import GENERATOR_VERSION, generate
+from llm_mer.backbones.tiny_text import GENERATOR_VERSION, generate, label_sets
 from llm_mer.errors import UserError
-from llm_mer.tasks import builtin_tasks
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 
@@ -80,7 +79,7 @@ def train_tokenizer(lines: list[str], vocabulary: int) -> PreTrainedTokenizerFas
     """
     import sentencepiece
 
-    words = [word for task in builtin_tasks().values() for label in task.labels for word in label.words.values()]
+    words = [word for labels in label_sets() for label in labels for word in label.words.values()]
     buffer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter([*(part for text in lines for part in text.split("\n")), *words * 20]),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from llm_mer.tasks import builtin_tasks
+from llm_mer.tasks import Label, builtin_tasks
 
 GENERATOR_VERSION = 1
 
@@ -242,11 +242,19 @@ def line(rng: random.Random, language: str) -> str:
         if form < 0.8:
             return f"Text: {sentence}\nEmotion: {side[0]}" if english else f"文本：{sentence}\n情绪：{side[1]}"
         return sentence + (" ." if english else "。")
-    tasks = [task for task in builtin_tasks().values() if task.labels]
-    label = rng.choice(rng.choice(tasks).labels)
+    label = rng.choice(rng.choice(label_sets()))
     return (
         f"{label.words['en']} = {label.words['zh']}" if rng.random() < 0.5 else f"{label.words['zh']} = {label.words['en']}"
     )
+
+
+def label_sets() -> list[tuple[Label, ...]]:
+    """Labels of the built-in tasks, each set once: a task that asks for the labels of another changes no text."""
+    sets: list[tuple[Label, ...]] = []
+    for task in builtin_tasks().values():
+        if task.labels and task.labels not in sets:
+            sets.append(task.labels)
+    return sets
 
 
 def generate(seed: int, count: int) -> Iterator[str]:

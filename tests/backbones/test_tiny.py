@@ -125,3 +125,13 @@ def test_the_full_training_is_far_better_than_a_unigram_model(architecture: str,
     folder = train_tiny_backbone(TinyBackboneConfig(architecture=architecture), tmp_path, progress=False)
     report = json.loads((folder / "tiny_backbone.json").read_text())["report"]
     assert report["perplexity"] < 0.25 * report["unigram_perplexity"]
+
+
+def test_each_set_of_labels_enters_the_text_once_whatever_the_number_of_tasks_that_ask_for_it() -> None:
+    from llm_mer.backbones.tiny_text import label_sets
+    from llm_mer.tasks import builtin_tasks
+
+    sets = label_sets()
+    asked = [task.labels for task in builtin_tasks().values() if task.labels]
+    assert len(asked) > len(sets)  # IEMOCAP's four labels belong to two tasks
+    assert all(sets.count(labels) == 1 for labels in asked)
