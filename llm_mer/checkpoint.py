@@ -291,6 +291,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path}: damaged or cut off: {error}") from None
 
 
+def is_training_only(name: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether a weight's name has one of an adapter's training-only prefixes at the beginning of some part of it."""
+    return any(f".{prefix}" in f".{name}" for prefix in prefixes)
+
+
 def fits(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Size], model: torch.nn.Module) -> None:
     """Compare weights with what the model expects; those that only training needs may be missing.
 
@@ -298,9 +303,7 @@ def fits(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.S
         UserError: naming missing and unexpected weights, or one of another shape.
     """
     prefixes = fusion_adapter_of(model).training_only_parameters()
-    missing = sorted(
-        name for name in expected if name not in state and not any(f".{prefix}" in f".{name}" for prefix in prefixes)
-    )
+    missing = sorted(name for name in expected if name not in state and not is_training_only(name, prefixes))
     unexpected = sorted(set(state) - set(expected))
     if missing or unexpected:
         raise UserError(f"{path}: weights do not fit the description: missing {missing[:4]}, unexpected {unexpected[:4]}")
@@ -367,7 +370,7 @@ def drop_training_only(folder: Path, prefixes: tuple[str, ...]) -> int:
         with safe_open(path, "pt") as stream:
             header = stream.metadata()
         state = load_file(path)
-        kept = {k: v for k, v in state.items() if not any(f".{prefix}" in f".{k}" for prefix in prefixes)}
+        kept = {k: v for k, v in state.items() if not is_training_only(k, prefixes)}
         dropped += len(state) - len(kept)
         save_file(kept, path, metadata=header)
     return dropped

@@ -330,17 +330,25 @@ class MerPipeline:
 
     def dataset(self, utterances: Sequence[Utterance], tasks: Sequence[str] | None = None) -> MerDataset:
         """Utterances as questions: every task of the checkpoint, or the named ones."""
+        return self.questions(list(utterances), self.named_tasks(tasks), require_truth=False)
+
+    def named_tasks(self, names: Sequence[str] | None) -> list[Task]:
+        """These tasks of the checkpoint, all without names. Raises :class:`UserError` for one it was not trained on."""
         known = {task.name: task for task in self.tasks}
-        for name in tasks or ():
+        for name in names or ():
             if name not in known:
                 raise UserError(f"the checkpoint was not trained on task {name!r}; it knows {', '.join(known)}")
-        chosen = [known[name] for name in tasks] if tasks else list(known.values())
+        return [known[name] for name in names or known]
+
+    def questions(self, utterances: Sequence[Utterance], tasks: list[Task], **options: Any) -> MerDataset:
+        """Utterances as questions in the windows the checkpoint was trained with; ``options`` are of :class:`MerDataset`."""
+        context = self.description.context
         return MerDataset(
-            list(utterances),
-            chosen,
-            require_truth=False,
-            context_window=int(self.description.context.get("window", 8)),
-            bidirectional=bool(self.description.context.get("bidirectional", False)),
+            utterances,
+            tasks,
+            context_window=int(context.get("window", 8)),
+            bidirectional=bool(context.get("bidirectional", False)),
+            **options,
         )
 
     def __call__(

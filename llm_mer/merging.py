@@ -196,12 +196,9 @@ def save_fusion_adapter(adapter: Any, folder: Path) -> None:
     """Write the adapter's weights without what only training needs."""
     from safetensors.torch import save_file
 
-    from llm_mer.checkpoint import FUSION_ADAPTER_FILE
+    from llm_mer.checkpoint import FUSION_ADAPTER_FILE, is_training_only
 
     prefixes = adapter.training_only_parameters()
-    kept = {
-        name: value.detach().contiguous()
-        for name, value in adapter.state_dict().items()
-        if not any(f".{prefix}" in f".{name}" for prefix in prefixes)
-    }
+    state = adapter.state_dict()
+    kept = {name: value.detach().contiguous() for name, value in state.items() if not is_training_only(name, prefixes)}
     save_file(kept, folder / FUSION_ADAPTER_FILE, metadata={"format": "pt"})

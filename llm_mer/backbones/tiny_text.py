@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 from llm_mer.tasks import Label, builtin_tasks
 
@@ -248,13 +249,14 @@ def line(rng: random.Random, language: str) -> str:
     )
 
 
-def label_sets() -> list[tuple[Label, ...]]:
+@cache
+def label_sets() -> tuple[tuple[Label, ...], ...]:
     """Labels of the built-in tasks, each set once: a task that asks for the labels of another changes no text."""
     sets: list[tuple[Label, ...]] = []
     for task in builtin_tasks().values():
         if task.labels and task.labels not in sets:
             sets.append(task.labels)
-    return sets
+    return tuple(sets)
 
 
 def generate(seed: int, count: int) -> Iterator[str]:

@@ -698,12 +698,13 @@ def gain_table(gains: Sequence[DecoderGain]) -> list[str]:
         cells = []
         for column in columns:
             gain = found.get((system, *column))
-            cells.append("" if gain is None else _signed(gain.difference, gain.interval, gain.p_value))
+            cells.append("" if gain is None else signed(gain.difference, gain.interval, gain.p_value))
         lines.append(f"| {system} | " + " | ".join(cells) + " |")
     return [*lines, "\nDecoder minus as is, on the same utterances.\n"]
 
 
-def _signed(value: float, interval: tuple[float, float], p_value: float) -> str:
+def signed(value: float, interval: tuple[float, float], p_value: float) -> str:
+    """A difference with its interval and p, marked where p is below 0.05."""
     mark = "*" if p_value < 0.05 else ""
     return f"{value:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}], p {p_value:.3f}{mark}"
 

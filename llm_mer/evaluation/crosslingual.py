@@ -19,6 +19,7 @@ from llm_mer.evaluation.compare import (
     check_metrics,
     compare,
     select,
+    signed,
 )
 from llm_mer.evaluation.evaluate import AS_IS, EVERYTHING, PREDICTIONS, load_predictions
 from llm_mer.evaluation.metrics import majority_baseline
@@ -150,9 +151,7 @@ def _show(cell: Transfer) -> str:
     text = f"{cell.score:.3f} [{cell.interval[0]:.3f}, {cell.interval[1]:.3f}]"
     if cell.gap is None or cell.gap_interval is None or cell.p_value is None:
         return text
-    low, high = cell.gap_interval
-    mark = "*" if cell.p_value < 0.05 else ""
-    return f"{text}, gap {cell.gap:+.3f} [{low:+.3f}, {high:+.3f}], p {cell.p_value:.3f}{mark}"
+    return f"{text}, gap {signed(cell.gap, cell.gap_interval, cell.p_value)}"
 
 
 def run(config: CrosslingualConfig) -> str:

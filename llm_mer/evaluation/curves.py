@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llm_mer.data.corruption import CORRUPTIONS
+from llm_mer.evaluation.subsets import EVERYTHING
 
 if TYPE_CHECKING:
     from llm_mer.evaluation.evaluate import Condition, Row
@@ -52,7 +53,7 @@ def curve(
     start = 0.0 if CORRUPTIONS[kind].is_rate else None
     found = []
     for row in rows:
-        if (row.task, row.language, row.subset) != (task, language, "all") or metric not in row.intervals:
+        if (row.task, row.language, row.subset) != (task, language, EVERYTHING) or metric not in row.intervals:
             continue
         if row.condition in amounts or row.condition == as_is:
             amount = amounts.get(row.condition, start)
@@ -75,7 +76,7 @@ def areas(rows: Sequence[Row], conditions: Sequence[Condition], as_is: str) -> l
     """The area of every kind with several amounts, for each task, language and metric with an interval."""
     found = []
     for kind in dict.fromkeys(c.kind for c in conditions if c.kind in CORRUPTIONS):
-        whole = [row for row in rows if row.condition == as_is and row.subset == "all"]
+        whole = [row for row in rows if row.condition == as_is and row.subset == EVERYTHING]
         for row in whole:
             for metric in row.intervals:
                 points = curve(rows, conditions, kind, row.task, row.language, metric, as_is)

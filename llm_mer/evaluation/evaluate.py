@@ -414,9 +414,9 @@ class Planned:
     settings: dict[str, Any]
 
 
-def output_folder(config: EvaluateConfig) -> Path:
+def output_folder(output: str, default: Path) -> Path:
     """Where files go. Raises :class:`UserError` for a file in its place."""
-    folder = Path(config.output or Path(config.checkpoint) / "evaluation")
+    folder = Path(output or default)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder}: it is a file, not a folder")
     return folder
@@ -428,7 +428,7 @@ def output_folders(config: EvaluateConfig) -> dict[str, Path]:
     Raises:
         UserError: a file in its place, or two stores of one name.
     """
-    folder = output_folder(config)
+    folder = output_folder(config.output, Path(config.checkpoint) / "evaluation")
     if len(config.data) == 1:
         return {config.data[0]: folder}
     places: dict[str, Path] = {}
@@ -437,7 +437,7 @@ def output_folders(config: EvaluateConfig) -> dict[str, Path]:
         same = next((other for other, path in places.items() if path.name == name), None)
         if same is not None:
             raise UserError(f"--data: {same} and {place} are both called {name!r}; evaluate them one by one")
-        places[place] = output_folder(dataclasses.replace(config, output=str(folder / name)))
+        places[place] = output_folder("", folder / name)
     return places
 
 
@@ -476,19 +476,8 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
     splits, _, fingerprint = read_utterances(place)
     utterances = find_split(splits, config.split, place)
     description = pipeline.description
-    names = {task.name: task for task in pipeline.tasks}
-    for name in config.tasks or ():
-        if name not in names:
-            raise UserError(f"the checkpoint was not trained on task {name!r}; it knows {', '.join(names)}")
-    tasks = [names[name] for name in config.tasks] if config.tasks else list(names.values())
-    dataset = MerDataset(
-        utterances,
-        tasks,
-        languages=config.languages,
-        limit=config.limit,
-        context_window=int(description.context.get("window", 8)),
-        bidirectional=bool(description.context.get("bidirectional", False)),
-    )
+    tasks = pipeline.named_tasks(config.tasks)
+    dataset = pipeline.questions(utterances, tasks, languages=config.languages, limit=config.limit)
     if not len(dataset):
         raise UserError(f"{place}, split {config.split!r}: no utterance has a label for {', '.join(t.name for t in tasks)}")
     available = modalities_of(pipeline)
@@ -586,7 +575,8 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> tuple[Evaluation,
         raise UserError(f"--data {' '.join(config.data)}: name one store")
     processes = Processes.join()
     pipeline = load_pipeline(config, processes)
-    planned = plan(config, pipeline, config.data[0], output_folder(config))
+    (folder,) = output_folders(config).values()
+    planned = plan(config, pipeline, config.data[0], folder)
     by_condition = predict_conditions(config, pipeline, planned, processes, None, progress)
     return score(config, pipeline, planned, by_condition), by_condition
 

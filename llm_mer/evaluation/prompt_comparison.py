@@ -23,6 +23,7 @@ from llm_mer.tasks import Task
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from llm_mer.data.dataset import MerDataset
     from llm_mer.inference import MerPipeline
     from llm_mer.prediction import Prediction
 
@@ -194,7 +195,6 @@ def ask(config: PromptComparisonConfig, progress: bool = True) -> tuple[PromptCo
     Raises:
         UserError: a checkpoint, data, prompt, task or language that do not fit one another.
     """
-    from llm_mer.data.dataset import MerDataset
     from llm_mer.data.reading import check_prompts, find_split, read_utterances
     from llm_mer.inference import MerPipeline
 
@@ -203,31 +203,20 @@ def ask(config: PromptComparisonConfig, progress: bool = True) -> tuple[PromptCo
     pipeline = MerPipeline.from_checkpoint(config.checkpoint, backbone=config.backbone, batch_size=config.batch_size)
     if pipeline.predictor.processor.tokenizer is None:
         raise UserError(f"{config.checkpoint} holds an adapter alone, which reads no prompt")
-    known = {task.name: task for task in pipeline.tasks}
-    for name in config.tasks or ():
-        if name not in known:
-            raise UserError(f"the checkpoint was not trained on task {name!r}; it knows {', '.join(known)}")
-    tasks = [known[name] for name in config.tasks or known]
+    tasks = pipeline.named_tasks(config.tasks)
     variants = variants_of(config, pipeline.predictor.processor.prompts, tasks)
     splits, _, fingerprint = read_utterances(config.data)
     utterances = find_split(splits, config.split, config.data)
-    context = pipeline.description.context
 
     def dataset(variant: Variant) -> MerDataset:
         asked = [variant.task(task) for task in tasks if variant.asks(task)]
-        return MerDataset(
-            utterances,
-            asked,
-            languages=config.languages,
-            limit=config.limit,
-            context_window=int(context.get("window", 8)),
-            bidirectional=bool(context.get("bidirectional", False)),
-        )
+        return pipeline.questions(utterances, asked, languages=config.languages, limit=config.limit)
 
     datasets = {variant.name: dataset(variant) for variant in variants}
     datasets = {name: questions for name, questions in datasets.items() if len(questions)}
     if OWN not in datasets:
-        raise UserError(f"{config.data}, split {config.split!r}: no utterance has a label for {', '.join(known)}")
+        known = ", ".join(task.name for task in pipeline.tasks)
+        raise UserError(f"{config.data}, split {config.split!r}: no utterance has a label for {known}")
     for variant in variants:
         if variant.name in datasets:
             check_prompts(datasets[variant.name], variant.templates)
@@ -430,11 +419,9 @@ def run(config: PromptComparisonConfig) -> str:
         raise UserError("name either --checkpoint, asked in every prompt, or --config, trained with each")
     if config.config:
         return train_each(config)
-    from llm_mer.evaluation.evaluate import save_predictions
+    from llm_mer.evaluation.evaluate import output_folder, save_predictions
 
-    folder = Path(config.output or Path(config.checkpoint) / "prompts")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder}: it is a file, not a folder")
+    folder = output_folder(config.output, Path(config.checkpoint) / "prompts")
     comparison, by_variant = ask(config)
     folder.mkdir(parents=True, exist_ok=True)
     save_predictions(folder / PREDICTIONS, by_variant)
