@@ -44,7 +44,7 @@ PROBABILITY_FLOOR = 0.0005
 CONVERSATIONS_KEPT = 256
 """Dialogues of a stream whose last utterances and beams are kept, the most recent ones."""
 
-MEETING = 64
+MEETING = 16
 """Groups a process answers between two meetings with the others."""
 
 
@@ -71,6 +71,14 @@ class InferConfig:
     )
     tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
     batch_size: int = field(default=16, metadata={"help": "utterances answered together"})
+    read_ahead: int = field(
+        default=4,
+        metadata={"help": "batches read ahead, so that utterances of about equal length are answered together"},
+    )
+    answer_end: bool = field(
+        default=True,
+        metadata={"help": "score the end of an answer too; false is faster, where no answer begins another"},
+    )
     on_bad_input: str = field(
         default="report",
         metadata={"help": "an input that cannot be used: a line with its error, or stop", "choices": ["report", "stop"]},
@@ -483,8 +491,9 @@ def infer(config: InferConfig) -> int:
     one process. With ``--output``, an interrupted run goes on after the last whole line. An input that cannot be used
     becomes a line ``{"id": …, "error": …}`` unless ``--on_bad_input stop``.
     """
-    if config.batch_size < 1:
-        raise UserError(f"--batch_size {config.batch_size}: it must be at least 1")
+    for name in ("batch_size", "read_ahead"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name} {getattr(config, name)}: it must be at least 1")
     if config.output is not None and Path(config.output).is_dir():
         raise UserError(f"--output {config.output}: is a folder; name a file")
     processes = Processes.join()
@@ -504,6 +513,7 @@ def infer(config: InferConfig) -> int:
         device=config.device or processes.device,
         batch_size=config.batch_size,
         generate=config.generate,
+        answer_end=config.answer_end,
     )
     if config.dialogue_decoder != "none" and not pipeline.description.shift_probability:
         raise UserError(
@@ -577,7 +587,8 @@ def infer(config: InferConfig) -> int:
                     group[:] = [item for item in group if item[1].id not in bad]
             return []
 
-        for turn, given in enumerate(batches(numbered(), 1 if live else config.batch_size, whole and live is None)):
+        size = 1 if live else config.batch_size * config.read_ahead
+        for turn, given in enumerate(batches(numbered(), size, whole and live is None)):
             if turn % (MEETING * processes.world) == 0:
                 processes.gather(None)  # none waits for another longer than the job's own patience
             # The groups are those of one process, and one that an interrupted run tore is answered whole again, so that

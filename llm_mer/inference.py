@@ -22,7 +22,7 @@ from llm_mer.data.collator import MerCollator
 from llm_mer.data.dataset import ContextVectors, MerDataset, build_context_vectors
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS
-from llm_mer.decoding.labels import LabelScorer
+from llm_mer.decoding.labels import KeptBeginning, LabelScorer, begins_another
 from llm_mer.decoding.numbers import ScoreDistribution
 from llm_mer.errors import UserError, first_line
 from llm_mer.modeling import MerForConditionalGeneration, conditional_generation_of, fusion_adapter_of
@@ -102,6 +102,8 @@ class Predictor:
         batch_size: questions per forward. use_context: build conversation windows.
         score_statistic: which point of a score's distribution is its value: median, mean or mode.
         generate: also generate freely; the text is kept and parsed, never mapped to a class when it cannot be.
+        answer_end: score the token that ends an answer too. Without it a label is as probable as its own tokens, whatever
+            would follow them, and the vocabulary is read once a question in place of once a label.
         keep_features: keep each sample's fused vector in ``diagnostics["features"]``.
     """
 
@@ -111,8 +113,10 @@ class Predictor:
     use_context: bool = False
     score_statistic: str = "median"
     generate: bool = False
+    answer_end: bool = True
     keep_features: bool = False
     _scorers: dict[tuple[str, str], LabelScorer] = field(default_factory=dict, repr=False)
+    _kept: dict[tuple[str, str], KeptBeginning] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.score_statistic not in SCORE_STATISTICS:
@@ -160,12 +164,17 @@ class Predictor:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The model in evaluation mode, and as it was afterwards."""
-        was_training = self.model.training
+        """The model in evaluation mode, and as it was afterwards; its weights must stay meanwhile.
+
+        What the prompts of a task and language all begin with is computed once for all of its batches.
+        """
+        was_training, kept = self.model.training, self._kept
         self.model.eval()
+        self._kept = {}
         try:
             yield
         finally:
+            self._kept = kept
             self.model.train(was_training)
 
     @torch.no_grad()
@@ -182,7 +191,8 @@ class Predictor:
         log_probs: np.ndarray | None
         with recorded_fusion(self.adapter) as fusions:
             if isinstance(self.core, MerForConditionalGeneration):
-                log_probs = self.scorer(task, language).log_probabilities(inputs).float().cpu().numpy()
+                kept = None if self._kept is None else self._kept.setdefault((task.name, language), KeptBeginning())
+                log_probs = self.scorer(task, language).log_probabilities(inputs, kept).float().cpu().numpy()
             else:
                 self.core(**inputs)
                 log_probs = self._head_log_probabilities(task, fusions[0])
@@ -220,12 +230,22 @@ class Predictor:
         return predictions
 
     def scorer(self, task: Task, language: str) -> LabelScorer:
-        """The scorer over every admissible answer of a task in a language."""
+        """The scorer over every admissible answer of a task in a language.
+
+        Raises:
+            UserError: without ends, where the tokens of one answer begin another's.
+        """
         key = (task.name, language)
         if key not in self._scorers:
             assert isinstance(self.core, MerForConditionalGeneration)
             answers = self.processor.answers(task, language)
-            self._scorers[key] = LabelScorer(self.core, answers, self.processor.end_token_id)
+            if not self.answer_end and begins_another(answers):
+                raise UserError(
+                    f"answer_end: an answer to task {task.name!r} in language {language!r} begins with another's tokens, "
+                    "and only its end tells them apart; leave answer_end true"
+                )
+            end = self.processor.end_token_id if self.answer_end else None
+            self._scorers[key] = LabelScorer(self.core, answers, end)
         return self._scorers[key]
 
     def _fill_value(

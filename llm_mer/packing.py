@@ -57,8 +57,11 @@ def block_causal_mask(sample_ids: Tensor, dtype: torch.dtype | None) -> Tensor:
     length = sample_ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=sample_ids.device).tril()
     visible = ((sample_ids[:, :, None] == sample_ids[:, None, :]) & causal).unsqueeze(1)
-    if dtype is None:
-        return visible
+    return visible if dtype is None else additive_mask(visible, dtype)
+
+
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where True, the lowest number of the type where False: what eager attention adds."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
 
 

@@ -16,6 +16,7 @@ import torch
 from conftest import make_utterances, training_options, values_of
 
 from llm_mer.app import answer
+from llm_mer.data.collator import MerCollator
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.manifest import write_manifest
@@ -69,6 +70,37 @@ def test_the_batch_size_changes_nothing(
 ) -> None:
     other = MerPipeline.from_checkpoint(trained, batch_size=size)
     assert close(other(utterances), pipeline(utterances))
+
+
+def test_without_its_end_an_answer_is_as_probable_as_its_tokens(trained: Path, utterances: list[Utterance]) -> None:
+    pipeline = MerPipeline.from_checkpoint(trained, answer_end=False)
+    predictor, task = pipeline.predictor, pipeline.named_tasks(["emotion"])[0]
+    core: Any = predictor.core
+    dataset = pipeline.dataset(utterances[:3], ["emotion"])
+    with torch.no_grad(), predictor.evaluating():
+        for prediction, question in zip(predictor.predict(dataset), dataset.questions, strict=True):
+            inputs = MerCollator(dataset, predictor.processor, predictor.use_context).batch([question], False).model_inputs()
+            expected = []
+            for answer in predictor.processor.answers(task, prediction.language):
+                tail = torch.tensor([answer])
+                ids = torch.cat([inputs["input_ids"], tail], dim=1)
+                logits = core(**{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits[0]
+                chosen = logits[-1 - len(answer) : -1].double().log_softmax(-1).gather(1, tail.T)
+                expected.append(float(chosen.sum()))
+            normalised = torch.tensor(expected).log_softmax(-1)
+            assert prediction.log_probabilities == pytest.approx(normalised.tolist(), abs=1e-3)
+            assert prediction.value == task.label_names[int(normalised.argmax())]
+
+
+def test_without_ends_answers_of_which_one_begins_another_are_refused(trained: Path, utterances: list[Utterance]) -> None:
+    pipeline = MerPipeline.from_checkpoint(trained, answer_end=False)
+    processor = pipeline.predictor.processor
+    one, another = processor.encode("1"), processor.encode("1 1")
+    assert another[: len(one)] == one
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processor, "answers", lambda *given: [one, another])
+        with pytest.raises(UserError, match="begins with another's tokens"):
+            pipeline(utterances[:1], ["emotion"])
 
 
 def test_order_and_company_change_nothing(pipeline: MerPipeline, utterances: list[Utterance]) -> None:
@@ -332,7 +364,9 @@ def test_standard_input_answers_line_by_line_and_reports_bad_ones(
 
 def test_an_output_cut_off_anywhere_is_continued_to_the_same_lines(trained: Path, tmp_path: Path) -> None:
     manifest, output = texts(tmp_path / "m.jsonl"), tmp_path / "out.jsonl"
-    config = InferConfig(checkpoint=str(trained), manifest=str(manifest), output=str(output), batch_size=2, full=True)
+    config = InferConfig(
+        checkpoint=str(trained), manifest=str(manifest), output=str(output), batch_size=2, read_ahead=1, full=True
+    )
     assert infer(config) == 5
     whole = output.read_bytes()
 
@@ -409,6 +443,7 @@ def test_features_of_another_size_become_a_line_with_both_sizes(
         ({"video": "nowhere.mp4"}, "--video nowhere.mp4: no such file"),
         ({"manifest": "nowhere.jsonl"}, "nowhere.jsonl: no such manifest"),
         ({"text": "x", "batch_size": 0}, "--batch_size 0: it must be at least 1"),
+        ({"text": "x", "read_ahead": 0}, "--read_ahead 0: it must be at least 1"),
         ({"text": "x", "output": "."}, r"--output \.: is a folder"),
     ],
 )
@@ -432,7 +467,9 @@ def test_a_dialogue_is_never_torn_where_context_counts() -> None:
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_whole_dialogues_can_be_decoded(mode: str, ask: Callable[..., list[dict[str, Any]]], tmp_path: Path) -> None:
     dialogue = [dataclasses.replace(u, labels={}) for u in make_utterances("test", 24)]
-    found = ask(manifest=str(write_manifest(dialogue, tmp_path / "m.jsonl")), dialogue_decoder=mode, batch_size=4)
+    found = ask(
+        manifest=str(write_manifest(dialogue, tmp_path / "m.jsonl")), dialogue_decoder=mode, batch_size=4, read_ahead=1
+    )
     assert len(found) == 48
     assert {line["value"] for line in found if line["task"] == "emotion"} <= set(get_task("emotion").label_names)
 

@@ -68,7 +68,7 @@ def test_there_are_shipped_templates_and_the_folder_is_found_from_anywhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert sorted(prompt_folder().glob("*.yaml")) == SHIPPED
-    assert styles() == ["context", "index", "instruct", "notext", "short"]
+    assert styles() == ["context", "index", "instruct", "notext", "preamble", "short"]
     assert [t.name for t in load_prompts("short")] == [p.stem for p in SHIPPED if p.stem.startswith("short_")]
 
 

@@ -1,13 +1,18 @@
-"""Exact log-probabilities of every admissible answer: one prefix pass, then all answers packed under a tree mask."""
+"""Exact log-probabilities of every admissible answer: prompt and all answers in one pass, under a tree mask."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from llm_mer.packing import additive_mask, attends_by_positions
 
 CHUNK_ELEMENTS = 2**26
 """Logit values held at once (256 MB in float32); longer work is cut into chunks of rows."""
@@ -19,7 +24,7 @@ class ScoredModel(Protocol):
     """What scoring reads of a model: a transformers causal language model, or anything laid out like one."""
 
     @property
-    def model(self) -> Callable[..., Any]:
+    def model(self) -> nn.Module:
         """Returns ``last_hidden_state`` and ``past_key_values``."""
 
     @property
@@ -92,14 +97,34 @@ class AnswerTree:
         return matrix
 
 
-def shared_beginning(inputs: Mapping[str, Any]) -> int:
+def begins_another(answers: Sequence[Sequence[int]]) -> bool:
+    """Whether the tokens of an answer are the first of another's, so that only their ends tell them apart."""
+    ordered = sorted(tuple(answer) for answer in answers)
+    return any(second[: len(first)] == first for first, second in pairwise(ordered))
+
+
+@dataclass
+class KeptBeginning:
+    """What the prompts of the last batch began with, computed: the next batch that begins alike takes it as it is.
+
+    Right as long as the weights stay, so whoever scores batch after batch holds one and lets it go.
+
+    Attributes:
+        ids: ``(P,)``. cache: keys and values of one row of them.
+    """
+
+    ids: Tensor | None = None
+    cache: Any = None
+
+
+def shared_beginning(inputs: Mapping[str, Any], single: bool = False) -> int:
     """How many tokens every prompt of a batch begins with alike, before its pseudo tokens; at least one is left over.
 
-    0 where that cannot be said: a single prompt, positions of the caller's own, embeddings in place of ids, padding inside a
-    prompt, or samples of several languages, whose weights may differ.
+    0 where that cannot be said: padding inside a prompt, or samples of several languages, whose weights may differ. Also for
+    one prompt, which shares with nobody, unless ``single``.
     """
-    ids, mask, languages = inputs.get("input_ids"), inputs["attention_mask"], inputs.get("language_ids")
-    if ids is None or ids.shape[0] < 2 or "position_ids" in inputs or "past_key_values" in inputs or mask.ndim != 2:
+    ids, mask, languages = inputs["input_ids"], inputs["attention_mask"], inputs.get("language_ids")
+    if ids.shape[0] < 2 and not single:
         return 0
     if languages is not None and not bool((languages == languages[0]).all()):
         return 0
@@ -118,18 +143,32 @@ def shared_beginning(inputs: Mapping[str, Any]) -> int:
     return int(alike.int().cumprod(dim=0).sum())
 
 
+@contextmanager
+def attention_by_mask(body: nn.Module) -> Iterator[bool]:
+    """Attention of a kind that obeys a mask: SDPA in place of flash attention, meanwhile. Yields whether it is eager."""
+    config: Any = getattr(body, "language_model", body).config
+    chosen = config._attn_implementation
+    if attends_by_positions(chosen):
+        config._attn_implementation = "sdpa"
+    try:
+        yield chosen == "eager"
+    finally:
+        config._attn_implementation = chosen
+
+
 class LabelScorer:
     """Scores a fixed set of answers after any prompt.
 
     ``log p(answer | prompt) = Σ_i log p(token_i | prompt, token_<i)``, the end token included, exact: each answer token
-    sees the prompt and its own earlier tokens only, at its true position. Two forward passes in all, however many answers;
-    what all prompts of a batch begin with (an instruction) is computed once, in a short pass of one row before them.
+    sees the prompt and its own earlier tokens only, at its true position. One forward pass, however many answers: their
+    tree stands behind every prompt. What all prompts of a batch begin with (an instruction) is computed once, in a short
+    pass of one row before it, and not again for the next batch where it is kept.
 
     Args:
         model: ``.model`` (returns ``last_hidden_state`` and ``past_key_values``) and ``.lm_head``: a transformers causal
             language model or :class:`~llm_mer.modeling.MerForConditionalGeneration`.
         answers: token ids of each answer. end_token_id: closes an answer, so that "1" and "1.5" do not share mass; None
-            scores the tokens alone.
+            scores the tokens alone, which is less work (:func:`begins_another` says where it is still a distribution).
     """
 
     def __init__(self, model: ScoredModel, answers: Sequence[Sequence[int]], end_token_id: int | None) -> None:
@@ -137,50 +176,60 @@ class LabelScorer:
         self.tree = AnswerTree.build(answers, end_token_id)
 
     @torch.no_grad()
-    def score(self, inputs: Mapping[str, Any]) -> Tensor:
+    def score(self, inputs: Mapping[str, Any], kept: KeptBeginning | None = None) -> Tensor:
         """``(B, C)`` float32 natural-log probabilities of the answers.
 
         Args:
             inputs: keyword arguments of ``model.model`` for the prompt: ``input_ids (B, L)``, ``attention_mask (B, L)``
-                padded on either side, and whatever else it reads (pseudo-token tensors). ``language_ids (B,)``, where
-                there are any, go to the second pass too.
+                padded on either side, and whatever else it reads (pseudo-token tensors).
+            kept: of the batches before; what the prompts begin with is taken from it and left in it.
         """
-        attention_mask = inputs["attention_mask"]
-        batch = attention_mask.shape[0]
-        device = attention_mask.device
-        needs_second = bool(self.tree.tokens)
-        carried = {name: inputs[name] for name in ("language_ids",) if name in inputs}
-        shared = shared_beginning(inputs)
-        if shared < SHARED_FROM:
-            real, arguments = attention_mask, dict(inputs)
+        shared = shared_beginning(inputs, single=kept is not None)
+        cache, real, arguments = None, inputs["attention_mask"], dict(inputs)
+        if shared >= SHARED_FROM:
+            cache, real, arguments = self._after_beginning(inputs, shared, kept)
         else:
-            cache, real, arguments = self._shared_pass(inputs, shared, carried)
-            attention_mask = torch.cat([attention_mask.new_ones(batch, shared), real], dim=1)
-            arguments |= {"past_key_values": cache, "attention_mask": attention_mask}
-        positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -real.shape[1] :]
-        arguments = {"position_ids": positions, **arguments}
-        prefix = self.model.model(**arguments, use_cache=needs_second or "past_key_values" in arguments)
-        steps = torch.arange(real.shape[1], device=device)
-        last = (real * steps).argmax(dim=1)  # (B,) place of the last real token
-        hidden = [prefix.last_hidden_state[torch.arange(batch, device=device), last].unsqueeze(1)]  # (B, 1, H)
-        if needs_second:
-            dtype = prefix.last_hidden_state.dtype
-            hidden.append(self._tree_pass(prefix.past_key_values, attention_mask, dtype, carried))
-        edges = self._edge_log_probs(torch.cat(hidden, dim=1))  # (B, E)
+            shared = 0
+        batch, length = real.shape
+        device = real.device
+        count = len(self.tree.tokens)
+        answers = torch.tensor(self.tree.tokens, dtype=torch.long, device=device).expand(batch, count)
+        depths = torch.tensor(self.tree.depths, dtype=torch.long, device=device)
+        lengths = shared + real.long().sum(dim=1, keepdim=True)  # (B, 1)
+        places = (shared + real.long().cumsum(dim=1) - 1).clamp(min=0)
+        arguments["input_ids"] = torch.cat([arguments["input_ids"], answers], dim=1)  # (B, L + M)
+        arguments["position_ids"] = torch.cat([places, lengths - 1 + depths], dim=1)
+        if "pseudo_token_mask" in arguments:
+            arguments["pseudo_token_mask"] = nn.functional.pad(arguments["pseudo_token_mask"], (0, count))
+        visible = self._visible(real.bool(), shared)
+        with attention_by_mask(self.model.model) as eager:
+            weight = self.model.lm_head.weight
+            assert isinstance(weight, Tensor)
+            arguments["attention_mask"] = additive_mask(visible, weight.dtype) if eager else visible
+            output = self.model.model(**arguments, past_key_values=cache, use_cache=cache is not None)
+        hidden = output.last_hidden_state  # (B, L + M, H)
+        last = (real * torch.arange(length, device=device)).argmax(dim=1)  # (B,) place of the last real token
+        ends = hidden[torch.arange(batch, device=device), last].unsqueeze(1)
+        edges = self._edge_log_probs(torch.cat([ends, hidden[:, length:]], dim=1))  # (B, 1 + M, H) -> (B, E)
         return edges @ self.tree.path_matrix().to(device).T
 
-    def _shared_pass(
-        self, inputs: Mapping[str, Any], shared: int, carried: dict[str, Tensor]
+    def _after_beginning(
+        self, inputs: Mapping[str, Any], shared: int, kept: KeptBeginning | None
     ) -> tuple[Any, Tensor, dict[str, Any]]:
-        """The beginning that all rows share, once, repeated in the cache; the mask and inputs of what follows it.
+        """The cache of the beginning that all rows share, repeated for each; the mask and inputs of what follows it.
 
         A row padded on the left keeps its width less the beginning, so its own beginning becomes padding.
         """
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         first = mask.argmax(dim=1)  # (B,) place of the first real token
-        beginning = ids[0, first[0] : first[0] + shared].unsqueeze(0)
-        once = {name: value[:1] for name, value in carried.items()}
-        cache = self.model.model(input_ids=beginning, use_cache=True, **once).past_key_values
+        beginning = ids[0, first[0] : first[0] + shared]
+        if kept is not None and kept.ids is not None and torch.equal(kept.ids, beginning):
+            cache = copy.deepcopy(kept.cache)
+        else:
+            once = {name: inputs[name][:1] for name in ("language_ids",) if name in inputs}
+            cache = self.model.model(input_ids=beginning.unsqueeze(0), use_cache=True, **once).past_key_values
+            if kept is not None:
+                kept.ids, kept.cache = beginning, copy.deepcopy(cache)
         cache.batch_repeat_interleave(ids.shape[0])
         places = torch.arange(ids.shape[1], device=ids.device)
         real = mask * (places >= (first + shared).unsqueeze(1))
@@ -190,33 +239,20 @@ class LabelScorer:
                 rest[name] = rest[name][:, shared:]
         return cache, real[:, shared:], rest
 
-    def _tree_pass(self, cache: Any, attention_mask: Tensor, dtype: torch.dtype, carried: dict[str, Tensor]) -> Tensor:
-        """Hidden states of every node: ``(B, M, H)``."""
-        batch, length = attention_mask.shape
-        device = attention_mask.device
+    def _visible(self, real: Tensor, shared: int) -> Tensor:
+        """``(B, 1, L + M, P + L + M)`` bool: what each place sees of the beginning, the prompt and the answers.
+
+        Padding sees itself: a place that sees nothing would be NaN.
+        """
+        batch, length = real.shape
         count = len(self.tree.tokens)
-        tokens = torch.tensor(self.tree.tokens, device=device).expand(batch, count)
-        depths = torch.tensor(self.tree.depths, device=device)
-        positions = attention_mask.long().sum(dim=1, keepdim=True) - 1 + depths  # (B, M)
-        visible = torch.cat(
-            [
-                attention_mask.bool()[:, None, :].expand(batch, count, length),
-                self.tree.ancestors().to(device).expand(batch, count, count),
-            ],
-            dim=-1,
-        )  # (B, M, L + M)
-        lowest = torch.finfo(dtype).min
-        mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, lowest).unsqueeze(1)
-        output = self.model.model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            **carried,
-        )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        whole = length + count
+        visible = torch.eye(whole, dtype=torch.bool, device=real.device).repeat(batch, 1, 1)
+        causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+        visible[:, :length, :length] |= causal & real[:, None, :]
+        visible[:, length:, :length] = real[:, None, :]
+        visible[:, length:, length:] = self.tree.ancestors().to(real.device)
+        return nn.functional.pad(visible, (shared, 0), value=True).unsqueeze(1)
 
     def _edge_log_probs(self, hidden: Tensor) -> Tensor:
         """Log-probability of each edge: ``(B, 1 + M, H) -> (B, E)``, holding a bounded part of the logits at a time."""
@@ -232,9 +268,9 @@ class LabelScorer:
             parts.append(logits[:, parents, tokens] - normaliser[:, parents])
         return torch.cat(parts)
 
-    def log_probabilities(self, inputs: Mapping[str, Any]) -> Tensor:
+    def log_probabilities(self, inputs: Mapping[str, Any], kept: KeptBeginning | None = None) -> Tensor:
         """``(B, C)`` scores normalised over the answers: an always-valid distribution."""
-        return torch.log_softmax(self.score(inputs), dim=-1)
+        return torch.log_softmax(self.score(inputs, kept), dim=-1)
 
     def complete_mass(self, inputs: Mapping[str, Any]) -> Tensor:
         """``(B,)`` log-probability that a free answer would be an admissible one."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from llm_mer.decoding.labels import AnswerTree, LabelScorer, shared_beginning
+from llm_mer.decoding.labels import AnswerTree, KeptBeginning, LabelScorer, shared_beginning
 
 ANSWERS = [[5], [5, 6], [5, 6, 7], [8, 9], [10], [5, 9, 9]]
 END = 2
@@ -87,6 +87,8 @@ def test_a_beginning_that_all_prompts_share_is_computed_once_and_scores_stay_the
     class Watched(torch.nn.Module):
         """The model, which must be given each pseudo-token place once."""
 
+        config = inner.config
+
         def forward(self, pseudo_token_mask: torch.Tensor | None = None, **given: Any) -> Any:
             seen.append(tuple(given["input_ids"].shape))
             if pseudo_token_mask is not None:
@@ -96,18 +98,51 @@ def test_a_beginning_that_all_prompts_share_is_computed_once_and_scores_stay_the
 
     model.model = Watched()
     scores = LabelScorer(model, ANSWERS, END).score(inputs)
-    assert seen[:2] == [(1, shared), (3, inputs["input_ids"].shape[1] - shared)]
+    answers = len(AnswerTree.build(ANSWERS, END).tokens)
+    assert seen == [(1, shared), (3, inputs["input_ids"].shape[1] - shared + answers)]
     model.model = inner
     torch.testing.assert_close(scores, brute_force(model, prompts, END), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "glm"])
+def test_a_kept_beginning_is_not_computed_again_and_a_batch_scores_the_same_whatever_came_before(architecture: str) -> None:
+    model = build(architecture, "sdpa")
+    beginning, other = torch.randint(3, 50, (2, 12))
+
+    def batch(start: torch.Tensor, *lengths: int) -> list[torch.Tensor]:
+        return [torch.cat([start, torch.tensor([3 + i]), torch.randint(3, 50, (n,))]) for i, n in enumerate(lengths)]
+
+    batches = [batch(beginning, 4, 2), batch(beginning, 3, 5, 1), batch(other, 4, 2), batch(beginning, 2, 6)]
+    passes: list[int] = []
+    model.model.register_forward_hook(lambda module, args, kwargs, output: passes.append(1), with_kwargs=True)
+    scorer, kept = LabelScorer(model, ANSWERS, END), KeptBeginning()
+    counts = []
+    for prompts in batches:
+        passes.clear()
+        scores = scorer.score(padded(prompts, "left"), kept)
+        counts.append(len(passes))
+        assert torch.equal(scores, scorer.score(padded(prompts, "left"), KeptBeginning()))
+        torch.testing.assert_close(scores, brute_force(model, prompts, END), atol=2e-5, rtol=1e-5)
+    assert counts == [2, 1, 2, 2]
+
+
+def test_answers_are_scored_by_a_mask_where_the_model_attends_without_one() -> None:
+    model = build("llama", "sdpa")
+    inputs = padded([torch.randint(3, 50, (n,)) for n in (4, 7)], "left")
+    expected = LabelScorer(model, ANSWERS, END).score(inputs)
+    model.config._attn_implementation = "flash_attention_2"
+    assert torch.equal(LabelScorer(model, ANSWERS, END).score(inputs), expected)
+    assert model.config._attn_implementation == "flash_attention_2"
 
 
 def test_nothing_is_shared_by_a_single_prompt_several_languages_or_different_beginnings() -> None:
     ids = torch.arange(3, 15).repeat(2, 1)
     alike = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     assert shared_beginning(alike) == 11, "the last token stays, or there would be nothing to predict from"
-    assert shared_beginning({name: value[:1] for name, value in alike.items()}) == 0
+    single = {name: value[:1] for name, value in alike.items()}
+    assert shared_beginning(single) == 0
+    assert shared_beginning(single, single=True) == 11
     assert shared_beginning({**alike, "language_ids": torch.tensor([0, 1])}) == 0
-    assert shared_beginning({**alike, "position_ids": ids}) == 0
     other = ids.clone()
     other[1, 4] = 40
     assert shared_beginning({**alike, "input_ids": other}) == 4

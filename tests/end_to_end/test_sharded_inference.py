@@ -53,7 +53,7 @@ def launched(count: int, **given: Any) -> subprocess.CompletedProcess[str]:
 def test_two_processes_write_the_file_of_one_to_the_last_digit_and_finish_what_was_begun(
     trained: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[str, Any] = {"checkpoint": str(trained), "manifest": str(manifest), "batch_size": 4}
+    given: dict[str, Any] = {"checkpoint": str(trained), "manifest": str(manifest), "batch_size": 4, "read_ahead": 1}
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     infer(InferConfig(**given, output=str(one)))
     expected = lines(one)
@@ -113,7 +113,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch, world: int, stop: dict[int, int],
 def test_any_number_of_processes_goes_on_from_the_parts_of_any_other(
     trained: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[str, Any] = {"checkpoint": str(trained), "manifest": str(manifest), "batch_size": 4}
+    given: dict[str, Any] = {"checkpoint": str(trained), "manifest": str(manifest), "batch_size": 4, "read_ahead": 1}
     one, output = tmp_path / "one.jsonl", tmp_path / "many.jsonl"
     infer(InferConfig(**given, output=str(one)))
     simulated(monkeypatch, 3, {0: 1, 1: 2, 2: 0}, **given, output=str(output))
