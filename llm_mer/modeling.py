@@ -177,7 +177,8 @@ class MerModel(MerPreTrainedModel):
         if sample_ids is None:
             found = pseudo_token_mask.sum(dim=1)
         else:
-            # One more than there are samples: padding, numbered -1, is counted too and must hold none.
+            # One more than there are samples: padding, numbered -1, is counted too and must hold none. Nor must beginnings,
+            # numbered after the samples.
             found = (sample_ids[pseudo_token_mask] + 1).bincount(minlength=pseudo_tokens.shape[0] + 1)
             if int(found[0]) or found.shape[0] != pseudo_tokens.shape[0] + 1:
                 raise ValueError("pseudo-token places stand in padding, or in samples that the features do not have")
@@ -199,6 +200,7 @@ class MerModel(MerPreTrainedModel):
         pseudo_token_mask: Tensor | None = None,
         language_ids: Tensor | None = None,
         sample_ids: Tensor | None = None,
+        beginning_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> MerModelOutput:
         """Embed, inject, run the backbone.
@@ -208,8 +210,8 @@ class MerModel(MerPreTrainedModel):
             attention_mask: ``(B, L)`` or a 4D mask. pseudo_token_mask: ``(B, L)`` bool, K True a row; None runs the
                 bare backbone (later steps of generation).
             language_ids: ``(B,)`` place of each sample's language in ``LANGUAGES``; read where LoRA is routed by language.
-            sample_ids: ``(R, L)`` of a packed batch, in which input_ids, position_ids and pseudo_token_mask are ``(R, L)``
-                and hold several of the ``B`` samples a row; see :class:`llm_mer.data.collator.MerBatch`.
+            sample_ids, beginning_ids: ``(R, L)`` of a packed batch, in which input_ids, position_ids and pseudo_token_mask
+                are ``(R, L)`` and hold several of the ``B`` samples a row; see :class:`llm_mer.data.collator.MerBatch`.
             **kwargs: tensors of :data:`FUSION_KEYS` go to the adapter, anything else to the backbone.
         """
         tensors = {name: kwargs.pop(name) for name in FUSION_KEYS if name in kwargs}
@@ -231,12 +233,15 @@ class MerModel(MerPreTrainedModel):
                 language_ids = language_ids[sample_ids.clamp(min=0)]  # (R, L)
             implementation = self.language_model.config._attn_implementation
             if attends_by_positions(implementation):  # which it does in a single row
+                if beginning_ids is not None:
+                    raise ValueError(f"{implementation} cannot let samples share a beginning: pack without it")
                 assert position_ids is not None
                 attention_mask, inputs_embeds = None, inputs_embeds.reshape(1, -1, shape[-1])
                 position_ids = position_ids.reshape(1, -1)
                 language_ids = None if language_ids is None else language_ids.reshape(1, -1)
             else:
-                attention_mask = block_causal_mask(sample_ids, inputs_embeds.dtype if implementation == "eager" else None)
+                dtype = inputs_embeds.dtype if implementation == "eager" else None
+                attention_mask = block_causal_mask(sample_ids, dtype, beginning_ids)
         if self.language_router is not None:
             self.language_router.languages = language_ids
         outputs = self.language_model(

@@ -2,13 +2,16 @@
 
 A batch keeps its samples; only how its prompts are laid out changes. Positions begin again at each sample, attention stays
 inside a sample, and each sample has its own pseudo tokens and its own language, so loss and gradients are those of the
-padded batch.
+padded batch. What several samples of a row begin with, an instruction, stands before them once: each sees it and goes on
+from its last position, which is what it would do with a copy of its own.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +21,8 @@ from llm_mer.errors import UserError
 
 MASKED: tuple[str, ...] = ("eager", "sdpa")
 """Attention that is told of the samples by a mask."""
+SHARED_FROM = 8
+"""Tokens from which on a beginning is worth computing apart."""
 
 
 def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -43,20 +48,58 @@ def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return [[sample] for sample in order]
 
 
+@dataclass(frozen=True)
+class Group:
+    """Samples, by index, that stand in one row after the ``shared`` tokens that all of them begin with."""
+
+    shared: int
+    samples: tuple[int, ...]
+
+
+def pack_groups(
+    beginnings: Sequence[Hashable | None], shared: Sequence[int], lengths: Sequence[int], capacity: int
+) -> list[list[Group]]:
+    """Rows of at most ``capacity`` tokens in which samples of one beginning stand behind a single copy of it.
+
+    Args:
+        beginnings: of each sample, equal where samples may share one, None where it keeps its own. shared: its tokens.
+            lengths: tokens of each sample, the beginning included.
+
+    >>> pack_groups(["a", None, "a"], [8, 0, 8], [10, 4, 11], 20)
+    [[Group(shared=8, samples=(0, 2)), Group(shared=0, samples=(1,))]]
+    """
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for sample, beginning in enumerate(beginnings):
+        alone = beginning is None or shared[sample] < SHARED_FROM
+        members[("alone", sample) if alone else ("shared", beginning)].append(sample)
+    groups, sizes = [], []
+    for found in members.values():
+        begin = shared[found[0]] if len(found) > 1 else 0
+        rests = [lengths[sample] - begin for sample in found]
+        for part in pack_rows(rests, capacity - begin):
+            groups.append(Group(begin if len(part) > 1 else 0, tuple(found[i] for i in part)))
+            sizes.append(sum(lengths[sample] - groups[-1].shared for sample in groups[-1].samples) + groups[-1].shared)
+    return [[groups[i] for i in row] for row in pack_rows(sizes, capacity)]
+
+
 def attends_by_positions(implementation: str | None) -> bool:
     """Whether attention takes no mask and finds where samples begin from positions that start again (flash attention)."""
     return "flash" in (implementation or "")
 
 
-def block_causal_mask(sample_ids: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """``(R, L) -> (R, 1, L, L)``: a place sees itself and what stands before it in the same sample.
+def block_causal_mask(sample_ids: Tensor, dtype: torch.dtype | None, beginning_ids: Tensor | None = None) -> Tensor:
+    """``(R, L) -> (R, 1, L, L)``: a place sees itself and what stands before it in the same sample, or in its beginning.
 
+    ``beginning_ids (R, L)`` is the number that the beginning of the place's sample has in ``sample_ids``, -2 without one.
     Padding (-1) sees padding: a place that sees nothing would be NaN. Boolean where ``dtype`` is None, else 0 and the
     lowest number of that type, to be added.
     """
     length = sample_ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=sample_ids.device).tril()
-    visible = ((sample_ids[:, :, None] == sample_ids[:, None, :]) & causal).unsqueeze(1)
+    alike = sample_ids[:, :, None] == sample_ids[:, None, :]
+    if beginning_ids is not None:
+        alike |= beginning_ids[:, :, None] == sample_ids[:, None, :]
+    visible = (alike & causal).unsqueeze(1)
     return visible if dtype is None else additive_mask(visible, dtype)
 
 

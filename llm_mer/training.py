@@ -54,7 +54,7 @@ from llm_mer.evaluation.metrics import compute_metrics
 from llm_mer.inference import Predictor
 from llm_mer.interruption import Interrupted, Interruption
 from llm_mer.modeling import MerHeadModel, conditional_generation_of, describe_parameters, fusion_adapter_of
-from llm_mer.packing import check_packing
+from llm_mer.packing import attends_by_positions, check_packing
 from llm_mer.prediction import Prediction
 from llm_mer.processes import Processes, check_launch
 from llm_mer.processing import MerProcessor
@@ -780,7 +780,8 @@ def build_trainer(
     adapter = fusion_adapter_of(built.model)
     if is_deepspeed_zero3_enabled():
         fit_zero3(built.model, training.hf_deepspeed_config.config)
-    collator = MerCollator(run.train, built.processor, adapter.uses_context, training.packing_length)
+    by_mask = not attends_by_positions(attention_of(built.model))
+    collator = MerCollator(run.train, built.processor, adapter.uses_context, training.packing_length, by_mask)
     callbacks: list[TrainerCallback] = []
     if training.eval_strategy != "no" and training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))

@@ -13,9 +13,10 @@ from conftest import ARCHITECTURES, adapter_weights
 from transformers import LlamaConfig, Qwen2Config
 
 import llm_mer.modeling
+import llm_mer.training
 from llm_mer.errors import UserError
 from llm_mer.modeling import conditional_generation_of
-from llm_mer.packing import block_causal_mask, check_packing, pack_rows
+from llm_mer.packing import SHARED_FROM, block_causal_mask, check_packing, pack_groups, pack_rows
 from llm_mer.training import GroupedByLength, build_trainer, finetune, parse_arguments
 
 ROWS = [{"question": index} for index in range(11)]
@@ -46,8 +47,8 @@ def built(arguments: Callable[..., list[str]], **changes: Any) -> Any:
     return trainer
 
 
-def assert_equal(trainer: Any) -> None:
-    """Padded and packed batches of the same questions give the same losses and gradients.
+def assert_equal(trainer: Any) -> dict[str, torch.Tensor]:
+    """Padded and packed batches of the same questions give the same losses and gradients; returns the packed one.
 
     The weights are float64; norms, rotations and the loss are float32 inside transformers, and set the tolerance.
     """
@@ -68,6 +69,7 @@ def assert_equal(trainer: Any) -> None:
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert float((found[name] - value).norm()) <= 2e-5 * float(value.norm()) + 1e-9, name
+    return packed
 
 
 @pytest.mark.parametrize("attention", [EAGER, SDPA])
@@ -75,7 +77,27 @@ def assert_equal(trainer: Any) -> None:
 def test_loss_and_gradients_of_a_packed_batch_are_those_of_the_padded_one(
     architecture: str, attention: str, arguments: Callable[..., list[str]], backbones: dict[str, Path]
 ) -> None:
-    assert_equal(built(arguments, backbone=backbones[architecture], packing_length=120, attn_implementation=attention))
+    trainer = built(arguments, backbone=backbones[architecture], packing_length=120, attn_implementation=attention)
+    trainer.data_collator.collator.share_beginnings = False
+    assert "beginning_ids" not in assert_equal(trainer)
+
+
+@pytest.mark.parametrize("attention", [EAGER, SDPA])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loss_and_gradients_stay_where_samples_stand_behind_one_copy_of_what_they_begin_with(
+    architecture: str, attention: str, arguments: Callable[..., list[str]], backbones: dict[str, Path]
+) -> None:
+    changes = {"backbone": backbones[architecture], "packing_length": 300, "attn_implementation": attention}
+    trainer = built(arguments, prompts="preamble", **changes)
+    collator = trainer.data_collator.collator
+    packed = assert_equal(trainer)
+    groups = packed["language_ids"].shape[0] - len(ROWS)
+    assert groups >= 2, "two tasks have two instructions"
+    whole = sum(collator.length(collator.dataset.questions[row["question"]]) for row in ROWS)
+    places = int((packed["sample_ids"] >= 0).sum())
+    beginnings = int((packed["sample_ids"] >= len(ROWS)).sum())
+    assert groups * SHARED_FROM <= beginnings
+    assert places < 0.7 * whole
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -84,6 +106,7 @@ def test_with_attention_that_reads_positions_all_rows_become_one_and_stay_equal(
 ) -> None:
     # Flash attention needs a GPU; transformers' masks for sdpa find the samples in the same positions.
     trainer = built(arguments, backbone=backbones[architecture], packing_length=120)
+    trainer.data_collator.collator.share_beginnings = False
     shapes = []
     inner = conditional_generation_of(trainer.model).model.language_model
     inner.register_forward_pre_hook(lambda _m, _a, given: shapes.append(given["inputs_embeds"].shape), with_kwargs=True)
@@ -92,14 +115,28 @@ def test_with_attention_that_reads_positions_all_rows_become_one_and_stay_equal(
     assert [shape[0] for shape in shapes] == [len(ROWS), 1]
 
 
+def test_attention_that_reads_positions_is_never_given_a_shared_beginning(
+    arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = built(arguments, prompts="preamble", packing_length=300)
+    batch = doubled(trainer.data_collator.collator(ROWS))
+    monkeypatch.setattr(llm_mer.modeling, "attends_by_positions", lambda implementation: True)
+    with pytest.raises(ValueError, match="cannot let samples share a beginning"):
+        trainer.model(**batch, use_cache=False)
+    monkeypatch.setattr(llm_mer.training, "attends_by_positions", lambda implementation: True)
+    other = built(arguments, prompts="preamble", packing_length=300)
+    assert "beginning_ids" not in other.data_collator.collator(ROWS)
+
+
 @pytest.mark.parametrize("adapter", ["lpgnet", "gated_xlstm"])
 def test_conversation_context_and_routed_lora_follow_their_sample_into_its_row(
     adapter: str, arguments: Callable[..., list[str]]
 ) -> None:
-    trainer = built(arguments, adapter=adapter, lora_sharing="per_language", packing_length=150)
-    languages = trainer.data_collator.collator(ROWS)["language_ids"]
-    assert set(languages.tolist()) == {0, 1}
-    assert_equal(trainer)
+    changes = {"adapter": adapter, "prompts": "preamble"}
+    trainer = built(arguments, lora_sharing="per_language", packing_length=300, **changes)
+    packed = assert_equal(trainer)
+    assert set(packed["language_ids"].tolist()) == {0, 1}
+    assert "beginning_ids" in packed
 
 
 def test_training_packed_ends_with_the_weights_of_training_padded(
@@ -107,8 +144,13 @@ def test_training_packed_ends_with_the_weights_of_training_padded(
 ) -> None:
     """A whole run with accumulation and a short last batch, in float32."""
     weights = {}
-    for name, length in (("padded", None), ("packed", 100)):
-        changes = {"packing_length": length, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 5}
+    for name, length in (("padded", None), ("packed", 200)):
+        changes = {
+            "prompts": "preamble",
+            "packing_length": length,
+            "gradient_accumulation_steps": 2,
+            "per_device_train_batch_size": 5,
+        }
         finetune(arguments(output=tmp_path / name, max_steps=6, learning_rate="1e-4", **changes))
         weights[name] = adapter_weights(tmp_path / name)
     assert weights["padded"].keys() == weights["packed"].keys()
@@ -128,6 +170,26 @@ def test_a_sample_is_not_changed_by_what_shares_its_row(arguments: Callable[...,
         one, two = (model(**{k: v for k, v in b.items() if k != "labels"}).last_hidden_state for b in (batch, other))
     assert torch.equal(one[last], two[last])
     assert not torch.equal(one[~last], two[~last])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_sample_stands_once_and_behind_its_own_beginning(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    kinds = random.integers(0, 4, size=40).tolist()
+    shared = [[30, 12, SHARED_FROM - 1, 20][kind] for kind in kinds]
+    lengths = [begin + int(rest) for begin, rest in zip(shared, random.integers(3, 40, size=40), strict=True)]
+    rows = pack_groups([None if kind == 3 else kind for kind in kinds], shared, lengths, 200)
+    groups = [group for row in rows for group in row]
+    assert sorted(sample for group in groups for sample in group.samples) == list(range(40))
+    for group in groups:
+        if group.shared:
+            (kind,) = {kinds[sample] for sample in group.samples}
+            assert kind in (0, 1)
+            assert all(shared[sample] == group.shared for sample in group.samples)
+        else:
+            assert len(group.samples) == 1
+    assert all(sum(g.shared + sum(lengths[s] - g.shared for s in g.samples) for g in row) <= 200 for row in rows)
+    assert sum(group.shared > 0 for group in groups) >= 2
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -151,6 +213,13 @@ def test_a_place_sees_what_stands_before_it_in_its_own_sample() -> None:
     mask = block_causal_mask(torch.tensor([[0, 0, 1, 1, -1]]), None)[0, 0]
     expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
     assert mask.int().tolist() == expected
+
+
+def test_a_place_sees_the_beginning_of_its_sample_too_and_nothing_of_those_who_share_it() -> None:
+    samples, beginnings = torch.tensor([[2, 2, 0, 1, 1, -1]]), torch.tensor([[-2, -2, 2, 2, 2, -2]])
+    mask = block_causal_mask(samples, None, beginnings)[0, 0]
+    expected = [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0]]
+    assert mask.int().tolist() == [*expected, [0, 0, 0, 0, 0, 1]]
 
 
 def test_a_packed_prompt_with_too_few_places_is_refused(arguments: Callable[..., list[str]]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llm_mer.data.dataset import MerDataset, Question
 from llm_mer.data.schema import LANGUAGES
-from llm_mer.packing import pack_rows
+from llm_mer.packing import Group, pack_groups
 from llm_mer.processing import MerProcessor, PreparedSample
 from llm_mer.prompts import HistoryTurn
 
@@ -25,9 +25,12 @@ class MerBatch:
         input_ids, attention_mask, labels: ``(B, L)``; labels are -100 outside the answer. pseudo_token_mask: ``(B, L)``.
         sample_ids, position_ids: ``(R, L)`` in packed batches alone, whose ``(R, L)`` tensors have several samples a row:
             the sample of each place, -1 at padding, and its position in the sample. They need no attention_mask.
+        beginning_ids: ``(R, L)`` in packed batches some of whose samples share their beginnings. Those are numbered from
+            ``B`` on in sample_ids; at each place of a sample stands the number of what it begins with, else -2.
         text_ids: ``(B, T_t)``. ``*_features``: ``(B, T_m, D_m)``. ``*_mask``: ``(B, T_m)``, False rows for a missing one.
         context_*: see :class:`llm_mer.adapters.base.ConversationContext`.
-        language_ids: ``(B,)`` places in ``LANGUAGES``. class_targets: ``(B,)``. score_targets: ``(B,)``.
+        language_ids: ``(B,)`` places in ``LANGUAGES``, and after them those of shared beginnings.
+        class_targets: ``(B,)``. score_targets: ``(B,)``.
     """
 
     input_ids: Tensor | None = None
@@ -36,6 +39,7 @@ class MerBatch:
     labels: Tensor | None = None
     sample_ids: Tensor | None = None
     position_ids: Tensor | None = None
+    beginning_ids: Tensor | None = None
     text_ids: Tensor | None = None
     text_features: Tensor | None = None
     text_mask: Tensor | None = None
@@ -95,13 +99,15 @@ class MerCollator:
 
     Called by a trainer with rows ``{"question": index}`` and by inference with :class:`Question` objects through
     :meth:`batch`. Training pads on the right and appends the answer; inference pads on the left and leaves it out. With
-    ``packing_length`` prompts with answers share rows of at most so many tokens.
+    ``packing_length`` prompts with answers share rows of at most so many tokens and, with ``share_beginnings`` (which needs
+    attention under a mask), what they begin with before the pseudo tokens.
     """
 
     dataset: MerDataset
     processor: MerProcessor
     use_context: bool = False
     packing_length: int | None = None
+    share_beginnings: bool = True
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         questions = [self.dataset.questions[int(row["question"])] for row in rows]
@@ -124,15 +130,16 @@ class MerCollator:
         samples = [self.prepare(question, with_answer) for question in questions]
         batch = MerBatch()
         if self.processor.tokenizer is not None:
+            languages = [self.dataset.language(question.row) for question in questions]
             if self.packing_length is not None and with_answer:
-                lengths = [len(s.answer) + (0 if s.prompt is None else len(s.prompt.ids)) for s in samples]
-                rows = pack_rows(lengths, self.packing_length)
-                order = [index for row in rows for index in row]
+                rows = self._rows(samples, languages)
+                order = [index for row in rows for group in row for index in group.samples]
                 questions, samples = [questions[i] for i in order], [samples[i] for i in order]
-                self._pack_prompts(batch, samples, [len(row) for row in rows])
+                begun = [group.samples[0] for row in rows for group in row if group.shared]
+                languages = [languages[i] for i in [*order, *begun]]
+                self._pack_prompts(batch, samples, rows)
             else:
                 self._pad_prompts(batch, samples, with_answer)
-            languages = [self.dataset.language(question.row) for question in questions]
             batch.language_ids = torch.tensor([LANGUAGES.index(language) for language in languages], dtype=torch.long)
         for modality, size in self.processor.feature_sizes.items():
             if modality == "text" and self.processor.text_source == "backbone":
@@ -168,30 +175,58 @@ class MerCollator:
                 begin = len(prompt.ids)
                 batch.labels[i, begin : begin + len(sample.answer)] = torch.tensor(sample.answer, dtype=torch.long)
 
-    def _pack_prompts(self, batch: MerBatch, samples: list[PreparedSample], counts: list[int]) -> None:
-        """Prompts and answers of ``counts[r]`` samples one after another in row ``r``."""
-        rows: list[dict[str, list[int]]] = []
-        sample = 0
-        for count in counts:
-            row: dict[str, list[int]] = {"ids": [], "labels": [], "places": [], "samples": [], "positions": []}
-            for number in range(sample, sample + count):
-                prompt, answer = samples[number].prompt, samples[number].answer
-                assert prompt is not None
-                length = len(prompt.ids) + len(answer)
-                row["ids"] += prompt.ids + answer
-                row["labels"] += [-100] * len(prompt.ids) + answer
-                row["places"] += [int(prompt.start <= i < prompt.start + prompt.count) for i in range(length)]
-                row["samples"] += [number] * length
-                row["positions"] += range(length)
-            rows.append(row)
-            sample += count
+    def _rows(self, samples: list[PreparedSample], languages: list[str]) -> list[list[Group]]:
+        """Which samples stand in which row, and which of them behind one beginning."""
+        beginnings, shared, lengths = [], [], []
+        for sample, language in zip(samples, languages, strict=True):
+            assert sample.prompt is not None
+            # Of one language, since the weights that read it may differ by language.
+            begins = (language, *sample.prompt.ids[: sample.prompt.start])
+            beginnings.append(begins if self.share_beginnings else None)
+            shared.append(sample.prompt.start)
+            lengths.append(len(sample.prompt.ids) + len(sample.answer))
+        assert self.packing_length is not None
+        return pack_groups(beginnings, shared, lengths, self.packing_length)
+
+    def _pack_prompts(self, batch: MerBatch, samples: list[PreparedSample], rows: list[list[Group]]) -> None:
+        """Prompts and answers one after another in rows; ``samples`` are in the order in which the rows name them."""
+        columns: dict[str, list[list[int]]] = {
+            name: [[] for _ in rows] for name in ("ids", "labels", "places", "samples", "positions", "beginnings")
+        }
+        number, beginning = 0, len(samples)
+
+        def put(row: int, ids: list[int], labels: list[int], places: range, owner: int, start: int, begins: int) -> None:
+            columns["ids"][row] += ids
+            columns["labels"][row] += labels
+            columns["places"][row] += [int(start + i in places) for i in range(len(ids))]
+            columns["samples"][row] += [owner] * len(ids)
+            columns["positions"][row] += range(start, start + len(ids))
+            columns["beginnings"][row] += [begins] * len(ids)
+
+        for row, groups in enumerate(rows):
+            for group in groups:
+                begins = -2
+                if group.shared:
+                    prompt = samples[number].prompt
+                    assert prompt is not None
+                    put(row, prompt.ids[: group.shared], [-100] * group.shared, range(0), beginning, 0, -2)
+                    begins, beginning = beginning, beginning + 1
+                for _ in group.samples:
+                    prompt, answer = samples[number].prompt, samples[number].answer
+                    assert prompt is not None
+                    rest = prompt.ids[group.shared :]
+                    places = range(prompt.start, prompt.start + prompt.count)
+                    put(row, rest + answer, [-100] * len(rest) + answer, places, number, group.shared, begins)
+                    number += 1
 
         def padded(name: str, fill: int) -> Tensor:
-            return pad_ids([row[name] for row in rows], fill)[0]
+            return pad_ids(columns[name], fill)[0]
 
         batch.input_ids, batch.labels = padded("ids", self.processor.filler_id), padded("labels", -100)
         batch.pseudo_token_mask = padded("places", 0).bool()
         batch.sample_ids, batch.position_ids = padded("samples", -1), padded("positions", 0)
+        if beginning > len(samples):
+            batch.beginning_ids = padded("beginnings", -2)
 
     def _pad_context(self, batch: MerBatch, questions: Sequence[Question]) -> None:
         context = self.dataset.context

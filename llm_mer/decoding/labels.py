@@ -12,12 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from llm_mer.packing import additive_mask, attends_by_positions
+from llm_mer.packing import SHARED_FROM, additive_mask, attends_by_positions
 
 CHUNK_ELEMENTS = 2**26
 """Logit values held at once (256 MB in float32); longer work is cut into chunks of rows."""
-SHARED_FROM = 8
-"""Tokens that the prompts of a batch must begin with alike for a pass of their own."""
 
 
 class ScoredModel(Protocol):
