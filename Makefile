@@ -1,4 +1,4 @@
-.PHONY: setup quickstart test test-slow lint clean
+.PHONY: setup quickstart test test-slow test-gpu lint clean
 
 quickstart:
 	scripts/setup.sh media,dev
@@ -8,10 +8,13 @@ setup:
 	scripts/setup.sh media,deepspeed,dev
 
 test: setup
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: setup
 	.venv/bin/python -m pytest -m slow
+
+test-gpu: setup
+	LLM_MER_TEST_DEVICE=cuda .venv/bin/python -m pytest -m gpu
 
 lint: setup
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

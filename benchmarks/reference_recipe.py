@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from common import Size, backbone, in_fork, options, ratio, report, threads
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llm_mer.backbones.tiny import train_tokenizer
 from llm_mer.backbones.tiny_text import generate
@@ -88,20 +88,28 @@ def tokenizer_of(prompts: str) -> PreTrainedTokenizerFast:
 
 @dataclass
 class Setting:
-    """A data set, its processor and a way to build the model afresh."""
+    """A data set, its processor and a way to build the model afresh.
 
-    size: Size
+    ``load`` makes the frozen backbone, of ``hidden`` features, with the same weights at every call.
+    """
+
+    hidden: int
     collator: MerCollator
+    load: Callable[[], PreTrainedModel]
     adapter: str = "egmf"
 
     @classmethod
     def build(cls, size: Size, count: int, prompts: str = "instruct") -> Setting:
+        return cls.around(lambda: backbone(size), size.hidden, count, prompts)
+
+    @classmethod
+    def around(cls, load: Callable[[], PreTrainedModel], hidden: int, count: int, prompts: str) -> Setting:
         templates = load_prompts(prompts)
         tokenizer = tokenizer_of(prompts)
-        sizes = {"text": size.hidden, "audio": AUDIO[1], "vision": VISION[1]}
+        sizes = {"text": hidden, "audio": AUDIO[1], "vision": VISION[1]}
         task = get_task("emotion")
         processor = MerProcessor(tokenizer, [task], templates, sizes, {}, num_pseudo_tokens=4)
-        return cls(size, MerCollator(MerDataset(utterances(count), [task]), processor))
+        return cls(hidden, MerCollator(MerDataset(utterances(count), [task]), processor), load)
 
     @property
     def task(self) -> Task:
@@ -109,16 +117,16 @@ class Setting:
 
     def model(self) -> MerForConditionalGeneration:
         """The frozen backbone with an untrained adapter, the same weights at every call."""
-        llama = backbone(self.size)
+        loaded = self.load()
         given = {
             "num_pseudo_tokens": self.collator.processor.num_pseudo_tokens,
             "feature_sizes": self.collator.processor.feature_sizes,
-            "backbone_size": self.size.hidden,
+            "backbone_size": self.hidden,
             "num_classes": self.task.num_classes,
         }
         config = build_adapter_config(self.adapter, given)
-        wrapped = MerConfig(text_config=llama.config, adapter=self.adapter, adapter_config=asdict(config))
-        return MerForConditionalGeneration.from_backbone(llama, wrapped)
+        wrapped = MerConfig(text_config=loaded.config, adapter=self.adapter, adapter_config=asdict(config))
+        return MerForConditionalGeneration.from_backbone(loaded, wrapped)
 
     def batch(self, questions: Sequence[int], with_answer: bool) -> MerBatch:
         return self.collator.batch([self.collator.dataset.questions[i] for i in questions], with_answer)
@@ -272,7 +280,8 @@ def inference_sides(setting: Setting, rounds: list[list[int]], rows: int) -> dic
         for start in range(0, len(rounds[turn]), rows):
             batch = setting.batch(rounds[turn][start : start + rows], False)
             inputs = padded(batch, longest, collator.processor.filler_id, False)
-            found += reference_answers(setting, model, inputs, longest["answer"])
+            given = {name: value.to(model.device) for name, value in inputs.items()}
+            found += reference_answers(setting, model, given, longest["answer"])
         return found
 
     def side(predictor: Predictor) -> Callable[[int], object]:

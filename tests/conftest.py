@@ -11,6 +11,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if os.environ.get("LLM_MER_TEST_DEVICE", "cpu") == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what the tests state holds on a CPU; those in tests/gpu name their device
 
 import shutil
 from collections.abc import Callable, Sequence
