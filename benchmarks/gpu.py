@@ -81,15 +81,17 @@ SMALL: dict[str, PreTrainedConfig] = {
 
 @dataclass(frozen=True)
 class Way:
-    """One way to train: what holds the frozen weights, how attention is computed, what is computed twice."""
+    """One way to train: what holds the frozen weights, how attention is computed, what is computed twice or compiled."""
 
     quantization: str = "none"
     attention: str = "sdpa"
     checkpointing: bool = False
+    compiled: bool = False
 
     def __str__(self) -> str:
         weights = "LoRA, bf16" if self.quantization == "none" else f"QLoRA, {self.quantization}"
-        return f"{weights}, {self.attention}{', checkpointing' if self.checkpointing else ''}"
+        further = [name for name in ("checkpointing", "compiled") if getattr(self, name)]
+        return ", ".join([weights, self.attention, *further])
 
 
 def quantised(model: PreTrainedModel, name: str) -> PreTrainedModel:
@@ -207,6 +209,9 @@ def training(config: PreTrainedConfig, way: Way, style: str, device: torch.devic
     if way.checkpointing:
         conditional_generation_of(model).model.language_model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
+    if way.compiled:
+        for layer in conditional_generation_of(model).model.language_model.layers:
+            layer.compile()
     batch = setting.batch(range(questions), True)
     inputs = batch.to(device).model_inputs()
     lora = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
@@ -268,6 +273,8 @@ def main() -> None:
     top = product_flops(device, product)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "no card"
     ways = [Way(), Way(checkpointing=True)]
+    if not arguments.quick:
+        ways.append(Way(compiled=True))  # minutes on a CPU
     if find_spec("flash_attn") is not None and device.type == "cuda":
         ways.append(Way(attention="flash_attention_2"))
     if find_spec("bitsandbytes") is not None:
