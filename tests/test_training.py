@@ -557,3 +557,17 @@ def test_an_adapter_that_reads_context_trains_on_dialogues(arguments: Callable[.
     together = pipeline(utterances)
     alone = pipeline(utterances[-1:])
     assert together[-1].log_probabilities != alone[0].log_probabilities
+
+
+@pytest.mark.slow
+def test_compiled_training_ends_with_the_weights_of_plain_training(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """``torch_compile``, without the code generation that needs minutes."""
+    changes = {"max_steps": 4, "packing_length": 120, "learning_rate": "1e-3"}
+    compiled = {"torch_compile": "true", "torch_compile_backend": "aot_eager"}
+    plain = adapter_weights(finetune(arguments(output=tmp_path / "plain", **changes)))
+    found = adapter_weights(finetune(arguments(output=tmp_path / "compiled", **changes, **compiled)))
+    assert plain.keys() == found.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
