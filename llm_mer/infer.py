@@ -31,6 +31,7 @@ from llm_mer.data.sources.manifest import (
 )
 from llm_mer.data.store import check_values
 from llm_mer.decoding.dialogue import OnlineDialogueDecoder
+from llm_mer.engines import ENGINES, read_options
 from llm_mer.errors import UserError
 from llm_mer.features.media import sound_of
 from llm_mer.prediction import Prediction
@@ -95,6 +96,12 @@ class InferConfig:
     full: bool = field(default=False, metadata={"help": "print every probability, log-probability and diagnostic"})
     backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: the accelerator if there is one)"})
+    engine: str = field(
+        default="transformers", metadata={"help": "what runs the language model", "choices": list(ENGINES)}
+    )
+    engine_options: list[str] | None = field(
+        default=None, metadata={"help": "NAME=VALUE …: further arguments of vLLM's LLM, e.g. tensor_parallel_size=2"}
+    )
 
 
 def read_features(path: str) -> dict[str, np.ndarray]:
@@ -511,6 +518,8 @@ def infer(config: InferConfig) -> int:
         config.checkpoint,
         backbone=config.backbone,
         device=config.device or processes.device,
+        engine=config.engine,
+        engine_options=read_options(config.engine_options),
         batch_size=config.batch_size,
         generate=config.generate,
         answer_end=config.answer_end,

@@ -17,13 +17,15 @@ from tqdm import tqdm
 
 from llm_mer.adapters.base import FusionOutput
 from llm_mer.adapters.windows import vector_sizes
-from llm_mer.checkpoint import CheckpointDescription, LoadedCheckpoint, load_checkpoint
+from llm_mer.checkpoint import CheckpointDescription
 from llm_mer.data.collator import MerCollator
 from llm_mer.data.dataset import ContextVectors, MerDataset, build_context_vectors
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS
-from llm_mer.decoding.labels import KeptBeginning, LabelScorer, begins_another
+from llm_mer.decoding.labels import KeptBeginning, begins_another
 from llm_mer.decoding.numbers import ScoreDistribution
+from llm_mer.engines import MAX_ANSWER_TOKENS, AnswerScorer, Engine, open_engine
+from llm_mer.engines.transformers_engine import TransformersEngine
 from llm_mer.errors import UserError, first_line
 from llm_mer.modeling import MerForConditionalGeneration, conditional_generation_of, fusion_adapter_of
 from llm_mer.prediction import Prediction
@@ -32,7 +34,6 @@ from llm_mer.sharding import whole
 from llm_mer.tasks import Task
 
 SCORE_STATISTICS: tuple[str, ...] = ("median", "mean", "mode")
-MAX_ANSWER_TOKENS = 16
 TEXT_BATCH = 64
 
 
@@ -105,6 +106,7 @@ class Predictor:
         answer_end: score the token that ends an answer too. Without it a label is as probable as its own tokens, whatever
             would follow them, and the vocabulary is read once a question in place of once a label.
         keep_features: keep each sample's fused vector in ``diagnostics["features"]``.
+        engine: what runs the language model; the model itself when None.
     """
 
     model: nn.Module
@@ -115,7 +117,8 @@ class Predictor:
     generate: bool = False
     answer_end: bool = True
     keep_features: bool = False
-    _scorers: dict[tuple[str, str], LabelScorer] = field(default_factory=dict, repr=False)
+    engine: Engine | None = None
+    _scorers: dict[tuple[str, str], AnswerScorer] = field(default_factory=dict, repr=False)
     _kept: dict[tuple[str, str], KeptBeginning] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -126,6 +129,7 @@ class Predictor:
         self.core = conditional_generation_of(self.model)
         self.adapter = fusion_adapter_of(self.model)
         self.device = next(self.core.parameters()).device
+        self.answering = TransformersEngine(self.core) if self.engine is None else self.engine
 
     def batches(self, dataset: MerDataset, questions: Sequence[int] | None = None) -> list[Batch]:
         """The questions (default: all of the dataset) in batches of one task and language, sorted by length.
@@ -229,7 +233,7 @@ class Predictor:
             predictions.append(prediction)
         return predictions
 
-    def scorer(self, task: Task, language: str) -> LabelScorer:
+    def scorer(self, task: Task, language: str) -> AnswerScorer:
         """The scorer over every admissible answer of a task in a language.
 
         Raises:
@@ -237,7 +241,6 @@ class Predictor:
         """
         key = (task.name, language)
         if key not in self._scorers:
-            assert isinstance(self.core, MerForConditionalGeneration)
             answers = self.processor.answers(task, language)
             if not self.answer_end and begins_another(answers):
                 raise UserError(
@@ -245,7 +248,7 @@ class Predictor:
                     "and only its end tells them apart; leave answer_end true"
                 )
             end = self.processor.end_token_id if self.answer_end else None
-            self._scorers[key] = LabelScorer(self.core, answers, end)
+            self._scorers[key] = self.answering.scorer(answers, end)
         return self._scorers[key]
 
     def _fill_value(
@@ -298,21 +301,11 @@ class Predictor:
         return [float(v) for v in fusion.scores.float().clamp(low, high).tolist()]
 
     def _generate(self, inputs: dict[str, Tensor]) -> list[str]:
-        """Greedy free generation. What ``generate`` returns is cut at the prompt's own ids, not at a fixed offset."""
-        tokenizer = self.processor.tokenizer
-        assert tokenizer is not None
-        model: Any = self.core  # generate declares a self, for another type checker, that no model satisfies
-        output = model.generate(
-            **inputs,
-            max_new_tokens=MAX_ANSWER_TOKENS,
-            do_sample=False,
-            eos_token_id=self.processor.end_token_id,
-            pad_token_id=self.processor.filler_id,
-        )
-        prompt = inputs["input_ids"]
-        if torch.equal(output[:, : prompt.shape[1]], prompt):
-            output = output[:, prompt.shape[1] :]
-        return [text.strip() for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
+        """Greedy free generation."""
+        processor = self.processor
+        assert processor.tokenizer is not None
+        ids = self.answering.generate(inputs, processor.end_token_id, processor.filler_id, MAX_ANSWER_TOKENS)
+        return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 @dataclass
@@ -329,18 +322,30 @@ class MerPipeline:
 
     @classmethod
     def from_checkpoint(
-        cls, folder: Path | str, backbone: str | None = None, device: str | None = None, **options: Any
+        cls,
+        folder: Path | str,
+        backbone: str | None = None,
+        device: str | None = None,
+        engine: str = "transformers",
+        engine_options: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> MerPipeline:
         """Load a checkpoint; ``options`` are those of :class:`Predictor`.
 
+        Args:
+            engine: what runs the language model, one of :data:`~llm_mer.engines.ENGINES`. engine_options: its own options.
+
         Raises:
-            UserError: a folder that is no checkpoint, or a device that cannot be used.
+            UserError: a folder that is no checkpoint, a device that cannot be used, or an engine that cannot.
         """
         if device is not None:
             check_device(device)
-        loaded: LoadedCheckpoint = load_checkpoint(folder, backbone, device)
+        opened = open_engine(engine, folder, backbone, device, engine_options)
+        loaded = opened.loaded
         adapter = fusion_adapter_of(loaded.model)
-        predictor = Predictor(loaded.model, loaded.processor, use_context=adapter.uses_context, **options)
+        predictor = Predictor(
+            loaded.model, loaded.processor, use_context=adapter.uses_context, engine=opened.engine, **options
+        )
         return cls(predictor, loaded.description)
 
     @property

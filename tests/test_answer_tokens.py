@@ -28,7 +28,9 @@ from llm_mer.backbones.loading import read_tokenizer
 from llm_mer.backbones.tiny_text import generate
 from llm_mer.data.collator import MerCollator
 from llm_mer.data.dataset import MerDataset, Question
-from llm_mer.inference import MAX_ANSWER_TOKENS, Predictor
+from llm_mer.engines import MAX_ANSWER_TOKENS
+from llm_mer.engines.transformers_engine import TransformersEngine
+from llm_mer.inference import Predictor
 from llm_mer.processing import MerProcessor
 from llm_mer.prompts import load_prompts
 from llm_mer.tasks import Task, builtin_tasks
@@ -234,8 +236,8 @@ def test_what_is_generated_along_a_path_reads_back_as_its_answer(vocabulary: Any
         longest = max(map(len, paths)) + 1
         rows = torch.tensor([[*p, made.end_token_id, *[made.filler_id] * (longest - 1 - len(p))] for p in paths])
         prompt = torch.tensor([made.encode_prompt(task, language, "hello", []).ids] * len(paths))
-        model = SimpleNamespace(generate=lambda rows=rows, **_: rows)
-        generated = Predictor._generate(SimpleNamespace(processor=made, core=model), {"input_ids": prompt})  # type: ignore[arg-type]
+        engine = TransformersEngine(SimpleNamespace(generate=lambda rows=rows, **_: rows))
+        generated = Predictor._generate(SimpleNamespace(processor=made, answering=engine), {"input_ids": prompt})  # type: ignore[arg-type]
         assert generated == list(texts)
         expected = list(range(task.num_classes)) if task.kind == "classification" else list(task.grid())
         assert [task.parse(text, language, style) for text in generated] == expected
