@@ -96,9 +96,7 @@ class InferConfig:
     full: bool = field(default=False, metadata={"help": "print every probability, log-probability and diagnostic"})
     backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: the accelerator if there is one)"})
-    engine: str = field(
-        default="transformers", metadata={"help": "what runs the language model", "choices": list(ENGINES)}
-    )
+    engine: str = field(default="transformers", metadata={"help": "what runs the language model", "choices": list(ENGINES)})
     engine_options: list[str] | None = field(
         default=None, metadata={"help": "NAME=VALUE …: further arguments of vLLM's LLM, e.g. tensor_parallel_size=2"}
     )
