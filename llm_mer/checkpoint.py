@@ -114,7 +114,8 @@ class CheckpointDescription:
 
 def stack_versions() -> dict[str, str]:
     """Versions of what a checkpoint depends on."""
-    names = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "xlstm", "numpy", "deepspeed", "bitsandbytes")
+    required = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "xlstm", "numpy")
+    names = (*required, "deepspeed", "bitsandbytes", "liger-kernel")
     found = {"llm_mer": __version__}
     for name in names:
         try:

@@ -7,6 +7,7 @@ gradient checkpointing therefore work on it unchanged.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,7 +114,8 @@ class MerOutput(ModelOutput):
     Attributes:
         loss: mean negative log-likelihood of the answer tokens, when labels are given.
         loss_sum: their sum; a trainer divides it by the count over a global batch.
-        logits: ``(N, V)`` at the ``N`` positions that predict an answer token when labels are given, else ``(B, L, V)``.
+        logits: ``(N, V)`` at the ``N`` positions that predict an answer token when labels are given, else ``(B, L, V)``;
+            None beside a loss that never holds them (``answer_loss``).
     """
 
     loss: Tensor | None = None
@@ -265,7 +267,12 @@ class MerModel(MerPreTrainedModel):
 
 
 class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
-    """The whole: answers in the backbone's own vocabulary, one generative head for classes and numbers."""
+    """The whole: answers in the backbone's own vocabulary, one generative head for classes and numbers.
+
+    Attributes:
+        answer_loss: cross entropy summed over answer tokens, of hidden states ``(N, H)``, the head's weight ``(V, H)`` and
+            targets ``(N,)``, in place of the one over logits; see :mod:`llm_mer.kernels`.
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
@@ -275,6 +282,7 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = MerModel(config, language_model)
         text_config = config.get_text_config()
+        self.answer_loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self.lm_head = (
             lm_head if lm_head is not None else nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
         )
@@ -337,12 +345,16 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         else:
             answers = labels[:, 1:]
             places = answers != -100
-            logits = self.lm_head(hidden[:, :-1][places])  # (N, V)
-            if logits.shape[0]:
-                loss_sum = F.cross_entropy(logits.float(), answers[places], reduction="sum")
-            else:
+            predicting, targets = hidden[:, :-1][places], answers[places]  # (N, H), (N,)
+            logits = self.lm_head(predicting) if self.answer_loss is None else None  # (N, V)
+            if not targets.shape[0]:
                 loss_sum = hidden.float().sum() * 0.0  # keeps the graph, so every rank takes part in the reduction
-            loss = loss_sum / max(logits.shape[0], 1)
+            elif logits is not None:
+                loss_sum = F.cross_entropy(logits.float(), targets, reduction="sum")
+            else:
+                assert self.answer_loss is not None
+                loss_sum = self.answer_loss(predicting, self.lm_head.weight, targets)
+            loss = loss_sum / max(targets.shape[0], 1)
         return MerOutput(
             loss=loss,
             loss_sum=loss_sum,

@@ -53,6 +53,7 @@ from llm_mer.evaluation.journal import predict_all
 from llm_mer.evaluation.metrics import compute_metrics
 from llm_mer.inference import Predictor
 from llm_mer.interruption import Interrupted, Interruption
+from llm_mer.kernels import check_liger, use_liger
 from llm_mer.modeling import MerHeadModel, conditional_generation_of, describe_parameters, fusion_adapter_of
 from llm_mer.packing import attends_by_positions, check_packing
 from llm_mer.prediction import Prediction
@@ -105,6 +106,10 @@ class MerTrainingArguments(SFTConfig):
             "help": "put the questions of a step into rows of at most so many tokens, several in a row and each as if it "
             "were alone: the same loss and gradients with less padding"
         },
+    )
+    use_liger_kernel: bool = field(
+        default=False,
+        metadata={"help": "fused kernels of liger-kernel for the backbone's layers and the answer's loss (needs a GPU)"},
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "fixed: the collator needs its column"})
     # Of the next two, transformers and TRL each declare one bool | None and the other bool.
@@ -753,6 +758,9 @@ def build_trainer(
         )
     loss_weights = check_loss_weights(model)
     check_sharding(model)
+    if training.use_liger_kernel:
+        sharded = is_deepspeed_zero3_enabled() or fsdp_is_wanted()
+        check_liger(training.device.type, model.backbone, sharded, training.liger_kernel_config)
     if training.packing_length is not None and model.backbone == "none":
         raise UserError("packing_length: packs prompts, and backbone: none has none; leave it out")
     build_adapter_config(model.adapter, adapter_options)
@@ -774,6 +782,12 @@ def build_trainer(
     if is_deepspeed_zero3_enabled():
         meet_deepspeed(training)
     built = build_model(run, data, model, adapter_options, training.seed)
+    if training.use_liger_kernel:
+        said = use_liger(built.model, training.liger_kernel_config)
+        if training.process_index == 0:
+            logger.warning(said)
+        # What transformers and TRL make of the option concerns the outermost model, which liger-kernel does not know.
+        training.use_liger_kernel = False
     if training.packing_length is not None:
         check_packing(built.model.config.get_text_config(), data.max_prompt_tokens)
     description = describe_run(run, built, data, model, training, loss_weights)
