@@ -30,6 +30,7 @@ from llm_mer.backbones.loading import disable_packed_nf4, lora_targets
 from llm_mer.building import add_lora
 from llm_mer.configuration import ModelArguments
 from llm_mer.data.collator import MerBatch
+from llm_mer.kernels import use_liger
 from llm_mer.modeling import conditional_generation_of
 
 PACKING_LENGTH = 512
@@ -87,10 +88,11 @@ class Way:
     attention: str = "sdpa"
     checkpointing: bool = False
     compiled: bool = False
+    liger: bool = False
 
     def __str__(self) -> str:
         weights = "LoRA, bf16" if self.quantization == "none" else f"QLoRA, {self.quantization}"
-        further = [name for name in ("checkpointing", "compiled") if getattr(self, name)]
+        further = [name for name in ("checkpointing", "compiled", "liger") if getattr(self, name)]
         return ", ".join([weights, self.attention, *further])
 
 
@@ -209,6 +211,8 @@ def training(config: PreTrainedConfig, way: Way, style: str, device: torch.devic
     if way.checkpointing:
         conditional_generation_of(model).model.language_model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
+    if way.liger:
+        print(use_liger(model), file=sys.stderr)
     if way.compiled:
         for layer in conditional_generation_of(model).model.language_model.layers:
             layer.compile()
@@ -277,6 +281,8 @@ def main() -> None:
         ways.append(Way(compiled=True))  # minutes on a CPU
     if find_spec("flash_attn") is not None and device.type == "cuda":
         ways.append(Way(attention="flash_attention_2"))
+    if find_spec("liger_kernel") is not None and device.type == "cuda":
+        ways.append(Way(liger=True))
     if find_spec("bitsandbytes") is not None:
         ways += [Way("nf4"), Way("int8")]
     table: list[list[str]] = []

@@ -26,7 +26,8 @@ pytestmark = [
     pytest.mark.skipif(not DEVICE, reason="LLM_MER_TEST_DEVICE names no device"),
 ]
 ROWS = [{"question": index} for index in range(11)]
-FLASH = DEVICE.startswith("cuda") and find_spec("flash_attn") is not None
+CUDA = DEVICE.startswith("cuda")
+FLASH = CUDA and find_spec("flash_attn") is not None
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 
 
@@ -123,6 +124,18 @@ def test_quantised_training_on_the_device_moves_adapter_and_lora(
         moved = [float((ended[name] - value).abs().max()) for name, value in begun.items() if part in name]
         assert max(moved) > 1e-4
     assert all(bool(value.isfinite().all()) for value in ended.values())
+
+
+@pytest.mark.skipif(not CUDA or find_spec("liger_kernel") is None, reason="liger-kernel on a GPU is not there")
+def test_fused_kernels_on_the_device_leave_loss_and_gradients(arguments: Callable[..., list[str]]) -> None:
+    losses, found = [], []
+    for use in ("false", "true"):
+        trainer = build_trainer(*parse_arguments(arguments(dtype="bfloat16", use_liger_kernel=use)))
+        loss, gradient = gradients(trainer.model.to(DEVICE).eval(), trainer.data_collator.collator(ROWS))
+        losses.append(loss)
+        found.append(gradient)
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+    assert float(torch.nn.functional.cosine_similarity(*found, dim=0)) > 0.99
 
 
 def test_checkpointed_activations_leave_the_gradients(arguments: Callable[..., list[str]]) -> None:
