@@ -62,7 +62,7 @@ from llm_mer.processing import MerProcessor
 from llm_mer.prompts import load_prompts
 from llm_mer.run_manifest import RunManifest, given_options
 from llm_mer.run_manifest import begin as begin_manifest
-from llm_mer.sharding import is_sharded, keep_whole, size_of
+from llm_mer.sharding import is_sharded, keep_whole, reduce_in_one_order, size_of
 from llm_mer.tasks import Task
 from llm_mer.whole_checkpoints import SEAL, Saving, checkpoints, damage, full_disk, last_whole, remove_checkpoints
 
@@ -219,6 +219,7 @@ class _EpochEnd(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         keep_whole(getattr(self.trainer, "model_wrapped", None), fusion_adapter_of(self.trainer.model))  # type: ignore[attr-defined]
+        reduce_in_one_order(self.trainer.accelerator)  # type: ignore[attr-defined]
         path = Path(args.output_dir) / TRAJECTORIES
         if state.global_step == 0:
             if state.is_world_process_zero:
@@ -306,7 +307,7 @@ class MerTraining:
             total = part if total is None else total + part
         if total is None:
             raise ValueError("the model returned no loss: no labels, and no auxiliary loss with a weight above 0")
-        if trainer.model.training and is_deepspeed_zero3_enabled():
+        if trainer.model.training and trainer.is_deepspeed_enabled:
             # Every parameter gets a gradient on every process, though its part may not have run on this one.
             total = total + 0.0 * sum(p.sum() for p in fusion_adapter_of(trainer.model).parameters() if p.requires_grad)
         return (total, outputs) if return_outputs else total

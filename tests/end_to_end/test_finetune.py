@@ -165,6 +165,7 @@ def test_deepspeed_zero2_trains_on_two_ranks_and_its_checkpoint_loads(
 SHARDED = {
     "auxiliary_head": "true",
     "learning_rate": "1e-3",
+    "gradient_accumulation_steps": 2,
     "max_steps": 4,
     "limit_eval": 8,
     "eval_strategy": "steps",
@@ -178,18 +179,7 @@ SHARDED = {
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param(
-            "zero2",
-            marks=[
-                needs_deepspeed,
-                pytest.mark.slow,
-                pytest.mark.xfail(
-                    strict=True,
-                    raises=AssertionError,
-                    reason="losses agree, an LSTM bias is 1e-3 away after 4 steps: not explained",
-                ),
-            ],
-        ),
+        pytest.param("zero2", marks=needs_deepspeed),
         pytest.param("zero3", marks=needs_deepspeed),
         pytest.param("zero3_offload", marks=[needs_deepspeed, pytest.mark.slow]),
         pytest.param(None, marks=pytest.mark.slow, id="ddp"),
