@@ -307,8 +307,9 @@ class MerTraining:
             total = part if total is None else total + part
         if total is None:
             raise ValueError("the model returned no loss: no labels, and no auxiliary loss with a weight above 0")
-        if trainer.model.training and trainer.is_deepspeed_enabled:
-            # Every parameter gets a gradient on every process, though its part may not have run on this one.
+        if trainer.model.training and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+            # Every parameter gets a gradient on every process, though its part may not have run on this one: both put
+            # the gradients there are one after another, and add the processes' rows up place by place.
             total = total + 0.0 * sum(p.sum() for p in fusion_adapter_of(trainer.model).parameters() if p.requires_grad)
         return (total, outputs) if return_outputs else total
 

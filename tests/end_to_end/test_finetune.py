@@ -26,7 +26,7 @@ ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--nu
 
 def launch(command: list[str], argv: list[str], timeout: int = 400) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*command, "finetune.py", *argv],
+        [*command, *([] if any(part.endswith(".py") for part in command) else ["finetune.py"]), *argv],
         cwd=ROOT,
         env=run_environment(),
         capture_output=True,
@@ -176,30 +176,47 @@ SHARDED = {
 }
 
 
+def sharded_launch(config: str | None, fsdp: Path) -> tuple[list[str], dict[str, str]]:
+    """Two ranks under a shipped DeepSpeed file, under FSDP2 (``fsdp``, its accelerate file), or by DDP: program and options."""
+    program = ["finetune.py"]
+    if config == "fsdp2":
+        program = ["tests/end_to_end/fsdp_on_cpu.py", str(fsdp)]
+    shipped = {} if config in (None, "fsdp2") else {"deepspeed": f"deepspeed_configs/{config}.json"}
+    return [*TORCHRUN, "2", *program], shipped
+
+
+@pytest.fixture
+def fsdp_in_float32(tmp_path: Path) -> Path:
+    """The shipped accelerate file for FSDP2, without bf16, whose rounding would hide what is compared."""
+    shipped = (ROOT / "accelerate_configs" / "fsdp2.yaml").read_text()
+    assert "mixed_precision: bf16" in shipped
+    path = tmp_path / "fsdp2.yaml"
+    path.write_text(shipped.replace("mixed_precision: bf16", 'mixed_precision: "no"'))
+    return path
+
+
 @pytest.mark.parametrize(
     "config",
     [
         pytest.param("zero2", marks=needs_deepspeed),
         pytest.param("zero3", marks=needs_deepspeed),
         pytest.param("zero3_offload", marks=[needs_deepspeed, pytest.mark.slow]),
+        "fsdp2",
         pytest.param(None, marks=pytest.mark.slow, id="ddp"),
     ],
 )
 def test_however_it_is_sharded_a_run_of_two_ranks_is_that_of_one_process(
-    config: str | None, backbones: dict[str, Path], store: Path, tmp_path: Path
+    config: str | None, fsdp_in_float32: Path, backbones: dict[str, Path], store: Path, tmp_path: Path
 ) -> None:
-    """The shipped files as they are: losses by name, gradient norms, evaluation, weights and answers."""
+    """The shipped files: losses by name, gradient norms, evaluation, weights and answers.
+
+    For FSDP2 accelerate was told that a CPU is a GPU (``fsdp_on_cpu.py``), and computes in float32.
+    """
     one = finetune(training_options(store, backbones["llama"], tmp_path / "one", per_device_train_batch_size=8, **SHARDED))
     two = tmp_path / "two"
-    argv = training_options(
-        store,
-        backbones["llama"],
-        two,
-        deepspeed=None if config is None else f"deepspeed_configs/{config}.json",
-        per_device_train_batch_size=4,
-        **SHARDED,
-    )
-    result = launch([*TORCHRUN, "2"], argv)
+    command, shipped = sharded_launch(config, fsdp_in_float32)
+    argv = training_options(store, backbones["llama"], two, per_device_train_batch_size=4, **shipped, **SHARDED)
+    result = launch(command, argv)
     assert result.returncode == 0, result.stderr[-3000:]
     steps = [history(folder) for folder in (one, two)]
     assert len(steps[0]) == len(steps[1]) == 4
@@ -222,26 +239,52 @@ def test_however_it_is_sharded_a_run_of_two_ranks_is_that_of_one_process(
     assert answers(one, store) == answers(two, store)
     assert damage(two / "checkpoint-4") is None
     states = list((two / "checkpoint-4").glob("global_step4/*optim_states.pt"))
-    assert len(states) == (2 if config else 0), "each rank has its part of the optimiser"
+    assert len(states) == (2 if shipped else 0), "each rank has its part of the optimiser"
+    assert (two / "checkpoint-4" / "pytorch_model_fsdp.bin").is_file() == (config == "fsdp2")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["zero2", "zero3"])
-@needs_deepspeed
-def test_a_sharded_run_goes_on_from_the_last_whole_checkpoint_with_the_weights_of_one_left_alone(
-    config: str, backbones: dict[str, Path], store: Path, tmp_path: Path
+def test_fsdp2_as_shipped_trains_in_bf16_near_one_process_and_its_checkpoint_answers(
+    backbones: dict[str, Path], store: Path, tmp_path: Path
 ) -> None:
-    changes = {**SHARDED, "dropout": 0.2, "deepspeed": f"deepspeed_configs/{config}.json", "per_device_train_batch_size": 4}
+    """accelerate was told that a CPU is a GPU (``fsdp_on_cpu.py``)."""
+    one = finetune(training_options(store, backbones["llama"], tmp_path / "one", per_device_train_batch_size=8, **SHARDED))
+    command, _ = sharded_launch("fsdp2", ROOT / "accelerate_configs" / "fsdp2.yaml")
+    argv = training_options(store, backbones["llama"], tmp_path / "two", per_device_train_batch_size=4, **SHARDED)
+    result = launch(command, argv)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for expected, found in zip(history(one), history(tmp_path / "two"), strict=True):
+        for name in ("loss", "loss_ce", "grad_norm"):
+            assert float(found[name]) == pytest.approx(float(expected[name]), rel=2e-2), name
+        assert found["loss"] != expected["loss"], "computed in float32"
+    assert len(answers(tmp_path / "two", store)) == 6
+    assert all(value.dtype == torch.float32 for value in adapter_weights(tmp_path / "two").values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "state"),
+    [
+        pytest.param("zero2", "global_step4/*optim_states.pt", marks=needs_deepspeed),
+        pytest.param("zero3", "global_step4/*optim_states.pt", marks=needs_deepspeed),
+        ("fsdp2", "optimizer.bin"),
+    ],
+)
+def test_a_sharded_run_goes_on_from_the_last_whole_checkpoint_with_the_weights_of_one_left_alone(
+    config: str, state: str, fsdp_in_float32: Path, backbones: dict[str, Path], store: Path, tmp_path: Path
+) -> None:
+    command, shipped = sharded_launch(config, fsdp_in_float32)
+    changes = {**SHARDED, "dropout": 0.2, "per_device_train_batch_size": 4, **shipped}
     output = tmp_path / "run"
     argv = training_options(store, backbones["llama"], output, resume_from_checkpoint="true", **changes)
-    result = launch([*TORCHRUN, "2"], argv)
+    result = launch(command, argv)
     assert result.returncode == 0, result.stderr[-3000:]
     expected = adapter_weights(output / "checkpoint-4")
-    shard = next((output / "checkpoint-4").glob("global_step4/*optim_states.pt"))
-    shard.write_bytes(shard.read_bytes()[:1000])
-    result = launch([*TORCHRUN, "2"], argv)
+    part = next((output / "checkpoint-4").glob(state))
+    part.write_bytes(part.read_bytes()[:1000])
+    result = launch(command, argv)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "checkpoint-4 is not whole (global_step4/" in result.stderr
+    assert f"checkpoint-4 is not whole ({part.relative_to(output / 'checkpoint-4')}" in result.stderr
     found = adapter_weights(output / "checkpoint-4")
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert damage(output / "checkpoint-4") is None
