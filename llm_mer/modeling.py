@@ -396,6 +396,10 @@ class MerHeadModel(MerPreTrainedModel):
         self.fusion_adapter = build_adapter(config.adapter, config.build_adapter_config())
         self.post_init()
 
+    def get_input_embeddings(self) -> Any:
+        """None: there are none. FSDP asks every model."""
+        return None
+
     def forward(self, **kwargs: Any) -> MerOutput:
         """Run the adapter on the tensors of :data:`FUSION_KEYS`; others (prompt ids, labels) are not read."""
         tensors = {name: kwargs.get(name) for name in FUSION_KEYS}

@@ -269,6 +269,22 @@ def test_zero3_is_refused_for_an_adapter_that_averages_its_own_parameters(
         finetune(arguments(adapter="egmf"))
 
 
+@pytest.mark.parametrize("sharding", ["is_deepspeed_enabled", "is_fsdp_enabled", None])
+def test_where_gradients_are_sharded_a_part_that_did_not_run_has_one_all_the_same(
+    sharding: str | None, arguments: Callable[..., list[str]]
+) -> None:
+    """DeepSpeed and FSDP add up the gradients that each process has, which must be of the same parameters."""
+    trainer = build_trainer(*parse_arguments(arguments()))
+    unused = torch.nn.Parameter(torch.ones(2))
+    fusion_adapter_of(trainer.model).register_parameter("unused", unused)
+    if sharding is not None:
+        setattr(trainer, sharding, True)
+    trainer.compute_loss(trainer.model.train(), next(iter(trainer.get_train_dataloader()))).backward()
+    assert (unused.grad is None) == (sharding is None)
+    assert sharding is None or torch.equal(unused.grad, torch.zeros(2))
+    assert sharding is None or all(p.grad is not None for p in trainer.model.parameters() if p.requires_grad)
+
+
 def test_fsdp_where_accelerate_would_leave_it_out_is_refused(
     arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

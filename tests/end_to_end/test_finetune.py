@@ -177,7 +177,7 @@ SHARDED = {
 
 
 def sharded_launch(config: str | None, fsdp: Path) -> tuple[list[str], dict[str, str]]:
-    """Two ranks under a shipped DeepSpeed file, under FSDP2 (``fsdp``, its accelerate file), or by DDP: program and options."""
+    """Two ranks under a shipped DeepSpeed file, FSDP2 (``fsdp`` is its accelerate file) or DDP: program and options."""
     program = ["finetune.py"]
     if config == "fsdp2":
         program = ["tests/end_to_end/fsdp_on_cpu.py", str(fsdp)]
@@ -241,6 +241,22 @@ def test_however_it_is_sharded_a_run_of_two_ranks_is_that_of_one_process(
     states = list((two / "checkpoint-4").glob("global_step4/*optim_states.pt"))
     assert len(states) == (2 if shipped else 0), "each rank has its part of the optimiser"
     assert (two / "checkpoint-4" / "pytorch_model_fsdp.bin").is_file() == (config == "fsdp2")
+
+
+@pytest.mark.slow
+def test_fsdp2_trains_an_adapter_alone_as_one_process_does(fsdp_in_float32: Path, store: Path, tmp_path: Path) -> None:
+    """accelerate was told that a CPU is a GPU (``fsdp_on_cpu.py``). There is no embedding table for it to find."""
+    changes = {**SHARDED, "use_text": "false"}
+    one = finetune(training_options(store, "none", tmp_path / "one", per_device_train_batch_size=8, **changes))
+    command, _ = sharded_launch("fsdp2", fsdp_in_float32)
+    argv = training_options(store, "none", tmp_path / "two", per_device_train_batch_size=4, **changes)
+    result = launch(command, argv)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for expected, found in zip(history(one), history(tmp_path / "two"), strict=True):
+        assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-3)
+    found = adapter_weights(tmp_path / "two")
+    for name, value in adapter_weights(one).items():
+        assert torch.allclose(value, found[name], atol=5e-5), name
 
 
 @pytest.mark.slow
