@@ -1,6 +1,6 @@
 """What does scoring every admissible answer cost, against one prefill of the same prompts and against greedy decoding?
 
-Aim: at most 1.1 × one prefill. ``LabelScorer`` makes one prefix pass and packs all answers behind it under a tree mask. It
+Aim: at most 1.1 × one prefill. ``LabelScorer`` makes one pass of the prompt and all answers behind it under a tree mask. It
 is timed over 7 labels of one to three tokens and over the 61 scores from -3.0 to 3.0 written digit by digit, against the
 prefix pass alone (with logits at the last position), greedy ``generate`` of as many tokens as the longest answer has, and
 one full forward per answer, with which its scores must agree.

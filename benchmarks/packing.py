@@ -1,7 +1,8 @@
 """What do batches grouped by length and packed batches save, against batches padded to their longest?
 
 The questions have MELD's lengths (see ``reference_recipe.py``). Every side trains LoRA and the adapter on the same number
-of questions a step; real tokens a processor second, by row length.
+of questions a step; questions a processor second, by row length. Prompts of a packed row that begin alike share a copy of
+their beginning, which is long in ``preamble``.
 """
 
 from __future__ import annotations
@@ -46,16 +47,14 @@ def measure(setting: Setting, style: str, rows: int, turns: int) -> list[list[st
         batches = [[questions[i] for i in order[place * rows : (place + 1) * rows]] for place in start]
         data[name] = [packing.batch(batch, True).model_inputs() for batch in batches]
     taken = in_turn({name: (lambda turn, b=b: step(b[turn])) for name, b in data.items()}, turns)
-    rates = {}
-    for name, batches in data.items():
-        real = [used_places(batch) for batch in batches]
-        rates[name] = [tokens / s for tokens, s in zip(real, taken[name].processor, strict=True)]
+    rates = {name: [rows / seconds for seconds in taken[name].processor] for name in data}
     table = []
     for name, batches in data.items():
         padding = 1 - sum(map(used_places, batches)) / sum(batch["input_ids"].numel() for batch in batches)
         rate = rates[name]
         shape = " × ".join(str(n) for n in batches[0]["input_ids"].shape)
-        cells = [style, name, f"{padding:.0%}", shape, f"{statistics.median(rate):.0f}", f"{min(rate):.0f}–{max(rate):.0f}"]
+        spread = f"{min(rate):.1f}–{max(rate):.1f}"
+        cells = [style, name, f"{padding:.0%}", shape, f"{statistics.median(rate):.1f}", spread]
         table.append([*cells, f"{ratio(rate, rates['padded']):.2f} ×"])
         print(*table[-1], file=sys.stderr, flush=True)
     return table
@@ -69,10 +68,10 @@ def main() -> None:
     size = Size(2, 128, 4_000) if arguments.quick else Size(6, 256, 32_000)
     rows, turns, count = (4, 2, 48) if arguments.quick else (arguments.rows, arguments.turns, 512)
     table = []
-    for style in ("short", "instruct"):
+    for style in ("short", "instruct", "preamble"):
         with threads(arguments.threads):
             table += measure(Setting.build(size, count, style), style, rows, turns)
-    head = ["prompts", "batches", "padding", "rows × places, e.g.", "real tokens / processor s", "range", "× padded"]
+    head = ["prompts", "batches", "padding", "rows × places, e.g.", "questions / processor s", "range", "× padded"]
     notes = (
         f"{size} Llama, vocabulary {size.vocabulary:,}, {rows} questions a step, {turns} turns of all sides one after "
         f"another, {arguments.threads} thread(s), float32, sdpa under a mask: a packed row pays for attention across its "
