@@ -21,6 +21,7 @@ from llm_mer.errors import UserError
 
 MASKED: tuple[str, ...] = ("eager", "sdpa")
 """Attention that is told of the samples by a mask."""
+SLIDING = "sliding_attention"
 SHARED_FROM = 8
 """Tokens from which on a beginning is worth computing apart."""
 
@@ -108,6 +109,34 @@ def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
 
 
+def layer_kinds(config: PreTrainedConfig) -> set[str]:
+    """Kinds of the backbone's layers that are more than attention to all that stands before."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not hasattr(config, "layer_types") and getattr(config, "sliding_window", None) is not None:
+        kinds = {SLIDING}
+    return kinds - {"full_attention"}
+
+
+def check_mask(config: PreTrainedConfig, length: int) -> None:
+    """Refuse a mask of our own over ``length`` places for a backbone that would not keep to it.
+
+    Raises:
+        UserError: layers whose window is shorter, or that no mask reaches.
+    """
+    odd = layer_kinds(config)
+    window = getattr(config, "sliding_window", None)
+    if odd - {SLIDING}:
+        raise UserError(
+            f"this {config.model_type} has layers of {', '.join(sorted(odd - {SLIDING}))}, which no attention mask reaches: "
+            "answers that stand side by side would see one another, and cannot be scored"
+        )
+    if odd and window is not None and length > window:
+        raise UserError(
+            f"prompt and answers take {length} places, and layers of this {config.model_type} see the last {window}: "
+            "shorten the text, or lower max_prompt_tokens and max_text_tokens"
+        )
+
+
 def check_packing(config: PreTrainedConfig, max_prompt_tokens: int) -> None:
     """Refuse a backbone whose layers look beyond a sample, or cannot be told where one begins.
 
@@ -120,10 +149,10 @@ def check_packing(config: PreTrainedConfig, max_prompt_tokens: int) -> None:
             f"packing_length: attention {implementation!r} is not one of eager, sdpa, flash_attention_2; choose "
             "attn_implementation, or leave packing_length out"
         )
-    odd = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
+    odd = sorted(layer_kinds(config))
     window = getattr(config, "sliding_window", None)
-    if not hasattr(config, "layer_types") and window is not None and window <= max_prompt_tokens:
-        odd = ["sliding_attention"]
+    if odd == [SLIDING] and not hasattr(config, "layer_types") and window is not None and window > max_prompt_tokens:
+        odd = []
     if odd:
         raise UserError(
             f"packing_length: this {config.model_type} has layers of {', '.join(odd)}, in which samples of one row would "

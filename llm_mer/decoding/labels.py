@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
-from llm_mer.packing import SHARED_FROM, additive_mask, attends_by_positions
+from llm_mer.packing import SHARED_FROM, additive_mask, attends_by_positions, check_mask
 
 CHUNK_ELEMENTS = 2**26
 """Logit values held at once (256 MB in float32); longer work is cut into chunks of rows."""
@@ -141,10 +142,17 @@ def shared_beginning(inputs: Mapping[str, Any], single: bool = False) -> int:
     return int(alike.int().cumprod(dim=0).sum())
 
 
+def config_of(body: nn.Module) -> PreTrainedConfig:
+    """The configuration of the language model, which may be inside."""
+    config = getattr(body, "language_model", body).config
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
 @contextmanager
 def attention_by_mask(body: nn.Module) -> Iterator[bool]:
     """Attention of a kind that obeys a mask: SDPA in place of flash attention, meanwhile. Yields whether it is eager."""
-    config: Any = getattr(body, "language_model", body).config
+    config = config_of(body)
     chosen = config._attn_implementation
     if attends_by_positions(chosen):
         config._attn_implementation = "sdpa"
@@ -181,6 +189,9 @@ class LabelScorer:
             inputs: keyword arguments of ``model.model`` for the prompt: ``input_ids (B, L)``, ``attention_mask (B, L)``
                 padded on either side, and whatever else it reads (pseudo-token tensors).
             kept: of the batches before; what the prompts begin with is taken from it and left in it.
+
+        Raises:
+            UserError: layers of the backbone that see less than the prompt and its answers, or that no mask reaches.
         """
         shared = shared_beginning(inputs, single=kept is not None)
         cache, real, arguments = None, inputs["attention_mask"], dict(inputs)
@@ -200,6 +211,7 @@ class LabelScorer:
         if "pseudo_token_mask" in arguments:
             arguments["pseudo_token_mask"] = nn.functional.pad(arguments["pseudo_token_mask"], (0, count))
         visible = self._visible(real.bool(), shared)
+        check_mask(config_of(self.model.model), visible.shape[-1])
         with attention_by_mask(self.model.model) as eager:
             weight = self.model.lm_head.weight
             assert isinstance(weight, Tensor)

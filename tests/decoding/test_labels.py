@@ -7,6 +7,7 @@ import torch
 from transformers import GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llm_mer.decoding.labels import AnswerTree, KeptBeginning, LabelScorer, shared_beginning
+from llm_mer.errors import UserError
 
 ANSWERS = [[5], [5, 6], [5, 6, 7], [8, 9], [10], [5, 9, 9]]
 END = 2
@@ -133,6 +134,24 @@ def test_answers_are_scored_by_a_mask_where_the_model_attends_without_one() -> N
     model.config._attn_implementation = "flash_attention_2"
     assert torch.equal(LabelScorer(model, ANSWERS, END).score(inputs), expected)
     assert model.config._attn_implementation == "flash_attention_2"
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (["full_attention", "sliding_attention"], r"take 17 places, and layers of this llama see the last 12"),
+        (["full_attention", "linear_attention"], r"has layers of linear_attention, which no attention mask reaches"),
+    ],
+)
+def test_a_backbone_that_would_not_keep_to_the_mask_is_refused(layers: list[str], message: str) -> None:
+    model = build("llama", "sdpa")
+    inputs = padded([torch.randint(3, 50, (n,)) for n in (4, 7)], "left")
+    model.config.layer_types, model.config.sliding_window = layers, 64
+    if "sliding_attention" in layers:
+        LabelScorer(model, ANSWERS, END).score(inputs)
+        model.config.sliding_window = 12
+    with pytest.raises(UserError, match=message):
+        LabelScorer(model, ANSWERS, END).score(inputs)
 
 
 def test_nothing_is_shared_by_a_single_prompt_several_languages_or_different_beginnings() -> None:
