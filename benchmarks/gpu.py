@@ -206,7 +206,7 @@ def training(config: PreTrainedConfig, way: Way, style: str, device: torch.devic
     free(device)
     setting = Setting.around(lambda: on_card(config, device, way), config.hidden_size, max(questions, 64), style)
     setting.collator.packing_length = PACKING_LENGTH
-    setting.collator.share_beginnings = way.attention != "flash_attention_2"
+    setting.collator.share_prefixes = way.attention != "flash_attention_2"
     model = add_lora(setting.model(), ModelArguments()).train()
     if way.checkpointing:
         conditional_generation_of(model).model.language_model.gradient_checkpointing_enable()

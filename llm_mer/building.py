@@ -21,6 +21,7 @@ from llm_mer.data.reading import RunData
 from llm_mer.errors import UserError
 from llm_mer.inference import attach_context, mean_token_embeddings
 from llm_mer.modeling import MerForConditionalGeneration, MerHeadModel, fusion_adapter_of
+from llm_mer.packing import check_mask
 from llm_mer.processing import MerProcessor
 from llm_mer.prompts import load_prompts
 from llm_mer.tasks import Task
@@ -149,6 +150,7 @@ def build_model(
             source, dtype=dtype, quantization=model.quantization, attn_implementation=model.attn_implementation
         )
         backbone, tokenizer = loaded.model, loaded.tokenizer
+        check_mask(backbone.config.get_text_config(), data.max_prompt_tokens)
         hidden = int(backbone.config.get_text_config().hidden_size)
         derived |= {"backbone_size": hidden, "backbone_embedding_norm": embedding_norm(backbone)}
     sizes = model_feature_sizes(run, model, hidden)

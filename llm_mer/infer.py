@@ -532,10 +532,12 @@ def infer(config: InferConfig) -> int:
     live = Conversations(pipeline, config.tasks, config.dialogue_decoder == "online") if config.stdin else None
     answered = 0
     with (
+        pipeline.predictor.evaluating(),
         answer_file(config.output, processes, len(asked)) as out,
         tqdm(desc="infer", unit="utterance", disable=config.output is None or not processes.first) as bar,
     ):
         held: list[tuple[int, dict[str, Any]]] = []
+        stopped: list[tuple[int, UserError]] = []
 
         def write(place: int, entry: dict[str, Any]) -> None:
             if live is None:
@@ -550,6 +552,12 @@ def infer(config: InferConfig) -> int:
             held[:] = [line for line in held if line[0] > last]
             out.flush()
 
+        def stop(place: int, error: UserError) -> None:
+            """End at this place of the input, what stands before it answered; at once where dialogues are answered whole."""
+            if whole:
+                raise error
+            stopped[:] = [(place, error)]
+
         def refuse(place: int, name: str, message: str) -> None:
             write(place, {"id": name, "error": message})
 
@@ -562,8 +570,8 @@ def infer(config: InferConfig) -> int:
                     refuse(place, *item)
 
         def ready(group: list[Item]) -> list[Item]:
-            """The group with features; an utterance that has none becomes a line and leaves it."""
-            found = []
+            """The group with features; an utterance that has none becomes a line and leaves it, or ends it."""
+            found: list[Item] = []
             for place, item in group:
                 try:
                     if decodes and item.dialogue_id is not None and item.speaker is None:
@@ -571,23 +579,27 @@ def infer(config: InferConfig) -> int:
                     found.append((place, pipeline.with_features(item)))
                 except UserError as error:
                     if config.on_bad_input == "stop":
-                        raise
+                        stop(place, error)
+                        break
                     if item.id not in out.done:
                         refuse(place, item.id, str(error))
             return found
 
         def answer(group: list[Item]) -> list[Prediction]:
-            """Predictions of a group; an utterance that cannot be answered becomes a line and leaves the group."""
+            """Predictions of a group; an utterance that cannot be answered becomes a line and leaves it, or ends it."""
             while group:
                 utterances = [utterance for _, utterance in group]
                 try:
                     return live(utterances[0]) if live is not None else pipeline(utterances, config.tasks)
                 except UserError as error:
-                    if config.on_bad_input == "stop":
-                        raise
                     bad = {u.id: message for u in utterances if (message := refusal(pipeline, u, config.tasks)) is not None}
                     if not bad:
                         raise error from None
+                    if config.on_bad_input == "stop":
+                        first_bad = next(i for i, utterance in enumerate(utterances) if utterance.id in bad)
+                        stop(group[first_bad][0], UserError(bad[utterances[first_bad].id]))
+                        del group[first_bad:]
+                        continue
                     for place, utterance in group:
                         if utterance.id in bad and utterance.id not in out.done:
                             refuse(place, utterance.id, bad[utterance.id])
@@ -619,13 +631,16 @@ def infer(config: InferConfig) -> int:
                         f"task {prediction.task!r}: the answer holds NaN or infinity; the model overflows or is damaged"
                     )
                     if config.on_bad_input == "stop":
-                        raise UserError(f"utterance {prediction.id!r}: {message}") from None
+                        stop(places[prediction.id], UserError(f"utterance {prediction.id!r}: {message}"))
+                        break
                     refuse(places[prediction.id], prediction.id, message)
                     continue
                 write(places[prediction.id], entry if config.full else shorten(entry))
                 if config.echo and config.output is not None:
                     tqdm.write(readable(prediction))
-            settle(given[-1][0])
+            settle(stopped[0][0] - 1 if stopped else given[-1][0])
+            if stopped:
+                raise stopped[0][1]
             new = sum(utterance.id not in out.done for _, utterance in group)
             answered += new
             bar.update(new * processes.world)

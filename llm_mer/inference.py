@@ -22,7 +22,7 @@ from llm_mer.data.collator import MerCollator
 from llm_mer.data.dataset import ContextVectors, MerDataset, build_context_vectors
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS
-from llm_mer.decoding.labels import KeptBeginning, begins_another
+from llm_mer.decoding.labels import PrefixCache, begins_another
 from llm_mer.decoding.numbers import ScoreDistribution
 from llm_mer.engines import MAX_ANSWER_TOKENS, AnswerScorer, Engine, open_engine
 from llm_mer.engines.transformers_engine import TransformersEngine
@@ -119,7 +119,7 @@ class Predictor:
     keep_features: bool = False
     engine: Engine | None = None
     _scorers: dict[tuple[str, str], AnswerScorer] = field(default_factory=dict, repr=False)
-    _kept: dict[tuple[str, str], KeptBeginning] | None = field(default=None, repr=False)
+    _kept: dict[tuple[str, str], PrefixCache] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.score_statistic not in SCORE_STATISTICS:
@@ -156,25 +156,26 @@ class Predictor:
         """Predictions in the order of ``questions`` (default: every question of the dataset)."""
         indices = list(range(len(dataset))) if questions is None else list(questions)
         found: dict[int, Prediction] = {}
-        quiet = progress is None
+        quiet, batches = progress is None, self.batches(dataset, indices)
         with (
-            self.evaluating(),
+            self.evaluating(len(batches) > 1),
             tqdm(total=len(indices), desc=progress, unit="utterance", disable=quiet, leave=False) as bar,
         ):
-            for batch in self.batches(dataset, indices):
+            for batch in batches:
                 found.update(zip(batch.questions, self.predict_batch(dataset, batch), strict=True))
                 bar.update(len(batch.questions))
         return [found[index] for index in indices]
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self, several: bool = True) -> Iterator[None]:
         """The model in evaluation mode, and as it was afterwards; its weights must stay meanwhile.
 
-        What the prompts of a task and language all begin with is computed once for all of its batches.
+        With ``several`` batches of a task and language, what their prompts begin with is computed once for all.
         """
         was_training, kept = self.model.training, self._kept
         self.model.eval()
-        self._kept = {}
+        if kept is None and several:
+            self._kept = {}
         try:
             yield
         finally:
@@ -195,7 +196,7 @@ class Predictor:
         log_probs: np.ndarray | None
         with recorded_fusion(self.adapter) as fusions:
             if isinstance(self.core, MerForConditionalGeneration):
-                kept = None if self._kept is None else self._kept.setdefault((task.name, language), KeptBeginning())
+                kept = None if self._kept is None else self._kept.setdefault((task.name, language), PrefixCache())
                 log_probs = self.scorer(task, language).log_probabilities(inputs, kept).float().cpu().numpy()
             else:
                 self.core(**inputs)

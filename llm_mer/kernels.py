@@ -82,12 +82,12 @@ def use_liger(model: nn.Module, chosen: Mapping[str, bool] | None = None) -> str
     return said
 
 
-def fused_answer_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """``Σ_n −log softmax(weight · hidden_n)[target_n]`` for ``hidden (N, H)``, ``weight (V, H)`` and ``targets (N,)``.
+def fused_answer_loss(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
+    """``Σ_n −log softmax(W hidden_n + b)[target_n]`` for ``hidden (N, H)``, a linear head ``(V, H)`` and ``targets (N,)``.
 
     The ``(N, V)`` logits are made and used up in pieces; the gradient is computed with the loss.
     """
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    loss: Tensor = liger_fused_linear_cross_entropy(hidden, weight, targets, reduction="sum")
+    loss: Tensor = liger_fused_linear_cross_entropy(hidden, head.weight, targets, head.bias, reduction="sum")
     return loss

@@ -202,7 +202,7 @@ class MerModel(MerPreTrainedModel):
         pseudo_token_mask: Tensor | None = None,
         language_ids: Tensor | None = None,
         sample_ids: Tensor | None = None,
-        beginning_ids: Tensor | None = None,
+        shared_prefix_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> MerModelOutput:
         """Embed, inject, run the backbone.
@@ -212,8 +212,9 @@ class MerModel(MerPreTrainedModel):
             attention_mask: ``(B, L)`` or a 4D mask. pseudo_token_mask: ``(B, L)`` bool, K True a row; None runs the
                 bare backbone (later steps of generation).
             language_ids: ``(B,)`` place of each sample's language in ``LANGUAGES``; read where LoRA is routed by language.
-            sample_ids, beginning_ids: ``(R, L)`` of a packed batch, in which input_ids, position_ids and pseudo_token_mask
-                are ``(R, L)`` and hold several of the ``B`` samples a row; see :class:`llm_mer.data.collator.MerBatch`.
+            sample_ids, shared_prefix_ids: ``(R, L)`` of a packed batch, in which input_ids, position_ids and
+                pseudo_token_mask are ``(R, L)`` and hold several of the ``B`` samples a row; see
+                :class:`llm_mer.data.collator.MerBatch`.
             **kwargs: tensors of :data:`FUSION_KEYS` go to the adapter, anything else to the backbone.
         """
         tensors = {name: kwargs.pop(name) for name in FUSION_KEYS if name in kwargs}
@@ -235,7 +236,7 @@ class MerModel(MerPreTrainedModel):
                 language_ids = language_ids[sample_ids.clamp(min=0)]  # (R, L)
             implementation = self.language_model.config._attn_implementation
             if attends_by_positions(implementation):  # which it does in a single row
-                if beginning_ids is not None:
+                if shared_prefix_ids is not None:
                     raise ValueError(f"{implementation} cannot let samples share a beginning: pack without it")
                 assert position_ids is not None
                 attention_mask, inputs_embeds = None, inputs_embeds.reshape(1, -1, shape[-1])
@@ -243,7 +244,7 @@ class MerModel(MerPreTrainedModel):
                 language_ids = None if language_ids is None else language_ids.reshape(1, -1)
             else:
                 dtype = inputs_embeds.dtype if implementation == "eager" else None
-                attention_mask = block_causal_mask(sample_ids, dtype, beginning_ids)
+                attention_mask = block_causal_mask(sample_ids, dtype, shared_prefix_ids)
         if self.language_router is not None:
             self.language_router.languages = language_ids
         outputs = self.language_model(
@@ -282,7 +283,7 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = MerModel(config, language_model)
         text_config = config.get_text_config()
-        self.answer_loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+        self.answer_loss: Callable[[Tensor, nn.Module, Tensor], Tensor] | None = None
         self.lm_head = (
             lm_head if lm_head is not None else nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
         )
@@ -353,7 +354,7 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
                 loss_sum = F.cross_entropy(logits.float(), targets, reduction="sum")
             else:
                 assert self.answer_loss is not None
-                loss_sum = self.answer_loss(predicting, self.lm_head.weight, targets)
+                loss_sum = self.answer_loss(predicting, self.lm_head, targets)
             loss = loss_sum / max(targets.shape[0], 1)
         return MerOutput(
             loss=loss,

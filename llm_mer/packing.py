@@ -22,6 +22,8 @@ from llm_mer.errors import UserError
 MASKED: tuple[str, ...] = ("eager", "sdpa")
 """Attention that is told of the samples by a mask."""
 SLIDING = "sliding_attention"
+WITHOUT_MASKS: tuple[str, ...] = ("bloom", "mpt")
+"""Families whose attention makes its own mask (ALiBi)."""
 SHARED_FROM = 8
 """Tokens from which on a beginning is worth computing apart."""
 
@@ -88,18 +90,18 @@ def attends_by_positions(implementation: str | None) -> bool:
     return "flash" in (implementation or "")
 
 
-def block_causal_mask(sample_ids: Tensor, dtype: torch.dtype | None, beginning_ids: Tensor | None = None) -> Tensor:
+def block_causal_mask(sample_ids: Tensor, dtype: torch.dtype | None, shared_prefix_ids: Tensor | None = None) -> Tensor:
     """``(R, L) -> (R, 1, L, L)``: a place sees itself and what stands before it in the same sample, or in its beginning.
 
-    ``beginning_ids (R, L)`` is the number that the beginning of the place's sample has in ``sample_ids``, -2 without one.
+    ``shared_prefix_ids (R, L)`` is the number that the beginning of a place's sample has in ``sample_ids``, -2 without.
     Padding (-1) sees padding: a place that sees nothing would be NaN. Boolean where ``dtype`` is None, else 0 and the
     lowest number of that type, to be added.
     """
     length = sample_ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=sample_ids.device).tril()
     alike = sample_ids[:, :, None] == sample_ids[:, None, :]
-    if beginning_ids is not None:
-        alike |= beginning_ids[:, :, None] == sample_ids[:, None, :]
+    if shared_prefix_ids is not None:
+        alike |= shared_prefix_ids[:, :, None] == sample_ids[:, None, :]
     visible = (alike & causal).unsqueeze(1)
     return visible if dtype is None else additive_mask(visible, dtype)
 
@@ -125,15 +127,17 @@ def check_mask(config: PreTrainedConfig, length: int) -> None:
     """
     odd = layer_kinds(config)
     window = getattr(config, "sliding_window", None)
+    if getattr(config, "alibi", False) or config.model_type in WITHOUT_MASKS:
+        odd = {"attention without rotary positions"}
     if odd - {SLIDING}:
         raise UserError(
-            f"this {config.model_type} has layers of {', '.join(sorted(odd - {SLIDING}))}, which no attention mask reaches: "
-            "answers that stand side by side would see one another, and cannot be scored"
+            f"this {config.model_type} has layers of {', '.join(sorted(odd - {SLIDING}))}, which do not take a mask as it "
+            "is: answers side by side would see one another, and cannot be scored; use another backbone"
         )
     if odd and window is not None and length > window:
         raise UserError(
-            f"prompt and answers take {length} places, and layers of this {config.model_type} see the last {window}: "
-            "shorten the text, or lower max_prompt_tokens and max_text_tokens"
+            f"prompt and answers take up to {length} places, and layers of this {config.model_type} see the last "
+            f"{window}: lower max_prompt_tokens, or use another backbone"
         )
 
 

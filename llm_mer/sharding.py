@@ -47,7 +47,7 @@ def keep_whole(engine: Any, module: nn.Module) -> None:
         sharded.is_external_param = True  # not released with the module that used it
 
 
-class OneOrder:
+class OrderedReduction:
     """accelerate's wrapper of a ZeRO-2 engine, but gradients are reduced in the order of the parameters.
 
     ZeRO-2 puts gradients into its buffer as they come and adds the processes' buffers up place by place (DeepSpeed issue
@@ -84,5 +84,5 @@ def reduce_in_one_order(accelerator: Any) -> None:
     Every parameter must get a gradient on every process.
     """
     wrapper = getattr(accelerator, "deepspeed_engine_wrapped", None)
-    if wrapper is not None and not isinstance(wrapper, OneOrder) and wrapper.engine.zero_optimization_stage() == 2:
-        accelerator.deepspeed_engine_wrapped = OneOrder(wrapper)
+    if wrapper is not None and not isinstance(wrapper, OrderedReduction) and wrapper.engine.zero_optimization_stage() == 2:
+        accelerator.deepspeed_engine_wrapped = OrderedReduction(wrapper)

@@ -103,6 +103,25 @@ def test_without_ends_answers_of_which_one_begins_another_are_refused(trained: P
             pipeline(utterances[:1], ["emotion"])
 
 
+def test_one_utterance_takes_one_pass_and_a_stream_computes_what_prompts_begin_with_once(
+    trained: Path, utterances: list[Utterance]
+) -> None:
+    pipeline = MerPipeline.from_checkpoint(trained, batch_size=1)
+    core: Any = pipeline.predictor.core
+    widths: list[int] = []
+    core.model.language_model.register_forward_pre_hook(
+        lambda _m, _a, given: widths.append(given["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    english = [u for u in utterances if u.language == "en"][:3]
+    alone = [pipeline([u], ["emotion"])[0] for u in english]
+    assert len(widths) == 3
+    widths.clear()
+    with pipeline.predictor.evaluating():
+        together = [pipeline([u], ["emotion"])[0] for u in english]
+    assert len(widths) == 4, "a beginning and three questions"
+    assert close(alone, together)
+
+
 def test_order_and_company_change_nothing(pipeline: MerPipeline, utterances: list[Utterance]) -> None:
     forwards = pipeline(utterances, ["emotion"])
     backwards = pipeline(utterances[::-1], ["emotion"])
@@ -362,11 +381,12 @@ def test_standard_input_answers_line_by_line_and_reports_bad_ones(
         ask(stdin=True, on_bad_input="stop")
 
 
-def test_an_output_cut_off_anywhere_is_continued_to_the_same_lines(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sizes", [{"batch_size": 2, "read_ahead": 1}, {"batch_size": 1, "read_ahead": 2}, {}])
+def test_an_output_cut_off_anywhere_is_continued_to_the_same_lines(
+    sizes: dict[str, int], trained: Path, tmp_path: Path
+) -> None:
     manifest, output = texts(tmp_path / "m.jsonl"), tmp_path / "out.jsonl"
-    config = InferConfig(
-        checkpoint=str(trained), manifest=str(manifest), output=str(output), batch_size=2, read_ahead=1, full=True
-    )
+    config = InferConfig(checkpoint=str(trained), manifest=str(manifest), output=str(output), full=True, **sizes)
     assert infer(config) == 5
     whole = output.read_bytes()
 
@@ -392,6 +412,24 @@ def test_lines_of_bad_input_are_not_repeated_when_a_run_is_continued(
         monkeypatch.setattr("sys.stdin", io.StringIO('{"id": "a", "text": "x"}\nbroken\n{"id": "b", "text": "y"}\n'))
         infer(config)
     assert [line["id"] for line in lines(output.read_text())] == ["a", "standard input:2", "b"]
+
+
+@pytest.mark.parametrize("bad", [{"audio": "nowhere.wav"}, {"text": "the book has many pages " * 400}])
+def test_where_a_bad_input_stops_the_command_what_stands_before_it_is_answered(
+    bad: dict[str, str], trained: Path, tmp_path: Path
+) -> None:
+    def written(spoilt: dict[str, str]) -> str:
+        given = [Utterance(id=f"u{i}", split="test", text=f"we meet on monday {i}") for i in range(7)]
+        given[4] = dataclasses.replace(given[4], **spoilt)
+        return str(write_manifest(given, tmp_path / "m.jsonl"))
+
+    output = tmp_path / "out.jsonl"
+    given: dict[str, Any] = {"checkpoint": str(trained), "output": str(output), "on_bad_input": "stop", "batch_size": 2}
+    with pytest.raises(UserError, match="'u4'"):
+        infer(InferConfig(manifest=written(bad), **given))
+    assert [line["id"] for line in lines(output.read_text())] == [f"u{i}" for i in range(4) for _ in range(2)]
+    assert infer(InferConfig(manifest=written({}), **given)) == 3
+    assert [line["id"] for line in lines(output.read_text())] == [f"u{i}" for i in range(7) for _ in range(2)]
 
 
 def test_a_file_that_is_no_output_is_not_touched(tmp_path: Path) -> None:

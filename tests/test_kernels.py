@@ -110,9 +110,9 @@ def test_a_loss_over_hidden_states_is_given_the_answers_alone_and_no_logits_are_
     assert isinstance(core, MerForConditionalGeneration)
     seen: list[tuple[Any, ...]] = []
 
-    def loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        seen.append((hidden.shape, weight.shape, targets.tolist()))
-        return F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    def loss(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
+        seen.append((hidden.shape, head.weight.shape, targets.tolist()))
+        return F.cross_entropy(hidden @ head.weight.T, targets, reduction="sum")
 
     core.answer_loss = loss
     heads: list[int] = []

@@ -78,8 +78,8 @@ def test_loss_and_gradients_of_a_packed_batch_are_those_of_the_padded_one(
     architecture: str, attention: str, arguments: Callable[..., list[str]], backbones: dict[str, Path]
 ) -> None:
     trainer = built(arguments, backbone=backbones[architecture], packing_length=120, attn_implementation=attention)
-    trainer.data_collator.collator.share_beginnings = False
-    assert "beginning_ids" not in assert_equal(trainer)
+    trainer.data_collator.collator.share_prefixes = False
+    assert "shared_prefix_ids" not in assert_equal(trainer)
 
 
 @pytest.mark.parametrize("attention", [EAGER, SDPA])
@@ -106,7 +106,7 @@ def test_with_attention_that_reads_positions_all_rows_become_one_and_stay_equal(
 ) -> None:
     # Flash attention needs a GPU; transformers' masks for sdpa find the samples in the same positions.
     trainer = built(arguments, backbone=backbones[architecture], packing_length=120)
-    trainer.data_collator.collator.share_beginnings = False
+    trainer.data_collator.collator.share_prefixes = False
     shapes = []
     inner = conditional_generation_of(trainer.model).model.language_model
     inner.register_forward_pre_hook(lambda _m, _a, given: shapes.append(given["inputs_embeds"].shape), with_kwargs=True)
@@ -115,7 +115,7 @@ def test_with_attention_that_reads_positions_all_rows_become_one_and_stay_equal(
     assert [shape[0] for shape in shapes] == [len(ROWS), 1]
 
 
-def test_attention_that_reads_positions_is_never_given_a_shared_beginning(
+def test_attention_that_reads_positions_is_never_given_a_shared_prefix(
     arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = built(arguments, prompts="preamble", packing_length=300)
@@ -125,7 +125,7 @@ def test_attention_that_reads_positions_is_never_given_a_shared_beginning(
         trainer.model(**batch, use_cache=False)
     monkeypatch.setattr(llm_mer.training, "attends_by_positions", lambda implementation: True)
     other = built(arguments, prompts="preamble", packing_length=300)
-    assert "beginning_ids" not in other.data_collator.collator(ROWS)
+    assert "shared_prefix_ids" not in other.data_collator.collator(ROWS)
 
 
 @pytest.mark.parametrize("adapter", ["lpgnet", "gated_xlstm"])
@@ -136,7 +136,7 @@ def test_conversation_context_and_routed_lora_follow_their_sample_into_its_row(
     trainer = built(arguments, lora_sharing="per_language", packing_length=300, **changes)
     packed = assert_equal(trainer)
     assert set(packed["language_ids"].tolist()) == {0, 1}
-    assert "beginning_ids" in packed
+    assert "shared_prefix_ids" in packed
 
 
 def test_training_packed_ends_with_the_weights_of_training_padded(

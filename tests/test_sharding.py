@@ -20,7 +20,7 @@ from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
-from llm_mer.sharding import OneOrder, reduce_in_one_order
+from llm_mer.sharding import OrderedReduction, reduce_in_one_order
 
 deepspeed.init_distributed("gloo")
 rank = torch.distributed.get_rank()
@@ -67,8 +67,8 @@ for way in ("as they come", "in one order"):
     if way == "in one order":
         for _ in range(2):
             reduce_in_one_order(accelerator)
-        assert isinstance(accelerator.deepspeed_engine_wrapped, OneOrder)
-        assert not isinstance(accelerator.deepspeed_engine_wrapped.wrapper, OneOrder)
+        assert isinstance(accelerator.deepspeed_engine_wrapped, OrderedReduction)
+        assert not isinstance(accelerator.deepspeed_engine_wrapped.wrapper, OrderedReduction)
     away = []
     for step in range(2):
         for last, batch in enumerate(micro_batches(rank)):
@@ -92,7 +92,7 @@ def deepspeed_lacks() -> str | None:
 
 @pytest.mark.skipif(deepspeed_lacks() is not None, reason=str(deepspeed_lacks()))
 def test_zero2_adds_up_gradients_of_the_same_parameters_though_an_lstm_has_them_in_another_order(tmp_path: Path) -> None:
-    """And DeepSpeed alone does not: once it does, :class:`~llm_mer.sharding.OneOrder` may go."""
+    """And DeepSpeed alone does not: once it does, :class:`~llm_mer.sharding.OrderedReduction` may go."""
     program, output = tmp_path / "program.py", tmp_path / "found.json"
     program.write_text(PROGRAM)
     result = subprocess.run(

@@ -25,7 +25,7 @@ class MerBatch:
         input_ids, attention_mask, labels: ``(B, L)``; labels are -100 outside the answer. pseudo_token_mask: ``(B, L)``.
         sample_ids, position_ids: ``(R, L)`` in packed batches alone, whose ``(R, L)`` tensors have several samples a row:
             the sample of each place, -1 at padding, and its position in the sample. They need no attention_mask.
-        beginning_ids: ``(R, L)`` in packed batches some of whose samples share their beginnings. Those are numbered from
+        shared_prefix_ids: ``(R, L)`` in packed batches some of whose samples share their beginnings. Those are numbered from
             ``B`` on in sample_ids; at each place of a sample stands the number of what it begins with, else -2.
         text_ids: ``(B, T_t)``. ``*_features``: ``(B, T_m, D_m)``. ``*_mask``: ``(B, T_m)``, False rows for a missing one.
         context_*: see :class:`llm_mer.adapters.base.ConversationContext`.
@@ -39,7 +39,7 @@ class MerBatch:
     labels: Tensor | None = None
     sample_ids: Tensor | None = None
     position_ids: Tensor | None = None
-    beginning_ids: Tensor | None = None
+    shared_prefix_ids: Tensor | None = None
     text_ids: Tensor | None = None
     text_features: Tensor | None = None
     text_mask: Tensor | None = None
@@ -99,7 +99,7 @@ class MerCollator:
 
     Called by a trainer with rows ``{"question": index}`` and by inference with :class:`Question` objects through
     :meth:`batch`. Training pads on the right and appends the answer; inference pads on the left and leaves it out. With
-    ``packing_length`` prompts with answers share rows of at most so many tokens and, with ``share_beginnings`` (which needs
+    ``packing_length`` prompts with answers share rows of at most so many tokens and, with ``share_prefixes`` (which needs
     attention under a mask), what they begin with before the pseudo tokens.
     """
 
@@ -107,7 +107,7 @@ class MerCollator:
     processor: MerProcessor
     use_context: bool = False
     packing_length: int | None = None
-    share_beginnings: bool = True
+    share_prefixes: bool = True
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         questions = [self.dataset.questions[int(row["question"])] for row in rows]
@@ -182,7 +182,7 @@ class MerCollator:
             assert sample.prompt is not None
             # Of one language, since the weights that read it may differ by language.
             begins = (language, *sample.prompt.ids[: sample.prompt.start])
-            beginnings.append(begins if self.share_beginnings else None)
+            beginnings.append(begins if self.share_prefixes else None)
             shared.append(sample.prompt.start)
             lengths.append(len(sample.prompt.ids) + len(sample.answer))
         assert self.packing_length is not None
@@ -226,7 +226,7 @@ class MerCollator:
         batch.pseudo_token_mask = padded("places", 0).bool()
         batch.sample_ids, batch.position_ids = padded("samples", -1), padded("positions", 0)
         if beginning > len(samples):
-            batch.beginning_ids = padded("beginnings", -2)
+            batch.shared_prefix_ids = padded("beginnings", -2)
 
     def _pad_context(self, batch: MerBatch, questions: Sequence[Question]) -> None:
         context = self.dataset.context

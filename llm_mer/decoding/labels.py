@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from llm_mer.packing import SHARED_FROM, additive_mask, attends_by_positions, check_mask
+from llm_mer.packing import MASKED, SHARED_FROM, additive_mask, check_mask
 
 CHUNK_ELEMENTS = 2**26
 """Logit values held at once (256 MB in float32); longer work is cut into chunks of rows."""
@@ -103,10 +103,11 @@ def begins_another(answers: Sequence[Sequence[int]]) -> bool:
 
 
 @dataclass
-class KeptBeginning:
+class PrefixCache:
     """What the prompts of the last batch began with, computed: the next batch that begins alike takes it as it is.
 
-    Right as long as the weights stay, so whoever scores batch after batch holds one and lets it go.
+    Right as long as the weights stay, those of a language too where LoRA is routed by it: whoever scores batch after batch
+    of one task and language holds one, and lets it go.
 
     Attributes:
         ids: ``(P,)``. cache: keys and values of one row of them.
@@ -116,7 +117,7 @@ class KeptBeginning:
     cache: Any = None
 
 
-def shared_beginning(inputs: Mapping[str, Any], single: bool = False) -> int:
+def shared_prefix(inputs: Mapping[str, Any], single: bool = False) -> int:
     """How many tokens every prompt of a batch begins with alike, before its pseudo tokens; at least one is left over.
 
     0 where that cannot be said: padding inside a prompt, or samples of several languages, whose weights may differ. Also for
@@ -154,7 +155,7 @@ def attention_by_mask(body: nn.Module) -> Iterator[bool]:
     """Attention of a kind that obeys a mask: SDPA in place of flash attention, meanwhile. Yields whether it is eager."""
     config = config_of(body)
     chosen = config._attn_implementation
-    if attends_by_positions(chosen):
+    if chosen not in MASKED:
         config._attn_implementation = "sdpa"
     try:
         yield chosen == "eager"
@@ -182,7 +183,7 @@ class LabelScorer:
         self.tree = AnswerTree.build(answers, end_token_id)
 
     @torch.no_grad()
-    def score(self, inputs: Mapping[str, Any], kept: KeptBeginning | None = None) -> Tensor:
+    def score(self, inputs: Mapping[str, Any], kept: PrefixCache | None = None) -> Tensor:
         """``(B, C)`` float32 natural-log probabilities of the answers.
 
         Args:
@@ -193,10 +194,10 @@ class LabelScorer:
         Raises:
             UserError: layers of the backbone that see less than the prompt and its answers, or that no mask reaches.
         """
-        shared = shared_beginning(inputs, single=kept is not None)
+        shared = shared_prefix(inputs, single=kept is not None)
         cache, real, arguments = None, inputs["attention_mask"], dict(inputs)
         if shared >= SHARED_FROM:
-            cache, real, arguments = self._after_beginning(inputs, shared, kept)
+            cache, real, arguments = self._after_prefix(inputs, shared, kept)
         else:
             shared = 0
         batch, length = real.shape
@@ -213,18 +214,19 @@ class LabelScorer:
         visible = self._visible(real.bool(), shared)
         check_mask(config_of(self.model.model), visible.shape[-1])
         with attention_by_mask(self.model.model) as eager:
-            weight = self.model.lm_head.weight
-            assert isinstance(weight, Tensor)
-            arguments["attention_mask"] = additive_mask(visible, weight.dtype) if eager else visible
+            # Eager attention adds the mask to scores of any type, and takes the softmax in float32.
+            arguments["attention_mask"] = additive_mask(visible, torch.float32) if eager else visible
             output = self.model.model(**arguments, past_key_values=cache, use_cache=cache is not None)
         hidden = output.last_hidden_state  # (B, L + M, H)
         last = (real * torch.arange(length, device=device)).argmax(dim=1)  # (B,) place of the last real token
         ends = hidden[torch.arange(batch, device=device), last].unsqueeze(1)
         edges = self._edge_log_probs(torch.cat([ends, hidden[:, length:]], dim=1))  # (B, 1 + M, H) -> (B, E)
-        return edges @ self.tree.path_matrix().to(device).T
+        with torch.autocast(device.type, enabled=False):  # which would round the sums to bfloat16
+            scores: Tensor = edges @ self.tree.path_matrix().to(device).T
+        return scores
 
-    def _after_beginning(
-        self, inputs: Mapping[str, Any], shared: int, kept: KeptBeginning | None
+    def _after_prefix(
+        self, inputs: Mapping[str, Any], shared: int, kept: PrefixCache | None
     ) -> tuple[Any, Tensor, dict[str, Any]]:
         """The cache of the beginning that all rows share, repeated for each; the mask and inputs of what follows it.
 
@@ -268,9 +270,8 @@ class LabelScorer:
         """Log-probability of each edge: ``(B, 1 + M, H) -> (B, E)``, holding a bounded part of the logits at a time."""
         parents = torch.tensor([edge[0] for edge in self.tree.edges], device=hidden.device)
         tokens = torch.tensor([edge[1] for edge in self.tree.edges], device=hidden.device)
-        weight = self.model.lm_head.weight
-        assert isinstance(weight, Tensor)
-        rows = max(1, CHUNK_ELEMENTS // max(weight.shape[0] * hidden.shape[1], 1))
+        vocabulary = int(config_of(self.model.model).vocab_size)
+        rows = max(1, CHUNK_ELEMENTS // max(vocabulary * hidden.shape[1], 1))
         parts = []
         for chunk in hidden.split(rows):
             logits = self.model.lm_head(chunk).float()  # (b, 1 + M, V)
@@ -278,7 +279,7 @@ class LabelScorer:
             parts.append(logits[:, parents, tokens] - normaliser[:, parents])
         return torch.cat(parts)
 
-    def log_probabilities(self, inputs: Mapping[str, Any], kept: KeptBeginning | None = None) -> Tensor:
+    def log_probabilities(self, inputs: Mapping[str, Any], kept: PrefixCache | None = None) -> Tensor:
         """``(B, C)`` scores normalised over the answers: an always-valid distribution."""
         return torch.log_softmax(self.score(inputs, kept), dim=-1)
 

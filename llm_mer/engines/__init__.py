@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from llm_mer.checkpoint import LoadedCheckpoint
-    from llm_mer.decoding.labels import KeptBeginning
+    from llm_mer.decoding.labels import PrefixCache
 
 ENGINES: dict[str, str] = {
     "transformers": "llm_mer.engines.transformers_engine",
@@ -28,7 +28,7 @@ MAX_ANSWER_TOKENS = 16
 class AnswerScorer(Protocol):
     """Scores a fixed set of answers after any prompts."""
 
-    def log_probabilities(self, inputs: Mapping[str, Any], kept: KeptBeginning | None = None) -> Tensor:
+    def log_probabilities(self, inputs: Mapping[str, Any], kept: PrefixCache | None = None) -> Tensor:
         """``(B, C)`` float32 natural logs, normalised over the ``C`` answers, of a batch of ``B`` prompts.
 
         An answer's score before that is ``Σ_i log p(token_i | prompt, token_<i)``, over its end token too where it has one.
@@ -53,7 +53,7 @@ class OpenedCheckpoint:
     """A checkpoint and what answers its prompts. ``loaded.model`` holds at least the adapter and the token embeddings."""
 
     loaded: LoadedCheckpoint
-    engine: Engine | None
+    engine: Engine
 
 
 def open_engine(

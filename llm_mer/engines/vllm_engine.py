@@ -34,7 +34,7 @@ from llm_mer.checkpoint import (
     load_tokenizer,
 )
 from llm_mer.configuration import MerConfig
-from llm_mer.decoding.labels import AnswerTree, KeptBeginning
+from llm_mer.decoding.labels import AnswerTree, PrefixCache
 from llm_mer.engines import MAX_ANSWER_TOKENS, OpenedCheckpoint
 from llm_mer.errors import UserError, first_line
 from llm_mer.merging import merge_checkpoint
@@ -66,7 +66,7 @@ class LanguageModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Question:
+class NodeQuestion:
     """What one request asks: the log-probabilities of ``tokens`` after the answer tokens of ``path``.
 
     ``edges`` are their places among the edges of the answer tree.
@@ -77,7 +77,7 @@ class Question:
     edges: tuple[int, ...]
 
 
-def questions_of(tree: AnswerTree, limit: int = TOKENS_ASKED) -> list[Question]:
+def questions_of(tree: AnswerTree, limit: int = TOKENS_ASKED) -> list[NodeQuestion]:
     """One question for every node of a tree that something follows, cut where more than ``limit`` tokens do."""
     paths: list[tuple[int, ...]] = [()]
     for token, parent in zip(tree.tokens, tree.parents, strict=True):
@@ -86,7 +86,7 @@ def questions_of(tree: AnswerTree, limit: int = TOKENS_ASKED) -> list[Question]:
     for place, (parent, _) in enumerate(tree.edges):
         following.setdefault(parent, []).append(place)
     return [
-        Question(paths[node], tuple(tree.edges[i][1] for i in part), tuple(part))
+        NodeQuestion(paths[node], tuple(tree.edges[i][1] for i in part), tuple(part))
         for node, edges in following.items()
         for part in (edges[start : start + limit] for start in range(0, len(edges), limit))
     ]
@@ -123,7 +123,7 @@ class VLLMEngine:
         found: Tensor = table(torch.tensor(list(tokens), dtype=torch.long, device=table.weight.device)).cpu()
         return found
 
-    def ask(self, requests: Sequence[tuple[Tensor, Question]]) -> list[list[float]]:
+    def ask(self, requests: Sequence[tuple[Tensor, NodeQuestion]]) -> list[list[float]]:
         """The log-probabilities that each question asks for after its prompt."""
         answers = []
         for prompts, questions in self._pieces(requests):
@@ -136,9 +136,9 @@ class VLLMEngine:
                 answers.append([float(found[token].logprob) for token in question.tokens])
         return answers
 
-    def _pieces(self, requests: Sequence[tuple[Tensor, Question]]) -> Iterator[tuple[list[Tensor], list[Question]]]:
+    def _pieces(self, requests: Sequence[tuple[Tensor, NodeQuestion]]) -> Iterator[tuple[list[Tensor], list[NodeQuestion]]]:
         prompts: list[Tensor] = []
-        questions: list[Question] = []
+        questions: list[NodeQuestion] = []
         held = 0
         for prompt, question in requests:
             if question.path:
@@ -153,7 +153,10 @@ class VLLMEngine:
             yield prompts, questions
 
     def _run(self, prompts: Sequence[Tensor], parameters: Any) -> list[Any]:
-        outputs = self.language_model.generate([{"prompt_embeds": p} for p in prompts], parameters, use_tqdm=False)
+        try:
+            outputs = self.language_model.generate([{"prompt_embeds": p} for p in prompts], parameters, use_tqdm=False)
+        except ValueError as error:  # a prompt longer than the backbone's positions, say
+            raise UserError(f"engine vllm: {first_line(error)}") from error
         return [output.outputs[0] for output in outputs]
 
     def generate(self, inputs: Mapping[str, Any], end_token_id: int, filler_id: int, max_tokens: int) -> list[list[int]]:
@@ -184,7 +187,7 @@ class VLLMScorer:
                 edges[row, list(question.edges)] = torch.tensor(values)
         return edges @ self.tree.path_matrix().T
 
-    def log_probabilities(self, inputs: Mapping[str, Any], kept: KeptBeginning | None = None) -> Tensor:
+    def log_probabilities(self, inputs: Mapping[str, Any], kept: PrefixCache | None = None) -> Tensor:
         """``(B, C)`` scores normalised over the answers. ``kept`` is left alone: vLLM keeps beginnings by itself."""
         return torch.log_softmax(self.score(inputs), dim=-1)
 

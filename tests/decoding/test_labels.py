@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from llm_mer.decoding.labels import AnswerTree, KeptBeginning, LabelScorer, shared_beginning
+from llm_mer.decoding.labels import AnswerTree, LabelScorer, PrefixCache, shared_prefix
 from llm_mer.errors import UserError
 
 ANSWERS = [[5], [5, 6], [5, 6, 7], [8, 9], [10], [5, 9, 9]]
@@ -81,7 +81,7 @@ def test_a_beginning_that_all_prompts_share_is_computed_once_and_scores_stay_the
             start = int(row.argmax())
             inputs["pseudo_token_mask"][i, start + 9 : start + 11] = True
         shared = 9
-    assert shared_beginning(inputs) == shared
+    assert shared_prefix(inputs) == shared
     seen: list[tuple[int, ...]] = []
     inner = model.model
 
@@ -116,31 +116,46 @@ def test_a_kept_beginning_is_not_computed_again_and_a_batch_scores_the_same_what
     batches = [batch(beginning, 4, 2), batch(beginning, 3, 5, 1), batch(other, 4, 2), batch(beginning, 2, 6)]
     passes: list[int] = []
     model.model.register_forward_hook(lambda module, args, kwargs, output: passes.append(1), with_kwargs=True)
-    scorer, kept = LabelScorer(model, ANSWERS, END), KeptBeginning()
+    scorer, kept = LabelScorer(model, ANSWERS, END), PrefixCache()
     counts = []
     for prompts in batches:
         passes.clear()
         scores = scorer.score(padded(prompts, "left"), kept)
         counts.append(len(passes))
-        assert torch.equal(scores, scorer.score(padded(prompts, "left"), KeptBeginning()))
+        assert torch.equal(scores, scorer.score(padded(prompts, "left"), PrefixCache()))
         torch.testing.assert_close(scores, brute_force(model, prompts, END), atol=2e-5, rtol=1e-5)
     assert counts == [2, 1, 2, 2]
 
 
-def test_answers_are_scored_by_a_mask_where_the_model_attends_without_one() -> None:
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
+def test_answers_are_scored_by_a_mask_where_the_model_attends_without_one(attention: str) -> None:
     model = build("llama", "sdpa")
     inputs = padded([torch.randint(3, 50, (n,)) for n in (4, 7)], "left")
     expected = LabelScorer(model, ANSWERS, END).score(inputs)
-    model.config._attn_implementation = "flash_attention_2"
+    model.config._attn_implementation = attention
     assert torch.equal(LabelScorer(model, ANSWERS, END).score(inputs), expected)
-    assert model.config._attn_implementation == "flash_attention_2"
+    assert model.config._attn_implementation == attention
+
+
+def test_under_autocast_the_sums_over_an_answers_tokens_are_not_rounded() -> None:
+    model = build("llama", "sdpa")
+    inputs = padded([torch.randint(3, 50, (n,)) for n in (4, 7)], "left")
+    scorer = LabelScorer(model, ANSWERS, END)
+    edges: list[torch.Tensor] = []
+    proper = scorer._edge_log_probs
+    scorer._edge_log_probs = lambda hidden: edges.append(proper(hidden)) or edges[-1]  # type: ignore[method-assign]
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = scorer.score(inputs)
+    assert scores.dtype == torch.float32
+    expected = [[sum(float(row[edge]) for edge in path) for path in scorer.tree.paths] for row in edges[0].double()]
+    torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-5, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        (["full_attention", "sliding_attention"], r"take 17 places, and layers of this llama see the last 12"),
-        (["full_attention", "linear_attention"], r"has layers of linear_attention, which no attention mask reaches"),
+        (["full_attention", "sliding_attention"], r"take up to 17 places, and layers of this llama see the last 12"),
+        (["full_attention", "linear_attention"], r"has layers of linear_attention, which do not take a mask"),
     ],
 )
 def test_a_backbone_that_would_not_keep_to_the_mask_is_refused(layers: list[str], message: str) -> None:
@@ -157,17 +172,17 @@ def test_a_backbone_that_would_not_keep_to_the_mask_is_refused(layers: list[str]
 def test_nothing_is_shared_by_a_single_prompt_several_languages_or_different_beginnings() -> None:
     ids = torch.arange(3, 15).repeat(2, 1)
     alike = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    assert shared_beginning(alike) == 11, "the last token stays, or there would be nothing to predict from"
+    assert shared_prefix(alike) == 11, "the last token stays, or there would be nothing to predict from"
     single = {name: value[:1] for name, value in alike.items()}
-    assert shared_beginning(single) == 0
-    assert shared_beginning(single, single=True) == 11
-    assert shared_beginning({**alike, "language_ids": torch.tensor([0, 1])}) == 0
+    assert shared_prefix(single) == 0
+    assert shared_prefix(single, single=True) == 11
+    assert shared_prefix({**alike, "language_ids": torch.tensor([0, 1])}) == 0
     other = ids.clone()
     other[1, 4] = 40
-    assert shared_beginning({**alike, "input_ids": other}) == 4
+    assert shared_prefix({**alike, "input_ids": other}) == 4
     holes = torch.ones_like(ids)
     holes[0, 3] = 0
-    assert shared_beginning({**alike, "attention_mask": holes}) == 0
+    assert shared_prefix({**alike, "attention_mask": holes}) == 0
 
 
 def test_without_an_end_token_only_the_answer_tokens_count() -> None:
@@ -194,7 +209,7 @@ def test_log_probabilities_sum_to_one_and_mass_stays_below_one() -> None:
     assert float(scorer.complete_mass(inputs)) < 0
 
 
-def test_shared_beginnings_are_stored_once() -> None:
+def test_shared_prefixs_are_stored_once() -> None:
     tree = AnswerTree.build([[5], [5, 6], [5, 6, 7], [5, 9]], END)
     assert tree.tokens == [5, 6, 7, 9]
     assert tree.parents == [0, 1, 2, 1]

@@ -53,7 +53,7 @@ def launched(count: int, **given: Any) -> subprocess.CompletedProcess[str]:
 def test_two_processes_write_the_file_of_one_to_the_last_digit_and_finish_what_was_begun(
     trained: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[str, Any] = {"checkpoint": str(trained), "manifest": str(manifest), "batch_size": 4, "read_ahead": 1}
+    given: dict[str, Any] = {"checkpoint": str(trained), "manifest": str(manifest), "batch_size": 2, "read_ahead": 2}
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     infer(InferConfig(**given, output=str(one)))
     expected = lines(one)
@@ -110,10 +110,12 @@ def simulated(monkeypatch: pytest.MonkeyPatch, world: int, stop: dict[int, int],
                 continue
 
 
+@pytest.mark.parametrize("read_ahead", [1, 2])
 def test_any_number_of_processes_goes_on_from_the_parts_of_any_other(
-    trained: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    read_ahead: int, trained: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[str, Any] = {"checkpoint": str(trained), "manifest": str(manifest), "batch_size": 4, "read_ahead": 1}
+    sizes = {"batch_size": 4 // read_ahead, "read_ahead": read_ahead}
+    given: dict[str, Any] = {"checkpoint": str(trained), "manifest": str(manifest), **sizes}
     one, output = tmp_path / "one.jsonl", tmp_path / "many.jsonl"
     infer(InferConfig(**given, output=str(one)))
     simulated(monkeypatch, 3, {0: 1, 1: 2, 2: 0}, **given, output=str(output))

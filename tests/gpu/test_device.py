@@ -100,11 +100,11 @@ def test_packed_batches_on_the_device_have_the_loss_and_gradients_of_padded_ones
     changes = {"packing_length": 300, "prompts": "preamble", "attn_implementation": attention, "dtype": "bfloat16"}
     trainer = build_trainer(*parse_arguments(arguments(**changes)))
     model, collator = trainer.model.to(DEVICE).eval(), trainer.data_collator.collator
-    collator.share_beginnings = share
+    collator.share_prefixes = share
     packed = collator(ROWS)
     collator.packing_length = None
     padded = collator(ROWS)
-    assert ("beginning_ids" in packed) == share
+    assert ("shared_prefix_ids" in packed) == share
     (one, expected), (other, found) = gradients(model, padded), gradients(model, packed)
     assert other == pytest.approx(one, rel=2e-2)
     assert float(torch.nn.functional.cosine_similarity(expected, found, dim=0)) > 0.99
