@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 TASKS: dict[str, str] = {"SLURM_STEP_NUM_TASKS": "srun", "PMI_SIZE": "mpirun", "OMPI_COMM_WORLD_SIZE": "mpirun"}
 """Where launchers of tasks say how many they started; tasks may be meant to be independent of one another."""
+SETTLING = 0.3
+"""Seconds between the last collective and the end of the group."""
 
 
 def check_launch(world: int, environment: Mapping[str, str]) -> None:
@@ -99,4 +102,7 @@ def leave() -> None:
 
     if distributed.is_initialized():
         distributed.barrier()
+        # gloo's threads let go of the last collective's tensors a moment after it is done. One that does so while the
+        # interpreter shuts down ends the process ("terminate called without an active exception", PyTorch issue 190489).
+        time.sleep(SETTLING)
         distributed.destroy_process_group()
