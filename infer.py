@@ -18,5 +18,8 @@ if __name__ == "__main__":
         leave()
     except UserError as error:
         sys.exit(f"infer.py: {error}")
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
+        print("\ninfer.py: interrupted; with --output, the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
         sys.exit(130)

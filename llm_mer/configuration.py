@@ -125,7 +125,9 @@ class ModelArguments:
         default="none",
         metadata={"help": "load the backbone quantised (bitsandbytes)", "choices": ["none", "int8", "nf4"]},
     )
-    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, …"})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "sdpa, eager, flash_attention_2 or flash_attention_3"}
+    )
     lora_r: int = field(default=8, metadata={"help": "LoRA rank; 0 freezes the backbone and trains the adapter alone"})
     lora_alpha: int = field(default=16, metadata={"help": "LoRA scaling"})
     lora_sharing: str = field(

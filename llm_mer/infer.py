@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import json
+import logging
 import os
 import shutil
 import sys
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 PROBABILITY_FLOOR = 0.0005
 """Probabilities below this are left out of a score's printed distribution; they stay in ``--full`` output."""
+logger = logging.getLogger(__name__)
+
 CONVERSATIONS_KEPT = 256
 """Dialogues of a stream whose last utterances and beams are kept, the most recent ones."""
 
@@ -613,6 +616,10 @@ def infer(config: InferConfig) -> int:
             # The groups are those of one process, and one that an interrupted run tore is answered whole again, so that
             # every number is the same however many processes there are and wherever they were stopped.
             if turn % processes.world != processes.rank or all(utterance.id in out.done for _, utterance in given):
+                if live is not None:
+                    logger.warning(
+                        "%s is answered already in %s; give each line an id of its own", given[0][1].id, config.output
+                    )
                 continue
             group = ready(given)
             predictions = answer(group)

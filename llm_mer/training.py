@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from llm_mer.adapters import adapter_class
-from llm_mer.adapters.base import FusionAdapter
+from llm_mer.adapters.base import IGNORE_CLASS, FusionAdapter
 from llm_mer.building import BuiltModel, build_model, resolve_backbone, stand_in_config
 from llm_mer.checkpoint import (
     TRAJECTORIES,
@@ -129,6 +129,11 @@ class MerTrainingArguments(SFTConfig):
                 raise UserError(f"{name}: {getattr(self, name)}; it must be at least 1")
         if self.packing_length is not None and self.packing_length < 1:
             raise UserError(f"packing_length: {self.packing_length}; it must be at least 1")
+        if self.deepspeed is not None and "RANK" not in os.environ:
+            raise UserError(
+                "deepspeed: its processes find one another through a launcher; start with torchrun --standalone "
+                "--nproc_per_node N finetune.py …, N being 1 for one GPU"
+            )
         for name in ("packing", "padding_free"):
             if getattr(self, name):
                 raise UserError(f"{name}: TRL's own knows no pseudo tokens; say packing_length: 1024 instead")
@@ -246,14 +251,27 @@ class _EpochEnd(TrainerCallback):
                 stream.write(json.dumps({"epoch": state.epoch or 0, "name": name, "points": points}) + "\n")
 
 
+def known_targets(batch: Mapping[str, Any]) -> tuple[int, int]:
+    """How many samples of a batch have a class, and how many a score."""
+    classes, scores = batch.get("class_targets"), batch.get("score_targets")
+    return (
+        0 if classes is None else int((classes != IGNORE_CLASS).sum()),
+        0 if scores is None else int((~torch.isnan(scores)).sum()),
+    )
+
+
 class MerTraining:
     """What both trainers share: the sum of named losses, their logs, and evaluation by the tasks' own metrics.
 
-    The language-model loss is a sum over answer tokens divided by their count in the whole global batch; auxiliary
-    losses are means over a micro-batch. With ``n`` processes and ``g`` accumulation steps the gradient is then the same
-    as on one process with the whole batch::
+    The language-model loss is a sum over answer tokens divided by their count ``N`` in the whole global batch. An auxiliary
+    loss is a mean over the ``C_i`` samples of a micro-batch with a target of its kind, and weighted by their share in the
+    global batch. With ``n`` processes, which average their gradients, the gradient of all micro-batches is then that of one
+    process with the whole batch::
 
-        L = w_lm · n · Σ_local nll / N_global  +  Σ_i w_i · aux_i / g
+        L = w_lm · n · Σ_local nll / N_global  +  Σ_i w_i · n · aux_i · C_i,local / C_i,global
+
+    A loss without such a count (GIA-MIC's contrast, LPGNet's distillation) weighs the same in each of ``g`` micro-batches:
+    ``aux_i / g``.
     """
 
     def set_up(
@@ -271,6 +289,9 @@ class MerTraining:
         self.description = description
         self.evaluation = evaluation
         self._records: dict[str, list[float]] = {}
+        self._shares: dict[str, dict[int, float]] = {}
+        self._targets: tuple[int, int] | None = None
+        self.current_gradient_accumulation_steps = 1  # set anew by each step
         self._written_in: Path | None = None
         self.add_callback(_EpochEnd(self))  # type: ignore[attr-defined]
 
@@ -290,21 +311,20 @@ class MerTraining:
         if outputs.loss_sum is not None:
             weight = self.loss_weights.get("lm", 1.0)
             if num_items_in_batch is None:
-                total = weight * outputs.loss
+                share = outputs.loss
             else:
                 count = torch.as_tensor(num_items_in_batch, device=outputs.loss_sum.device).clamp(min=1)
                 scale = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
-                total = weight * scale * outputs.loss_sum / count
-            self.record(f"{mode}loss_lm", float(outputs.loss.detach()))
-        scaled = num_items_in_batch is not None and outputs.loss_sum is not None and trainer.model.training
-        steps = trainer.current_gradient_accumulation_steps if scaled else 1
+                share = scale * outputs.loss_sum / count
+            total = weight * share
+            self.note(f"{mode}loss_lm", share, num_items_in_batch is None)
         for name, value in (outputs.aux_losses or {}).items():
             weight = self.loss_weights.get(name, 0.0)
-            self.record(f"{mode}loss_{name}", float(value.detach()))
+            share = value * self.share_of(name, inputs, num_items_in_batch is None)
+            self.note(f"{mode}loss_{name}", share, num_items_in_batch is None)
             if weight == 0.0:
                 continue
-            part = weight * value / steps
-            total = part if total is None else total + part
+            total = weight * share if total is None else total + weight * share
         if total is None:
             raise ValueError("the model returned no loss: no labels, and no auxiliary loss with a weight above 0")
         if trainer.model.training and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
@@ -322,6 +342,40 @@ class MerTraining:
         with torch.no_grad(), trainer.compute_loss_context_manager():
             return trainer.compute_loss(model, inputs).detach(), None, None
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of a step; their known targets are counted over all processes."""
+        trainer: Any = self
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        if batches:  # every process has as many
+            known = torch.tensor([known_targets(batch) for batch in batches], device=device).sum(dim=0)
+            classes, scores = trainer.accelerator.reduce(known, reduction="sum").tolist()
+            self._targets = (classes, scores)
+        return batches, count
+
+    def share_of(self, name: str, inputs: dict[str, Any], averaged: bool) -> float:
+        """What an auxiliary loss of a micro-batch is multiplied by; ``averaged``: the trainer divides by the steps too."""
+        trainer: Any = self
+        if not trainer.model.training or self._targets is None:
+            return 1.0
+        steps = trainer.current_gradient_accumulation_steps
+        adapter = fusion_adapter_of(trainer.model)
+        local, whole = adapter.loss_count(name, *known_targets(inputs)), adapter.loss_count(name, *self._targets)
+        share = 1.0 / steps
+        if local is not None and whole is not None:
+            share = trainer.accelerator.num_processes * local / max(whole, 1)
+        return share * steps if averaged else share
+
+    def note(self, name: str, share: Tensor, averaged: bool) -> None:
+        """Note a micro-batch's share in a loss; the next log line has its sum over a step, the mean over steps."""
+        trainer: Any = self
+        value = float(share.detach())
+        if not trainer.model.training:
+            self.record(name, value)
+            return
+        noted = self._shares.setdefault(name, {})
+        step = trainer.state.global_step
+        noted[step] = noted.get(step, 0.0) + value / (trainer.current_gradient_accumulation_steps if averaged else 1)
+
     def record(self, name: str, value: float) -> None:
         """Note a value; the next log line carries the mean of all notes, over every process."""
         self._records.setdefault(name, []).append(value)
@@ -330,6 +384,10 @@ class MerTraining:
         """Add the noted means to a log line."""
         trainer: Any = self
         evaluating = any(key.startswith("eval_") for key in logs)
+        if not evaluating:
+            for name, noted in self._shares.items():
+                self._records.setdefault(name, []).extend(noted.values())
+            self._shares.clear()
         names = sorted(n for n in self._records if n.startswith("eval_") == evaluating)
         if names:
             means = torch.tensor([float(np.mean(self._records.pop(n))) for n in names], device=trainer.args.device)
@@ -900,7 +958,7 @@ def parse_arguments(
         raise UserError(str(error)) from error
     if model.adapter != adapter:
         raise UserError(f"adapter: {model.adapter!r} and {adapter!r} were both named")
-    check_choices(data, model, options)
+    check_choices(data, model, training, options)
     return data, model, training, dataclasses.asdict(options)
 
 
@@ -944,7 +1002,8 @@ def check_choices(*groups: Any) -> None:
     for group in groups:
         for entry in dataclasses.fields(group):
             value, choices = getattr(group, entry.name), entry.metadata.get("choices")
-            if choices is not None and value not in choices:
+            unset = value is None and entry.default is None
+            if choices is not None and value not in choices and not unset:
                 raise UserError(f"{entry.name}: {value!r} is not one of {', '.join(map(str, choices))}")
 
 

@@ -654,3 +654,15 @@ def test_an_adapter_alone_answers_from_features(store: Path, tmp_path: Path, utt
     assert len(values_of(found)) == 20
     assert all(p.probabilities for p in found if p.task == "emotion")
     assert torch.isfinite(torch.tensor([float(p.value) for p in found if p.task == "sentiment"])).all()
+
+
+def test_a_line_without_an_id_that_an_output_has_already_is_skipped_with_a_word(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "out.jsonl"
+    config = InferConfig(checkpoint=str(trained), stdin=True, output=str(output), tasks=["emotion"])
+    for text in ("the book", "the table"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"text": text}) + "\n"))
+        infer(config)
+    assert len(lines(output.read_text())) == 1
+    assert "line-1 is answered already" in caplog.text

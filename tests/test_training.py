@@ -340,7 +340,14 @@ def test_the_command_line_overrides_the_yaml_file(arguments: Callable[..., list[
 # --- accumulation, resuming, choosing ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{"adapter": "egmf"}, {"adapter": "lsgmer", "moving_average_alpha": 0.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adapter": "egmf"},
+        {"adapter": "lsgmer", "moving_average_alpha": 0.5},
+        {"adapter": "egmf", "backbone": "none"},
+    ],
+)
 def test_accumulating_two_batches_of_four_equals_one_of_eight(
     changes: dict[str, Any], arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -353,6 +360,8 @@ def test_accumulating_two_batches_of_four_equals_one_of_eight(
                     output=output,
                     per_device_train_batch_size=batch,
                     gradient_accumulation_steps=steps,
+                    max_steps=12,
+                    tasks=["emotion", "sentiment"],  # of which two halves of a batch have different counts
                     auxiliary_head="true",
                     learning_rate="1e-3",
                     **changes,
@@ -362,8 +371,13 @@ def test_accumulating_two_batches_of_four_equals_one_of_eight(
     one, two = (history(output) for output in outputs)
     assert len(one) == len(two) == 13
     for a, b in zip(one[:-1], two[:-1], strict=True):
-        assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=2e-3)
+        losses = sorted(name for name in a if name.startswith("loss"))
+        assert len(losses) >= 3
+        for name in losses:
+            assert float(a[name]) == pytest.approx(float(b[name]), abs=2e-3), name
         assert float(a["grad_norm"]) == pytest.approx(float(b["grad_norm"]), rel=1e-2)
+        parts = sum(float(a[name]) for name in losses if name != "loss")
+        assert float(a["loss"]) == pytest.approx(parts, abs=2e-3)
     first, second = (adapter_weights(output) for output in outputs)
     assert first.keys() == second.keys()
     for name, value in first.items():
@@ -587,3 +601,17 @@ def test_compiled_training_ends_with_the_weights_of_plain_training(
     assert plain.keys() == found.keys()
     for name, value in plain.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_deepspeed_without_a_launcher_and_a_yaml_files_wrong_choice_are_refused_at_once(
+    arguments: Callable[..., list[str]], tmp_path: Path, no_backbone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match="deepspeed: .*start with torchrun --standalone"):
+        build_trainer(*parse_arguments(arguments(deepspeed="deepspeed_configs/zero2.json")))
+    options = tmp_path / "options.yaml"
+    options.write_text("train_sampling_strategy: length\n")
+    with pytest.raises(
+        UserError, match="train_sampling_strategy: 'length' is not one of random, sequential, group_by_length"
+    ):
+        build_trainer(*parse_arguments([*arguments(), "--config", str(options)]))

@@ -359,6 +359,13 @@ class FusionAdapter(nn.Module, ABC):
                 changes[modality] = flat.view_as(vectors)
         return dataclasses.replace(context, **changes)
 
+    def loss_count(self, name: str, classes: int, scores: int) -> int | None:
+        """How many samples ``aux_losses[name]`` is a mean over, in a batch with so many known classes and known scores.
+
+        None for a loss of the batch as a whole. A trainer that splits a batch weighs the parts by it.
+        """
+        return {"ce": classes, "l1": scores}.get(name)
+
     def initialise_from_backbone(self, label_vectors: Tensor) -> None:
         """Hook, once before training: mean token embeddings of the label words ``(C, H)``. Does nothing by default."""
 

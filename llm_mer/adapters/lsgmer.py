@@ -233,6 +233,12 @@ class LSGMERAdapter(FusionAdapter):
             losses["apc"] = torch.cat(apc).sum() / count
         return losses
 
+    def loss_count(self, name: str, classes: int, scores: int) -> int | None:
+        """``ce`` and ``apc`` are over classes and the bins of scores together."""
+        if name in ("ce", "apc"):
+            return classes * (self.config.num_classes > 0) + scores * (self.config.score_range is not None)
+        return super().loss_count(name, classes, scores)
+
     def initialise_from_backbone(self, label_vectors: Tensor) -> None:
         """Start the class embeddings at the label words, ``(C, H)``, when ``label_init`` is ``backbone``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,12 +19,19 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from llm_mer.errors import UserError
+from llm_mer.packing import MASKED
 from llm_mer.sharding import whole
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+FLASH: dict[str, Callable[[], bool]] = {
+    "flash_attention_2": is_flash_attn_2_available,
+    "flash_attention_3": is_flash_attn_3_available,
+}
+"""Attention that finds samples by their positions, and whether this machine has it."""
 GENERAL_TOKENIZERS: tuple[str, ...] = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """What ``tokenizer_config.json`` names where ``tokenizer.json`` says everything; the second is the older name."""
 
@@ -49,7 +57,8 @@ def load_backbone(
         quantization: ``none``, ``int8`` or ``nf4`` (bitsandbytes). attn_implementation: transformers' own choice when None.
 
     Raises:
-        UserError: no such folder, no or a foreign configuration, weights missing from the files, an unreachable hub, or a
+        UserError: no such folder, attention that is not there, no or a foreign configuration, weights missing from the
+            files, an unreachable hub, or a
             quantisation that this machine or this model cannot have.
     """
     source = str(source)
@@ -60,6 +69,7 @@ def load_backbone(
         raise UserError(f"backbone: no such folder {source!r}")
     if dtype not in DTYPES:
         raise UserError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+    check_attention(attn_implementation)
     options: dict[str, Any] = {"dtype": DTYPES[dtype], "trust_remote_code": False, "local_files_only": local}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
@@ -95,6 +105,19 @@ def load_backbone(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return LoadedBackbone(model, tokenizer)
+
+
+def check_attention(implementation: str | None) -> None:
+    """Refuse attention that this program does not know or this machine does not have. Raises :class:`UserError`."""
+    if implementation in (None, *MASKED):
+        return
+    if implementation not in FLASH:
+        raise UserError(f"attn_implementation: {implementation!r} is not one of {', '.join((*MASKED, *FLASH))}")
+    if not FLASH[implementation]():
+        raise UserError(
+            f"attn_implementation: {implementation} needs a GPU and the package flash-attn, which are not both here; sdpa "
+            "works everywhere"
+        )
 
 
 def read_tokenizer(source: str | Path, local: bool) -> PreTrainedTokenizerBase:

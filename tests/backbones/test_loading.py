@@ -181,6 +181,18 @@ def test_an_unreachable_hub_name_and_wrong_choices_are_named(backbones: dict[str
         load_backbone(backbones["llama"], dtype="float8")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("flex_attention", "attn_implementation: 'flex_attention' is not one of eager, sdpa, flash_attention_2"),
+        ("flash_attention_2", "attn_implementation: flash_attention_2 needs a GPU and the package flash-attn"),
+    ],
+)
+def test_attention_that_is_not_there_is_refused(name: str, message: str, backbones: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=message):
+        load_backbone(backbones["llama"], attn_implementation=name)
+
+
 def test_an_unknown_quantisation_is_refused() -> None:
     with pytest.raises(UserError, match="quantization"):
         quantization_config("int2", torch.float32)
