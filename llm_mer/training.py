@@ -839,6 +839,8 @@ def build_trainer(
         backbone = resolve_backbone(model.backbone) if with_prompts else None
         check_resume(resumed, run, model, training, adapter_options, backbone)
     training.resume_from_checkpoint = None if resumed is None else str(resumed)
+    if resumed is not None and training.process_index == 0:
+        logger.warning("going on from %s", resumed)
     if is_deepspeed_zero3_enabled():
         meet_deepspeed(training)
     built = build_model(run, data, model, adapter_options, training.seed)

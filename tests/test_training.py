@@ -607,7 +607,7 @@ def test_deepspeed_without_a_launcher_and_a_yaml_files_wrong_choice_are_refused_
     arguments: Callable[..., list[str]], tmp_path: Path, no_backbone: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(UserError, match="deepspeed: .*start with torchrun --standalone"):
+    with pytest.raises(UserError, match=r"deepspeed: .*start with torchrun --standalone"):
         build_trainer(*parse_arguments(arguments(deepspeed="deepspeed_configs/zero2.json")))
     options = tmp_path / "options.yaml"
     options.write_text("train_sampling_strategy: length\n")
