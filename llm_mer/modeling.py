@@ -271,7 +271,7 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
     """The whole: answers in the backbone's own vocabulary, one generative head for classes and numbers.
 
     Attributes:
-        answer_loss: cross entropy summed over answer tokens, of hidden states ``(N, H)``, the head's weight ``(V, H)`` and
+        answer_loss: cross entropy summed over answer tokens, of hidden states ``(N, H)``, the linear head ``(V, H)`` and
             targets ``(N,)``, in place of the one over logits; see :mod:`llm_mer.kernels`.
     """
 

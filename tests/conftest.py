@@ -15,6 +15,8 @@ if os.environ.get("LLM_MER_TEST_DEVICE", "cpu") == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what the tests state holds on a CPU; those in tests/gpu name their device
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,6 +272,20 @@ def run_environment(**changes: str) -> dict[str, str]:
     drop = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_") and k not in drop}
     return {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", **changes}
+
+
+def torchrun(count: int, *arguments: Any, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    """A program of the repository, or ``-m module``, on so many processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    return subprocess.run(
+        [*launch, *map(str, arguments)],
+        cwd=ROOT,
+        env=run_environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 def adapter_weights(folder: Path) -> dict[str, Any]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_environment
+from conftest import torchrun
 
 PROGRAM = """
 import json, sys
@@ -95,15 +93,7 @@ def test_zero2_adds_up_gradients_of_the_same_parameters_though_an_lstm_has_them_
     """And DeepSpeed alone does not: once it does, :class:`~llm_mer.sharding.OrderedReduction` may go."""
     program, output = tmp_path / "program.py", tmp_path / "found.json"
     program.write_text(PROGRAM)
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program), str(output)],
-        cwd=ROOT,
-        env=run_environment(PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    result = torchrun(2, program, output, timeout=200)
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(output.read_text())
     assert max(found["in one order"]) < 1e-6

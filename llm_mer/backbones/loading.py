@@ -58,8 +58,7 @@ def load_backbone(
 
     Raises:
         UserError: no such folder, attention that is not there, no or a foreign configuration, weights missing from the
-            files, an unreachable hub, or a
-            quantisation that this machine or this model cannot have.
+            files, an unreachable hub, or a quantisation that this machine or this model cannot have.
     """
     source = str(source)
     local = Path(source).is_dir()

@@ -181,6 +181,7 @@ class LabelScorer:
     def __init__(self, model: ScoredModel, answers: Sequence[Sequence[int]], end_token_id: int | None) -> None:
         self.model = model
         self.tree = AnswerTree.build(answers, end_token_id)
+        self.paths, self.ancestors = self.tree.path_matrix(), self.tree.ancestors()
 
     @torch.no_grad()
     def score(self, inputs: Mapping[str, Any], kept: PrefixCache | None = None) -> Tensor:
@@ -222,7 +223,7 @@ class LabelScorer:
         ends = hidden[torch.arange(batch, device=device), last].unsqueeze(1)
         edges = self._edge_log_probs(torch.cat([ends, hidden[:, length:]], dim=1))  # (B, 1 + M, H) -> (B, E)
         with torch.autocast(device.type, enabled=False):  # which would round the sums to bfloat16
-            scores: Tensor = edges @ self.tree.path_matrix().to(device).T
+            scores: Tensor = edges @ self.paths.to(device).T
         return scores
 
     def _after_prefix(
@@ -263,7 +264,7 @@ class LabelScorer:
         causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
         visible[:, :length, :length] |= causal & real[:, None, :]
         visible[:, length:, :length] = real[:, None, :]
-        visible[:, length:, length:] = self.tree.ancestors().to(real.device)
+        visible[:, length:, length:] = self.ancestors.to(real.device)
         return nn.functional.pad(visible, (shared, 0), value=True).unsqueeze(1)
 
     def _edge_log_probs(self, hidden: Tensor) -> Tensor:

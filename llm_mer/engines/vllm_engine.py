@@ -173,6 +173,7 @@ class VLLMScorer:
     def __init__(self, engine: VLLMEngine, answers: Sequence[Sequence[int]], end_token_id: int | None) -> None:
         self.engine = engine
         self.tree = AnswerTree.build(answers, end_token_id)
+        self.paths = self.tree.path_matrix()
         self.questions = questions_of(self.tree)
 
     def score(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -185,7 +186,7 @@ class VLLMScorer:
             found = self.engine.ask([(prompts[row], question) for row, question in places])
             for (row, question), values in zip(places, found, strict=True):
                 edges[row, list(question.edges)] = torch.tensor(values)
-        return edges @ self.tree.path_matrix().T
+        return edges @ self.paths.T
 
     def log_probabilities(self, inputs: Mapping[str, Any], kept: PrefixCache | None = None) -> Tensor:
         """``(B, C)`` scores normalised over the answers. ``kept`` is left alone: vLLM keeps beginnings by itself."""

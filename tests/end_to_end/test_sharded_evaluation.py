@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, make_utterances, options, run_environment
+from conftest import make_utterances, options, torchrun
 
 from llm_mer.data.store import write_store
 from llm_mer.evaluation.evaluate import EvaluateConfig, run
@@ -43,17 +41,7 @@ def test_two_processes_give_the_files_of_one_to_the_last_digit_and_finish_what_o
     with pytest.raises(KeyboardInterrupt):
         run(EvaluateConfig(**given, output=str(tmp_path / "two")))
     assert (tmp_path / "two" / "store" / JOURNAL).is_file()
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "-m", "llm_mer.cli", "evaluate", *options(**given, output=tmp_path / "two")]
-    result = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=run_environment(PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    result = torchrun(2, "-m", "llm_mer.cli", "evaluate", *options(**given, output=tmp_path / "two"))
     assert result.returncode == 0, result.stderr[-3000:]
     # Printed once, so the two processes knew of one another.
     assert result.stdout.strip() == str(one).replace(str(tmp_path / "one"), str(tmp_path / "two"))

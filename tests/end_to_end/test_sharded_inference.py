@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, make_utterances, options, run_environment
+from conftest import make_utterances, options, torchrun
 
 from llm_mer.data.sources.manifest import write_manifest
 from llm_mer.errors import UserError
@@ -38,16 +37,7 @@ def manifest(tmp_path: Path) -> Path:
 
 
 def launched(count: int, **given: Any) -> subprocess.CompletedProcess[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    return subprocess.run(
-        [*launch, "infer.py", *options(**given)],
-        cwd=ROOT,
-        env=run_environment(PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return torchrun(count, "infer.py", *options(**given))
 
 
 def test_two_processes_write_the_file_of_one_to_the_last_digit_and_finish_what_was_begun(
