@@ -17,7 +17,7 @@ test-gpu: setup
 	LLM_MER_TEST_DEVICE=cuda .venv/bin/python -m pytest -m gpu
 
 lint: setup
-	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
 
 clean:
 	rm -rf .venv runs data .llm_mer_cache

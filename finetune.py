@@ -5,8 +5,8 @@ import sys
 from llm_mer.errors import UserError
 
 if __name__ == "__main__":
-    from llm_mer.processes import leave
-    from llm_mer.training import finetune
+    from llm_mer.cli.train import finetune
+    from llm_mer.distributed.process_group import leave
 
     try:
         finetune()

@@ -2,12 +2,13 @@
 
 import sys
 
-from llm_mer.command_line import parse
+from llm_mer.cli.options import parse
 from llm_mer.errors import UserError
 
 if __name__ == "__main__":
-    from llm_mer.infer import InferConfig, infer
-    from llm_mer.processes import leave
+    from llm_mer.cli.infer import infer
+    from llm_mer.distributed.process_group import leave
+    from llm_mer.inference.inputs import InferConfig
 
     try:
         infer(

@@ -15,7 +15,7 @@ from training_step import Step, optimiser_step
 from vocabulary_memory import resident
 
 from llm_mer.adapters import ADAPTERS, adapter_class
-from llm_mer.modeling import fusion_adapter_of
+from llm_mer.model.modeling_mer import fusion_adapter_of
 
 BARE = "gated_projector"
 SIZE = Size(2, 256, 4000)

@@ -12,8 +12,8 @@ import numpy as np
 from common import report
 
 from llm_mer.data.store import UtteranceStore
-from llm_mer.inference import MerPipeline
-from llm_mer.prediction import Prediction
+from llm_mer.inference.pipeline import MerPipeline
+from llm_mer.inference.prediction import Prediction
 
 
 def main() -> None:

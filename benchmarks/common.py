@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_mer.adapters import adapter_class
-from llm_mer.configuration import MerConfig, build_adapter_config
-from llm_mer.modeling import MerForConditionalGeneration
+from llm_mer.model.configuration_mer import MerConfig, build_adapter_config
+from llm_mer.model.modeling_mer import MerForConditionalGeneration
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PSEUDO_TOKENS, PSEUDO_START = 4, 3
@@ -68,7 +68,7 @@ def backbone(size: Size) -> LlamaForCausalLM:
 def mer_model(
     llama: LlamaForCausalLM, adapter: str = "egmf", pseudo_tokens: int = PSEUDO_TOKENS
 ) -> MerForConditionalGeneration:
-    """The backbone with a fusion adapter of default options, as :func:`llm_mer.building.build_model` makes it."""
+    """The backbone with a fusion adapter of default options, as ``training.model_builder.build_model`` makes it."""
     hidden = int(llama.config.hidden_size)
     sizes = {"text": hidden, **{name: width for name, (_, width) in FEATURES.items()}}
     options = {

@@ -23,13 +23,13 @@ from common import options, report
 
 from llm_mer.backbones.tiny import train_tokenizer
 from llm_mer.backbones.tiny_text import generate
-from llm_mer.data.collator import MerCollator
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import UtteranceStore, write_store
-from llm_mer.processing import MerProcessor
-from llm_mer.prompts import load_prompts
-from llm_mer.tasks import get_task
+from llm_mer.model.collator import MerCollator
+from llm_mer.model.processing_mer import MerProcessor
+from llm_mer.prompting.tasks import get_task
+from llm_mer.prompting.templates import load_prompts
 
 MOSI, AUDIO, VISION, WORDS = 2199, 74, 47, 12
 BATCH = 16

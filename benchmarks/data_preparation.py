@@ -23,7 +23,7 @@ from common import in_fork, options, report
 from llm_mer.backbones.tiny_text import generate
 from llm_mer.data.prepare import PrepareConfig, prepare
 from llm_mer.data.store import UtteranceStore
-from llm_mer.tasks import get_task
+from llm_mer.prompting.tasks import get_task
 
 MOSI, SEGMENTS, STEPS = 2199, 24, 50
 BLOCK = 2199

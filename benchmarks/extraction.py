@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from common import options, report, threads
 
-from llm_mer.data.schema import Utterance
+from llm_mer.data.feature_settings import NONE, FeatureSettings
+from llm_mer.data.schema import SAMPLE_RATE, Utterance
 from llm_mer.data.sources.manifest import read_manifest
 from llm_mer.data.sources.synthetic.corpus import CorpusConfig, make_corpus, write_clip
-from llm_mer.features.extract import NONE, ExtractConfig, Extractor, FeatureSettings, extract
-from llm_mer.features.media import SAMPLE_RATE, read_audio, read_frames
+from llm_mer.features.extract import ExtractConfig, extract
+from llm_mer.features.extractor import Extractor
+from llm_mer.features.media import read_audio, read_frames
 
 LARGE = 720
 

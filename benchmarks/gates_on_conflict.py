@@ -14,8 +14,8 @@ import numpy as np
 from common import options, report
 
 from llm_mer.adapters.base import MODALITIES
-from llm_mer.evaluation.compare import RUN
-from llm_mer.evaluation.report import part_names
+from llm_mer.experiments.comparison.results import RUN
+from llm_mer.reporting.sections.adapter import part_names
 
 GATES = (
     "expert_weights",

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GlmConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from llm_mer.backbones.loading import disable_packed_nf4, lora_targets
-from llm_mer.building import add_lora
-from llm_mer.configuration import ModelArguments
-from llm_mer.data.collator import MerBatch
-from llm_mer.kernels import use_liger
-from llm_mer.modeling import conditional_generation_of
+from llm_mer.model.collator import MerBatch
+from llm_mer.model.liger_kernels import use_liger
+from llm_mer.model.modeling_mer import conditional_generation_of
+from llm_mer.training.model_builder import add_lora
+from llm_mer.training.options import ModelArguments
 
 PACKING_LENGTH = 512
 PRODUCT = 8192

@@ -28,9 +28,9 @@ from common import (
 )
 from torch import Tensor
 
-from llm_mer.decoding.labels import LabelScorer
-from llm_mer.modeling import MerForConditionalGeneration
-from llm_mer.tasks import builtin_tasks
+from llm_mer.model.modeling_mer import MerForConditionalGeneration
+from llm_mer.prompting.tasks import builtin_tasks
+from llm_mer.scoring.answer_scorer import LabelScorer
 
 END = 2
 LABELS = [[101], [102], [103], [104, 105], [106, 107], [106, 108], [109, 110, 111]]

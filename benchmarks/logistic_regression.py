@@ -17,7 +17,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from llm_mer.data.store import UtteranceStore
-from llm_mer.tasks import Task, get_task
+from llm_mer.prompting.tasks import Task, get_task
 
 MODALITIES = ("text", "audio", "vision")
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

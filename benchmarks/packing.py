@@ -17,9 +17,9 @@ from common import Size, options, ratio, report, threads
 from reference_recipe import Setting, in_turn, optimised, our_loss
 from torch import Tensor
 
-from llm_mer.building import add_lora
-from llm_mer.configuration import ModelArguments
-from llm_mer.training import GroupedByLength
+from llm_mer.training.model_builder import add_lora
+from llm_mer.training.options import ModelArguments
+from llm_mer.training.sampling import GroupedByLength
 
 PACKING = (128, 256, 512)
 

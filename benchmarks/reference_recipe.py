@@ -31,16 +31,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llm_mer.backbones.tiny import train_tokenizer
 from llm_mer.backbones.tiny_text import generate
-from llm_mer.building import add_lora
-from llm_mer.configuration import MerConfig, ModelArguments, build_adapter_config
-from llm_mer.data.collator import MerBatch, MerCollator
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.schema import Utterance
-from llm_mer.inference import Predictor
-from llm_mer.modeling import MerForConditionalGeneration
-from llm_mer.processing import MerProcessor
-from llm_mer.prompts import load_prompts
-from llm_mer.tasks import Task, get_task
+from llm_mer.inference.predictor import Predictor
+from llm_mer.model.collator import MerBatch, MerCollator
+from llm_mer.model.configuration_mer import MerConfig, build_adapter_config
+from llm_mer.model.modeling_mer import MerForConditionalGeneration
+from llm_mer.model.processing_mer import MerProcessor
+from llm_mer.prompting.tasks import Task, get_task
+from llm_mer.prompting.templates import load_prompts
+from llm_mer.training.model_builder import add_lora
+from llm_mer.training.options import ModelArguments
 
 AUDIO, VISION = (157, 64), (32, 64)
 """Steps and size that MELD's features are padded to in the field's reference implementation."""

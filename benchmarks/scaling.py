@@ -22,9 +22,9 @@ from torch import nn
 from training_step import mer_step, optimiser_step
 from vocabulary_memory import resident
 
-from llm_mer.building import add_lora
-from llm_mer.configuration import ModelArguments
-from llm_mer.decoding.labels import LabelScorer
+from llm_mer.scoring.answer_scorer import LabelScorer
+from llm_mer.training.model_builder import add_lora
+from llm_mer.training.options import ModelArguments
 
 END = 2
 

@@ -15,7 +15,7 @@ from common import FEATURES, Size, backbone, mer_model, options, report, threads
 
 from llm_mer.adapters.base import ConversationContext, FusionInputs, ModalitySequence
 from llm_mer.adapters.gated_xlstm import GatedXLSTMAdapter, GatedXLSTMStream, HeardUtterance
-from llm_mer.modeling import fusion_adapter_of
+from llm_mer.model.modeling_mer import fusion_adapter_of
 
 PLACES = (10, 100, 1_000, 10_000)
 AROUND = 10

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from llm_mer.adapters import ADAPTERS, adapter_class
 from llm_mer.backbones.loading import lora_targets
-from llm_mer.building import add_lora
-from llm_mer.configuration import ModelArguments
-from llm_mer.modeling import conditional_generation_of, fusion_adapter_of
+from llm_mer.model.modeling_mer import conditional_generation_of, fusion_adapter_of
+from llm_mer.training.model_builder import add_lora
+from llm_mer.training.options import ModelArguments
 
 Step = Callable[[], None]
 
@@ -52,7 +52,7 @@ def optimiser_step(model: nn.Module, loss: Callable[[], Tensor]) -> Step:
 
 
 def bare_lora(size: Size) -> nn.Module:
-    """The backbone with LoRA as :func:`llm_mer.building.add_lora` puts it, and nothing else."""
+    """The backbone with LoRA as :func:`llm_mer.training.model_builder.add_lora` puts it, and nothing else."""
     llama, defaults = backbone(size), ModelArguments()
     targets = r"model\.layers\..*\.(" + "|".join(lora_targets(llama)) + ")"
     config = LoraConfig(

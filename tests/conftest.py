@@ -229,7 +229,7 @@ def arguments(store: Path, backbones: dict[str, Path], tmp_path: Path) -> Callab
 @pytest.fixture(scope="session")
 def trained(shared: Shared, backbones: dict[str, Path], store: Path) -> Path:
     """A checkpoint that has learnt emotion and sentiment from audio and vision. Tests must not write into it."""
-    from llm_mer.training import finetune
+    from llm_mer.cli.train import finetune
 
     def build(folder: Path) -> None:
         finetune(

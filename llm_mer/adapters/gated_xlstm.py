@@ -28,8 +28,8 @@ from llm_mer.adapters.base import (
     FusionOutput,
     ModalitySequence,
 )
+from llm_mer.adapters.context_window import utterance_window, vector_sizes
 from llm_mer.adapters.layers import real_steps_first
-from llm_mer.adapters.windows import utterance_window, vector_sizes
 
 QKV_BLOCK_SIZE = 4
 

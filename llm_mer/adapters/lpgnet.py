@@ -22,6 +22,7 @@ from llm_mer.adapters.base import (
     FusionInputs,
     FusionTargets,
 )
+from llm_mer.adapters.context_window import utterance_window, vector_sizes
 from llm_mer.adapters.layers import (
     AuxiliaryHead,
     HeadOutput,
@@ -31,7 +32,6 @@ from llm_mer.adapters.layers import (
     real_steps_first,
     score_loss,
 )
-from llm_mer.adapters.windows import utterance_window, vector_sizes
 
 
 @dataclass

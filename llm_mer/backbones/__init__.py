@@ -1,1 +1,1 @@
-"""Language-model backbones: loading, conversion, and the tiny ones trained on the spot."""
+"""Language models: loading, quantisation, LoRA by language, attention masks, conversion, tiny ones trained on the spot."""

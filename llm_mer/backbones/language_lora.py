@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_mer.data.schema import LANGUAGES
+from llm_mer.prompting.languages import LANGUAGES
 
 SHARED, PER_LANGUAGE, BOTH = "shared", "per_language", "shared_and_per_language"
 LORA_SHARING: tuple[str, ...] = (SHARED, PER_LANGUAGE, BOTH)

@@ -21,9 +21,9 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+from llm_mer.backbones.attention import MASKED
+from llm_mer.distributed.sharded_parameters import whole
 from llm_mer.errors import UserError
-from llm_mer.packing import MASKED
-from llm_mer.sharding import whole
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Sequence
 from functools import cache
 
-from llm_mer.tasks import Label, builtin_tasks
+from llm_mer.prompting.tasks import Label, builtin_tasks
 
 GENERATOR_VERSION = 1
 

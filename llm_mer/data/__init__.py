@@ -1,1 +1,1 @@
-"""Utterances: their schema, stores on disk, statistics, batches and public formats."""
+"""Utterances: their schema, stores, data sets of questions, corruption, statistics, validation and public sources."""

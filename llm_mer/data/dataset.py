@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS, UtteranceTable
 from llm_mer.errors import UserError
-from llm_mer.tasks import Task
+from llm_mer.prompting.tasks import Task
 
-if TYPE_CHECKING:
-    from llm_mer.data.corruption import Corruption
+
+class UtteranceTransform(Protocol):
+    """What changes utterances as they are read: a corruption (:mod:`llm_mer.data.corruption`)."""
+
+    def __call__(self, utterance: Utterance) -> Utterance:
+        """The changed utterance."""
+
+    @property
+    def slow(self) -> bool:
+        """Whether features have to be made again."""
+
+    def prepare(self, utterances: Iterable[Utterance], total: int, progress: str | None = None) -> None:
+        """Change these once, so that their features wait in the cache."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ class MerDataset:
     require_truth: bool = True
     permutation: dict[str, np.ndarray] = field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
-    corruptions: tuple[Corruption, ...] = ()
+    corruptions: tuple[UtteranceTransform, ...] = ()
     context_window: int = 8
     bidirectional: bool = False
     context: ContextVectors | None = None
@@ -234,7 +245,7 @@ class MerDataset:
         """The same questions with the given modalities missing."""
         return self._with(hidden=self.hidden | frozenset(modalities))
 
-    def corrupted(self, corruption: Corruption) -> MerDataset:
+    def corrupted(self, corruption: UtteranceTransform) -> MerDataset:
         """The same questions about utterances damaged by a corruption, after those they have already."""
         return self._with(corruptions=(*self.corruptions, corruption))
 

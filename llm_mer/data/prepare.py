@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_mer.data.schema import LANGUAGES
 from llm_mer.data.sources import SOURCES, read_source
 from llm_mer.data.sources.common import with_neighbours
 from llm_mer.data.store import write_store
 from llm_mer.errors import UserError
+from llm_mer.prompting.languages import LANGUAGES
 
 OPTIONS: tuple[str, ...] = ("language", "split", "task", "media", "held_out")
 

@@ -1,4 +1,4 @@
-"""What one utterance is, in memory."""
+"""What one utterance is, in memory, and its decoded media."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
-LANGUAGES: tuple[str, ...] = ("en", "zh")
 
 
 @dataclass
@@ -41,3 +40,15 @@ class Utterance:
     turn: int | None = None
     speaker: str | None = None
     tags: tuple[str, ...] = ()
+
+
+SAMPLE_RATE = 16_000
+"""Samples a second of all decoded sound."""
+
+
+@dataclass
+class Frames:
+    """Pictures at even times: ``pixels (F, h, w, 3)`` uint8 RGB, ``fps`` pictures a second."""
+
+    pixels: np.ndarray
+    fps: float

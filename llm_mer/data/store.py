@@ -18,9 +18,10 @@ from typing import Any, overload
 
 import numpy as np
 
-from llm_mer.data.normalisation import FeatureStatistics, RunningStatistics
-from llm_mer.data.schema import LANGUAGES, SPLITS, Utterance
+from llm_mer.data.schema import SPLITS, Utterance
+from llm_mer.data.statistics import FeatureStatistics, RunningStatistics
 from llm_mer.errors import UserError
+from llm_mer.prompting.languages import LANGUAGES
 
 STORE_FILE = "store.json"
 STORE_VERSION = 1

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm_mer.data.corruption import CORRUPTIONS
+from llm_mer.evaluation.rows import Area
 from llm_mer.evaluation.subsets import EVERYTHING
+from llm_mer.features.corruption import CORRUPTIONS
 
 if TYPE_CHECKING:
-    from llm_mer.evaluation.evaluate import Condition, Row
+    from llm_mer.evaluation.conditions import Condition
+    from llm_mer.evaluation.rows import Row
 
 
 @dataclass(frozen=True)
@@ -23,23 +25,6 @@ class Point:
     value: float
     interval: tuple[float, float]
     baseline: float
-
-
-@dataclass(frozen=True)
-class Area:
-    """Area under a noise curve, MMSA's AUILC where the kind is ``missing``.
-
-    ``area = Σ_i (x_{i+1} − x_i) · (y_i + y_{i+1}) / 2`` over the amounts x in rising order, for rates from 0 (as is).
-    ``mean`` is the area divided by the span of the amounts.
-    """
-
-    kind: str
-    task: str
-    language: str
-    metric: str
-    amounts: list[float]
-    area: float
-    mean: float
 
 
 def curve(

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from llm_mer.data.words import split_words
+from llm_mer.distributed.process_group import Processes
 from llm_mer.errors import UserError
-from llm_mer.prediction import Prediction
-from llm_mer.processes import Processes
+from llm_mer.inference.prediction import Prediction
 
 if TYPE_CHECKING:
     from llm_mer.data.dataset import MerDataset
-    from llm_mer.inference import Batch, Predictor
+    from llm_mer.inference.predictor import Batch, Predictor
 
 JOURNAL = "predictions.partial.jsonl"
 

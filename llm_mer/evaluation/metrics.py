@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import logsumexp
 from sklearn.metrics import f1_score, precision_recall_fscore_support, r2_score
 
-from llm_mer.tasks import Task
+from llm_mer.prompting.tasks import Task
 
 ECE_BINS = 15
 Metrics = dict[str, float]

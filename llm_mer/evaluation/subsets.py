@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llm_mer.errors import UserError
-from llm_mer.prediction import Prediction
+from llm_mer.inference.prediction import Prediction
 
 EVERYTHING = "all"
 TAG, LENGTH, TURN = "tag", "length", "turn"

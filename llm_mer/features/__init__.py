@@ -1,1 +1,1 @@
-"""Media to feature sequences: decoding, acoustic and visual descriptors, pretrained encoders, extraction over a manifest."""
+"""Media to feature sequences: decoding, acoustic and visual descriptors, n-grams, extraction over a manifest."""

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from llm_mer.data.schema import SAMPLE_RATE
 from llm_mer.errors import UserError
-from llm_mer.features.media import SAMPLE_RATE
 
 OPENSMILE_NOTICE = (
     "openSMILE eGeMAPSv02 is under the audEERING research licence (non-commercial; see the opensmile package); "

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -19,81 +19,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from llm_mer.data.feature_settings import FeatureSettings
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import write_store
 from llm_mer.errors import UserError
-from llm_mer.features.acoustic import EXTRACTORS, OPENSMILE_NOTICE, AcousticExtractor
-from llm_mer.features.media import MediaError, read_audio, read_frames
-from llm_mer.features.visual import HogFlow, Landmarks, VisualExtractor
+from llm_mer.features.acoustic import OPENSMILE_NOTICE
+from llm_mer.features.extractor import Extracted, Extractor, Rejected, with_features
 
 logger = logging.getLogger(__name__)
-
-NONE, NGRAMS = "none", "ngrams"
 QUARANTINE = "quarantine.jsonl"
 IN_FLIGHT = 8
 """Utterances handed to each worker ahead of time."""
-
-
-@dataclass
-class FeatureSettings:
-    """How features are made. Stored with the features and with every checkpoint trained on them."""
-
-    audio: str = field(
-        default="egemaps",
-        metadata={
-            "help": "egemaps (openSMILE eGeMAPSv02, audEERING research licence), librosa (log-mel and F0, free), a speech "
-            "encoder by hub name or folder (WavLM, HuBERT, CLAP), or none"
-        },
-    )
-    vision: str = field(
-        default="hog_flow",
-        metadata={
-            "help": "hog_flow (gradients and optical flow of the face), landmarks (MediaPipe, needs --landmark-model), a "
-            "picture encoder by hub name or folder (CLIP), or none"
-        },
-    )
-    text: str = field(
-        default=NONE,
-        metadata={
-            "help": "none (the backbone embeds the transcript), ngrams (hashed character n-grams, no model needed), or a "
-            "text encoder by hub name or folder (RoBERTa, BERT)"
-        },
-    )
-    audio_rate: float = field(default=12.5, metadata={"help": "acoustic descriptor steps a second (at most 100)"})
-    vision_fps: float = field(default=6.0, metadata={"help": "pictures a second"})
-    face_model: str | None = field(
-        default=None, metadata={"help": "YuNet ONNX file that finds the face (default: frame centre)"}
-    )
-    landmark_model: str | None = field(default=None, metadata={"help": "MediaPipe face_landmarker.task file"})
-    device: str = field(default="cpu", metadata={"help": "where pretrained encoders run"})
-
-    def check(self) -> None:
-        """Raises :class:`UserError` naming the option."""
-        if not 0 < self.audio_rate <= 100:
-            raise UserError(f"audio_rate is {self.audio_rate}; it must lie in (0, 100]")
-        if not 0 < self.vision_fps <= 60:
-            raise UserError(f"vision_fps is {self.vision_fps}; it must lie in (0, 60]")
-        if self.device != "cpu":
-            import torch
-
-            try:
-                torch.device(self.device)
-            except RuntimeError:
-                raise UserError(f"device is {self.device!r}; it must be cpu, cuda, cuda:0 or another of torch's") from None
-        if (self.audio, self.vision, self.text) == (NONE, NONE, NONE):
-            raise UserError("audio, vision and text are all none: there is nothing to extract")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, entry: dict[str, Any]) -> FeatureSettings:
-        """Read :meth:`to_dict` back. Raises :class:`UserError` for fields of another version."""
-        unknown = sorted(set(entry) - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise UserError(f"feature settings hold unknown fields {unknown}; they come from another version")
-        return cls(**entry)
 
 
 @dataclass
@@ -125,127 +61,6 @@ class ExtractConfig(FeatureSettings):
     def settings(self) -> FeatureSettings:
         """The part that defines the features."""
         return FeatureSettings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(FeatureSettings)})
-
-
-@dataclass
-class Rejected:
-    """One file that could not be used."""
-
-    id: str
-    field: str
-    file: str
-    reason: str
-    message: str
-
-
-@dataclass
-class Extracted:
-    """Features of one utterance, by modality, and what was rejected on the way."""
-
-    features: dict[str, np.ndarray]
-    rejected: list[Rejected]
-
-
-class Extractor:
-    """Loads what the settings name, once, and turns utterances into features."""
-
-    def __init__(self, settings: FeatureSettings) -> None:
-        settings.check()
-        self.settings = settings
-        self.audio: AcousticExtractor | None = None
-        self.vision: VisualExtractor | None = None
-        self.text: Any = None
-        if settings.audio in EXTRACTORS:
-            self.audio = EXTRACTORS[settings.audio](settings.audio_rate)
-        elif settings.audio != NONE:
-            from llm_mer.features.encoders import SpeechEncoder
-
-            self.audio = SpeechEncoder(settings.audio, settings.device)
-        if settings.vision == "hog_flow":
-            self.vision = HogFlow(settings.face_model)
-        elif settings.vision == "landmarks":
-            self.vision = Landmarks(settings.landmark_model)
-        elif settings.vision != NONE:
-            from llm_mer.features.encoders import PictureEncoder
-
-            self.vision = PictureEncoder(settings.vision, settings.device)
-        if settings.text == NGRAMS:
-            from llm_mer.features.ngrams import HashedNgrams
-
-            self.text = HashedNgrams()
-        elif settings.text != NONE:
-            from llm_mer.features.encoders import TextEncoder
-
-            self.text = TextEncoder(settings.text, settings.device)
-
-    @property
-    def names(self) -> dict[str, list[str]]:
-        """Names of the feature dimensions of each modality that is extracted."""
-        parts = {"audio": self.audio, "vision": self.vision, "text": self.text}
-        return {modality: part.names for modality, part in parts.items() if part is not None}
-
-    def __call__(self, utterance: Utterance) -> Extracted:
-        """Features of every modality the utterance has; a file that fails is in ``rejected``."""
-        found = Extracted({}, [])
-        if self.audio is not None and utterance.audio is not None:
-            audio, path = self.audio, utterance.audio
-            self._attempt(found, utterance, "audio", path, lambda: audio(read_audio(path)))
-        if self.vision is not None and utterance.vision is not None:
-            vision, file, fps = self.vision, utterance.vision, self.settings.vision_fps
-            self._attempt(found, utterance, "vision", file, lambda: vision(read_frames(file, fps)))
-        if self.text is not None and utterance.text:
-            encoder, words = self.text, utterance.text
-            self._attempt(found, utterance, "text", "transcript", lambda: encoder(words))
-        return found
-
-    @staticmethod
-    def _attempt(found: Extracted, utterance: Utterance, name: str, path: str, work: Callable[[], np.ndarray]) -> None:
-        try:
-            features = work()
-        except MediaError as error:
-            found.rejected.append(Rejected(utterance.id, name, path, error.reason, str(error)))
-        except Exception as error:
-            # Any exception, on purpose: the descriptors are other people's code (OpenCV, openSMILE, librosa, MediaPipe,
-            # transformers), each with exceptions of its own, and one file on which one fails is a bad file, named in the
-            # quarantine; it must not end a run over thousands. KeyboardInterrupt and SystemExit still do.
-            message = str(error) or type(error).__name__
-            found.rejected.append(Rejected(utterance.id, name, path, "descriptor_failed", f"{path}: {message}"))
-        else:
-            if features.ndim != 2 or not features.size:
-                message = f"{path}: features have shape {features.shape}"
-                found.rejected.append(Rejected(utterance.id, name, path, "descriptor_failed", message))
-            elif not np.isfinite(features).all():
-                found.rejected.append(Rejected(utterance.id, name, path, "not_finite", f"{path}: features hold NaN"))
-            else:
-                found.features[name] = features
-
-
-def with_features(utterance: Utterance, features: dict[str, np.ndarray]) -> Utterance:
-    """The utterance with features filled in."""
-    # Any: the fields are known by name only.
-    changes: dict[str, Any] = {f"{modality}_features": values for modality, values in features.items()}
-    return dataclasses.replace(utterance, **changes)
-
-
-_extractors: dict[str, Extractor] = {}
-
-
-def extract_one(utterance: Utterance, settings: FeatureSettings) -> Utterance:
-    """Features of one utterance (inference). Extractors are kept for the next call with the same settings.
-
-    Raises:
-        MediaError, UserError: the first file that cannot be used.
-    """
-    key = json.dumps(settings.to_dict(), sort_keys=True)
-    if key not in _extractors:
-        _extractors[key] = Extractor(settings)
-    found = _extractors[key](utterance)
-    if found.rejected:
-        raise UserError(f"utterance {utterance.id!r}: {found.rejected[0].message}")
-    return with_features(utterance, found.features)
-
-
-# --- a whole manifest -------------------------------------------------------------------------------------------------
 
 
 class _Worker:

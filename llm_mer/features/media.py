@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llm_mer.data.schema import SAMPLE_RATE, Frames
 from llm_mer.errors import UserError
 
-SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.1
 MAX_SECONDS = 600.0
 PIPED_RIFF = 0x7FFF0000
@@ -41,14 +40,6 @@ class MediaError(UserError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MediaError, (self.path, self.reason, self.detail)
-
-
-@dataclass
-class Frames:
-    """Pictures at even times: ``pixels (F, h, w, 3)`` uint8 RGB, ``fps`` pictures a second."""
-
-    pixels: np.ndarray
-    fps: float
 
 
 @contextmanager

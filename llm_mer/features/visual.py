@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from llm_mer.data.schema import Frames
 from llm_mer.errors import UserError
-from llm_mer.features.media import Frames
 
 SIDE = 48
 CELL = 8

@@ -14,10 +14,10 @@ from conftest import build_tokenizer, training_options
 from transformers import AutoModelForCausalLM, Glm4Config, GlmConfig, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from llm_mer.backbones.loading import load_backbone, lora_targets
-from llm_mer.data.collator import MerCollator
-from llm_mer.decoding.labels import LabelScorer
-from llm_mer.inference import Predictor
-from llm_mer.modeling import conditional_generation_of, fusion_adapter_of
+from llm_mer.inference.predictor import Predictor
+from llm_mer.model.collator import MerCollator
+from llm_mer.model.modeling_mer import conditional_generation_of, fusion_adapter_of
+from llm_mer.scoring.answer_scorer import LabelScorer
 
 SEPARATE = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 JOINED = ["down_proj", "gate_up_proj", "k_proj", "o_proj", "q_proj", "v_proj"]
@@ -122,7 +122,8 @@ def folder(family: str, shared: Any) -> Path:
 @pytest.fixture(scope="module")
 def trainer(folder: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Training of one family, before its first step; tests leave the weights as they found them."""
-    from llm_mer.training import build_trainer, parse_arguments
+    from llm_mer.training.parsing import parse_arguments
+    from llm_mer.training.setup import build_trainer
 
     torch.set_num_threads(1)
     changes = {"tasks": ["emotion", "sentiment"], "max_steps": 2, "warmup_steps": 0, "lora_r": 2}

@@ -12,12 +12,14 @@ from conftest import options
 from torch import nn
 
 from llm_mer.backbones.language_lora import LORA_SHARING, LanguageRouter, language_blocks, route_by_language
-from llm_mer.checkpoint import load_checkpoint
+from llm_mer.checkpoints.loading import load_checkpoint
+from llm_mer.cli.train import finetune
 from llm_mer.data.store import UtteranceStore
 from llm_mer.errors import UserError
-from llm_mer.inference import MerPipeline
-from llm_mer.modeling import conditional_generation_of
-from llm_mer.training import build_trainer, finetune, parse_arguments
+from llm_mer.inference.pipeline import MerPipeline
+from llm_mer.model.modeling_mer import conditional_generation_of
+from llm_mer.training.parsing import parse_arguments
+from llm_mer.training.setup import build_trainer
 
 RANK, ALPHA = 4, 8
 

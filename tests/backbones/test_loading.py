@@ -13,7 +13,7 @@ from conftest import build_tokenizer
 
 import llm_mer.backbones.loading
 from llm_mer.backbones.loading import embedding_norm, load_backbone, lora_targets, quantization_config
-from llm_mer.checkpoint import load_tokenizer
+from llm_mer.checkpoints.loading import load_tokenizer
 from llm_mer.errors import UserError
 
 TARGETS = {
@@ -38,7 +38,8 @@ def test_lora_sits_in_every_block_and_not_in_the_adapter(
 ) -> None:
     from conftest import training_options
 
-    from llm_mer.training import build_trainer, parse_arguments
+    from llm_mer.training.parsing import parse_arguments
+    from llm_mer.training.setup import build_trainer
 
     trainer = build_trainer(*parse_arguments(training_options(store, backbones[architecture], tmp_path)))
     adapted = {n.split(".lora_A")[0] for n, _ in trainer.model.named_parameters() if ".lora_A." in n}

@@ -14,8 +14,8 @@ from torch import nn
 
 from llm_mer.backbones.loading import load_backbone, lora_targets
 from llm_mer.errors import UserError
-from llm_mer.inference import Predictor
-from llm_mer.modeling import fusion_adapter_of
+from llm_mer.inference.predictor import Predictor
+from llm_mer.model.modeling_mer import fusion_adapter_of
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes (extra quantization) is not installed"
@@ -46,7 +46,8 @@ def backbone(shared: Any) -> Path:
 
 
 def build(backbone: Path, store: Path, output: Path, quantization: str, **changes: Any) -> Any:
-    from llm_mer.training import build_trainer, parse_arguments
+    from llm_mer.training.parsing import parse_arguments
+    from llm_mer.training.setup import build_trainer
 
     options = {"quantization": quantization, "max_steps": 2, "warmup_steps": 0, "lora_r": 2, **changes}
     return build_trainer(*parse_arguments(training_options(store, backbone, output, **options)))

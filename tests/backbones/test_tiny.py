@@ -15,7 +15,7 @@ import llm_mer.backbones.tiny
 from llm_mer.backbones.loading import load_backbone
 from llm_mer.backbones.tiny import TinyBackboneConfig, cache_folder, cache_key, new_model, train_tiny_backbone
 from llm_mer.errors import UserError
-from llm_mer.tasks import builtin_tasks
+from llm_mer.prompting.tasks import builtin_tasks
 
 QUICK = TinyBackboneConfig(vocabulary=1000, hidden_size=32, layers=2, heads=2, lines=800, steps=4, batch_size=4, length=32)
 
@@ -129,7 +129,7 @@ def test_the_full_training_is_far_better_than_a_unigram_model(architecture: str,
 
 def test_each_set_of_labels_enters_the_text_once_whatever_the_number_of_tasks_that_ask_for_it() -> None:
     from llm_mer.backbones.tiny_text import label_sets
-    from llm_mer.tasks import builtin_tasks
+    from llm_mer.prompting.tasks import builtin_tasks
 
     sets = label_sets()
     asked = [task.labels for task in builtin_tasks().values() if task.labels]

@@ -11,22 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_mer.data.corruption import (
-    CORRUPTIONS,
-    Corruption,
-    DroppedFrames,
-    FeatureCache,
-    MissingSteps,
-    NoisySound,
-    Reader,
-    WordErrors,
-)
+from llm_mer.data.corruption import Corruption, DroppedFrames, FeatureCache, MissingSteps, Reader
 from llm_mer.data.dataset import MerDataset, build_context_vectors
+from llm_mer.data.feature_settings import FeatureSettings
 from llm_mer.data.schema import Utterance
 from llm_mer.data.words import split_words
 from llm_mer.errors import UserError
-from llm_mer.features.extract import FeatureSettings
-from llm_mer.tasks import get_task
+from llm_mer.features.corruption import CORRUPTIONS, NoisySound, WordErrors
+from llm_mer.prompting.tasks import get_task
 
 EVERYTHING = Reader(("text", "audio", "vision"))
 AS_FEATURES = Reader(("text", "audio", "vision"), "features")
@@ -275,7 +267,7 @@ def test_the_noise_has_the_stated_ratio_to_the_clips_rms(decibels: float) -> Non
 def test_noisy_sound_becomes_features_by_the_checkpoints_own_settings_and_waits_in_the_cache(tmp_path: Path) -> None:
     pytest.importorskip("librosa")
     pytest.importorskip("av")
-    from llm_mer.features.extract import Extractor
+    from llm_mer.features.extractor import Extractor
     from llm_mer.features.media import read_audio
 
     settings = FeatureSettings(audio="librosa", vision="none")

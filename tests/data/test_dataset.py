@@ -9,7 +9,7 @@ from llm_mer.data.dataset import MerDataset, Window, build_context_vectors
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import UtteranceStore, write_store
 from llm_mer.errors import UserError
-from llm_mer.tasks import get_task
+from llm_mer.prompting.tasks import get_task
 
 EMOTION, SENTIMENT = get_task("emotion"), get_task("sentiment")
 MODALITIES = ("text", "audio", "vision")

@@ -13,12 +13,12 @@ import pytest
 import torch
 from conftest import ROOT, adapter_weights, run_environment, training_options
 
-from llm_mer.checkpoint import TRAJECTORIES
+from llm_mer.checkpoints.description import TRAJECTORIES
+from llm_mer.checkpoints.run_manifest import RunManifest
+from llm_mer.cli.train import finetune
 from llm_mer.data.store import UtteranceStore
-from llm_mer.inference import MerPipeline
-from llm_mer.run_manifest import RunManifest
-from llm_mer.training import finetune
-from llm_mer.whole_checkpoints import damage
+from llm_mer.inference.pipeline import MerPipeline
+from llm_mer.training.atomic_checkpoints import damage
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
@@ -181,7 +181,7 @@ def sharded_launch(config: str | None, fsdp: Path) -> tuple[list[str], dict[str,
     """Two ranks under a shipped DeepSpeed file, FSDP2 (``fsdp`` is its accelerate file) or DDP: program and options."""
     program = ["finetune.py"]
     if config == "fsdp2":
-        program = ["tests/end_to_end/fsdp_on_cpu.py", str(fsdp)]
+        program = ["tests/helpers/fsdp_on_cpu.py", str(fsdp)]
     shipped = {} if config in (None, "fsdp2") else {"deepspeed": f"deepspeed_configs/{config}.json"}
     return [*TORCHRUN, "2", *program], shipped
 
@@ -384,7 +384,7 @@ def test_two_ranks_train_two_seeds_keep_them_and_reproduce_one(store: Path, tmp_
     manifest = RunManifest.load(tmp_path / "run" / "seed-2")
     assert (manifest.hardware.processes, manifest.steps, manifest.complete) == (2, 2, True)
     again = subprocess.run(
-        [*TORCHRUN, "2", "-m", "llm_mer.cli", "reproduce", str(tmp_path / "run" / "seed-2")],
+        [*TORCHRUN, "2", "-m", "llm_mer", "reproduce", str(tmp_path / "run" / "seed-2")],
         cwd=ROOT,
         env=run_environment(),
         capture_output=True,

@@ -62,7 +62,7 @@ def test_evaluate_scores_a_checkpoint_under_conditions_and_keeps_its_predictions
     trained: Path, store: Path, tmp_path: Path
 ) -> None:
     result = start(
-        ["-m", "llm_mer.cli"],
+        ["-m", "llm_mer"],
         *("evaluate", "--checkpoint", trained, "--data", store, "--output", tmp_path / "scores", "--resamples", "20"),
         *("--conditions", "shuffle:audio,vision"),
     )

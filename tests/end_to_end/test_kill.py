@@ -14,9 +14,9 @@ import pytest
 import torch
 from conftest import ROOT, adapter_weights, run_environment, training_options
 
-from llm_mer.run_manifest import RunManifest
-from llm_mer.training import finetune
-from llm_mer.whole_checkpoints import checkpoints, damage
+from llm_mer.checkpoints.run_manifest import RunManifest
+from llm_mer.cli.train import finetune
+from llm_mer.training.atomic_checkpoints import checkpoints, damage
 
 COMMANDS = {
     1: [sys.executable, "-u", "finetune.py"],

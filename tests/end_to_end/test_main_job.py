@@ -31,11 +31,19 @@ def start(*argv: str | Path) -> str:
 @pytest.mark.skipif(importlib.util.find_spec("espeakng_loader") is None, reason="the media extra is not installed")
 def test_from_clips_to_a_report(backbones: dict[str, Path], tmp_path: Path) -> None:
     corpus, features = tmp_path / "corpus", tmp_path / "features"
-    start("-m", "llm_mer.cli", "make-corpus", "--output", corpus, "--utterances_per_language", "60")
+    start("-m", "llm_mer", "make-corpus", "--output", corpus, "--utterances_per_language", "60")
     entries = [json.loads(line) for line in (corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(entries) == 120
     start(
-        "-m", "llm_mer.cli", "extract", "--manifest", corpus / "manifest.jsonl", "--output", features, "--audio", "librosa"
+        "-m",
+        "llm_mer",
+        "extract",
+        "--manifest",
+        corpus / "manifest.jsonl",
+        "--output",
+        features,
+        "--audio",
+        "librosa",
     )
     assert (features / "quarantine.jsonl").read_text() == ""
     for name, switches in (("egmf", {}), ("text", {"use_audio": "false", "use_vision": "false"})):
@@ -45,7 +53,17 @@ def test_from_clips_to_a_report(backbones: dict[str, Path], tmp_path: Path) -> N
             *options(backbone=backbones["llama"], hidden_size=16, num_train_epochs=1, max_steps=6, **switches),
         )
         start(
-            *("-m", "llm_mer.cli", "evaluate", "--checkpoint", tmp_path / name, "--data", features, "--resamples", "50"),
+            *(
+                "-m",
+                "llm_mer",
+                "evaluate",
+                "--checkpoint",
+                tmp_path / name,
+                "--data",
+                features,
+                "--resamples",
+                "50",
+            ),
             *(() if switches else ("--conditions", "shuffle:audio,vision", "--keep_features")),
         )
     held_out = [entry for entry in entries if entry["split"] == "test"]
@@ -62,7 +80,7 @@ def test_from_clips_to_a_report(backbones: dict[str, Path], tmp_path: Path) -> N
             assert answer["diagnostics"]["expert_weights"] == pytest.approx(known["diagnostics"]["expert_weights"], abs=1e-3)
     page = tmp_path / "report.html"
     start(
-        *("-m", "llm_mer.cli", "report", "--evaluations", tmp_path / "egmf", "--text_only", tmp_path / "text"),
+        *("-m", "llm_mer", "report", "--evaluations", tmp_path / "egmf", "--text_only", tmp_path / "text"),
         *("--facts", "quickstart", "--output", page),
     )
     text = page.read_text(encoding="utf-8")

@@ -10,10 +10,11 @@ import pytest
 from conftest import make_utterances, options, torchrun
 
 from llm_mer.data.store import write_store
-from llm_mer.evaluation.evaluate import EvaluateConfig, run
+from llm_mer.evaluation.evaluate import EvaluateConfig
 from llm_mer.evaluation.journal import JOURNAL
-from llm_mer.inference import Predictor
-from llm_mer.prediction import Prediction
+from llm_mer.evaluation.over_seeds import run
+from llm_mer.inference.prediction import Prediction
+from llm_mer.inference.predictor import Predictor
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -41,7 +42,7 @@ def test_two_processes_give_the_files_of_one_to_the_last_digit_and_finish_what_o
     with pytest.raises(KeyboardInterrupt):
         run(EvaluateConfig(**given, output=str(tmp_path / "two")))
     assert (tmp_path / "two" / "store" / JOURNAL).is_file()
-    result = torchrun(2, "-m", "llm_mer.cli", "evaluate", *options(**given, output=tmp_path / "two"))
+    result = torchrun(2, "-m", "llm_mer", "evaluate", *options(**given, output=tmp_path / "two"))
     assert result.returncode == 0, result.stderr[-3000:]
     # Printed once, so the two processes knew of one another.
     assert result.stdout.strip() == str(one).replace(str(tmp_path / "one"), str(tmp_path / "two"))

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from conftest import make_utterances, options, torchrun
 
+from llm_mer.cli.infer import infer
 from llm_mer.data.sources.manifest import write_manifest
+from llm_mer.distributed.process_group import Processes
 from llm_mer.errors import UserError
-from llm_mer.infer import InferConfig, PartFiles, finished_ids, infer, inputs
-from llm_mer.inference import MerPipeline
-from llm_mer.processes import Processes
+from llm_mer.inference.inputs import InferConfig, inputs
+from llm_mer.inference.output_file import PartFiles, finished_ids
+from llm_mer.inference.pipeline import MerPipeline
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not SOURCE.is_dir(), reason="shared/data/stories
 
 @pytest.fixture(scope="module")
 def stories(shared: Shared) -> Path:
-    from llm_mer.backbones.llama2c import convert_llama2c
+    from llm_mer.backbones.convert.llama2c import convert_llama2c
 
     return shared.make("stories260k", lambda folder: convert_llama2c(next(SOURCE.glob("*.bin")), folder))
 
@@ -32,9 +32,9 @@ def test_the_published_weights_tell_a_story(stories: Path) -> None:
 
 
 def test_it_takes_lora_and_pseudo_tokens_and_learns_what_only_sound_and_picture_tell(stories: Path, tmp_path: Path) -> None:
+    from llm_mer.cli.train import finetune
     from llm_mer.data.store import write_store
     from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate
-    from llm_mer.training import finetune
 
     english = [
         u
@@ -61,8 +61,8 @@ def test_it_takes_lora_and_pseudo_tokens_and_learns_what_only_sound_and_picture_
 def test_its_frozen_weights_are_untouched_in_the_checkpoints_copy(stories: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
+    from llm_mer.cli.train import finetune
     from llm_mer.data.store import write_store
-    from llm_mer.training import finetune
 
     english = [u for u in make_utterances("train", 32) if u.language == "en"]
     run = finetune(training_options(write_store(english, tmp_path / "store"), stories, tmp_path / "run"))

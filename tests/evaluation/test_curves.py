@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from llm_mer.evaluation.conditions import AS_IS, Condition
 from llm_mer.evaluation.curves import Point, area_under, areas, curve
-from llm_mer.evaluation.evaluate import AS_IS, Condition, Row
+from llm_mer.evaluation.rows import Row
 
 
 def row(condition: str, value: float, subset: str = "all", language: str = "en") -> Row:

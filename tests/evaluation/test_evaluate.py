@@ -12,24 +12,15 @@ from conftest import make_utterances
 
 from llm_mer.data.store import write_store
 from llm_mer.errors import UserError
-from llm_mer.evaluation.evaluate import (
-    AS_IS,
-    DIALOGUE,
-    GENERATION,
-    Condition,
-    EvaluateConfig,
-    Evaluation,
-    decode_dialogues,
-    evaluate,
-    load_predictions,
-    parse_conditions,
-    run,
-    score_rows,
-)
+from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, GENERATION, Condition, parse_conditions
+from llm_mer.evaluation.dialogue import decode_dialogues
+from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate
 from llm_mer.evaluation.metrics import compute_metrics
+from llm_mer.evaluation.over_seeds import run
+from llm_mer.evaluation.rows import Evaluation, load_predictions, score_rows
 from llm_mer.evaluation.subsets import turn_group
-from llm_mer.prediction import Prediction
-from llm_mer.tasks import get_task
+from llm_mer.inference.prediction import Prediction
+from llm_mer.prompting.tasks import get_task
 
 ALL = ("text", "audio", "vision")
 EMOTION = get_task("emotion")
@@ -182,7 +173,7 @@ def no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("predicted before the options were checked")
 
-    monkeypatch.setattr("llm_mer.inference.Predictor.predict_batch", refuse)
+    monkeypatch.setattr("llm_mer.inference.predictor.Predictor.predict_batch", refuse)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ import pytest
 
 from llm_mer.data.store import write_store
 from llm_mer.errors import UserError
-from llm_mer.evaluation.evaluate import EvaluateConfig, run
+from llm_mer.evaluation.evaluate import EvaluateConfig
 from llm_mer.evaluation.journal import JOURNAL, Journal
-from llm_mer.inference import Predictor
-from llm_mer.prediction import Prediction
+from llm_mer.evaluation.over_seeds import run
+from llm_mer.inference.prediction import Prediction
+from llm_mer.inference.predictor import Predictor
 
 SETTINGS = {"split": "test", "seed": 0, "tasks": None}
 

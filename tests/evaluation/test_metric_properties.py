@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_mer.evaluation.bootstrap import paired_difference, statistics_of
 from llm_mer.evaluation.metrics import (
     bin_of,
     calibration_metrics,
@@ -19,7 +18,8 @@ from llm_mer.evaluation.metrics import (
     mosi_metrics,
     sims_metrics,
 )
-from llm_mer.tasks import get_task
+from llm_mer.evaluation.resampling import paired_difference, statistics_of
+from llm_mer.prompting.tasks import get_task
 
 settings.register_profile("steady", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("steady")

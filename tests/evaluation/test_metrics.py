@@ -23,7 +23,7 @@ from llm_mer.evaluation.metrics import (
     pearson,
     sims_metrics,
 )
-from llm_mer.tasks import get_task
+from llm_mer.prompting.tasks import get_task
 
 
 def mosi(truth: list[float], predicted: list[float]) -> dict[str, float]:

@@ -6,7 +6,7 @@ import pytest
 
 from llm_mer.errors import UserError
 from llm_mer.evaluation.subsets import check_groupings, length_group, subset_names, subsets_of, turn_group
-from llm_mer.prediction import Prediction
+from llm_mer.inference.prediction import Prediction
 
 
 def answer(language: str = "en", **fields: object) -> Prediction:

@@ -263,8 +263,8 @@ def manifest(path: Path, _: Ground) -> Any:
 
 def prepared(path: Path, ground: Ground, **options: Any) -> Any:
     """What ``finetune.py`` reads before any model."""
-    from llm_mer.configuration import DataArguments
-    from llm_mer.data.reading import prepare_data
+    from llm_mer.training.options import DataArguments
+    from llm_mer.training.run_data import prepare_data
 
     return prepare_data(DataArguments(data=f"manifest:{path}", **options))
 
@@ -672,7 +672,7 @@ STORES = (
 
 
 def checkpoint(path: Path, ground: Ground) -> Any:
-    from llm_mer.inference import MerPipeline
+    from llm_mer.inference.pipeline import MerPipeline
 
     own = ground.folder / "checkpoint"
     return MerPipeline.from_checkpoint(own if own.is_dir() else path)
@@ -697,7 +697,7 @@ def damaged(name: str, share: float | None = None) -> Build:
 
 
 def with_backbone(path: Path, ground: Ground) -> Any:
-    from llm_mer.inference import MerPipeline
+    from llm_mer.inference.pipeline import MerPipeline
 
     return MerPipeline.from_checkpoint(path, backbone=str(ground.other_backbone))
 
@@ -713,7 +713,7 @@ def reshaped(ground: Ground) -> Path:
 
 
 def reproduced(path: Path, ground: Ground) -> Any:
-    from llm_mer.reproduce import ReproduceConfig, reproduce
+    from llm_mer.training.reproduce import ReproduceConfig, reproduce
 
     return reproduce(ReproduceConfig(str(path if path.is_dir() else path.parent), str(ground.folder / "again")))
 
@@ -869,7 +869,7 @@ PROMPT = {
 
 
 def prompts(path: Path, _: Ground) -> Any:
-    from llm_mer.prompts import load_prompts
+    from llm_mer.prompting.templates import load_prompts
 
     return load_prompts([str(path)])
 
@@ -878,8 +878,9 @@ def rendered(task: str) -> Callable[[Path, Ground], Any]:
     """Choosing and filling in the template for a task in English."""
 
     def read(path: Path, _: Ground) -> Any:
-        from llm_mer.prompts import load_prompts, render, select_prompt
-        from llm_mer.tasks import get_task
+        from llm_mer.prompting.rendering import render
+        from llm_mer.prompting.tasks import get_task
+        from llm_mer.prompting.templates import load_prompts, select_prompt
 
         return render(select_prompt(load_prompts([str(path)]), get_task(task), "en"), get_task(task), "hello")
 
@@ -960,7 +961,7 @@ JOY, GRIEF = {"name": "joy", "en": "joy", "zh": "高兴"}, {"name": "grief", "en
 
 
 def task(path: Path, _: Ground) -> Any:
-    from llm_mer.tasks import get_task
+    from llm_mer.prompting.tasks import get_task
 
     return get_task(str(path))
 
@@ -1010,7 +1011,8 @@ TASKS = (
 
 def options(path: Path, ground: Ground) -> Any:
     """``finetune.py --config FILE`` up to the first step, without a language model."""
-    from llm_mer.training import build_trainer, parse_arguments
+    from llm_mer.training.parsing import parse_arguments
+    from llm_mer.training.setup import build_trainer
 
     argv = training_options(ground.store, "none", ground.folder / "run", tasks=None, lora_r=None, learning_rate=None)
     for name in (yaml.safe_load(path.read_text()) if path.suffix == ".yaml" and path.is_file() else None) or ():
@@ -1028,8 +1030,8 @@ def cli(*argv: str) -> Callable[[Path, Ground], Any]:
     """A subcommand of ``llm-mer``; ``{}`` stands for the input."""
 
     def read(path: Path, _: Ground) -> Any:
-        from llm_mer.cli import COMMANDS, resolve
-        from llm_mer.command_line import parse
+        from llm_mer.cli.main import COMMANDS, resolve
+        from llm_mer.cli.options import parse
 
         command = COMMANDS[argv[0]]
         given = [word.replace("{}", str(path)) for word in argv[1:]]
@@ -1040,7 +1042,7 @@ def cli(*argv: str) -> Callable[[Path, Ground], Any]:
 
 def answered(path: Path, ground: Ground) -> Any:
     """``infer.py --features FILE`` up to its answer."""
-    from llm_mer.infer import InferConfig, single_utterance
+    from llm_mer.inference.inputs import InferConfig, single_utterance
 
     return single_utterance(InferConfig(features=str(path)))
 

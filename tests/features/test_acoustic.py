@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
+from llm_mer.data.schema import SAMPLE_RATE
 from llm_mer.errors import UserError
 from llm_mer.features.acoustic import EXTRACTORS, FRAME_RATE, AcousticExtractor, pool
-from llm_mer.features.media import SAMPLE_RATE
 
 SIZES = {"egemaps": 25, "librosa": 43}
 NAMES = sorted(SIZES)

@@ -13,20 +13,14 @@ import numpy as np
 import pytest
 from media_files import clip, tone, work_or_die, write_mp4, write_wav
 
+from llm_mer.data.feature_settings import FeatureSettings
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.manifest import write_manifest
 from llm_mer.data.store import UtteranceStore
 from llm_mer.errors import UserError
 from llm_mer.features import extract as module
-from llm_mer.features.extract import (
-    QUARANTINE,
-    ExtractConfig,
-    Extractor,
-    FeatureSettings,
-    extract,
-    extract_manifest,
-    extract_one,
-)
+from llm_mer.features.extract import QUARANTINE, ExtractConfig, extract, extract_manifest
+from llm_mer.features.extractor import Extractor, extract_one
 from llm_mer.features.media import MediaError, read_audio, read_frames
 
 GOOD = 6

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from media_files import clip, peak_frequency, tone, write_mp4, write_wav
 
+from llm_mer.data.schema import SAMPLE_RATE
 from llm_mer.errors import UserError
 from llm_mer.features import media
-from llm_mer.features.media import REASONS, SAMPLE_RATE, MediaError, read_audio, read_frames
+from llm_mer.features.media import REASONS, MediaError, read_audio, read_frames
 
 GREY_STEP = 20
 

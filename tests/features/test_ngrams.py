@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from llm_mer.data.feature_settings import FeatureSettings
 from llm_mer.data.schema import Utterance
-from llm_mer.features.extract import Extractor, FeatureSettings
+from llm_mer.features.extractor import Extractor
 from llm_mer.features.ngrams import HashedNgrams
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llm_mer.data.schema import Frames
 from llm_mer.errors import UserError
-from llm_mer.features.media import Frames
 from llm_mer.features.visual import CELL, ORIENTATIONS, SIDE, FaceRegion, HogFlow, Landmarks
 
 CELLS = SIDE // CELL

@@ -16,9 +16,11 @@ import pytest
 import torch
 from conftest import adapter_weights, build_quantisable, make_utterances
 
-from llm_mer.inference import MerPipeline
-from llm_mer.modeling import conditional_generation_of
-from llm_mer.training import build_trainer, finetune, parse_arguments
+from llm_mer.cli.train import finetune
+from llm_mer.inference.pipeline import MerPipeline
+from llm_mer.model.modeling_mer import conditional_generation_of
+from llm_mer.training.parsing import parse_arguments
+from llm_mer.training.setup import build_trainer
 
 DEVICE = os.environ.get("LLM_MER_TEST_DEVICE", "")
 pytestmark = [

@@ -16,7 +16,7 @@ import numpy as np
 
 from llm_mer.data.schema import Utterance
 from llm_mer.errors import UserError
-from llm_mer.tasks import Task
+from llm_mer.prompting.tasks import Task
 
 
 def require_file(path: Path, hint: str) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.common import csv_rows, label_name, polarity, whole_number
 from llm_mer.errors import UserError
-from llm_mer.tasks import get_task
+from llm_mer.prompting.tasks import get_task
 
 COLUMNS: tuple[str, ...] = ("Dialogue_ID", "Utterance_ID", "Speaker", "Sentiment", "Emotion", "Utterance")
 FILES: dict[str, str] = {"train": "train_split.csv", "valid": "valid_split.csv", "test": "test_split.csv"}

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_mer.data.schema import LANGUAGES, SPLITS, Utterance
+from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.errors import UserError
-from llm_mer.tasks import builtin_tasks
+from llm_mer.prompting.languages import LANGUAGES
+from llm_mer.prompting.tasks import builtin_tasks
 
 FIELDS: tuple[str, ...] = (
     "id",

@@ -19,7 +19,7 @@ from pathlib import Path
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.common import csv_rows, label_name, polarity, require_file, whole_number
 from llm_mer.errors import UserError
-from llm_mer.tasks import get_task
+from llm_mer.prompting.tasks import get_task
 
 COLUMNS: tuple[str, ...] = ("Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID")
 FILES: dict[str, str] = {"train": "train_sent_emo.csv", "valid": "dev_sent_emo.csv", "test": "test_sent_emo.csv"}

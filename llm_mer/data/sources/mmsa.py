@@ -30,11 +30,12 @@ from typing import Any
 
 import numpy as np
 
-from llm_mer.data.schema import LANGUAGES, SPLITS, Utterance
+from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.sources.common import cut, real_number
 from llm_mer.data.sources.manifest import guess_language
 from llm_mer.data.sources.safe_pickle import load_pickle
 from llm_mer.errors import UserError
+from llm_mer.prompting.languages import LANGUAGES
 
 FIELDS: tuple[str, ...] = ("raw_text", "id", "audio", "vision", "regression_labels")
 LENGTHS: dict[str, str] = {"audio": "audio_lengths", "vision": "vision_lengths"}

@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_mer.data.schema import LANGUAGES, SPLITS, Utterance
+from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.sources.common import cut, label_name
 from llm_mer.data.sources.mmsa import infer_language
 from llm_mer.data.sources.safe_pickle import load_pickle
 from llm_mer.errors import UserError
-from llm_mer.tasks import Task, get_task
+from llm_mer.prompting.languages import LANGUAGES
+from llm_mer.prompting.tasks import Task, get_task
 
 TASKS: dict[str, str] = {"meld": "meld", "cherma": "cherma", "iemocap": "iemocap6"}
 """Data set → task of its labels. Excitement stays apart from happiness; the task ``iemocap4`` merges them."""

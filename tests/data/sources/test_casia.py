@@ -11,7 +11,7 @@ from shared_files import shared_data
 
 from llm_mer.data.sources.casia import EMOTIONS, read_casia
 from llm_mer.errors import UserError
-from llm_mer.tasks import get_task
+from llm_mer.prompting.tasks import get_task
 
 
 def entry(number: int = 0, emotion: str = "angry", speaker: str = "wangzhe", sentence: str = "201") -> list[Any]:

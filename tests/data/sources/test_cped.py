@@ -8,7 +8,7 @@ from shared_files import shared_data
 
 from llm_mer.data.sources.cped import COLUMNS, FILES, read_cped
 from llm_mer.errors import UserError
-from llm_mer.tasks import get_task
+from llm_mer.prompting.tasks import get_task
 
 HEADER = (
     "TV_ID,Dialogue_ID,Utterance_ID,Speaker,Gender,Age,Neuroticism,Extraversion,Openness,Agreeableness,"

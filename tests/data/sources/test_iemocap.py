@@ -11,9 +11,10 @@ from llm_mer.data.prepare import PrepareConfig, prepare
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.iemocap import EMOTIONS, read_iemocap
 from llm_mer.data.store import UtteranceStore
-from llm_mer.data.validate import Inspection, check_utterances
+from llm_mer.data.validation.checks import Inspection
+from llm_mer.data.validation.validate import check_utterances
 from llm_mer.errors import UserError
-from llm_mer.tasks import get_task
+from llm_mer.prompting.tasks import get_task
 
 # In the order of the evaluation file, which lists one speaker's utterances before the other's.
 TURNS = [

@@ -8,7 +8,7 @@ from shared_files import shared_data
 
 from llm_mer.data.sources.meld import FILES, read_meld, repair_text
 from llm_mer.errors import UserError
-from llm_mer.tasks import get_task
+from llm_mer.prompting.tasks import get_task
 
 HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
 TAIL = '8,21,"00:16:16,059","00:16:21,731"'

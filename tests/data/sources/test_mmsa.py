@@ -12,7 +12,7 @@ from llm_mer.data.dataset import MerDataset
 from llm_mer.data.sources.mmsa import read_mmsa
 from llm_mer.data.store import UtteranceStore, write_store
 from llm_mer.errors import UserError
-from llm_mer.tasks import get_task
+from llm_mer.prompting.tasks import get_task
 
 TEXTS = {"en": ["GOOD FILM", "BAD", "SO SO"], "zh": ["很好看。", "OK", "一般"]}
 

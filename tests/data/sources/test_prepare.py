@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from shared_files import shared_data
 
-from llm_mer.cli import main
+from llm_mer.cli.main import main
 from llm_mer.data.prepare import PrepareConfig, prepare
 from llm_mer.data.sources import SOURCES
 from llm_mer.data.store import UtteranceStore

@@ -8,7 +8,7 @@ from shared_files import shared_data
 
 from llm_mer.data.sources.ravdess import read_ravdess
 from llm_mer.errors import UserError
-from llm_mer.tasks import get_task
+from llm_mer.prompting.tasks import get_task
 
 
 def clip(folder: Path, actor: int, emotion: str = "05", sentence: str = "01") -> Path:

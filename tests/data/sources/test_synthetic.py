@@ -27,7 +27,7 @@ from llm_mer.data.sources.synthetic.sentences import EMOTIONAL_EN, EMOTIONAL_ZH,
 from llm_mer.data.sources.synthetic.speech import Synthesiser
 from llm_mer.errors import UserError
 from llm_mer.features.media import read_audio, read_frames
-from llm_mer.tasks import get_task
+from llm_mer.prompting.tasks import get_task
 
 SMALL = CorpusConfig(utterances_per_language=60, languages=["en"], size=48, fps=6, workers=1)
 CHANCE = 1 / len(EMOTIONS)

@@ -1,0 +1,1 @@
+"""Published weights in other layouts to folders of transformers."""

@@ -1,0 +1,112 @@
+"""Trained weights of a checkpoint: read, compared with what the model expects, written without what only training needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from llm_mer.backbones.language_lora import route_by_language
+from llm_mer.errors import UserError
+from llm_mer.model.modeling_mer import MerForConditionalGeneration, fusion_adapter_of
+
+FUSION_ADAPTER_FILE = "fusion_adapter.safetensors"
+"""The adapter's weights in a merged checkpoint, which has no LoRA beside them."""
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file. Raises :class:`UserError` when it is missing or cut off."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"{path.parent}: no {path.name}")
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or cut off: {error}") from None
+
+
+def is_training_only(name: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether a weight's name has one of an adapter's training-only prefixes at the beginning of some part of it."""
+    return any(f".{prefix}" in f".{name}" for prefix in prefixes)
+
+
+def fits(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Size], model: torch.nn.Module) -> None:
+    """Compare weights with what the model expects; those that only training needs may be missing.
+
+    Raises:
+        UserError: naming missing and unexpected weights, or one of another shape.
+    """
+    prefixes = fusion_adapter_of(model).training_only_parameters()
+    missing = sorted(name for name in expected if name not in state and not is_training_only(name, prefixes))
+    unexpected = sorted(set(state) - set(expected))
+    if missing or unexpected:
+        raise UserError(f"{path}: weights do not fit the description: missing {missing[:4]}, unexpected {unexpected[:4]}")
+    for name, value in state.items():
+        if value.shape != expected[name]:
+            raise UserError(
+                f"{path}: {name} has shape {tuple(value.shape)}, the description asks for {tuple(expected[name])}"
+            )
+
+
+def load_adapter_weights(base: MerForConditionalGeneration, folder: Path) -> torch.nn.Module:
+    """LoRA and fusion-adapter weights of a PEFT checkpoint onto a fresh base. Raises ``UserError`` when they do not fit."""
+    from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    path = folder / "adapter_model.safetensors"
+    state = read_weights(path)
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: no adapter_config.json; the checkpoint is incomplete")
+    try:
+        peft_config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'adapter_config.json'}: damaged: {error}") from None
+    peft_config.inference_mode = True
+    model = get_peft_model(base, peft_config)
+    # What an inference checkpoint leaves out on purpose keeps its fresh values: PEFT itself fails on a missing key.
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    fits(path, state, {name: value.shape for name, value in own.items()}, model)
+    set_peft_model_state_dict(model, {**own, **state})
+    assert isinstance(peft_config, LoraConfig)
+    base.model.language_router = route_by_language(base, base.config.lora_sharing, peft_config.r)
+    return model
+
+
+def load_merged_weights(base: MerForConditionalGeneration, folder: Path) -> torch.nn.Module:
+    """Weights of the adapter beside a backbone that has LoRA in its own. Raises ``UserError`` when they do not fit."""
+    path = folder / FUSION_ADAPTER_FILE
+    state = read_weights(path)
+    adapter = fusion_adapter_of(base)
+    fits(path, state, {name: value.shape for name, value in adapter.state_dict().items()}, base)
+    adapter.load_state_dict(state, strict=False)
+    return base
+
+
+def load_head_weights(model: torch.nn.Module, folder: Path) -> None:
+    """Weights of an adapter alone."""
+    path = folder / "model.safetensors"
+    state = read_weights(path)
+    fits(path, state, {name: value.shape for name, value in model.state_dict().items()}, model)
+    model.load_state_dict(state, strict=False)
+
+
+def drop_training_only(folder: Path, prefixes: tuple[str, ...]) -> int:
+    """Remove parameters that only training needs from the weights in ``folder``; returns how many tensors went."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    if not prefixes:
+        return 0
+    dropped = 0
+    for name in ("adapter_model.safetensors", "model.safetensors"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        with safe_open(path, "pt") as stream:
+            header = stream.metadata()
+        state = load_file(path)
+        kept = {k: v for k, v in state.items() if not is_training_only(k, prefixes)}
+        dropped += len(state) - len(kept)
+        save_file(kept, path, metadata=header)
+    return dropped

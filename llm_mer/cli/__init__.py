@@ -1,0 +1,1 @@
+"""``llm-mer``: one file a command."""

@@ -1,0 +1,1 @@
+"""A checkpoint served to a browser."""

@@ -1,0 +1,1 @@
+"""Faults of a data set, found before a training does."""

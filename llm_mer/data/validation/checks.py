@@ -1,0 +1,409 @@
+"""The checks of a data set: what is wrong in one utterance, between utterances and between splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llm_mer.data.schema import SPLITS, Utterance
+from llm_mer.data.store import FEATURE_COLUMNS
+from llm_mer.data.validation.encoding import is_garbled
+from llm_mer.data.validation.findings import ADVICE, ERROR, INFO, WARNING, Finding, shorten
+from llm_mer.data.validation.leakage import class_separation, score_correlation
+from llm_mer.errors import UserError
+from llm_mer.prompting.languages import LANGUAGES
+from llm_mer.prompting.tasks import Task, builtin_tasks
+
+SHOWN = 5
+"""Ids shown of each finding."""
+SAMPLE = 4000
+"""Training utterances, drawn at random, that the check for leaks looks at."""
+SEPARATES, ALMOST_SEPARATES = 0.999, 0.98
+"""Area under the ROC curve of one class against the others, or |correlation| with the score: error from the first,
+warning from the second."""
+LONGER, SECONDS = 1.5, 1.0
+"""Audio and vision disagree when one is both so many times and so many seconds longer."""
+FOREIGN = 0.5
+"""Share of labels outside the best built-in task above which the labels are taken for those of a task of one's own."""
+
+
+def _digest(*parts: bytes) -> int:
+    hashed = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        hashed.update(len(part).to_bytes(8, "little"))
+        hashed.update(part)
+    return int.from_bytes(hashed.digest(), "little")
+
+
+class _Labels:
+    """Labels of one task as they go by."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.found = 0
+        self.wrong: dict[str, Counter[str]] = {}
+        self.first: dict[str, list[str]] = {}
+        self.classes: dict[str, Counter[str]] = {}
+        self._known: dict[str, str | None] = {}
+
+    @property
+    def width(self) -> float:
+        """How much the task admits: of two that fit, the narrower is meant."""
+        return self.task.num_classes or self.task.require_range()[1] - self.task.require_range()[0]
+
+    @property
+    def outside(self) -> int:
+        """Labels the task does not admit."""
+        return sum(sum(counter.values()) for counter in self.wrong.values())
+
+    def name(self, value: str | float) -> str | None:
+        """The class, or None for an ignored label. Raises :class:`UserError` for one outside the set."""
+        if not isinstance(value, str):
+            return None if self.task.ignores(value) else self.task.label_names[self.task.class_index(value)]
+        if value not in self._known:
+            self._known[value] = None if self.task.ignores(value) else self.task.label_names[self.task.class_index(value)]
+        return self._known[value]
+
+    def update(self, utterance: Utterance) -> None:
+        value, split = utterance.labels[self.task.target], utterance.split
+        self.found += 1
+        try:
+            if self.task.kind == "classification":
+                name = self.name(value)
+                if name is not None:
+                    self.classes.setdefault(split, Counter())[name] += 1
+            else:
+                self.task.score(value)
+        except UserError:
+            self.wrong.setdefault(split, Counter())[str(value)] += 1
+            shown = self.first.setdefault(split, [])
+            if len(shown) < SHOWN:
+                shown.append(f"{utterance.id} ({value})")
+
+    def findings(self, single: bool) -> Iterator[Finding]:
+        name = self.task.name
+        # A task of one's own has most of its labels outside of any other; then the task is wrong, not the labels.
+        if single and self.outside > FOREIGN * self.found:
+            yield Finding(WARNING, "no task", "", self.outside, [f"{self.task.target} (best: {name})"], ADVICE["no task"])
+            return
+        yield Finding(INFO, "checked as", "", self.found, [f"{self.task.target}: {name}"], ADVICE["checked as"])
+        for split, counter in self.wrong.items():
+            yield Finding(ERROR, "label", split, sum(counter.values()), self.first[split], ADVICE["label"])
+        for split, counter in self.classes.items():
+            (label, count), total = counter.most_common(1)[0], sum(counter.values())
+            shown = [f"{name}: {label} {count / total:.1%}"]
+            yield Finding(INFO, "majority", split, total, shown, ADVICE["majority"])
+        if "train" in self.classes:
+            for split, counter in self.classes.items():
+                unseen = [label for label in counter if label not in self.classes["train"]]
+                if unseen:
+                    number = sum(counter[label] for label in unseen)
+                    yield Finding(WARNING, "unseen class", split, number, unseen[:SHOWN], ADVICE["unseen class"])
+
+
+@dataclass
+class _Extent:
+    """Smallest and largest value of each feature in training."""
+
+    low: np.ndarray
+    high: np.ndarray
+    steps: int = 0
+
+
+class Inspection:
+    """Takes utterances one at a time and tells what is wrong with them.
+
+    Memory holds a few hundred bytes an utterance (ids, hashes, places in dialogues) and a sample of at most 4000 training
+    utterances' mean features, never the features of the data set.
+
+    Args:
+        tasks: whose labels are checked; None picks, for each target, the built-in task that fits best.
+        feature_sizes: ``{modality: D}`` that a store claims. feature_names: of the feature dimensions, where known.
+        rates: ``{modality: steps a second}`` where known.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task] | None = None,
+        feature_sizes: dict[str, int] | None = None,
+        feature_names: dict[str, list[str]] | None = None,
+        rates: dict[str, float] | None = None,
+    ) -> None:
+        self.given = tasks is not None
+        self.labels = [_Labels(task) for task in (builtin_tasks().values() if tasks is None else tasks)]
+        self.names = feature_names or {}
+        self.rates = rates or {}
+        self.counts: dict[str, int] = {}
+        self._sizes = dict(feature_sizes or {})
+        self._targets: Counter[str] = Counter()
+        self._offenders: dict[tuple[str, str, str], tuple[int, list[str]]] = {}
+        self._ids: dict[str, int] = {}
+        self._order: list[str] = []
+        self._splits: list[str] = []
+        self._contents: dict[int, int] = {}
+        self._sentences: dict[int, int] = {}
+        self._dialogues: dict[tuple[str, str], list[str]] = {}
+        self._speakers: dict[str, list[str]] = {}
+        self._turns: set[int] = set()
+        self._extents: dict[str, _Extent] = {}
+        self._sample: list[tuple[dict[str, np.ndarray], dict[str, str | float]]] = []
+        self._training = 0
+        self._random = np.random.default_rng(0)
+
+    def _note(self, severity: str, check: str, split: str, shown: str) -> None:
+        count, first = self._offenders.get((severity, check, split), (0, []))
+        self._offenders[severity, check, split] = (count + 1, [*first, shown] if len(first) < SHOWN else first)
+
+    def update(self, utterance: Utterance) -> None:
+        """Take in one utterance."""
+        place = len(self._order)
+        self.counts[utterance.split] = self.counts.get(utterance.split, 0) + 1
+        if utterance.id in self._ids:
+            other = self._splits[self._ids[utterance.id]]
+            self._note(ERROR, "duplicate id", _joined(other, utterance.split), utterance.id)
+        self._ids.setdefault(utterance.id, place)
+        self._order.append(utterance.id)
+        self._splits.append(utterance.split)
+        if utterance.split not in SPLITS or utterance.language not in LANGUAGES:
+            shown = f"{utterance.id} ({utterance.split}, {utterance.language})"
+            self._note(ERROR, "split or language", utterance.split, shown)
+        self._targets.update(list(utterance.labels))
+        for labels in self.labels:
+            if labels.task.target in utterance.labels:
+                labels.update(utterance)
+        self._check_text(utterance)
+        features = self._check_features(utterance)
+        self._check_sharing(utterance, features, place)
+        self._check_dialogue(utterance)
+        if utterance.split == "train":
+            self._learn(utterance, features)
+
+    def _check_text(self, utterance: Utterance) -> None:
+        media = (utterance.audio, utterance.vision, *(getattr(utterance, c) for c in FEATURE_COLUMNS.values()))
+        blank = utterance.text is None or not utterance.text.strip()
+        if blank and all(part is None for part in media):
+            self._note(ERROR, "no modality", utterance.split, utterance.id)
+        elif utterance.text is not None and blank:
+            self._note(WARNING, "empty text", utterance.split, utterance.id)
+        for text in (utterance.text, utterance.speaker):
+            if text and is_garbled(text, utterance.language):
+                self._note(WARNING, "encoding", utterance.split, f"{utterance.id} ({shorten(text, 24)})")
+                break
+
+    def _check_features(self, utterance: Utterance) -> dict[str, np.ndarray]:
+        """Features that are sound, by modality."""
+        sound: dict[str, np.ndarray] = {}
+        for modality, column in FEATURE_COLUMNS.items():
+            features = getattr(utterance, column)
+            if features is None:
+                continue
+            where = f"{utterance.id} ({modality}"
+            if features.ndim != 2 or 0 in features.shape:
+                self._note(ERROR, "shape", utterance.split, f"{where} {features.shape})")
+                continue
+            size = self._sizes.setdefault(modality, int(features.shape[1]))
+            if features.shape[1] != size:
+                self._note(ERROR, "feature size", utterance.split, f"{where} {features.shape[1]}, not {size})")
+                continue
+            with np.errstate(over="ignore"):
+                values = np.asarray(features, dtype=np.float32)
+            if not np.isfinite(values).all():
+                self._note(ERROR, "not finite", utterance.split, f"{where})")
+                continue
+            if not values.any():
+                self._note(WARNING, "zero features", utterance.split, f"{where})")
+            sound[modality] = values
+        if {"audio", "vision"} <= set(self.rates) & set(sound):
+            lengths = sorted(len(sound[modality]) / self.rates[modality] for modality in ("audio", "vision"))
+            if lengths[1] > LONGER * lengths[0] and lengths[1] - lengths[0] > SECONDS:
+                shown = f"{utterance.id} ({lengths[0]:.1f} s, {lengths[1]:.1f} s)"
+                self._note(WARNING, "duration", utterance.split, shown)
+        return sound
+
+    def _check_sharing(self, utterance: Utterance, features: dict[str, np.ndarray], place: int) -> None:
+        """The same recording in two splits, told by its features or its files, whatever its text's language."""
+        # Not by features of the text: a sentence that two people say has the same.
+        sounds = [modality for modality in ("audio", "vision") if modality in features and features[modality].any()]
+        keys = []
+        if sounds:
+            keys.append(_digest(b"features", *(m.encode() + features[m].tobytes() for m in sounds)))
+        if utterance.audio or utterance.vision:
+            keys.append(_digest(b"media", str(utterance.audio).encode(), str(utterance.vision).encode()))
+        for key in keys:
+            other = self._contents.setdefault(key, place)
+            if self._splits[other] != utterance.split:
+                shown = f"{utterance.id} = {self._order[other]}"
+                self._note(ERROR, "same utterance", _joined(self._splits[other], utterance.split), shown)
+                break
+        if utterance.text and utterance.text.strip():
+            key = _digest(b"text", utterance.language.encode(), utterance.text.strip().encode("utf-8", "surrogatepass"))
+            other = self._sentences.setdefault(key, place)
+            if self._splits[other] != utterance.split:
+                shown = f"{utterance.id} = {self._order[other]}"
+                self._note(INFO, "same sentence", _joined(self._splits[other], utterance.split), shown)
+
+    def _check_dialogue(self, utterance: Utterance) -> None:
+        if utterance.speaker is not None:
+            _remember(self._speakers, utterance.speaker, utterance.split)
+        if utterance.dialogue_id is None:
+            return
+        _remember(self._dialogues, (utterance.dialogue_id, utterance.language), utterance.split)
+        if utterance.turn is None:
+            self._note(ERROR, "turn", utterance.split, f"{utterance.id} (none)")
+            return
+        key = _digest(
+            *(part.encode() for part in (utterance.split, utterance.language, utterance.dialogue_id, str(utterance.turn)))
+        )
+        if key in self._turns:
+            self._note(WARNING, "turn", utterance.split, f"{utterance.id} ({utterance.turn} again)")
+        self._turns.add(key)
+
+    def _learn(self, utterance: Utterance, features: dict[str, np.ndarray]) -> None:
+        for modality, values in features.items():
+            low, high = values.min(axis=0), values.max(axis=0)
+            extent = self._extents.setdefault(modality, _Extent(low, high))
+            extent.low, extent.high = np.minimum(extent.low, low), np.maximum(extent.high, high)
+            extent.steps += len(values)
+        if not features or not utterance.labels:
+            return
+        self._training += 1
+        # Vitter's reservoir: every training utterance has the same chance.
+        place = self._training - 1 if self._training <= SAMPLE else int(self._random.integers(self._training))
+        if place >= SAMPLE:
+            return
+        means = {m: np.append(values.mean(axis=0), np.float32(len(values))) for m, values in features.items()}
+        entry = (means, dict(utterance.labels))
+        if place < len(self._sample):
+            self._sample[place] = entry
+        else:
+            self._sample.append(entry)
+
+    def findings(self) -> list[Finding]:
+        """What was found so far, errors first."""
+        found = [
+            Finding(severity, check, split, count, first, ADVICE[check])
+            for (severity, check, split), (count, first) in self._offenders.items()
+        ]
+        found += self._shared()
+        found += self._constants()
+        chosen = self._chosen()
+        for labels in chosen:
+            found += labels.findings(single=not self.given)
+            if self.given or labels.outside <= FOREIGN * labels.found:
+                found += self._leaks(labels)
+        for labels in self.labels if self.given else ():
+            if not labels.found:
+                shown = [f"no utterance has a label {labels.task.target!r}"]
+                found.append(Finding(WARNING, "no task", "", 0, shown, f"is {labels.task.name} the task of this data?"))
+        if not self.given:
+            known = {labels.task.target for labels in self.labels}
+            for target, count in self._targets.items():
+                if target not in known:
+                    found.append(Finding(INFO, "no task", "", count, [target], ADVICE["no task"]))
+        for split in SPLITS:
+            if split not in self.counts:
+                found.append(Finding(INFO, "missing split", split, 0, [], ADVICE["missing split"]))
+        order = {name: place for place, name in enumerate((ERROR, WARNING, INFO))}
+        checks = {name: place for place, name in enumerate(ADVICE)}
+        return sorted(found, key=lambda finding: (order[finding.severity], checks[finding.check]))
+
+    def _chosen(self) -> list[_Labels]:
+        present = [labels for labels in self.labels if labels.found]
+        if self.given:
+            return present
+        targets = dict.fromkeys(labels.task.target for labels in present)
+        return [
+            min((o for o in present if o.task.target == target), key=lambda o: (o.outside, o.width)) for target in targets
+        ]
+
+    def _shared(self) -> Iterator[Finding]:
+        for splits, names in _over_splits(self._dialogues).items():
+            # Leave-one-speaker-out tests and validates on the two speakers of one dialogue.
+            severity = ERROR if "train" in splits else WARNING
+            first = [dialogue for dialogue, _ in names[:SHOWN]]
+            yield Finding(severity, "shared dialogue", splits, len(names), first, ADVICE["shared dialogue"])
+        for splits, names in _over_splits(self._speakers).items():
+            yield Finding(WARNING, "shared speaker", splits, len(names), names[:SHOWN], ADVICE["shared speaker"])
+
+    def _name(self, modality: str, dimension: int) -> str:
+        names = self.names.get(modality, [])
+        if dimension == self._sizes[modality]:
+            return f"{modality}: number of steps"
+        return f"{modality}[{dimension}]" + (f" {names[dimension]}" if dimension < len(names) else "")
+
+    def _constants(self) -> Iterator[Finding]:
+        for modality, extent in self._extents.items():
+            if extent.steps < 2:
+                continue
+            if not extent.low.any() and not extent.high.any():
+                shown = [f"{modality}: every feature of every utterance"]
+                yield Finding(ERROR, "zero features", "train", len(extent.low), shown, ADVICE["zero features"])
+                continue
+            constant = np.flatnonzero(extent.low == extent.high)
+            if len(constant):
+                first = [self._name(modality, int(d)) for d in constant[:SHOWN]]
+                yield Finding(WARNING, "constant", "train", len(constant), first, ADVICE["constant"])
+
+    def _leaks(self, labels: _Labels) -> Iterator[Finding]:
+        task = labels.task
+        for modality in self._extents:
+            rows, truths = [], []
+            for means, values in self._sample:
+                if modality in means and task.target in values:
+                    try:
+                        if task.kind == "regression":
+                            truth: float | None = task.score(values[task.target])
+                        else:
+                            name = labels.name(values[task.target])
+                            truth = None if name is None else task.label_names.index(name)
+                    except UserError:  # a finding of its own
+                        continue
+                    if truth is not None:
+                        rows.append(means[modality])
+                        truths.append(truth)
+            if not rows:
+                continue
+            features, targets = np.stack(rows), np.asarray(truths)
+            if task.kind == "regression":
+                strength, classes = score_correlation(features, targets), None
+            else:
+                strength, classes = class_separation(features, targets)
+            for severity, low, high in ((ERROR, SEPARATES, np.inf), (WARNING, ALMOST_SEPARATES, SEPARATES)):
+                told = np.flatnonzero((strength >= low) & (strength < high))
+                told = told[np.argsort(-strength[told], kind="stable")]
+                if len(told):
+                    first = [
+                        f"{self._name(modality, int(d))} → "
+                        + (f"{task.target} r={strength[d]:.3f}" if classes is None else "")
+                        + (f"{task.label_names[int(classes[d])]} AUC={strength[d]:.3f}" if classes is not None else "")
+                        for d in told[:SHOWN]
+                    ]
+                    yield Finding(severity, "leak", "train", len(told), first, ADVICE["leak"])
+
+
+def _split_order(split: str) -> tuple[int, str]:
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
+
+
+def _joined(*splits: str) -> str:
+    return "+".join(sorted(set(splits), key=_split_order))
+
+
+def _remember(table: dict[Any, list[str]], key: Any, split: str) -> None:
+    splits = table.setdefault(key, [])
+    if split not in splits:
+        splits.append(split)
+
+
+def _over_splits(table: dict[Any, list[str]]) -> dict[str, list[Any]]:
+    """What is in several splits, by these splits."""
+    found: dict[str, list[Any]] = {}
+    for key, splits in table.items():
+        if len(splits) > 1:
+            found.setdefault(_joined(*splits), []).append(key)
+    return found

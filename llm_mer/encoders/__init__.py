@@ -1,0 +1,1 @@
+"""Pretrained speech, vision and text encoders."""

@@ -1,0 +1,66 @@
+"""The dialogue decoder over the predictions of whole dialogues."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from llm_mer.data.dataset import MerDataset
+from llm_mer.errors import UserError
+from llm_mer.inference.prediction import Prediction
+from llm_mer.prompting.tasks import Task
+from llm_mer.scoring.dialogue_decoder import decode
+
+
+def decode_dialogues(
+    predictions: Sequence[Prediction], task: Task, p_shift: float, mode: str = "offline"
+) -> list[Prediction]:
+    """Predictions of a classification task with each dialogue decoded whole (SYSTEMS, GatedxLSTM 5).
+
+    ``offline`` is the paper's two passes, ``online`` emits each state when its utterance arrives. Utterances without a
+    dialogue stay as they are.
+
+    Raises:
+        UserError: a dialogue without speakers.
+    """
+    from llm_mer.scoring.dialogue_decoder import OnlineDialogueDecoder
+
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, prediction in enumerate(predictions):
+        if prediction.dialogue_id is not None:
+            groups.setdefault((prediction.language, prediction.dialogue_id), []).append(index)
+    decoded = list(predictions)
+    for (_, dialogue), members in groups.items():
+        members.sort(key=lambda i: predictions[i].turn or 0)
+        speakers = [predictions[i].speaker for i in members]
+        if any(speaker is None for speaker in speakers):
+            raise UserError(f"dialogue {dialogue!r} has utterances without a speaker; the dialogue decoder needs them")
+        scores = np.array([predictions[i].log_probabilities for i in members])
+        if mode == "online":
+            decoder = OnlineDialogueDecoder(scores.shape[1], p_shift)
+            states = [decoder.push(row, speaker) for row, speaker in zip(scores, speakers, strict=True)]
+        else:
+            states = [int(s) for s in decode(scores, speakers, p_shift)]
+        for index, state in zip(members, states, strict=True):
+            decoded[index] = dataclasses.replace(predictions[index], value=task.label_names[state])
+    return decoded
+
+
+def check_dialogues(dataset: MerDataset, tasks: Sequence[Task], shifts: dict[str, float], checkpoint: str) -> None:
+    """What the dialogue decoder needs, told before anything is predicted.
+
+    Raises:
+        UserError: no task with classes, no p0 in the checkpoint, or an utterance of a dialogue without a speaker.
+    """
+    classified = [task.name for task in tasks if task.kind == "classification"]
+    if not classified:
+        raise UserError("--dialogue_decoder: no task has classes to decode")
+    if any(name not in shifts for name in classified):
+        raise UserError(f"the training data of {checkpoint} had no dialogues: no p0 for the dialogue decoder")
+    for row in sorted({q.row for q in dataset.questions if q.task.name in classified}):
+        if dataset._dialogue[row] is not None and dataset._speaker[row] is None:
+            raise UserError(
+                f"dialogue {dataset._dialogue[row]!r} has utterances without a speaker; the dialogue decoder needs them"
+            )

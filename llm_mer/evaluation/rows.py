@@ -1,0 +1,201 @@
+"""Scores of one condition, task, language and subset, and all of an evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_mer.errors import UserError
+from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, Condition
+from llm_mer.evaluation.metrics import compute_metrics, majority_baseline
+from llm_mer.evaluation.resampling import headline_intervals
+from llm_mer.evaluation.subsets import EVERYTHING, TAG, subset_names, subsets_of
+from llm_mer.inference.prediction import Prediction
+from llm_mer.prompting.tasks import Task
+
+PREDICTIONS, EVALUATION = "predictions.jsonl", "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Area:
+    """Area under a noise curve, MMSA's AUILC where the kind is ``missing``.
+
+    ``area = Σ_i (x_{i+1} − x_i) · (y_i + y_{i+1}) / 2`` over the amounts x in rising order, for rates from 0 (as is).
+    ``mean`` is the area divided by the span of the amounts.
+    """
+
+    kind: str
+    task: str
+    language: str
+    metric: str
+    amounts: list[float]
+    area: float
+    mean: float
+
+
+@dataclass
+class Row:
+    """Scores of one condition, task, language and subset.
+
+    ``metrics`` as in METRICS of the task's convention, ``intervals`` 95 % bootstrap of the headline ones, ``baseline`` what
+    the row's own majority class or mean score would get: no constant answer does better on accuracy. ``by`` says what the
+    subset is one of: a tag, a length, a turn.
+    """
+
+    condition: str
+    task: str
+    language: str
+    subset: str
+    n: int
+    unparseable_rate: float
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    baseline: dict[str, float]
+    by: str = TAG
+
+
+@dataclass
+class Evaluation:
+    """Everything a report needs about one checkpoint on one split.
+
+    ``conditions`` are those asked for, in order; ``areas`` the areas under the curves of damage with several amounts.
+    """
+
+    name: str
+    checkpoint: dict[str, Any]
+    data: str
+    split: str
+    seed: int
+    resamples: int
+    rows: list[Row] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    conditions: list[Condition] = field(default_factory=list)
+    areas: list[Area] = field(default_factory=list)
+
+    def find(
+        self, condition: str = AS_IS, task: str = "", language: str = EVERYTHING, subset: str = EVERYTHING
+    ) -> Row | None:
+        """The row of these, None when there is none."""
+        for row in self.rows:
+            if (row.condition, row.task, row.language, row.subset) == (condition, task, language, subset):
+                return row
+        return None
+
+    def save(self, folder: Path) -> None:
+        """Write ``evaluation.json``."""
+        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        (folder / EVALUATION).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Evaluation:
+        """Read it back. Raises :class:`UserError` where there is none."""
+        path = folder / EVALUATION
+        if not path.is_file():
+            raise UserError(f"{folder}: no {EVALUATION}; write it with `llm-mer evaluate`")
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        entry["rows"] = [Row(**row) for row in entry["rows"]]
+        entry["conditions"] = [
+            Condition(**{**condition, "modalities": tuple(condition["modalities"])})
+            for condition in entry.get("conditions", [])
+        ]
+        entry["areas"] = [Area(**area) for area in entry.get("areas", [])]
+        return cls(**entry)
+
+
+def save_predictions(path: Path, by_condition: dict[str, list[Prediction]]) -> None:
+    """One JSONL line a prediction, its condition beside it: any metric can be recomputed without the model."""
+    with path.open("w", encoding="utf-8") as stream:
+        for condition, predictions in by_condition.items():
+            for prediction in predictions:
+                line = {"condition": condition, **prediction.to_dict()}
+                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def load_predictions(path: Path) -> dict[str, list[Prediction]]:
+    """Read :func:`save_predictions` back."""
+    found: dict[str, list[Prediction]] = {}
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            entry = json.loads(line)
+            found.setdefault(entry.pop("condition"), []).append(Prediction.from_dict(entry))
+    return found
+
+
+def score_rows(
+    condition: str,
+    predictions: Sequence[Prediction],
+    task: Task,
+    resamples: int,
+    seed: int,
+    use_parsed: bool = False,
+    by: Sequence[str] = (),
+) -> list[Row]:
+    """Rows of a task: each language and both together, the whole, every tagged subset and those of the groupings ``by``.
+
+    ``use_parsed`` scores what a free generation was read as, None where it could not be read.
+    """
+    known = [p for p in predictions if p.task == task.name and p.truth is not None]
+    languages = sorted({p.language for p in known})
+    rows = []
+    for language in [*languages, *([EVERYTHING] if len(languages) > 1 else [])]:
+        spoken = [p for p in known if language in (p.language, EVERYTHING)]
+        for grouping, subset in [(TAG, EVERYTHING), *subsets_of(spoken, by)]:
+            chosen = [p for p in spoken if subset == EVERYTHING or subset in subset_names(p, grouping)]
+            truth = [p.truth for p in chosen]
+            values = [p.parsed if use_parsed else p.value for p in chosen]
+            log_probs = intervals = None
+            if not use_parsed and task.kind == "classification" and condition != DIALOGUE:
+                log_probs = np.array([p.log_probabilities for p in chosen])
+            if not use_parsed and task.kind == "regression" and all(p.interval is not None for p in chosen):
+                intervals = np.array([p.interval for p in chosen])
+            metrics = compute_metrics(task, truth, values, log_probs, intervals)
+            rows.append(
+                Row(
+                    condition,
+                    task.name,
+                    language,
+                    subset,
+                    len(chosen),
+                    metrics["unparseable_rate"],
+                    {k: float(v) for k, v in metrics.items() if k not in ("n", "unparseable_rate")},
+                    headline_intervals(task, truth, values, resamples, seed),
+                    {k: float(v) for k, v in majority_baseline(task, truth).items() if k != "n"},
+                    grouping,
+                )
+            )
+    if len(languages) == 1:
+        # A report asks for both languages together; with one language they are the same rows.
+        rows += [dataclasses.replace(row, language=EVERYTHING) for row in list(rows)]
+    return rows
+
+
+def table(evaluation: Evaluation) -> str:
+    """Languages and subsets as text: score with its interval, n, baseline, unparseable rate. The file has every crossing."""
+    lines = []
+    rows = [row for row in evaluation.rows if EVERYTHING in (row.subset, row.language)]
+    width = max([16, *(len(row.subset) for row in rows)])
+    for row in rows:
+        names = [name for name in ("accuracy", "weighted_f1", "ua", "mae", "corr") if name in row.intervals]
+        shown = []
+        for name in names:
+            low, high = row.intervals[name]
+            shown.append(
+                f"{name} {row.metrics[name]:.3f} [{low:.3f}, {high:.3f}] "
+                f"(baseline {row.baseline.get(name, float('nan')):.3f})"
+            )
+        head = f"{row.condition:<28} {row.task:<10} {row.language:<3} {row.subset:<{width}} n={row.n:<5}"
+        lines.append(f"{head} {'  '.join(shown)}  unparseable {row.unparseable_rate:.3f}")
+    for area in evaluation.areas:
+        word = "AUILC" if area.kind == "missing" else "area"
+        span = f"{area.amounts[0]:g} to {area.amounts[-1]:g}"
+        lines.append(
+            f"{area.kind:<28} {area.task:<10} {area.language:<3} {area.metric} {word} {area.area:.3f} over {span} "
+            f"(mean {area.mean:.3f})"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Adapters × ablations × seeds on one backbone."""

@@ -1,0 +1,140 @@
+"""Ablations that change nothing on the data at hand, found by what the adapter shows and told before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_mer.adapters import adapter_class
+from llm_mer.adapters.base import MODALITIES, AdapterConfig
+from llm_mer.errors import UserError
+from llm_mer.evaluation.conditions import parse_conditions
+from llm_mer.experiments.comparison.runs import training_arguments
+from llm_mer.experiments.comparison.systems import FULL, CompareConfig, System
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llm_mer.training.options import ModelArguments
+    from llm_mer.training.run_data import RunData
+
+logger = logging.getLogger(__name__)
+
+
+def adapter_config(data: RunData, model: ModelArguments, options: dict[str, Any]) -> AdapterConfig:
+    """The adapter's configuration as this data make it: modalities that are not there are not used."""
+    from llm_mer.training.model_builder import stand_in_config
+
+    found = stand_in_config(data, model, options)
+    used: dict[str, Any] = {f"use_{m}": m in found.modalities for m in MODALITIES}
+    return dataclasses.replace(found, **used)
+
+
+def behaviour(adapter: str, config: AdapterConfig) -> dict[str, Tensor]:
+    """All that an adapter shows in and after a training step on made-up inputs, everything drawn from one seed.
+
+    Two configurations with the same behaviour are one system: options that ask for what this data cannot give, as
+    attention between modalities where there is one.
+    """
+    import torch
+
+    from llm_mer.adapters import build_adapter
+    from llm_mer.adapters.base import ConversationContext, FusionInputs, FusionTargets, ModalitySequence
+
+    rows, steps, turns = 4, 5, 3
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = build_adapter(adapter, config)
+        torch.manual_seed(1)
+        everywhere = torch.ones(rows, turns, dtype=torch.bool)
+        context = ConversationContext(everywhere, torch.tensor([[0, 1, 0]]).repeat(rows, 1), torch.full((rows,), turns - 1))
+        inputs = FusionInputs(context=context if built.uses_context else None)
+        for modality in config.modalities:
+            size = config.feature_sizes[modality]
+            features = torch.randn(rows, steps, size)
+            setattr(inputs, modality, ModalitySequence(features, torch.ones(rows, steps, dtype=torch.bool)))
+            setattr(context, modality, torch.randn(rows, turns, size))
+            setattr(context, f"{modality}_mask", everywhere)
+        classes = torch.arange(rows) % config.num_classes if config.num_classes else None
+        scores = torch.linspace(*config.score_range, rows) if config.score_range is not None else None
+        inputs.targets = FusionTargets(classes, scores)
+        if config.num_classes and config.backbone_size:
+            built.initialise_from_backbone(torch.randn(config.num_classes, config.backbone_size))
+        shown = {f"start of {name}": value.clone() for name, value in built.state_dict().items()}
+        for when in ("training", "evaluation"):
+            torch.manual_seed(2)
+            with torch.no_grad():
+                output = built.train(when == "training")(inputs)
+                values = {"tokens": output.pseudo_tokens, "logits": output.logits, "scores": output.scores}
+                values |= output.aux_losses
+                shown |= {f"{name} in {when}": value for name, value in values.items() if value is not None}
+                for parameter in built.parameters():
+                    parameter.add_(0.1)  # as a step of the optimiser would
+            built.on_epoch_end()
+        shown |= {f"end of {name}": value.clone() for name, value in built.state_dict().items()}
+    return shown
+
+
+def without_idle_rows(config: CompareConfig, systems: Sequence[System], data: RunData) -> list[System]:
+    """The systems without ablations that change nothing on this data or cannot be built on it; each is warned about.
+
+    Raises:
+        UserError: an adapter that cannot be built as the YAML file says, or a condition its modalities do not allow.
+    """
+    import torch
+
+    from llm_mer.adapters import build_adapter
+    from llm_mer.prompting.templates import load_prompts
+    from llm_mer.training.checks import check_loss_weights
+    from llm_mer.training.parsing import parse_arguments
+    from llm_mer.training.run_data import check_prompts
+
+    kept: list[System] = []
+    seen: dict[tuple[str, str], list[tuple[str, Any]]] = {}
+    shown: dict[str, dict[str, Tensor]] = {}
+    for system in systems:
+        reading, model, _, options = parse_arguments(training_arguments(config, system, config.seeds[0], Path("unused")))
+        spoken = {data.train.language(row) for row in data.train.rows}
+        if reading.languages is not None and not spoken & set(reading.languages):
+            raise UserError(f"{system.name}: the data have no {', '.join(reading.languages)}, only {', '.join(spoken)}")
+        own = adapter_config(data, model, options)
+        fate = ""
+        try:
+            weights = check_loss_weights(model)
+            with torch.random.fork_rng(devices=[]):
+                build_adapter(system.adapter, own)
+        except (ValueError, UserError) as error:
+            if system.ablation == FULL:
+                raise UserError(f"adapter {system.adapter!r}: {error}") from error
+            fate = f"it cannot be built: {error}"
+        if not fate:
+            rest = {**dataclasses.asdict(model), **dataclasses.asdict(reading), "loss_weights": weights}
+            if model.backbone == "none":
+                in_words = {"prompts", "chat", "max_prompt_tokens", "max_text_tokens"}
+                kept_options = {"loss_weights", "adapter_learning_rate", "init_checkpoint"}
+                kept_options |= {f.name for f in dataclasses.fields(reading)} - in_words
+                rest = {name: rest[name] for name in sorted(kept_options)}
+            else:
+                check_prompts(data.train, load_prompts(reading.prompts))
+            others = seen.setdefault((system.adapter, system.backbone), [])
+            same = next((name for name, setup in others if setup == (own, rest)), None)
+            if same is None and system.ablation in adapter_class(system.adapter).ablations:
+                full, (setup, _) = others[0]
+                if full not in shown:
+                    shown[full] = behaviour(system.adapter, setup)
+                other = behaviour(system.adapter, own)
+                if other.keys() == shown[full].keys() and all(torch.equal(v, shown[full][k]) for k, v in other.items()):
+                    same = full
+            if same is not None:
+                fate = f"on this data it is the same as {same}"
+            others.append((system.name, (own, rest)))
+        if fate:
+            logger.warning("%s is left out: %s", system.name, fate)
+            continue
+        if system.ablation == FULL:
+            parse_conditions(config.conditions, [m for m in MODALITIES if m in own.modalities])
+        kept.append(system)
+    return kept

@@ -1,0 +1,149 @@
+"""What is compared: adapters and their ablations on backbones, as rows of a table that are not run yet."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llm_mer.adapters import ADAPTERS, adapter_class
+from llm_mer.adapters.base import MODALITIES, MODALITY_ABLATIONS
+from llm_mer.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+FULL = "full"
+METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "ova_accuracy", "mae", "corr")
+SINGLE_MODALITIES: dict[str, dict[str, bool]] = {
+    f"{only} only": {f"use_{m}": False for m in MODALITIES if m != only} for only in MODALITIES
+}
+NO_LORA: dict[str, dict[str, Any]] = {"no LoRA": {"lora_r": 0}}
+LORA_SHARINGS: dict[str, dict[str, Any]] = {
+    "a LoRA per language": {"lora_sharing": "per_language"},
+    "a shared LoRA and one per language": {"lora_sharing": "shared_and_per_language"},
+    **NO_LORA,
+}
+FIXED: tuple[str, ...] = ("data", "tasks", "train_split", "eval_split", "limit_train", "limit_eval")
+"""Options of the data that are the same for every system, or their scores would not be of the same questions."""
+
+
+@dataclass
+class CompareConfig:
+    """Options of ``llm-mer compare``."""
+
+    config: str = field(default="", metadata={"help": "training YAML every run starts from", "required": True})
+    output: str = field(default="runs/compare", metadata={"help": "folder; finished runs in it are kept, the rest is done"})
+    adapters: list[str] = field(default_factory=lambda: ["egmf"], metadata={"help": "adapters, or all"})
+    ablations: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "paper (every row of the adapters' own ablation tables, each modality left out and alone, no LoRA), "
+            "lora (one LoRA for all languages against one for each, both, and none), or "
+            "ADAPTER:option=value[,option=value] (ADAPTER may be *; options of the adapter, of the model, e.g. lora_r=0, "
+            "and of reading, e.g. prompts=notext or languages=en, which trains on English and scores on all)"
+        },
+    )
+    seeds: list[int] = field(default_factory=lambda: [1111], metadata={"help": "each run is repeated with each seed"})
+    backbones: list[str] = field(
+        default_factory=list, metadata={"help": "backbones (none is the adapter's own head); default: the YAML's"}
+    )
+    overrides: list[str] = field(
+        default_factory=list, metadata={"help": "option=value for every run, on top of the YAML, e.g. num_train_epochs=8"}
+    )
+    split: str = field(default="test", metadata={"help": "split that is scored"})
+    conditions: list[str] = field(
+        default_factory=list, metadata={"help": "also score under shuffle:…, without:… or subsets, as in evaluate"}
+    )
+    dialogue_decoder: bool = field(default=False, metadata={"help": "also score after the Dialogical Emotion Decoder"})
+    subsets: list[str] = field(
+        default_factory=list, metadata={"help": "also score these tagged subsets, e.g. neutral_words"}
+    )
+    metrics: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"metrics of the table: {', '.join(METRICS)}; default: accuracy and mae"},
+    )
+    resamples: int = field(default=1000, metadata={"help": "bootstrap resamples"})
+    keep_models: bool = field(default=False, metadata={"help": "keep the checkpoints, not only predictions"})
+
+
+@dataclass
+class System:
+    """One row of the table before it is run."""
+
+    adapter: str
+    backbone: str
+    ablation: str
+    options: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """``egmf w/o E1 (tiny:llama)``."""
+        return " ".join(
+            [self.adapter, *([self.ablation] if self.ablation != FULL else []), f"({self.backbone or 'as in the YAML'})"]
+        )
+
+    def folder(self, seed: int) -> str:
+        """A file name that says what ran."""
+        plain = "".join(c if c.isalnum() else "-" for c in f"{self.adapter}-{self.backbone}-{self.ablation}")
+        return f"{plain}-{seed}"
+
+
+def check_metrics(config: CompareConfig) -> None:
+    """Raise :class:`UserError` for a metric the table cannot hold."""
+    unknown = sorted(set(config.metrics) - set(METRICS))
+    if unknown:
+        raise UserError(f"metrics: {', '.join(unknown)} is none; choose from {', '.join(METRICS)}")
+
+
+def plan(config: CompareConfig) -> list[System]:
+    """Adapters × (full and ablations) × backbones.
+
+    Raises:
+        UserError: an unknown adapter, or an ablation that is written wrongly or knows no such option.
+    """
+    names = list(ADAPTERS) if config.adapters == ["all"] else config.adapters
+    for name in names:
+        if name not in ADAPTERS:
+            raise UserError(f"adapters: {name!r} is none; choose from {', '.join(ADAPTERS)}, or all")
+    systems = []
+    for backbone in config.backbones or [""]:
+        for name in names:
+            found: dict[str, dict[str, str]] = {FULL: {}}
+            for text in config.ablations:
+                found |= _ablations(text, name, backbone)
+            systems += [System(name, backbone, label, options) for label, options in found.items()]
+    return systems
+
+
+def _ablations(text: str, adapter: str, backbone: str) -> dict[str, dict[str, str]]:
+    from llm_mer.training.options import DataArguments, ModelArguments
+
+    cls = adapter_class(adapter)
+    if text in ("paper", "lora"):
+        rows: dict[str, Any] = {}
+        if text == "paper":
+            rows |= {**cls.ablations, **MODALITY_ABLATIONS, **SINGLE_MODALITIES}
+        if backbone != "none":
+            rows |= NO_LORA if text == "paper" else LORA_SHARINGS
+        return {label: {k: str(v).lower() for k, v in options.items()} for label, options in rows.items()}
+    owner, separator, rest = text.partition(":")
+    pairs = dict(part.split("=", 1) for part in rest.split(",") if "=" in part)
+    if not separator or not pairs:
+        raise UserError(f"ablation {text!r}: write paper, lora, or ADAPTER:option=value")
+    if owner not in ("*", adapter):
+        if owner not in ADAPTERS:
+            raise UserError(f"ablation {text!r}: {owner!r} is no adapter")
+        return {}
+    if {"adapter", "backbone"} & set(pairs):
+        raise UserError(f"ablation {text!r}: adapters and backbones are named with --adapters and --backbones")
+    if set(FIXED) & set(pairs):
+        raise UserError(f"ablation {text!r}: {', '.join(sorted(set(FIXED) & set(pairs)))} is the same for every system")
+    classes = (cls.config_class, ModelArguments, DataArguments)
+    known = {f.name for owner in classes for f in dataclasses.fields(owner) if not f.metadata.get("derived")}
+    unknown = sorted(set(pairs) - known)
+    if unknown:
+        raise UserError(
+            f"ablation {text!r}: adapter {adapter!r} has no option {', '.join(unknown)}, nor have the model and the data"
+        )
+    return {rest: pairs}

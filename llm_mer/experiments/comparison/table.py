@@ -1,0 +1,271 @@
+"""The table of a comparison: every row from the predictions on disk, and its text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_mer.evaluation.conditions import AS_IS, DIALOGUE
+from llm_mer.evaluation.metrics import majority_baseline
+from llm_mer.evaluation.resampling import as_arrays, paired_difference_over_seeds, statistics_of
+from llm_mer.evaluation.rows import PREDICTIONS, load_predictions
+from llm_mer.evaluation.subsets import EVERYTHING
+from llm_mer.experiments.comparison.results import RunResult
+from llm_mer.experiments.comparison.systems import FULL, CompareConfig, System
+from llm_mer.inference.prediction import Prediction
+from llm_mer.prompting.tasks import Task
+
+HEADLINE: dict[str, str] = {"classification": "accuracy", "regression": "mae"}
+
+
+@dataclass
+class Cell:
+    """One metric of a system: mean and standard deviation over seeds, and against the reference on the same samples."""
+
+    mean: float
+    std: float
+    interval: tuple[float, float]
+    difference: float | None = None
+    p_value: float | None = None
+
+
+@dataclass
+class TableRow:
+    """A system under a condition, on a task, language and subset."""
+
+    system: str
+    condition: str
+    task: str
+    language: str
+    subset: str
+    metric: str
+    n: int
+    seeds: int
+    baseline: float
+    reference: str | None
+    """The system that the cell's difference and p-value are against; None where it was compared with none."""
+    cell: Cell
+
+
+@dataclass
+class DecoderGain:
+    """The dialogue decoder's answers minus those as is: the same system and utterances."""
+
+    system: str
+    task: str
+    language: str
+    metric: str
+    n: int
+    seeds: int
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+
+
+@dataclass
+class Comparison:
+    """Everything ``comparison.json`` holds. ``reference`` is the first system, which other adapters are compared with."""
+
+    reference: str
+    runs: list[RunResult]
+    rows: list[TableRow]
+    decoder_gains: list[DecoderGain] = field(default_factory=list)
+
+
+Chosen = dict[str, list[dict[str, Prediction]]]
+"""System name to one ``{utterance id: prediction}`` a seed."""
+
+
+def select(
+    loaded: dict[str, list[dict[str, list[Prediction]]]], condition: str, task: str, language: str, subset: str
+) -> Chosen:
+    """The predictions of a condition, task, language and subset, by system and seed."""
+    found: Chosen = {}
+    for system, seeds in loaded.items():
+        rows = [
+            {
+                p.id: p
+                for p in by_condition.get(condition, [])
+                if p.task == task
+                and p.truth is not None
+                and language in (p.language, EVERYTHING)
+                and (subset == EVERYTHING or subset in p.tags)
+            }
+            for by_condition in seeds
+        ]
+        if rows and all(rows):
+            found[system] = rows
+    return found
+
+
+def make_row(
+    chosen: Chosen, system: str, reference: str, task: Task, metric: str, resamples: int
+) -> tuple[Cell, int, list[Any]]:
+    """One cell, with n and the truths."""
+    ids = sorted(chosen[system][0])
+    truth = [chosen[system][0][i].truth for i in ids]
+    values = [[seed[i].value for i in ids] for seed in chosen[system]]
+    statistic = statistics_of(task)[metric]
+    scores = []
+    for answers in values:
+        true, guess = as_arrays(task, truth, answers)
+        scores.append(float(statistic(true[None], guess[None])[0]))
+    _, interval, _ = paired_difference_over_seeds(task, metric, truth, values, None, resamples, 0)
+    cell = Cell(float(np.mean(scores)), float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0, interval)
+    other = chosen.get(reference)
+    if system != reference and other is not None and sorted(other[0]) == ids and len(other) == len(values):
+        against = [[seed[i].value for i in ids] for seed in other]
+        cell.difference, _, cell.p_value = paired_difference_over_seeds(task, metric, truth, values, against, resamples, 0)
+    return cell, len(ids), truth
+
+
+def tabulate(config: CompareConfig, systems: Sequence[System], runs: dict[str, list[RunResult]]) -> Comparison:
+    """Every row from the predictions on disk.
+
+    The reference of differences and p-values is an ablation's own adapter and backbone in full, and the first system for
+    the others.
+    """
+    folder = Path(config.output)
+    loaded = {s.name: [load_predictions(folder / s.folder(seed) / PREDICTIONS) for seed in config.seeds] for s in systems}
+    reference = systems[0].name
+    full = {(s.adapter, s.backbone): s.name for s in systems if s.ablation == FULL}
+    against = {s.name: reference if s.ablation == FULL else full[s.adapter, s.backbone] for s in systems}
+    first = runs[reference][0]
+    conditions = list(dict.fromkeys(name for seeds in loaded.values() for by in seeds for name in by))
+    rows: list[TableRow] = []
+    gains: list[DecoderGain] = []
+    for task_name, entry in first.tasks.items():
+        task = Task.from_dict(task_name, entry)
+        metrics = [m for m in config.metrics if m in statistics_of(task)] or [HEADLINE[task.kind]]
+        languages = sorted({p.language for p in loaded[reference][0][AS_IS]})
+        if len(languages) > 1:
+            languages.append(EVERYTHING)
+        cells = product(conditions, languages, [EVERYTHING, *config.subsets], metrics)
+        for condition, language, subset, metric in cells:
+            chosen = select(loaded, condition, task_name, language, subset)
+            for system in chosen:
+                cell, n, truth = make_row(chosen, system, against[system], task, metric, config.resamples)
+                baseline = float(majority_baseline(task, truth)[metric])
+                where = (system, condition, task_name, language, subset, metric)
+                other = against[system] if cell.p_value is not None else None
+                rows.append(TableRow(*where, n, len(config.seeds), baseline, other, cell))
+        for language, metric in product(languages, metrics):
+            gains += decoder_gains(loaded, task, language, metric, config.resamples)
+    return Comparison(reference, [r for results in runs.values() for r in results], rows, gains)
+
+
+def decoder_gains(
+    loaded: dict[str, list[dict[str, list[Prediction]]]], task: Task, language: str, metric: str, resamples: int
+) -> list[DecoderGain]:
+    """What the dialogue decoder adds to each system; nothing where it did not run."""
+    before = select(loaded, AS_IS, task.name, language, EVERYTHING)
+    after = select(loaded, DIALOGUE, task.name, language, EVERYTHING)
+    found = []
+    for system, decoded in after.items():
+        ids = sorted(decoded[0])
+        truth = [decoded[0][i].truth for i in ids]
+        first, second = ([[seed[i].value for i in ids] for seed in seeds] for seeds in (decoded, before[system]))
+        difference = paired_difference_over_seeds(task, metric, truth, first, second, resamples, 0)
+        found.append(DecoderGain(system, task.name, language, metric, len(ids), len(decoded), *difference))
+    return found
+
+
+def markdown(comparison: Comparison) -> str:
+    """The table: systems down, ``task language subset`` across; then cost. Differences with p < 0.05 are marked."""
+    columns = list(dict.fromkeys((r.condition, r.task, r.language, r.subset, r.metric) for r in comparison.rows))
+    systems = list(dict.fromkeys(r.system for r in comparison.rows))
+    found = {(r.system, r.condition, r.task, r.language, r.subset, r.metric): r for r in comparison.rows}
+    lines = []
+    for condition in dict.fromkeys(c[0] for c in columns):
+        here = [c for c in columns if c[0] == condition]
+        lines.append(f"### {condition[0].upper() + condition[1:]}\n")
+        heads = [
+            f"{task} {language}{'' if subset == EVERYTHING else ' ' + subset}, {metric}"
+            for _, task, language, subset, metric in here
+        ]
+        lines.append("| system | " + " | ".join(heads) + " |")
+        lines.append("|---|" + "---|" * len(here))
+        trivial = []
+        for column in here:
+            row = next(found[(s, *column)] for s in systems if (s, *column) in found)
+            trivial.append(f"{row.baseline:.3f} (n={row.n})")
+        lines.append("| *majority or mean* | " + " | ".join(trivial) + " |")
+        for system in systems:
+            cells = []
+            for column in here:
+                entry = found.get((system, *column))
+                cells.append("" if entry is None else _show(entry.cell, entry.seeds))
+            if any(cells):
+                lines.append(f"| {system} | " + " | ".join(cells) + " |")
+        lines.append("")
+    lines += gain_table(comparison.decoder_gains)
+    lines += [
+        "### Cost\n",
+        "| system | adapter parameters | trainable | training s | ms a step | ms an answer |",
+        "|---|---|---|---|---|---|",
+    ]
+    for system in systems:
+        own = [r for r in comparison.runs if r.system == system]
+        seconds, steps = float(np.mean([r.train_seconds for r in own])), float(np.mean([r.steps for r in own]))
+        answer = np.mean([r.milliseconds_per_answer for r in own])
+        lines.append(
+            f"| {system} | {own[0].parameters['adapter']:,} | {own[0].parameters['trainable']:,} | {seconds:.0f} | "
+            f"{1000 * seconds / max(steps, 1):.0f} | {answer:.1f} |"
+        )
+    lines.append(
+        f"\nMean over {comparison.rows[0].seeds} seed(s), ± their standard deviation, [95 % bootstrap interval over "
+        f"utterances]; p is of the paired bootstrap, * where it is below 0.05: {references(comparison)}. Answers are "
+        "scored, so none is unparseable."
+    )
+    return "\n".join(lines)
+
+
+def references(comparison: Comparison) -> str:
+    """``of A and B against C``, for every reference of the rows."""
+    by_reference: dict[str, list[str]] = {}
+    for row in comparison.rows:
+        if row.reference is not None and row.system not in by_reference.setdefault(row.reference, []):
+            by_reference[row.reference].append(row.system)
+    return "; ".join(f"of {', '.join(names)} against {other}" for other, names in by_reference.items()) or "none here"
+
+
+def gain_table(gains: Sequence[DecoderGain]) -> list[str]:
+    """Systems down, ``task language, metric`` across; no line without gains."""
+    if not gains:
+        return []
+    columns = list(dict.fromkeys((g.task, g.language, g.metric, g.n) for g in gains))
+    found = {(g.system, g.task, g.language, g.metric, g.n): g for g in gains}
+    lines = [
+        "### Gain of the dialogue decoder\n",
+        "| system | " + " | ".join(f"{task} {language}, {metric} (n={n})" for task, language, metric, n in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for system in dict.fromkeys(g.system for g in gains):
+        cells = []
+        for column in columns:
+            gain = found.get((system, *column))
+            cells.append("" if gain is None else signed(gain.difference, gain.interval, gain.p_value))
+        lines.append(f"| {system} | " + " | ".join(cells) + " |")
+    return [*lines, "\nDecoder minus as is, on the same utterances.\n"]
+
+
+def signed(value: float, interval: tuple[float, float], p_value: float) -> str:
+    """A difference with its interval and p, marked where p is below 0.05."""
+    mark = "*" if p_value < 0.05 else ""
+    return f"{value:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}], p {p_value:.3f}{mark}"
+
+
+def _show(cell: Cell, seeds: int) -> str:
+    text = (
+        f"{cell.mean:.3f}"
+        + (f" ± {cell.std:.3f}" if seeds > 1 else "")
+        + f" [{cell.interval[0]:.3f}, {cell.interval[1]:.3f}]"
+    )
+    if cell.p_value is not None:
+        text += f", p {cell.p_value:.3f}" + ("*" if cell.p_value < 0.05 else "")
+    return text

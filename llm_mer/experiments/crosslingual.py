@@ -1,0 +1,171 @@
+"""``llm-mer crosslingual``: trained on English, Chinese or both × tested on each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+from llm_mer.evaluation.conditions import AS_IS
+from llm_mer.evaluation.metrics import majority_baseline
+from llm_mer.evaluation.resampling import paired_difference_over_seeds, statistics_of
+from llm_mer.evaluation.rows import PREDICTIONS, load_predictions
+from llm_mer.evaluation.subsets import EVERYTHING
+from llm_mer.experiments.comparison.compare import compare
+from llm_mer.experiments.comparison.systems import FULL, METRICS, CompareConfig, System, check_metrics
+from llm_mer.experiments.comparison.table import HEADLINE, Comparison, select, signed
+from llm_mer.prompting.languages import LANGUAGES
+from llm_mer.prompting.tasks import Task
+
+MATRIX = "crosslingual.md"
+BOTH = " and ".join(LANGUAGES)
+
+
+@dataclass
+class CrosslingualConfig:
+    """Options of ``llm-mer crosslingual``."""
+
+    config: str = field(default="", metadata={"help": "training YAML every run starts from", "required": True})
+    output: str = field(
+        default="runs/crosslingual", metadata={"help": "folder; finished runs in it are kept, the rest is done"}
+    )
+    adapters: list[str] = field(default_factory=lambda: ["egmf"], metadata={"help": "adapters, or all"})
+    backbones: list[str] = field(
+        default_factory=list, metadata={"help": "backbones (none is the adapter's own head); default: the YAML's"}
+    )
+    seeds: list[int] = field(default_factory=lambda: [1111], metadata={"help": "each run is repeated with each seed"})
+    overrides: list[str] = field(
+        default_factory=list, metadata={"help": "option=value for every run, on top of the YAML, e.g. num_train_epochs=8"}
+    )
+    split: str = field(default="test", metadata={"help": "split that is scored"})
+    metrics: list[str] = field(
+        default_factory=list, metadata={"help": f"metrics: {', '.join(METRICS)}; default: accuracy and mae"}
+    )
+    resamples: int = field(default=1000, metadata={"help": "bootstrap resamples"})
+
+
+@dataclass
+class Transfer:
+    """One cell: trained on ``trained``, tested on ``tested``.
+
+    ``gap`` is the score minus that of training on the tested language alone, on the same utterances; None where that is the
+    cell itself.
+    """
+
+    adapter: str
+    backbone: str
+    task: str
+    metric: str
+    trained: str
+    tested: str
+    train_questions: int
+    n: int
+    baseline: float
+    score: float
+    interval: tuple[float, float]
+    gap: float | None = None
+    gap_interval: tuple[float, float] | None = None
+    p_value: float | None = None
+
+
+def transfers(config: CompareConfig, comparison: Comparison, systems: Sequence[System]) -> list[Transfer]:
+    """Every cell from the predictions of the finished runs."""
+    folder = Path(config.output)
+    loaded = {s.name: [load_predictions(folder / s.folder(seed) / PREDICTIONS) for seed in config.seeds] for s in systems}
+    runs = {run.system: run for run in comparison.runs}
+    found: list[Transfer] = []
+    for adapter, backbone in dict.fromkeys((s.adapter, s.backbone) for s in systems):
+        own = {_trained_on(s): s.name for s in systems if (s.adapter, s.backbone) == (adapter, backbone)}
+        for (name, entry), tested in product(runs[own[BOTH]].tasks.items(), LANGUAGES):
+            task = Task.from_dict(name, entry)
+            chosen = select(loaded, AS_IS, name, tested, EVERYTHING)
+            for metric in [m for m in config.metrics if m in statistics_of(task)] or [HEADLINE[task.kind]]:
+                for trained in (*LANGUAGES, BOTH):
+                    ids = sorted(chosen[own[trained]][0])
+                    truth = [chosen[own[trained]][0][i].truth for i in ids]
+                    answers = {
+                        language: [[seed[i].value for i in ids] for seed in chosen[own[language]]]
+                        for language in (trained, tested)
+                    }
+                    score, interval, _ = paired_difference_over_seeds(
+                        task, metric, truth, answers[trained], None, config.resamples, 0
+                    )
+                    cell = Transfer(
+                        adapter,
+                        backbone,
+                        name,
+                        metric,
+                        trained,
+                        tested,
+                        runs[own[trained]].train_questions,
+                        len(ids),
+                        float(majority_baseline(task, truth)[metric]),
+                        score,
+                        interval,
+                    )
+                    if trained != tested:
+                        cell.gap, cell.gap_interval, cell.p_value = paired_difference_over_seeds(
+                            task, metric, truth, answers[trained], answers[tested], config.resamples, 0
+                        )
+                    found.append(cell)
+    return found
+
+
+def _trained_on(system: System) -> str:
+    return BOTH if system.ablation == FULL else system.options["languages"]
+
+
+def markdown(cells: Sequence[Transfer], seeds: int) -> str:
+    """A matrix for each adapter, backbone, task and metric."""
+    lines: list[str] = []
+    for where in dict.fromkeys((c.adapter, c.backbone, c.task, c.metric) for c in cells):
+        adapter, backbone, task, metric = where
+        own = {(c.trained, c.tested): c for c in cells if (c.adapter, c.backbone, c.task, c.metric) == where}
+        lines.append(f"### {adapter}{f' ({backbone})' if backbone else ''}: {task}, {metric}\n")
+        heads = [f"tested on {t} (n={own[t, t].n})" for t in LANGUAGES]
+        lines.append("| trained on (questions of all tasks) | " + " | ".join(heads) + " |")
+        lines.append("|---|" + "---|" * len(LANGUAGES))
+        trivial = [f"{own[t, t].baseline:.3f}" for t in LANGUAGES]
+        lines.append("| *majority or mean* | " + " | ".join(trivial) + " |")
+        for trained in (*LANGUAGES, BOTH):
+            row = [own[trained, tested] for tested in LANGUAGES]
+            lines.append(f"| {trained} ({row[0].train_questions}) | " + " | ".join(_show(cell) for cell in row) + " |")
+        lines.append("")
+    lines.append(
+        f"Mean over {seeds} seed(s) [95 % bootstrap interval over utterances]; gap: minus training on the tested language "
+        "alone, on the same utterances, p of the paired bootstrap, * where it is below 0.05. Answers are scored, so none "
+        "is unparseable."
+    )
+    return "\n".join(lines)
+
+
+def _show(cell: Transfer) -> str:
+    text = f"{cell.score:.3f} [{cell.interval[0]:.3f}, {cell.interval[1]:.3f}]"
+    if cell.gap is None or cell.gap_interval is None or cell.p_value is None:
+        return text
+    return f"{text}, gap {signed(cell.gap, cell.gap_interval, cell.p_value)}"
+
+
+def run(config: CrosslingualConfig) -> str:
+    """Train what is not trained yet, then write and return the matrices.
+
+    Raises:
+        UserError: as ``llm-mer compare``; data of one language only.
+    """
+    wanted = CompareConfig(
+        config=config.config,
+        output=config.output,
+        adapters=config.adapters,
+        ablations=[f"*:languages={language}" for language in LANGUAGES],
+        backbones=config.backbones,
+        seeds=config.seeds,
+        overrides=config.overrides,
+        split=config.split,
+        metrics=config.metrics,
+        resamples=config.resamples,
+    )
+    check_metrics(wanted)
+    text = markdown(transfers(wanted, *compare(wanted)), len(config.seeds))
+    (Path(config.output) / MATRIX).write_text(text + "\n", encoding="utf-8")
+    return text

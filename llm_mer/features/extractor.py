@@ -1,0 +1,137 @@
+"""Features of one utterance, as the settings say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llm_mer.data.feature_settings import NGRAMS, NONE, FeatureSettings
+from llm_mer.data.schema import Utterance
+from llm_mer.errors import UserError
+from llm_mer.features.acoustic import EXTRACTORS, AcousticExtractor
+from llm_mer.features.media import MediaError, read_audio, read_frames
+from llm_mer.features.visual import HogFlow, Landmarks, VisualExtractor
+
+
+@dataclass
+class Rejected:
+    """One file that could not be used."""
+
+    id: str
+    field: str
+    file: str
+    reason: str
+    message: str
+
+
+@dataclass
+class Extracted:
+    """Features of one utterance, by modality, and what was rejected on the way."""
+
+    features: dict[str, np.ndarray]
+    rejected: list[Rejected]
+
+
+class Extractor:
+    """Loads what the settings name, once, and turns utterances into features."""
+
+    def __init__(self, settings: FeatureSettings) -> None:
+        settings.check()
+        self.settings = settings
+        self.audio: AcousticExtractor | None = None
+        self.vision: VisualExtractor | None = None
+        self.text: Any = None
+        if settings.audio in EXTRACTORS:
+            self.audio = EXTRACTORS[settings.audio](settings.audio_rate)
+        elif settings.audio != NONE:
+            from llm_mer.encoders.pretrained import SpeechEncoder
+
+            self.audio = SpeechEncoder(settings.audio, settings.device)
+        if settings.vision == "hog_flow":
+            self.vision = HogFlow(settings.face_model)
+        elif settings.vision == "landmarks":
+            self.vision = Landmarks(settings.landmark_model)
+        elif settings.vision != NONE:
+            from llm_mer.encoders.pretrained import PictureEncoder
+
+            self.vision = PictureEncoder(settings.vision, settings.device)
+        if settings.text == NGRAMS:
+            from llm_mer.features.ngrams import HashedNgrams
+
+            self.text = HashedNgrams()
+        elif settings.text != NONE:
+            from llm_mer.encoders.pretrained import TextEncoder
+
+            self.text = TextEncoder(settings.text, settings.device)
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """Names of the feature dimensions of each modality that is extracted."""
+        parts = {"audio": self.audio, "vision": self.vision, "text": self.text}
+        return {modality: part.names for modality, part in parts.items() if part is not None}
+
+    def __call__(self, utterance: Utterance) -> Extracted:
+        """Features of every modality the utterance has; a file that fails is in ``rejected``."""
+        found = Extracted({}, [])
+        if self.audio is not None and utterance.audio is not None:
+            audio, path = self.audio, utterance.audio
+            self._attempt(found, utterance, "audio", path, lambda: audio(read_audio(path)))
+        if self.vision is not None and utterance.vision is not None:
+            vision, file, fps = self.vision, utterance.vision, self.settings.vision_fps
+            self._attempt(found, utterance, "vision", file, lambda: vision(read_frames(file, fps)))
+        if self.text is not None and utterance.text:
+            encoder, words = self.text, utterance.text
+            self._attempt(found, utterance, "text", "transcript", lambda: encoder(words))
+        return found
+
+    @staticmethod
+    def _attempt(found: Extracted, utterance: Utterance, name: str, path: str, work: Callable[[], np.ndarray]) -> None:
+        try:
+            features = work()
+        except MediaError as error:
+            found.rejected.append(Rejected(utterance.id, name, path, error.reason, str(error)))
+        except Exception as error:
+            # Any exception, on purpose: the descriptors are other people's code (OpenCV, openSMILE, librosa, MediaPipe,
+            # transformers), each with exceptions of its own, and one file on which one fails is a bad file, named in the
+            # quarantine; it must not end a run over thousands. KeyboardInterrupt and SystemExit still do.
+            message = str(error) or type(error).__name__
+            found.rejected.append(Rejected(utterance.id, name, path, "descriptor_failed", f"{path}: {message}"))
+        else:
+            if features.ndim != 2 or not features.size:
+                message = f"{path}: features have shape {features.shape}"
+                found.rejected.append(Rejected(utterance.id, name, path, "descriptor_failed", message))
+            elif not np.isfinite(features).all():
+                found.rejected.append(Rejected(utterance.id, name, path, "not_finite", f"{path}: features hold NaN"))
+            else:
+                found.features[name] = features
+
+
+def with_features(utterance: Utterance, features: dict[str, np.ndarray]) -> Utterance:
+    """The utterance with features filled in."""
+    # Any: the fields are known by name only.
+    changes: dict[str, Any] = {f"{modality}_features": values for modality, values in features.items()}
+    return dataclasses.replace(utterance, **changes)
+
+
+_extractors: dict[str, Extractor] = {}
+"""One a process and setting, loaded at the first utterance."""
+
+
+def extract_one(utterance: Utterance, settings: FeatureSettings) -> Utterance:
+    """Features of one utterance (inference). Extractors are kept for the next call with the same settings.
+
+    Raises:
+        MediaError, UserError: the first file that cannot be used.
+    """
+    key = json.dumps(settings.to_dict(), sort_keys=True)
+    if key not in _extractors:
+        _extractors[key] = Extractor(settings)
+    found = _extractors[key](utterance)
+    if found.rejected:
+        raise UserError(f"utterance {utterance.id!r}: {found.rejected[0].message}")
+    return with_features(utterance, found.features)

@@ -1,0 +1,1 @@
+"""Answers about utterances: predictions, predictor, pipeline, inputs and the file of answers."""

@@ -1,0 +1,184 @@
+"""The inputs of inference: one clip, features, a manifest, or lines of standard input, as utterances."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_mer.data.schema import Utterance
+from llm_mer.data.sources.manifest import guess_language, is_broken, parse_json_line, stream_manifest, utterance_from_entry
+from llm_mer.data.store import check_values
+from llm_mer.errors import UserError
+from llm_mer.features.media import sound_of
+from llm_mer.prompting.languages import LANGUAGES
+from llm_mer.scoring.engines.base import ENGINES
+
+
+@dataclass
+class InferConfig:
+    """Options of ``infer.py``. Give one input: a clip (any of video, audio, text), features, a manifest, or ``--stdin``."""
+
+    checkpoint: str = field(default="", metadata={"help": "folder written by finetune.py", "required": True})
+    video: str | None = field(default=None, metadata={"help": "video file; its sound is used too unless --audio is given"})
+    audio: str | None = field(default=None, metadata={"help": "sound file"})
+    text: str | None = field(default=None, metadata={"help": "transcript"})
+    language: str | None = field(
+        default=None, metadata={"help": "en or zh (default: from the transcript)", "choices": list(LANGUAGES)}
+    )
+    features: str | None = field(
+        default=None, metadata={"help": ".npz with any of text, audio, vision, each (steps, size), instead of media"}
+    )
+    manifest: str | None = field(default=None, metadata={"help": "JSONL or CSV manifest of utterances"})
+    stdin: bool = field(
+        default=False, metadata={"help": "read manifest lines (JSONL) from standard input, answer as they come"}
+    )
+    output: str | None = field(
+        default=None, metadata={"help": "JSONL file (default: standard output); an existing one is continued"}
+    )
+    tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
+    batch_size: int = field(default=16, metadata={"help": "utterances answered together"})
+    read_ahead: int = field(
+        default=4,
+        metadata={"help": "batches read ahead, so that utterances of about equal length are answered together"},
+    )
+    answer_end: bool = field(
+        default=True,
+        metadata={"help": "score the end of an answer too; false is faster, where no answer begins another"},
+    )
+    on_bad_input: str = field(
+        default="report",
+        metadata={"help": "an input that cannot be used: a line with its error, or stop", "choices": ["report", "stop"]},
+    )
+    dialogue_decoder: str = field(
+        default="none",
+        metadata={
+            "help": "decode whole dialogues of a manifest, or utterance by utterance",
+            "choices": ["none", "offline", "online"],
+        },
+    )
+    generate: bool = field(default=False, metadata={"help": "also generate freely and say whether it could be parsed"})
+    echo: bool = field(default=False, metadata={"help": "with --output: also show each answer as a readable line"})
+    full: bool = field(default=False, metadata={"help": "print every probability, log-probability and diagnostic"})
+    backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: the accelerator if there is one)"})
+    engine: str = field(default="transformers", metadata={"help": "what runs the language model", "choices": list(ENGINES)})
+    engine_options: list[str] | None = field(
+        default=None, metadata={"help": "NAME=VALUE …: further arguments of vLLM's LLM, e.g. tensor_parallel_size=2"}
+    )
+
+
+def read_features(path: str) -> dict[str, np.ndarray]:
+    """The float32 arrays of an ``.npz``, by modality.
+
+    Raises:
+        UserError: another kind of file, other names, or an array that is not of finite ``(steps, size)`` numbers.
+    """
+    where = f"--features {path}"
+    found: dict[str, np.ndarray] = {}
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise UserError(f"{where}: holds one array; it must be an .npz with any of text, audio, vision")
+        with stored:
+            unknown = sorted(set(stored.files) - {"text", "audio", "vision"})
+            if unknown or not stored.files:
+                raise UserError(f"{where}: holds {unknown or 'nothing'}; it may hold text, audio, vision")
+            for name in stored.files:
+                values = stored[name]
+                real = np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)
+                if values.ndim != 2 or not real:
+                    raise UserError(
+                        f"{where}: {name} has shape {values.shape} and kind {values.dtype}; "
+                        "it must be (steps, size) of real numbers"
+                    )
+                check_values(values, f"{where}: {name}")
+                found[name] = values.astype(np.float32)
+    except UserError:
+        raise
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # text, objects, a cut-off archive
+        raise UserError(f"{where}: not an .npz of numeric arrays: {error}") from None
+    return found
+
+
+def single_utterance(config: InferConfig) -> Utterance:
+    """The utterance the clip options describe.
+
+    The sound of a clip without a sound track is missing, unless a sound file was given.
+
+    Raises:
+        UserError: a file that is not there, a transcript that is not valid Unicode, or features that are not finite
+            ``(steps, size)`` arrays.
+    """
+    for name in ("video", "audio", "features"):
+        path = getattr(config, name)
+        if path is not None and not Path(path).is_file():
+            raise UserError(f"--{name} {path}: no such file")
+    found: dict[str, Any] = {}
+    if config.features is not None:
+        found = {f"{name}_features": values for name, values in read_features(config.features).items()}
+    if config.text is not None and is_broken(config.text):
+        raise UserError(f"--text {config.text!r} is not valid Unicode: it holds half a surrogate pair")
+    name = next((Path(p).stem for p in (config.video, config.audio, config.features) if p is not None), "text")
+    return Utterance(
+        id=name.encode(errors="replace").decode(),  # a file name need not be valid Unicode, a line of output must
+        split="test",
+        language=config.language or guess_language(config.text),
+        text=config.text,
+        audio=config.audio or (sound_of(config.video) if config.video is not None else None),
+        vision=config.video,
+        **found,
+    )
+
+
+def inputs(config: InferConfig) -> Iterator[Utterance | tuple[str, str]]:
+    """Utterances of whichever input was given; ``(id, message)`` for a line that cannot be used.
+
+    Raises:
+        UserError: no input, or more than one.
+    """
+    clip = any(getattr(config, n) is not None for n in ("video", "audio", "text", "features"))
+    given = [name for name, there in (("a clip", clip), ("--manifest", config.manifest), ("--stdin", config.stdin)) if there]
+    if len(given) != 1:
+        raise UserError(
+            "give one input: --video, --audio, --text or --features; --manifest; or --stdin "
+            f"(found {', '.join(given) or 'none'})"
+        )
+    if clip:
+        yield single_utterance(config)
+    elif config.manifest is not None:
+        if config.on_bad_input == "stop":
+            for _ in stream_manifest(config.manifest):  # a wrong line ends the command before anything is answered
+                pass
+        refused: list[tuple[str, str]] = []
+        for utterance in stream_manifest(config.manifest, refused=refused):
+            yield from refused
+            refused.clear()
+            yield utterance
+        yield from refused
+    else:
+        for number, line in enumerate(_standard_input(), 1):
+            if not line.strip():
+                continue
+            where = f"standard input:{number}"
+            try:
+                entry = parse_json_line(line, where)
+                entry.setdefault("id", f"line-{number}")
+                yield utterance_from_entry(entry, where, Path())
+            except UserError as error:
+                if config.on_bad_input == "stop":
+                    raise
+                yield where, str(error)
+
+
+def _standard_input() -> Iterator[str]:
+    try:
+        yield from sys.stdin
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: not UTF-8 text: {error}") from None

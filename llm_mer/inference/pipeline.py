@@ -1,0 +1,174 @@
+"""A checkpoint ready to answer about clips, texts and features."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_mer.checkpoints.description import CheckpointDescription
+from llm_mer.data.dataset import MerDataset
+from llm_mer.data.schema import Utterance
+from llm_mer.data.store import FEATURE_COLUMNS
+from llm_mer.errors import UserError, first_line
+from llm_mer.inference.prediction import Prediction
+from llm_mer.inference.predictor import Predictor
+from llm_mer.model.modeling_mer import fusion_adapter_of
+from llm_mer.prompting.tasks import Task
+from llm_mer.scoring.engines.base import open_engine
+
+
+def check_device(device: str) -> None:
+    """Raises :class:`UserError` for a device torch does not know or this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:  # each backend says in its own way that it is not there
+        raise UserError(f"device {device!r} cannot be used: {first_line(error)}") from None
+
+
+@dataclass
+class MerPipeline:
+    """A checkpoint ready to answer about clips, texts and features.
+
+    Example:
+        >>> pipeline = MerPipeline.from_checkpoint("runs/quickstart")
+        >>> pipeline([Utterance(id="clip", audio="clip.mp4", vision="clip.mp4", text="I am fine.", language="en")])
+    """
+
+    predictor: Predictor
+    description: CheckpointDescription
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        folder: Path | str,
+        backbone: str | None = None,
+        device: str | None = None,
+        engine: str = "transformers",
+        engine_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> MerPipeline:
+        """Load a checkpoint; ``options`` are those of :class:`Predictor`.
+
+        Args:
+            engine: what runs the language model, one of :data:`~llm_mer.scoring.engines.base.ENGINES`.
+            engine_options: its own options.
+
+        Raises:
+            UserError: a folder that is no checkpoint, a device that cannot be used, or an engine that cannot.
+        """
+        if device is not None:
+            check_device(device)
+        opened = open_engine(engine, folder, backbone, device, engine_options)
+        loaded = opened.loaded
+        adapter = fusion_adapter_of(loaded.model)
+        predictor = Predictor(
+            loaded.model, loaded.processor, use_context=adapter.uses_context, engine=opened.engine, **options
+        )
+        return cls(predictor, loaded.description)
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks the checkpoint was trained on."""
+        return self.predictor.processor.tasks
+
+    def dataset(self, utterances: Sequence[Utterance], tasks: Sequence[str] | None = None) -> MerDataset:
+        """Utterances as questions: every task of the checkpoint, or the named ones."""
+        return self.questions(list(utterances), self.named_tasks(tasks), require_truth=False)
+
+    def named_tasks(self, names: Sequence[str] | None) -> list[Task]:
+        """These tasks of the checkpoint, all without names. Raises :class:`UserError` for one it was not trained on."""
+        known = {task.name: task for task in self.tasks}
+        for name in names or ():
+            if name not in known:
+                raise UserError(f"the checkpoint was not trained on task {name!r}; it knows {', '.join(known)}")
+        return [known[name] for name in names or known]
+
+    def questions(self, utterances: Sequence[Utterance], tasks: list[Task], **options: Any) -> MerDataset:
+        """Utterances as questions in the windows the checkpoint was trained with; ``options`` are of :class:`MerDataset`."""
+        context = self.description.context
+        return MerDataset(
+            utterances,
+            tasks,
+            context_window=int(context.get("window", 8)),
+            bidirectional=bool(context.get("bidirectional", False)),
+            **options,
+        )
+
+    def __call__(
+        self, utterances: Sequence[Utterance], tasks: Sequence[str] | None = None, last_only: bool = False
+    ) -> list[Prediction]:
+        """Answer every task about every utterance; media are decoded with the checkpoint's own feature settings.
+
+        With ``last_only`` only the last is asked about; those before it are its conversation.
+        """
+        dataset = self.dataset([self.with_features(utterance) for utterance in utterances], tasks)
+        asked = [i for i, q in enumerate(dataset.questions) if not last_only or q.row == len(utterances) - 1]
+        return self.predictor.predict(dataset, asked)
+
+    def stream(
+        self, utterances: Iterable[Utterance], batch_size: int = 16, tasks: Sequence[str] | None = None
+    ) -> Iterator[Prediction]:
+        """Answers as utterances arrive, ``batch_size`` at a time.
+
+        Utterances of one dialogue see those of their own batch; use one call for a whole dialogue where context counts.
+        """
+        pending: list[Utterance] = []
+        for utterance in utterances:
+            pending.append(utterance)
+            if len(pending) == batch_size:
+                yield from self(pending, tasks)
+                pending = []
+        if pending:
+            yield from self(pending, tasks)
+
+    def with_features(self, utterance: Utterance) -> Utterance:
+        """Extract features from media as the training data's were, where the utterance has media and no features."""
+        reads = self.predictor.processor.feature_sizes
+        wants_audio = "audio" in reads and utterance.audio is not None and utterance.audio_features is None
+        wants_vision = "vision" in reads and utterance.vision is not None and utterance.vision_features is None
+        settings = self.description.data.get("features")
+        wants_text = (
+            utterance.text is not None
+            and utterance.text_features is None
+            and self.predictor.processor.text_source == "features"
+            and "text" in reads
+        )
+        if not (wants_audio or wants_vision or wants_text):
+            return self._usable(utterance)
+        if not settings:
+            raise UserError(
+                f"utterance {utterance.id!r} comes as media, but the checkpoint was trained on features whose extraction "
+                "it does not know; give features instead"
+            )
+        from llm_mer.data.feature_settings import FeatureSettings
+        from llm_mer.features.extractor import extract_one
+
+        wanted = dataclasses.replace(
+            utterance,
+            audio=utterance.audio if wants_audio else None,
+            vision=utterance.vision if wants_vision else None,
+        )
+        return self._usable(extract_one(wanted, FeatureSettings.from_dict(settings)))
+
+    def _usable(self, utterance: Utterance) -> Utterance:
+        """The utterance, if it has something the adapter reads and its features can be.
+
+        Raises:
+            UserError: saying what the adapter reads, or what is wrong with the features.
+        """
+        self.predictor.processor.checked_features(utterance)
+        read = self.predictor.adapter.config.modalities
+        has = {m for m, column in FEATURE_COLUMNS.items() if getattr(utterance, column) is not None}
+        if self.predictor.processor.text_source == "backbone" and utterance.text:
+            has.add("text")
+        if not has & set(read):
+            raise UserError(
+                f"utterance {utterance.id!r} has none of the modalities the checkpoint reads ({', '.join(read)}); "
+                f"found {', '.join(sorted(has)) or 'nothing'}"
+            )
+        return utterance

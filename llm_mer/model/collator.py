@@ -1,0 +1,250 @@
+"""Padding prepared samples into a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm_mer.data.dataset import MerDataset, Question
+from llm_mer.model.packing import Group, pack_groups
+from llm_mer.model.processing_mer import MerProcessor, PreparedSample
+from llm_mer.prompting.languages import LANGUAGES
+from llm_mer.prompting.rendering import HistoryTurn
+
+
+@dataclass
+class MerBatch:
+    """A batch. Tensor names are the model's own keyword arguments.
+
+    Attributes:
+        input_ids, attention_mask, labels: ``(B, L)``; labels are -100 outside the answer. pseudo_token_mask: ``(B, L)``.
+        sample_ids, position_ids: ``(R, L)`` in packed batches alone, whose ``(R, L)`` tensors have several samples a row:
+            the sample of each place, -1 at padding, and its position in the sample. They need no attention_mask.
+        shared_prefix_ids: ``(R, L)`` in packed batches some of whose samples share their beginnings. Those are numbered from
+            ``B`` on in sample_ids; at each place of a sample stands the number of what it begins with, else -2.
+        text_ids: ``(B, T_t)``. ``*_features``: ``(B, T_m, D_m)``. ``*_mask``: ``(B, T_m)``, False rows for a missing one.
+        context_*: see :class:`llm_mer.adapters.base.ConversationContext`.
+        language_ids: ``(B,)`` places in ``LANGUAGES``, and after them those of shared beginnings.
+        class_targets: ``(B,)``. score_targets: ``(B,)``.
+    """
+
+    input_ids: Tensor | None = None
+    attention_mask: Tensor | None = None
+    pseudo_token_mask: Tensor | None = None
+    labels: Tensor | None = None
+    sample_ids: Tensor | None = None
+    position_ids: Tensor | None = None
+    shared_prefix_ids: Tensor | None = None
+    text_ids: Tensor | None = None
+    text_features: Tensor | None = None
+    text_mask: Tensor | None = None
+    audio_features: Tensor | None = None
+    audio_mask: Tensor | None = None
+    vision_features: Tensor | None = None
+    vision_mask: Tensor | None = None
+    context_mask: Tensor | None = None
+    context_speakers: Tensor | None = None
+    context_target: Tensor | None = None
+    context_text: Tensor | None = None
+    context_text_mask: Tensor | None = None
+    context_audio: Tensor | None = None
+    context_audio_mask: Tensor | None = None
+    context_vision: Tensor | None = None
+    context_vision_mask: Tensor | None = None
+    language_ids: Tensor | None = None
+    class_targets: Tensor | None = None
+    score_targets: Tensor | None = None
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """The tensors that exist, by keyword argument (what trainers and ``generate`` pass on)."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+    def to(self, device: torch.device | str) -> MerBatch:
+        """The same batch on another device."""
+        return MerBatch(**{name: value.to(device) for name, value in self.model_inputs().items()})
+
+
+def pad_sequences(rows: Sequence[np.ndarray | None], size: int) -> tuple[Tensor, Tensor]:
+    """``(T_i, D)`` arrays to ``(B, max T, D)`` and a mask ``(B, max T)``; None becomes an all-False row."""
+    longest = max([row.shape[0] for row in rows if row is not None], default=0) or 1
+    features = torch.zeros(len(rows), longest, size)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        if row is not None:
+            features[i, : row.shape[0]] = torch.from_numpy(np.ascontiguousarray(row))
+            mask[i, : row.shape[0]] = True
+    return features, mask
+
+
+def pad_ids(rows: Sequence[Sequence[int]], fill: int, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Ids to ``(B, max L)`` and a mask."""
+    longest = max((len(row) for row in rows), default=0) or 1
+    ids = torch.full((len(rows), longest), fill, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        place = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[i, place] = torch.tensor(list(row), dtype=torch.long)
+        mask[i, place] = True
+    return ids, mask
+
+
+@dataclass
+class MerCollator:
+    """Questions of one dataset to batches.
+
+    Called by a trainer with rows ``{"question": index}`` and by inference with :class:`Question` objects through
+    :meth:`batch`. Training pads on the right and appends the answer; inference pads on the left and leaves it out. With
+    ``packing_length`` prompts with answers share rows of at most so many tokens and, with ``share_prefixes`` (which needs
+    attention under a mask), what they begin with before the pseudo tokens.
+    """
+
+    dataset: MerDataset
+    processor: MerProcessor
+    use_context: bool = False
+    packing_length: int | None = None
+    share_prefixes: bool = True
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        questions = [self.dataset.questions[int(row["question"])] for row in rows]
+        return self.batch(questions, with_answer=True).model_inputs()
+
+    def prepare(self, question: Question, with_answer: bool) -> PreparedSample:
+        """Look one question up and prepare it."""
+        utterance = self.dataset.utterance(question.row)
+        turns = self.processor.context_turns(question.task, utterance.language)
+        history = [HistoryTurn(speaker, text) for speaker, text in self.dataset.history(question.row, turns)]
+        return self.processor.prepare(utterance, question.task, question.truth if with_answer else None, history)
+
+    def length(self, question: Question) -> int:
+        """Tokens of a question with its answer; 0 for an adapter alone."""
+        sample = self.prepare(question, True)
+        return 0 if sample.prompt is None else len(sample.prompt.ids) + len(sample.answer)
+
+    def batch(self, questions: Sequence[Question], with_answer: bool) -> MerBatch:
+        """Prepare and pad, or pack; in a packed batch samples stand in the order of their rows."""
+        samples = [self.prepare(question, with_answer) for question in questions]
+        batch = MerBatch()
+        if self.processor.tokenizer is not None:
+            languages = [self.dataset.language(question.row) for question in questions]
+            if self.packing_length is not None and with_answer:
+                rows = self._rows(samples, languages)
+                order = [index for row in rows for group in row for index in group.samples]
+                questions, samples = [questions[i] for i in order], [samples[i] for i in order]
+                begun = [group.samples[0] for row in rows for group in row if group.shared]
+                languages = [languages[i] for i in [*order, *begun]]
+                self._pack_prompts(batch, samples, rows)
+            else:
+                self._pad_prompts(batch, samples, with_answer)
+            batch.language_ids = torch.tensor([LANGUAGES.index(language) for language in languages], dtype=torch.long)
+        for modality, size in self.processor.feature_sizes.items():
+            if modality == "text" and self.processor.text_source == "backbone":
+                continue
+            features, mask = pad_sequences([sample.features.get(modality) for sample in samples], size)
+            setattr(batch, f"{modality}_features", features)
+            setattr(batch, f"{modality}_mask", mask)
+        if self.processor.text_source == "backbone" and "text" in self.processor.feature_sizes:
+            batch.text_ids, batch.text_mask = pad_ids([s.text_ids or [] for s in samples], self.processor.filler_id)
+        if self.use_context:
+            self._pad_context(batch, questions)
+        if with_answer:
+            batch.class_targets = torch.tensor([s.class_target for s in samples], dtype=torch.long)
+            batch.score_targets = torch.tensor([s.score_target for s in samples], dtype=torch.float32)
+        return batch
+
+    def _pad_prompts(self, batch: MerBatch, samples: list[PreparedSample], with_answer: bool) -> None:
+        prompts = [sample.prompt for sample in samples]
+        assert all(prompt is not None for prompt in prompts)
+        rows = [p.ids + (s.answer if with_answer else []) for p, s in zip(prompts, samples, strict=True) if p is not None]
+        left = not with_answer
+        batch.input_ids, mask = pad_ids(rows, self.processor.filler_id, left)
+        batch.attention_mask = mask.long()
+        length = batch.input_ids.shape[1]
+        batch.pseudo_token_mask = torch.zeros(len(rows), length, dtype=torch.bool)
+        if with_answer:
+            batch.labels = torch.full((len(rows), length), -100, dtype=torch.long)
+        for i, (prompt, sample) in enumerate(zip(prompts, samples, strict=True)):
+            assert prompt is not None
+            offset = length - len(rows[i]) if left else 0
+            batch.pseudo_token_mask[i, offset + prompt.start : offset + prompt.start + prompt.count] = True
+            if batch.labels is not None:
+                begin = len(prompt.ids)
+                batch.labels[i, begin : begin + len(sample.answer)] = torch.tensor(sample.answer, dtype=torch.long)
+
+    def _rows(self, samples: list[PreparedSample], languages: list[str]) -> list[list[Group]]:
+        """Which samples stand in which row, and which of them behind one beginning."""
+        beginnings, shared, lengths = [], [], []
+        for sample, language in zip(samples, languages, strict=True):
+            assert sample.prompt is not None
+            # Of one language, since the weights that read it may differ by language.
+            begins = (language, *sample.prompt.ids[: sample.prompt.start])
+            beginnings.append(begins if self.share_prefixes else None)
+            shared.append(sample.prompt.start)
+            lengths.append(len(sample.prompt.ids) + len(sample.answer))
+        assert self.packing_length is not None
+        return pack_groups(beginnings, shared, lengths, self.packing_length)
+
+    def _pack_prompts(self, batch: MerBatch, samples: list[PreparedSample], rows: list[list[Group]]) -> None:
+        """Prompts and answers one after another in rows; ``samples`` are in the order in which the rows name them."""
+        columns: dict[str, list[list[int]]] = {
+            name: [[] for _ in rows] for name in ("ids", "labels", "places", "samples", "positions", "beginnings")
+        }
+        number, beginning = 0, len(samples)
+
+        def put(row: int, ids: list[int], labels: list[int], places: range, owner: int, start: int, begins: int) -> None:
+            columns["ids"][row] += ids
+            columns["labels"][row] += labels
+            columns["places"][row] += [int(start + i in places) for i in range(len(ids))]
+            columns["samples"][row] += [owner] * len(ids)
+            columns["positions"][row] += range(start, start + len(ids))
+            columns["beginnings"][row] += [begins] * len(ids)
+
+        for row, groups in enumerate(rows):
+            for group in groups:
+                begins = -2
+                if group.shared:
+                    prompt = samples[number].prompt
+                    assert prompt is not None
+                    put(row, prompt.ids[: group.shared], [-100] * group.shared, range(0), beginning, 0, -2)
+                    begins, beginning = beginning, beginning + 1
+                for _ in group.samples:
+                    prompt, answer = samples[number].prompt, samples[number].answer
+                    assert prompt is not None
+                    rest = prompt.ids[group.shared :]
+                    places = range(prompt.start, prompt.start + prompt.count)
+                    put(row, rest + answer, [-100] * len(rest) + answer, places, number, group.shared, begins)
+                    number += 1
+
+        def padded(name: str, fill: int) -> Tensor:
+            return pad_ids(columns[name], fill)[0]
+
+        batch.input_ids, batch.labels = padded("ids", self.processor.filler_id), padded("labels", -100)
+        batch.pseudo_token_mask = padded("places", 0).bool()
+        batch.sample_ids, batch.position_ids = padded("samples", -1), padded("positions", 0)
+        if beginning > len(samples):
+            batch.shared_prefix_ids = padded("beginnings", -2)
+
+    def _pad_context(self, batch: MerBatch, questions: Sequence[Question]) -> None:
+        context = self.dataset.context
+        if context is None:
+            raise ValueError("this adapter reads conversation context, but no context vectors were computed")
+        windows = [self.dataset.window(question.row) for question in questions]
+        longest = max(len(window.rows) for window in windows)
+        batch.context_mask = torch.zeros(len(windows), longest, dtype=torch.bool)
+        batch.context_speakers = torch.full((len(windows), longest), -1, dtype=torch.long)
+        batch.context_target = torch.tensor([window.target for window in windows], dtype=torch.long)
+        for i, window in enumerate(windows):
+            batch.context_mask[i, : len(window.rows)] = True
+            batch.context_speakers[i, : len(window.rows)] = torch.tensor(self.dataset.speaker_indices(window))
+        for modality, vectors in context.vectors.items():
+            values = torch.zeros(len(windows), longest, vectors.shape[1])
+            mask = torch.zeros(len(windows), longest, dtype=torch.bool)
+            for i, window in enumerate(windows):
+                values[i, : len(window.rows)] = torch.from_numpy(vectors[window.rows])
+                mask[i, : len(window.rows)] = torch.from_numpy(context.present[modality][window.rows])
+            setattr(batch, f"context_{modality}", values)
+            setattr(batch, f"context_{modality}_mask", mask)

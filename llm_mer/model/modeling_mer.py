@@ -1,0 +1,458 @@
+"""The model: a fusion adapter whose pseudo tokens stand inside the prompt of a language model.
+
+The layout is that of transformers' vision-language models: :class:`MerModel` injects into ``inputs_embeds`` and returns
+the last hidden state, :class:`MerForConditionalGeneration` is ``.model`` plus ``.lm_head``. PEFT, TRL, ``generate`` and
+gradient checkpointing therefore work on it unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import LongTensor, Tensor, nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import ModelOutput
+
+from llm_mer.adapters import adapter_class, build_adapter
+from llm_mer.adapters.base import (
+    MODALITIES,
+    ConversationContext,
+    FusionAdapter,
+    FusionInputs,
+    FusionOutput,
+    FusionTargets,
+    ModalitySequence,
+)
+from llm_mer.backbones.attention import attends_by_positions
+from llm_mer.backbones.language_lora import LanguageRouter
+from llm_mer.distributed.sharded_parameters import size_of
+from llm_mer.model.configuration_mer import MerConfig
+from llm_mer.model.packing import block_causal_mask
+
+FUSION_KEYS: tuple[str, ...] = (
+    "text_ids",
+    *(f"{modality}_{part}" for modality in MODALITIES for part in ("features", "mask")),
+    *(f"context_{modality}{part}" for modality in MODALITIES for part in ("", "_mask")),
+    "context_mask",
+    "context_speakers",
+    "context_target",
+    "class_targets",
+    "score_targets",
+)
+"""Flat tensor names under which a batch carries :class:`FusionInputs` through trainers, DDP and ``generate``."""
+
+
+def fusion_inputs(tensors: dict[str, Tensor | None], embed: nn.Module | None = None) -> FusionInputs:
+    """Rebuild :class:`FusionInputs` from flat tensors.
+
+    Args:
+        tensors: any of :data:`FUSION_KEYS`; ``text_ids (B, T_t)`` stands for text features to be looked up.
+        embed: the backbone's embedding table, which turns ``text_ids`` into ``(B, T_t, H)``.
+    """
+
+    def sequence(modality: str) -> ModalitySequence | None:
+        features, mask = tensors.get(f"{modality}_features"), tensors.get(f"{modality}_mask")
+        if modality == "text" and features is None and tensors.get("text_ids") is not None:
+            if embed is None:
+                raise ValueError("text_ids were given, but there is no backbone whose embeddings they could become")
+            features = embed(tensors["text_ids"])
+        if features is None:
+            return None
+        if mask is None:
+            raise ValueError(f"{modality}_features came without {modality}_mask")
+        return ModalitySequence(features, mask.bool())
+
+    context = None
+    if (window := tensors.get("context_mask")) is not None:
+        speakers, target = tensors.get("context_speakers"), tensors.get("context_target")
+        assert speakers is not None
+        assert target is not None
+
+        def flag(modality: str) -> Tensor | None:
+            mask = tensors.get(f"context_{modality}_mask")
+            return None if mask is None else mask.bool()
+
+        context = ConversationContext(
+            mask=window.bool(),
+            speakers=speakers,
+            target=target,
+            text=tensors.get("context_text"),
+            audio=tensors.get("context_audio"),
+            vision=tensors.get("context_vision"),
+            text_mask=flag("text"),
+            audio_mask=flag("audio"),
+            vision_mask=flag("vision"),
+        )
+    targets = None
+    if tensors.get("class_targets") is not None or tensors.get("score_targets") is not None:
+        targets = FusionTargets(tensors.get("class_targets"), tensors.get("score_targets"))
+    return FusionInputs(sequence("text"), sequence("audio"), sequence("vision"), context, targets)
+
+
+@dataclass
+class MerModelOutput(ModelOutput):
+    """Output of :class:`MerModel`: the backbone's, with what the adapter said when it ran in this pass."""
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    aux_losses: dict[str, Tensor] | None = None
+    diagnostics: dict[str, Tensor] | None = None
+    head_logits: Tensor | None = None
+    head_scores: Tensor | None = None
+    fused_features: Tensor | None = None
+
+
+@dataclass
+class MerOutput(ModelOutput):
+    """Output of :class:`MerForConditionalGeneration`.
+
+    Attributes:
+        loss: mean negative log-likelihood of the answer tokens, when labels are given.
+        loss_sum: their sum; a trainer divides it by the count over a global batch.
+        logits: ``(N, V)`` at the ``N`` positions that predict an answer token when labels are given, else ``(B, L, V)``;
+            None beside a loss that never holds them (``answer_loss``).
+    """
+
+    loss: Tensor | None = None
+    loss_sum: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    aux_losses: dict[str, Tensor] | None = None
+    diagnostics: dict[str, Tensor] | None = None
+    head_logits: Tensor | None = None
+    head_scores: Tensor | None = None
+    fused_features: Tensor | None = None
+
+
+class MerPreTrainedModel(PreTrainedModel):
+    """What both classes tell transformers about themselves."""
+
+    config: MerConfig
+    config_class = MerConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: backbone and adapter each initialise themselves, and a loaded backbone must keep its weights."""
+
+
+class MerModel(MerPreTrainedModel):
+    """Backbone and adapter. The adapter's ``K`` pseudo tokens replace the embeddings at ``pseudo_token_mask``."""
+
+    def __init__(self, config: MerConfig, language_model: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.language_model = language_model if language_model is not None else AutoModel.from_config(config.text_config)
+        self.fusion_adapter = build_adapter(config.adapter, config.build_adapter_config())
+        self.language_router: LanguageRouter | None = None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def fuse(self, tensors: dict[str, Tensor | None]) -> FusionOutput:
+        """Run the adapter alone on flat tensors (:data:`FUSION_KEYS`)."""
+        output: FusionOutput = self.fusion_adapter(fusion_inputs(tensors, self.get_input_embeddings()))
+        return output
+
+    def inject(
+        self, embeds: Tensor, pseudo_token_mask: Tensor, pseudo_tokens: Tensor, sample_ids: Tensor | None = None
+    ) -> Tensor:
+        """Put ``pseudo_tokens (B, K, H)`` where ``pseudo_token_mask (B, L)`` is True in ``embeds (B, L, H)``.
+
+        With ``sample_ids (R, L)`` mask and embeddings are of ``R`` rows that hold the ``B`` samples one after another.
+        """
+        if sample_ids is None:
+            found = pseudo_token_mask.sum(dim=1)
+        else:
+            # One more than there are samples: padding, numbered -1, is counted too and must hold none. Nor must beginnings,
+            # numbered after the samples.
+            found = (sample_ids[pseudo_token_mask] + 1).bincount(minlength=pseudo_tokens.shape[0] + 1)
+            if int(found[0]) or found.shape[0] != pseudo_tokens.shape[0] + 1:
+                raise ValueError("pseudo-token places stand in padding, or in samples that the features do not have")
+            found = found[1:]
+        if not bool((found == pseudo_tokens.shape[1]).all()):
+            raise ValueError(
+                f"each prompt must hold {pseudo_tokens.shape[1]} pseudo-token places, found "
+                f"{found.tolist()}; was a prompt truncated?"
+            )
+        return embeds.masked_scatter(pseudo_token_mask.unsqueeze(-1), pseudo_tokens.to(embeds.dtype))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pseudo_token_mask: Tensor | None = None,
+        language_ids: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        shared_prefix_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MerModelOutput:
+        """Embed, inject, run the backbone.
+
+        Args:
+            input_ids: ``(B, L)``; the ids at pseudo-token places are not read.
+            attention_mask: ``(B, L)`` or a 4D mask. pseudo_token_mask: ``(B, L)`` bool, K True a row; None runs the
+                bare backbone (later steps of generation).
+            language_ids: ``(B,)`` place of each sample's language in ``LANGUAGES``; read where LoRA is routed by language.
+            sample_ids, shared_prefix_ids: ``(R, L)`` of a packed batch, in which input_ids, position_ids and
+                pseudo_token_mask are ``(R, L)`` and hold several of the ``B`` samples a row; see
+                :class:`llm_mer.model.collator.MerBatch`.
+            **kwargs: tensors of :data:`FUSION_KEYS` go to the adapter, anything else to the backbone.
+        """
+        tensors = {name: kwargs.pop(name) for name in FUSION_KEYS if name in kwargs}
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("give input_ids or inputs_embeds")
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        fused: FusionOutput | None = None
+        if pseudo_token_mask is not None:
+            fused = self.fuse(tensors)
+            mask = pseudo_token_mask.bool()
+            missing = inputs_embeds.shape[1] - mask.shape[1]
+            if missing > 0:  # generation without a cache: the answer so far follows the prompt
+                mask = F.pad(mask, (0, missing))
+            inputs_embeds = self.inject(inputs_embeds, mask, fused.pseudo_tokens, sample_ids)
+        shape = inputs_embeds.shape
+        if sample_ids is not None:
+            if language_ids is not None:
+                language_ids = language_ids[sample_ids.clamp(min=0)]  # (R, L)
+            implementation = self.language_model.config._attn_implementation
+            if attends_by_positions(implementation):  # which it does in a single row
+                if shared_prefix_ids is not None:
+                    raise ValueError(f"{implementation} cannot let samples share a beginning: pack without it")
+                assert position_ids is not None
+                attention_mask, inputs_embeds = None, inputs_embeds.reshape(1, -1, shape[-1])
+                position_ids = position_ids.reshape(1, -1)
+                language_ids = None if language_ids is None else language_ids.reshape(1, -1)
+            else:
+                dtype = inputs_embeds.dtype if implementation == "eager" else None
+                attention_mask = block_causal_mask(sample_ids, dtype, shared_prefix_ids)
+        if self.language_router is not None:
+            self.language_router.languages = language_ids
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return MerModelOutput(
+            last_hidden_state=outputs.last_hidden_state.view(*shape[:2], -1),
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            aux_losses=fused.aux_losses if fused else None,
+            diagnostics=fused.diagnostics if fused else None,
+            head_logits=fused.logits if fused else None,
+            head_scores=fused.scores if fused else None,
+            fused_features=fused.features if fused else None,
+        )
+
+
+class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
+    """The whole: answers in the backbone's own vocabulary, one generative head for classes and numbers.
+
+    Attributes:
+        answer_loss: cross entropy summed over answer tokens, of hidden states ``(N, H)``, the linear head ``(V, H)`` and
+            targets ``(N,)``, in place of the one over logits; see :mod:`llm_mer.model.liger_kernels`.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(
+        self, config: MerConfig, language_model: PreTrainedModel | None = None, lm_head: nn.Module | None = None
+    ) -> None:
+        super().__init__(config)
+        self.model = MerModel(config, language_model)
+        text_config = config.get_text_config()
+        self.answer_loss: Callable[[Tensor, nn.Module, Tensor], Tensor] | None = None
+        self.lm_head = (
+            lm_head if lm_head is not None else nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
+        )
+        self.post_init()
+
+    @classmethod
+    def from_backbone(cls, backbone: PreTrainedModel, config: MerConfig) -> MerForConditionalGeneration:
+        """Wrap a loaded causal language model, keeping its weights, dtype and device."""
+        body = backbone.base_model
+        assert isinstance(body, PreTrainedModel)
+        model = cls(config, body, backbone.get_output_embeddings())
+        if backbone.generation_config is not None:
+            model.generation_config = backbone.generation_config
+        model.model.fusion_adapter.to(backbone.device)
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pseudo_token_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> MerOutput:
+        """Logits, and the answer's loss when ``labels (B, L)`` (-100 outside the answer) are given.
+
+        With labels, logits are computed at answer positions only: of ``B · L`` rows of vocabulary size, the few that the
+        loss reads.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pseudo_token_mask=pseudo_token_mask,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        loss = loss_sum = None
+        if labels is None:
+            kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+            logits = self.lm_head(kept)  # (B, L, V)
+        else:
+            answers = labels[:, 1:]
+            places = answers != -100
+            predicting, targets = hidden[:, :-1][places], answers[places]  # (N, H), (N,)
+            logits = self.lm_head(predicting) if self.answer_loss is None else None  # (N, V)
+            if not targets.shape[0]:
+                loss_sum = hidden.float().sum() * 0.0  # keeps the graph, so every rank takes part in the reduction
+            elif logits is not None:
+                loss_sum = F.cross_entropy(logits.float(), targets, reduction="sum")
+            else:
+                assert self.answer_loss is not None
+                loss_sum = self.answer_loss(predicting, self.lm_head, targets)
+            loss = loss_sum / max(targets.shape[0], 1)
+        return MerOutput(
+            loss=loss,
+            loss_sum=loss_sum,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            aux_losses=outputs.aux_losses,
+            diagnostics=outputs.diagnostics,
+            head_logits=outputs.head_logits,
+            head_scores=outputs.head_scores,
+            fused_features=outputs.fused_features,
+        )
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """Fusion tensors reach :meth:`forward` as ``**kwargs``, where ``generate`` cannot see that they are used."""
+        kept = {k: v for k, v in model_kwargs.items() if k not in FUSION_KEYS and k != "language_ids"}
+        # GenerationMixin declares a self for another type checker, with members that no model has.
+        super()._validate_model_kwargs(kept)  # type: ignore[misc]
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: LongTensor, is_first_iteration: bool = False, use_cache: bool = True, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Pseudo tokens enter with the prompt; once they are in the cache, the adapter does not run again."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]  # as above
+            input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+        )
+        if use_cache and not is_first_iteration:
+            for name in ("pseudo_token_mask", *FUSION_KEYS):
+                inputs.pop(name, None)
+        return inputs
+
+
+class MerHeadModel(MerPreTrainedModel):
+    """An adapter with its own head and no language model: the papers' original setting (``--backbone none``)."""
+
+    def __init__(self, config: MerConfig) -> None:
+        super().__init__(config)
+        self.fusion_adapter = build_adapter(config.adapter, config.build_adapter_config())
+        self.post_init()
+
+    def get_input_embeddings(self) -> Any:
+        """None: there are none. FSDP asks every model."""
+        return None
+
+    def forward(self, **kwargs: Any) -> MerOutput:
+        """Run the adapter on the tensors of :data:`FUSION_KEYS`; others (prompt ids, labels) are not read."""
+        tensors = {name: kwargs.get(name) for name in FUSION_KEYS}
+        fused: FusionOutput = self.fusion_adapter(fusion_inputs(tensors))
+        return MerOutput(
+            aux_losses=fused.aux_losses,
+            diagnostics=fused.diagnostics,
+            head_logits=fused.logits,
+            head_scores=fused.scores,
+            fused_features=fused.features,
+        )
+
+
+def describe_parameters(model: nn.Module) -> dict[str, int]:
+    """Counts of ``total``, ``trainable`` and ``adapter`` parameters."""
+    adapter = sum(size_of(p) for n, p in model.named_parameters() if "fusion_adapter" in n and "original_module" not in n)
+    total = sum(size_of(p) for p in model.parameters())
+    trainable = sum(size_of(p) for p in model.parameters() if p.requires_grad)
+    return {"total": total, "trainable": trainable, "adapter": adapter}
+
+
+def fusion_adapter_of(model: nn.Module) -> FusionAdapter:
+    """The adapter inside a bare, PEFT-wrapped or DDP-wrapped model (the trained copy, not PEFT's frozen original)."""
+    found = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, FusionAdapter) and "original_module" not in name
+    ]
+    if len(found) != 1:
+        raise ValueError(f"expected one fusion adapter inside {type(model).__name__}, found {len(found)}")
+    return found[0]
+
+
+def conditional_generation_of(model: nn.Module) -> MerForConditionalGeneration | MerHeadModel:
+    """The ``.model`` / ``.lm_head`` module inside a bare, PEFT-wrapped or DDP-wrapped model."""
+    for module in model.modules():
+        if isinstance(module, MerForConditionalGeneration | MerHeadModel):
+            return module
+    raise ValueError(f"{type(model).__name__} holds neither MerForConditionalGeneration nor MerHeadModel")
+
+
+__all__ = [
+    "FUSION_KEYS",
+    "MerForConditionalGeneration",
+    "MerHeadModel",
+    "MerModel",
+    "MerModelOutput",
+    "MerOutput",
+    "adapter_class",
+    "conditional_generation_of",
+    "describe_parameters",
+    "fusion_adapter_of",
+    "fusion_inputs",
+]

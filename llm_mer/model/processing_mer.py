@@ -1,0 +1,267 @@
+"""From questions to token ids and feature arrays: the processor, saved beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from llm_mer.data.schema import Utterance
+from llm_mer.data.statistics import FeatureStatistics
+from llm_mer.data.store import FEATURE_COLUMNS, check_values
+from llm_mer.errors import UserError
+from llm_mer.prompting.rendering import HistoryTurn, RenderedPrompt, render, render_chat, render_plain
+from llm_mer.prompting.tasks import Task
+from llm_mer.prompting.templates import PromptTemplate, select_prompt
+
+
+@dataclass
+class PromptIds:
+    """A tokenised prompt: ids with a filler at the ``count`` pseudo-token places that begin at ``start``."""
+
+    ids: list[int]
+    start: int
+    count: int
+
+
+@dataclass
+class PreparedSample:
+    """One question ready to be padded into a batch.
+
+    Attributes:
+        prompt: None for an adapter alone. answer: token ids of the true answer with the end token, empty when unknown.
+        text_ids: transcript tokens the adapter reads, None when text comes as features or is missing.
+        features: ``{modality: (T_m, D_m)}`` normalised; a missing modality is absent.
+        class_target: index in the first classification task, or -100. score_target: or NaN.
+    """
+
+    prompt: PromptIds | None
+    answer: list[int]
+    text_ids: list[int] | None
+    features: dict[str, np.ndarray]
+    class_target: int
+    score_target: float
+
+
+@dataclass
+class MerProcessor:
+    """Everything between an utterance and the model's inputs.
+
+    Attributes:
+        tokenizer: the backbone's; None for an adapter alone.
+        feature_sizes: ``{modality: D_m}`` the model was built for; another size is refused.
+        statistics: of the training split, applied to every feature sequence.
+        filler_id: token id at pseudo-token places; its embedding is never read.
+    """
+
+    tokenizer: PreTrainedTokenizerBase | None
+    tasks: list[Task]
+    prompts: list[PromptTemplate]
+    feature_sizes: dict[str, int]
+    statistics: dict[str, FeatureStatistics]
+    num_pseudo_tokens: int
+    text_source: str = "backbone"
+    chat: str = "auto"
+    max_text_tokens: int = 128
+    max_audio_steps: int = 400
+    max_vision_steps: int = 200
+    max_prompt_tokens: int = 1024
+    filler_id: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is not None:
+            if self.tokenizer.pad_token_id is None:
+                raise UserError("the tokenizer has no pad token; load it with llm_mer.backbones.loading.load_backbone")
+            self.filler_id = int(self.tokenizer.pad_token_id)
+        self.class_task = next((task for task in self.tasks if task.kind == "classification"), None)
+        self.score_task = next((task for task in self.tasks if task.kind == "regression"), None)
+
+    # --- text -----------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without special tokens."""
+        assert self.tokenizer is not None
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def prefix_ids(self) -> list[int]:
+        """Special tokens the tokenizer opens a plain prompt with (``<s>``, or GLM's ``[gMASK] sop``)."""
+        assert self.tokenizer is not None
+        ids = list(self.tokenizer("", add_special_tokens=True)["input_ids"])
+        return [i for i in ids if i != self.tokenizer.eos_token_id]
+
+    @property
+    def uses_chat(self) -> bool:
+        """Whether prompts go through the tokenizer's chat template."""
+        return self.chat == "auto" and self.tokenizer is not None and bool(self.tokenizer.chat_template)
+
+    def render(
+        self,
+        template: PromptTemplate,
+        task: Task,
+        text: str | None,
+        history: Sequence[HistoryTurn],
+        speaker: str | None = None,
+    ) -> RenderedPrompt:
+        """The prompt's text before and after the pseudo tokens: chat markup included, or the system message in front."""
+        rendered = render(template, task, text, history, speaker)
+        if self.uses_chat:
+            assert self.tokenizer is not None
+            return render_chat(rendered, self.tokenizer)
+        return render_plain(rendered)
+
+    def encode_prompt(
+        self,
+        task: Task,
+        language: str,
+        text: str | None,
+        history: Sequence[HistoryTurn],
+        where: str = "",
+        speaker: str | None = None,
+    ) -> PromptIds:
+        """``[E_prefix; T_pseudo; E_suffix; P_task]`` as ids; loses the earliest turns to fit ``max_prompt_tokens``."""
+        template = select_prompt(self.prompts, task, language)
+        turns = list(history)[-template.context_turns :] if template.context_turns else []
+        while True:
+            rendered = self.render(template, task, text, turns, speaker)
+            head = self.encode(rendered.before) if self.uses_chat else self.prefix_ids() + self.encode(rendered.before)
+            ids = head + [self.filler_id] * self.num_pseudo_tokens + self.encode(rendered.after)
+            if len(ids) <= self.max_prompt_tokens:
+                return PromptIds(ids, len(head), self.num_pseudo_tokens)
+            if not turns:
+                raise UserError(
+                    f"{where + ': ' if where else ''}the prompt has {len(ids)} tokens, max_prompt_tokens is "
+                    f"{self.max_prompt_tokens}; shorten the text or raise max_prompt_tokens"
+                )
+            turns = turns[1:]
+
+    def context_turns(self, task: Task, language: str) -> int:
+        """Earlier turns the prompt of this task and language shows."""
+        return select_prompt(self.prompts, task, language).context_turns if self.tokenizer is not None else 0
+
+    @property
+    def most_context_turns(self) -> int:
+        """The largest number of earlier turns any of the prompts shows."""
+        return max((prompt.context_turns for prompt in self.prompts), default=0)
+
+    def answer_style(self, task: Task, language: str) -> str:
+        """``word``, ``index`` or ``number``, as the prompt of this task and language asks."""
+        return select_prompt(self.prompts, task, language).answer
+
+    def answers(self, task: Task, language: str) -> list[list[int]]:
+        """Token ids of every admissible answer, in label or grid order, without the end token.
+
+        Raises:
+            UserError: two answers become the same tokens, so no score could tell them apart.
+        """
+        texts = task.answers(language, self.answer_style(task, language))
+        ids = [self.encode(text) for text in texts]
+        seen: dict[tuple[int, ...], str] = {}
+        for text, tokens in zip(texts, ids, strict=True):
+            if not tokens or tuple(tokens) in seen:
+                other = seen.get(tuple(tokens), "nothing")
+                raise UserError(
+                    f"task {task.name!r}: the tokenizer writes {text!r} like {other!r}; use another answer style"
+                )
+            seen[tuple(tokens)] = text
+        return ids
+
+    @property
+    def end_token_id(self) -> int:
+        """The token that ends an answer."""
+        assert self.tokenizer is not None
+        eos = self.tokenizer.eos_token_id
+        if eos is None:
+            raise UserError("the tokenizer has no end-of-sequence token, so answers cannot end")
+        return int(eos[0] if isinstance(eos, list) else eos)
+
+    # --- features -------------------------------------------------------------------------------------------------
+
+    def normalise(self, modality: str, features: np.ndarray) -> np.ndarray:
+        """``(T, D_m)`` with the training statistics applied (unchanged where there are none)."""
+        statistics = self.statistics.get(modality)
+        return statistics.apply(features) if statistics is not None else np.asarray(features, dtype=np.float32)
+
+    def _limits(self) -> dict[str, int]:
+        return {"text": self.max_text_tokens, "audio": self.max_audio_steps, "vision": self.max_vision_steps}
+
+    def checked_features(self, utterance: Utterance) -> dict[str, np.ndarray]:
+        """Feature sequences of the modalities the model reads as features, as they were given.
+
+        Raises:
+            UserError: steps of another size, no step at all, or NaN or infinity in float32.
+        """
+        found = {}
+        for modality, size in self.feature_sizes.items():
+            if modality == "text" and self.text_source == "backbone":
+                continue
+            features = getattr(utterance, FEATURE_COLUMNS[modality])
+            if features is None:
+                continue
+            where = f"utterance {utterance.id!r}: {FEATURE_COLUMNS[modality]}"
+            if features.ndim != 2 or features.shape[1] != size:
+                raise UserError(f"{where} has shape {features.shape}, the model was trained on {size} features a step")
+            check_values(features, where)
+            found[modality] = features
+        return found
+
+    def features(self, utterance: Utterance) -> dict[str, np.ndarray]:
+        """Normalised, cut feature sequences of the modalities the model reads as features.
+
+        Raises:
+            UserError: see :meth:`checked_features`.
+        """
+        limits = self._limits()
+        return {m: self.normalise(m, f[: limits[m]]) for m, f in self.checked_features(utterance).items()}
+
+    # --- a whole sample -------------------------------------------------------------------------------------------
+
+    def prepare(
+        self, utterance: Utterance, task: Task, truth: str | float | None, history: Sequence[HistoryTurn] = ()
+    ) -> PreparedSample:
+        """Tokenise the question and normalise the features of one utterance."""
+        where = f"utterance {utterance.id!r}"
+        prompt, answer, text_ids = None, [], None
+        if self.tokenizer is not None:
+            prompt = self.encode_prompt(task, utterance.language, utterance.text, history, where, utterance.speaker)
+            if truth is not None:
+                style = self.answer_style(task, utterance.language)
+                answer = [*self.encode(task.answer_text(truth, utterance.language, style)), self.end_token_id]
+            if self.text_source == "backbone" and "text" in self.feature_sizes and utterance.text:
+                text_ids = self.encode(utterance.text)[: self.max_text_tokens] or None
+        features = self.features(utterance)
+        if not features and text_ids is None:
+            raise UserError(f"{where} has none of the modalities the model reads ({', '.join(self.feature_sizes)})")
+        class_target, score_target = -100, float("nan")
+        if truth is not None and self.class_task is not None and task.name == self.class_task.name:
+            class_target = task.class_index(truth, where)
+        if truth is not None and self.score_task is not None and task.name == self.score_task.name:
+            score_target = task.score(truth, where)
+        return PreparedSample(prompt, answer, text_ids, features, class_target, score_target)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the tokenizer as plain containers, for the checkpoint's own description."""
+        return {
+            "tasks": {task.name: task.to_dict() for task in self.tasks},
+            "prompts": [prompt.to_dict() for prompt in self.prompts],
+            "feature_sizes": dict(self.feature_sizes),
+            "statistics": {m: s.to_dict() for m, s in self.statistics.items()},
+            "num_pseudo_tokens": self.num_pseudo_tokens,
+            "text_source": self.text_source,
+            "chat": self.chat,
+            "max_text_tokens": self.max_text_tokens,
+            "max_audio_steps": self.max_audio_steps,
+            "max_vision_steps": self.max_vision_steps,
+            "max_prompt_tokens": self.max_prompt_tokens,
+        }
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> MerProcessor:
+        """Read :meth:`to_dict` back."""
+        entry = dict(entry)
+        entry["tasks"] = [Task.from_dict(name, task, "checkpoint") for name, task in entry["tasks"].items()]
+        entry["prompts"] = [PromptTemplate.from_dict(prompt) for prompt in entry["prompts"]]
+        entry["statistics"] = {m: FeatureStatistics.from_dict(s) for m, s in entry["statistics"].items()}
+        return cls(tokenizer=tokenizer, **entry)

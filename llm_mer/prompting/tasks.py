@@ -1,0 +1,284 @@
+"""Tasks: a label set or a score range in both languages, and the way between a value and the text of an answer."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_EVEN, Decimal
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_mer.errors import UserError
+
+ANSWER_STYLES: tuple[str, ...] = ("word", "index", "number")
+CONVENTIONS: dict[str, tuple[str, ...]] = {"classification": ("classification", "iemocap"), "regression": ("mosi", "sims")}
+"""Metric conventions a kind of task may name."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """One class: its canonical name (in data files) and its word in each language (in prompts and answers)."""
+
+    name: str
+    words: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of an utterance.
+
+    Attributes:
+        name: e.g. ``emotion``. kind: ``classification`` or ``regression``.
+        target: key in :attr:`llm_mer.data.schema.Utterance.labels` that holds the truth.
+        labels: fixed order; empty for regression.
+        aliases: other spellings of a label in data files, ``{alias: name}``; nothing is guessed beyond these.
+        ignored: labels of the data that are outside the set on purpose: such an utterance is not asked about.
+        score_range: inclusive, in the unit of the data; None for classification.
+        decimals: digits after the point of a numeric answer; the grid of admissible answers follows from it.
+        metrics: convention of :mod:`llm_mer.evaluation.metrics`: ``classification``, ``iemocap``, ``mosi``, ``sims``.
+    """
+
+    name: str
+    kind: str
+    target: str
+    labels: tuple[Label, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    score_range: tuple[float, float] | None = None
+    decimals: int = 1
+    metrics: str = "classification"
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.labels)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(label.name for label in self.labels)
+
+    def words(self, language: str) -> tuple[str, ...]:
+        """Label words in a language, in label order. Raises ``UserError`` when the task has none in it."""
+        if any(language not in label.words for label in self.labels):
+            raise UserError(f"task {self.name!r} has no label words in language {language!r}")
+        return tuple(label.words[language] for label in self.labels)
+
+    def class_index(self, value: str | float, where: str = "") -> int:
+        """Index of a label given by name, alias or a word of either language. Raises ``UserError`` otherwise."""
+        text = str(value).strip()
+        text = self.aliases.get(text, text)
+        for index, label in enumerate(self.labels):
+            if text == label.name or text in label.words.values():
+                return index
+        raise UserError(
+            f"{where + ': ' if where else ''}label {value!r} is not in task {self.name!r}; "
+            f"it knows {', '.join(self.label_names)}"
+        )
+
+    def ignores(self, value: Any) -> bool:
+        """Whether a label of the data is left out on purpose."""
+        return str(value).strip() in self.ignored
+
+    def score(self, value: str | float, where: str = "") -> float:
+        """The truth as a float, checked against the range."""
+        low, high = self.require_range()
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if not low <= number <= high:
+            raise UserError(
+                f"{where + ': ' if where else ''}score {value!r} of task {self.name!r} is not a number in [{low}, {high}]"
+            )
+        return number
+
+    def require_range(self) -> tuple[float, float]:
+        """The score range of a regression task."""
+        if self.score_range is None:
+            raise ValueError(f"task {self.name} has no score range: it is a {self.kind} task")
+        return self.score_range
+
+    def answers(self, language: str, style: str) -> tuple[str, ...]:
+        """Every admissible answer text: one per class, or one per decimal of the score grid in rising order."""
+        if self.kind == "classification":
+            if style == "word":
+                return self.words(language)
+            if style == "index":
+                return tuple(str(i) for i in range(self.num_classes))
+            raise UserError(f"task {self.name!r} is classification: its answer is a word or an index, not {style!r}")
+        if style != "number":
+            raise UserError(f"task {self.name!r} is regression: its answer is a number, not {style!r}")
+        return tuple(self.format_score(v) for v in self.grid())
+
+    def grid(self) -> tuple[float, ...]:
+        """Admissible scores in rising order, ``10^-decimals`` apart, both ends of the range included."""
+        low, high = self.require_range()
+        unit = 10**self.decimals
+        first, last = round(low * unit), round(high * unit)
+        return tuple(i / unit for i in range(first, last + 1))
+
+    def format_score(self, value: float) -> str:
+        """A score as answer text, rounded half to even on the grid: ``-0.04`` → ``0.0`` (never ``-0.0``)."""
+        step = Decimal(1).scaleb(-self.decimals)
+        rounded = Decimal(repr(float(value))).quantize(step, rounding=ROUND_HALF_EVEN)
+        return str(abs(rounded) if rounded == 0 else rounded)
+
+    def answer_text(self, value: str | float, language: str, style: str) -> str:
+        """The answer a sample is trained on."""
+        if self.kind == "classification":
+            return self.answers(language, style)[self.class_index(value)]
+        low, high = self.require_range()
+        return self.format_score(min(max(self.score(value), low), high))
+
+    def parse(self, text: str, language: str, style: str) -> int | float | None:
+        """Read a free generation: class index or score; None when it is not an admissible answer.
+
+        White space, letter case and one closing full stop are forgiven; nothing else is. An answer is never guessed
+        at, and never mapped to a class by default.
+        """
+        cleaned = re.sub(r"[.。]$", "", text.strip()).strip()
+        if self.kind == "classification":
+            folded = [answer.casefold() for answer in self.answers(language, style)]
+            return folded.index(cleaned.casefold()) if cleaned.casefold() in folded else None
+        if re.fullmatch(r"[+-]?[0-9]+(?:\.[0-9]+)?", cleaned) is None:
+            return None
+        number = float(cleaned)
+        low, high = self.require_range()
+        return number if low <= number <= high else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers for a checkpoint's own description; :meth:`from_dict` reads them back."""
+        entry: dict[str, Any] = {"kind": self.kind, "target": self.target, "metrics": self.metrics}
+        if self.labels:
+            entry["labels"] = [{"name": label.name, **label.words} for label in self.labels]
+        if self.aliases:
+            entry["aliases"] = dict(self.aliases)
+        if self.ignored:
+            entry["ignored"] = list(self.ignored)
+        if self.score_range is not None:
+            entry["range"] = list(self.score_range)
+            entry["decimals"] = self.decimals
+        return entry
+
+    @classmethod
+    def from_dict(cls, name: str, entry: dict[str, Any], where: str = "tasks") -> Task:
+        """Build and check a task from its YAML form."""
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}: task {name!r} is {entry!r}; it must be a mapping of keys to values")
+        known = {"kind", "target", "labels", "aliases", "ignored", "range", "decimals", "metrics"}
+        unknown = sorted(set(entry) - known)
+        if unknown:
+            raise UserError(f"{where}: task {name!r} has unknown keys {unknown}; known are {sorted(known)}")
+        kind = entry.get("kind")
+        if kind not in ("classification", "regression"):
+            raise UserError(f"{where}: task {name!r} has kind {kind!r}; it must be classification or regression")
+        metrics = str(entry.get("metrics", CONVENTIONS[kind][0]))
+        if metrics not in CONVENTIONS[kind]:
+            allowed = " or ".join(CONVENTIONS[kind])
+            raise UserError(f"{where}: task {name!r} has metrics {metrics!r}; a {kind} task has {allowed}")
+        if kind == "classification":
+            labels = []
+            given = entry.get("labels") or []
+            if not isinstance(given, list):
+                raise UserError(
+                    f"{where}: task {name!r} has labels {given!r}; it must be a list of {{name: …, en: …, zh: …}}"
+                )
+            for row in given:
+                if not isinstance(row, dict) or "name" not in row:
+                    raise UserError(f"{where}: task {name!r} has label {row!r}; a label is {{name: …, en: …, zh: …}}")
+                words = {k: str(v) for k, v in row.items() if k != "name"}
+                labels.append(Label(str(row["name"]), words))
+            if len(labels) < 2:
+                raise UserError(f"{where}: task {name!r} needs at least two labels, found {len(labels)}")
+            languages = set(labels[0].words)
+            for label in labels:
+                if set(label.words) != languages:
+                    raise UserError(f"{where}: label {label.name!r} of task {name!r} lacks a word in some language")
+            names = [label.name for label in labels]
+            if len(set(names)) != len(names):
+                raise UserError(f"{where}: task {name!r} names a label twice: {names}")
+            for language in languages:
+                spoken = [label.words[language].casefold() for label in labels]
+                if len(set(spoken)) != len(spoken):
+                    raise UserError(f"{where}: task {name!r} uses a word of language {language!r} twice: {spoken}")
+            spelt = entry.get("aliases") or {}
+            if not isinstance(spelt, dict):
+                raise UserError(f"{where}: task {name!r} has aliases {spelt!r}; it must be a mapping of spellings to labels")
+            aliases = {str(k): str(v) for k, v in spelt.items()}
+            unknown = sorted(set(aliases.values()) - set(names))
+            if unknown:
+                raise UserError(f"{where}: task {name!r} has aliases of unknown labels {unknown}; labels are {names}")
+            ignored = entry.get("ignored") or []
+            if not isinstance(ignored, list):
+                raise UserError(f"{where}: task {name!r} has ignored {ignored!r}; it must be a list of labels")
+            ignored = [str(label) for label in ignored]
+            spellings = {*names, *aliases, *(word for label in labels for word in label.words.values())}
+            both = sorted(spellings & set(ignored))
+            if both:
+                raise UserError(f"{where}: task {name!r} both asks about and ignores {both}")
+            return cls(
+                name=name,
+                kind=kind,
+                target=str(entry.get("target", name)),
+                labels=tuple(labels),
+                aliases=aliases,
+                ignored=tuple(ignored),
+                metrics=metrics,
+            )
+        if entry.get("ignored"):
+            raise UserError(f"{where}: task {name!r} is regression; only a classification task has ignored labels")
+        bounds, decimals = entry.get("range"), entry.get("decimals", 1)
+        try:
+            low, high = (float(bound) for bound in bounds)  # type: ignore[union-attr]
+        except (TypeError, ValueError):
+            low = high = 0.0
+        if not -math.inf < low < high < math.inf:
+            raise UserError(f"{where}: task {name!r} needs range: [low, high] with low < high, found {bounds!r}")
+        if not isinstance(decimals, int) or isinstance(decimals, bool) or not 0 <= decimals <= 4:
+            raise UserError(f"{where}: task {name!r} has decimals {decimals!r}; it must be a whole number from 0 to 4")
+        if any(round(bound, decimals) != bound for bound in (low, high)):
+            raise UserError(f"{where}: range {bounds!r} of task {name!r} has more than its {decimals} decimals")
+        return cls(
+            name=name,
+            kind=kind,
+            target=str(entry.get("target", name)),
+            score_range=(low, high),
+            decimals=decimals,
+            metrics=metrics,
+        )
+
+
+@cache
+def builtin_tasks() -> dict[str, Task]:
+    """The tasks of ``llm_mer/prompting/resources/tasks.yaml``."""
+    text = resources.files("llm_mer.prompting").joinpath("resources/tasks.yaml").read_text(encoding="utf-8")
+    return {name: Task.from_dict(name, entry, "resources/tasks.yaml") for name, entry in yaml.safe_load(text).items()}
+
+
+def get_task(name: str) -> Task:
+    """A built-in task by name, or a user's own by the path of a YAML file that holds exactly one.
+
+    Raises:
+        UserError: no such task or file, or the file does not describe one task.
+    """
+    if name in builtin_tasks():
+        return builtin_tasks()[name]
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"{name}: no such task file")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name}: not UTF-8 text: {error}") from None
+        except yaml.YAMLError as error:
+            raise UserError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(content, dict) or len(content) != 1:
+            raise UserError(f"{name}: a task file holds exactly one task, {{name: {{kind: …}}}}")
+        ((task_name, entry),) = content.items()
+        return Task.from_dict(str(task_name), entry, name)
+    raise UserError(f"unknown task {name!r}; built in are {', '.join(builtin_tasks())}, or name a .yaml file")

@@ -1,0 +1,170 @@
+"""Prompt templates: one YAML file for each style, language and kind of task, checked when read."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import yaml
+
+from llm_mer.errors import UserError
+from llm_mer.prompting.languages import LANGUAGES
+from llm_mer.prompting.tasks import ANSWER_STYLES, Task
+
+PROMPT_FOLDER = "prompts"
+PLACEHOLDERS: tuple[str, ...] = ("transcript", "labels", "indexed_labels", "low", "high", "context", "speaker")
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """One template: a language, a kind of task, a style of answer.
+
+    Attributes:
+        name: of the file. language: ``en`` or ``zh``. kind: ``classification`` or ``regression``.
+        answer: ``word`` or ``index`` for classes, ``number`` for scores.
+        prefix, suffix: what stands before and after the pseudo tokens. task: the question, ending where the answer begins.
+        system: the system message of a chat backbone.
+        context_turns: earlier turns shown at ``{context}``. context_line: how one is written.
+        missing_transcript, unknown_speaker: words that stand in.
+
+    Placeholders in ``system``, ``prefix``, ``suffix`` and ``task``: ``{transcript}``, ``{labels}`` (words, in label
+    order), ``{indexed_labels}`` (``0 = neutral, …``), ``{low}``, ``{high}`` (score range), ``{context}``, ``{speaker}``.
+    """
+
+    name: str
+    language: str
+    kind: str
+    answer: str
+    task: str
+    prefix: str = ""
+    suffix: str = ""
+    system: str = ""
+    context_turns: int = 0
+    context_line: str = "{speaker}: {text}\n"
+    missing_transcript: str = ""
+    unknown_speaker: str = "?"
+
+    def __post_init__(self) -> None:
+        where = f"prompt {self.name!r}"
+        if self.language not in LANGUAGES:
+            raise UserError(f"{where}: language is {self.language!r}; it must be one of {', '.join(LANGUAGES)}")
+        if self.kind not in ("classification", "regression"):
+            raise UserError(f"{where}: kind is {self.kind!r}; it must be classification or regression")
+        if self.answer not in ANSWER_STYLES:
+            raise UserError(f"{where}: answer is {self.answer!r}; it must be one of {', '.join(ANSWER_STYLES)}")
+        if (self.answer == "number") != (self.kind == "regression"):
+            raise UserError(f"{where}: a {self.kind} prompt cannot ask for {self.answer!r} as its answer")
+        if self.context_turns < 0:
+            raise UserError(f"{where}: context_turns is {self.context_turns}; it must be at least 0")
+        used = set()
+        for part in ("system", "prefix", "suffix", "task"):
+            used |= _placeholders(getattr(self, part), PLACEHOLDERS, f"{where}, {part}")
+        _placeholders(self.context_line, ("speaker", "text"), f"{where}, context_line")
+        if self.answer == "index" and "indexed_labels" not in used:
+            raise UserError(f"{where}: an index answer needs {{indexed_labels}}, or nobody knows what the numbers mean")
+        if ("context" in used) != (self.context_turns > 0):
+            raise UserError(f"{where}: {{context}} and context_turns above 0 belong together")
+        if not self.task.strip():
+            raise UserError(f"{where}: task is empty; it holds the question")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in the YAML file."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any], where: str = "checkpoint") -> PromptTemplate:
+        """Check and build. Raises :class:`UserError` naming unknown or missing keys."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(entry) - known)
+        if unknown:
+            raise UserError(f"{where}: unknown keys {unknown}; a prompt knows {sorted(known)}")
+        missing = sorted({"name", "language", "kind", "answer", "task"} - set(entry))
+        if missing:
+            raise UserError(f"{where}: missing keys {missing}")
+        for key, value in entry.items():
+            wanted = int if key == "context_turns" else str
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                raise UserError(f"{where}: {key} is {value!r}; it must be {'a whole number' if wanted is int else 'text'}")
+        try:
+            return cls(**entry)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+
+def _placeholders(text: str, allowed: Sequence[str], where: str) -> set[str]:
+    try:
+        fields = [field for field in Formatter().parse(text) if field[1] is not None]
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; write {{{{ and }}}} for literal braces") from None
+    names = {name for _, name, _, _ in fields if name is not None}
+    formatted = sorted(str(name) for _, name, spec, conversion in fields if spec or conversion)
+    if formatted:
+        raise UserError(f"{where}: placeholders {formatted} carry a format; they are filled in as they are")
+    unknown = sorted(names - set(allowed))
+    if unknown:
+        raise UserError(f"{where}: unknown placeholders {unknown}; known are {', '.join(allowed)}")
+    return names
+
+
+def prompt_folder() -> Path:
+    """``prompts/`` of the working directory, else the one beside the package."""
+    here = Path(PROMPT_FOLDER)
+    return here if here.is_dir() else Path(__file__).resolve().parents[2] / PROMPT_FOLDER
+
+
+def read_prompt(path: Path) -> PromptTemplate:
+    """One YAML file, checked. The file's name is the prompt's unless it names itself."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a prompt file is a mapping of keys to values")
+    return PromptTemplate.from_dict({"name": path.stem, **content}, str(path))
+
+
+def load_prompts(sources: str | Sequence[str]) -> list[PromptTemplate]:
+    """Templates by style (``short`` reads every ``prompts/short_*.yaml``), by file or by folder.
+
+    Raises:
+        UserError: a source that is none of these, or a template that does not check.
+    """
+    found: list[PromptTemplate] = []
+    for source in [sources] if isinstance(sources, str) else sources:
+        path = Path(source)
+        if path.suffix in (".yaml", ".yml"):
+            if not path.is_file() and (prompt_folder() / path.name).is_file():
+                path = prompt_folder() / path.name
+            if not path.is_file():
+                raise UserError(f"prompts: no such file {source!r}")
+            files = [path]
+        elif path.is_dir():
+            files = sorted(path.glob("*.yaml"))
+        else:
+            files = sorted(prompt_folder().glob(f"{source}_*.yaml"))
+        if not files:
+            styles = sorted({f.name.split("_")[0] for f in prompt_folder().glob("*.yaml")})
+            raise UserError(f"prompts: {source!r} is no file, folder or style; styles are {', '.join(styles)}")
+        found += [read_prompt(file) for file in files]
+    return found
+
+
+def select_prompt(templates: Sequence[PromptTemplate], task: Task, language: str) -> PromptTemplate:
+    """The first template for a task's kind and a language. Raises :class:`UserError` naming what there is."""
+    for template in templates:
+        if template.language == language and template.kind == task.kind:
+            return template
+    offered = ", ".join(f"{t.name} ({t.language}, {t.kind})" for t in templates) or "none"
+    raise UserError(f"no prompt for {task.kind} task {task.name!r} in language {language!r}; loaded are: {offered}")
+
+
+def styles() -> list[str]:
+    """Names of the shipped styles."""
+    return sorted({re.split(r"_(?:en|zh)_", f.stem)[0] for f in prompt_folder().glob("*.yaml")})

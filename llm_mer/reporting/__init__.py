@@ -1,0 +1,1 @@
+"""One page from evaluations: sections, plots, facts."""

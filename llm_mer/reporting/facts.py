@@ -1,0 +1,368 @@
+"""The three facts a quickstart has to show, each judged by a written rule from the numbers of an evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_mer.checkpoints.description import TRAJECTORIES
+from llm_mer.errors import UserError
+from llm_mer.evaluation.conditions import AS_IS, GENERATION
+from llm_mer.evaluation.resampling import as_arrays, mean_absolute_error, paired_difference
+from llm_mer.evaluation.rows import EVALUATION, PREDICTIONS, Evaluation, load_predictions
+from llm_mer.evaluation.subsets import EVERYTHING, TAG, subset_names
+from llm_mer.inference.prediction import Prediction
+from llm_mer.prompting.tasks import Label, Task
+
+SUBSET = "neutral_words"
+"""Utterances whose words do not tell the emotion: what is right there was heard or seen."""
+
+SIGNIFICANT = 0.05
+
+
+@dataclass
+class Loaded:
+    """An evaluation as it lies on disk: scores, predictions by condition, and the checkpoint folder around it if any."""
+
+    evaluation: Evaluation
+    predictions: dict[str, list[Prediction]]
+    folder: Path
+    checkpoint: Path | None = None
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Its tasks in the order of its rows."""
+        return [task_of(self, name) for name in dict.fromkeys(row.task for row in self.evaluation.rows)]
+
+    @property
+    def languages(self) -> list[str]:
+        """Its languages, without the rows of all together."""
+        return sorted({row.language for row in self.evaluation.rows} - {EVERYTHING})
+
+    def known(
+        self, condition: str, task: str, language: str = EVERYTHING, subset: str = EVERYTHING, by: str = TAG
+    ) -> list[Prediction]:
+        """Predictions with a truth, of a task, language and subset: those its row was computed from."""
+        return [
+            p
+            for p in self.predictions.get(condition, [])
+            if p.task == task
+            and p.truth is not None
+            and language in (p.language, EVERYTHING)
+            and (subset == EVERYTHING or subset in subset_names(p, by))
+        ]
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """``log_history.json`` of the training; empty when it is not there."""
+        path = None if self.checkpoint is None else self.checkpoint / "log_history.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else []
+
+    def read_trajectories(self) -> dict[str, list[tuple[float, np.ndarray]]]:
+        """``trajectories.jsonl`` of the training: ``{name: [(epoch, (n, d)), …]}``; empty when it is not there."""
+        path = None if self.checkpoint is None else self.checkpoint / TRAJECTORIES
+        found: dict[str, list[tuple[float, np.ndarray]]] = {}
+        if path is not None and path.is_file():
+            for entry in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+                found.setdefault(entry["name"], []).append((float(entry["epoch"]), np.array(entry["points"])))
+        return found
+
+
+def load(place: str) -> Loaded:
+    """Read an evaluation from its own folder or from the checkpoint that holds it in ``evaluation``.
+
+    Raises:
+        UserError: no evaluation there, one without its predictions, or files that cannot be read or are not a pair.
+    """
+    folder = Path(place)
+    if not (folder / EVALUATION).is_file() and (folder / "evaluation" / EVALUATION).is_file():
+        folder = folder / "evaluation"
+    again = "write both again with `llm-mer evaluate`"
+    try:
+        evaluation = Evaluation.load(folder)
+        if not (folder / PREDICTIONS).is_file():
+            raise UserError(f"{folder}: no {PREDICTIONS} beside {EVALUATION}; write both with `llm-mer evaluate`")
+        predictions = load_predictions(folder / PREDICTIONS)
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:  # no JSON, or not with the fields of these files
+        raise UserError(f"{folder}: {EVALUATION} or {PREDICTIONS} cannot be read ({error!r}); {again}") from None
+    parent = folder.resolve().parent
+    trained = any((parent / name).is_file() for name in ("llm_mer.json", "log_history.json"))
+    loaded = Loaded(evaluation, predictions, folder, parent if trained else None)
+    for row in evaluation.rows:
+        if (row.language, row.subset) == (EVERYTHING, EVERYTHING):
+            count = len(loaded.known(AS_IS if row.condition == GENERATION else row.condition, row.task))
+            if count != row.n:
+                raise UserError(
+                    f"{folder}: {EVALUATION} scores {row.n} answers of task {row.task} ({row.condition}), {PREDICTIONS} has "
+                    f"{count}: they are not of one run; {again}"
+                )
+    return loaded
+
+
+def task_of(loaded: Loaded, name: str) -> Task:
+    """The task as far as metrics need it, read from what was evaluated.
+
+    An evaluation folder may be all there is, and a project's own task file may be gone, so neither is asked for.
+    """
+    metrics: dict[str, float] = {}
+    for row in loaded.evaluation.rows:
+        if row.task == name:
+            metrics.update(row.baseline)  # a free generation that was never parsed has no metrics of its own
+            metrics.update(row.metrics)
+    predictions = [p for p in loaded.predictions.get(AS_IS, []) if p.task == name]
+    answers: dict[str, None] = {}
+    for prediction in predictions:
+        answers.update(dict.fromkeys(prediction.probabilities))
+    if "accuracy" in metrics:
+        names = list(answers) or [key.removeprefix("f1/") for key in metrics if key.startswith("f1/")]
+        labels = tuple(Label(label, {}) for label in names)
+        return Task(name, "classification", name, labels, metrics="iemocap" if "ua" in metrics else "classification")
+    scores = [float(a) for a in answers] or [float(p.truth) for p in predictions if p.truth is not None] or [0.0]
+    convention = "sims" if "acc2_weak" in metrics else "mosi"
+    return Task(name, "regression", name, score_range=(min(scores), max(scores)), metrics=convention)
+
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Line:
+    """One number of a fact: what it is, over how many utterances, with its interval and what it is judged against.
+
+    ``holds`` is None for a number that is shown beside the verdict and does not enter it.
+    """
+
+    what: str
+    n: int
+    value: float
+    interval: tuple[float, float] | None = None
+    against: str = ""
+    p: float | None = None
+    holds: bool | None = None
+
+    def text(self) -> str:
+        """One line."""
+        shown = f"{self.what}: {self.value:.3f}"
+        if self.interval is not None:
+            shown += f" [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
+        shown += f", n={self.n}"
+        shown += f", {self.against}" if self.against else ""
+        shown += f", p={self.p:.3f}" if self.p is not None else ""
+        return shown + (f": {verdict(self.holds)}" if self.holds is not None else "")
+
+
+@dataclass
+class Fact:
+    """A claim, the rule that decides it, its numbers, and whether it holds (None: cannot be judged, ``why`` says)."""
+
+    claim: str
+    rule: str
+    lines: list[Line] = field(default_factory=list)
+    holds: bool | None = None
+    why: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        return verdict(self.holds)
+
+    def text(self) -> str:
+        """The fact as lines of text."""
+        lines = [f"{self.claim}: {self.verdict}", f"  rule: {self.rule}"]
+        lines += [f"  {self.why}"] if self.why else []
+        return "\n".join(lines + [f"  {line.text()}" for line in self.lines])
+
+    def judge(self) -> Fact:
+        """Hold when every line that counts holds; without any it cannot be judged."""
+        counted = [line.holds for line in self.lines if line.holds is not None]
+        self.holds = all(counted) if counted else None
+        return self
+
+
+def verdict(holds: bool | None) -> str:
+    """``holds``, ``does not hold``, ``cannot be judged``."""
+    return "cannot be judged" if holds is None else "holds" if holds else "does not hold"
+
+
+def majority_share(truth: Sequence[Any]) -> float:
+    """Share of the commonest class: the best that an answer which looks at nothing can reach on these truths."""
+    return Counter(truth).most_common(1)[0][1] / len(truth)
+
+
+def own_mean_error(task: Task, truth: Sequence[Any]) -> float:
+    """Mean absolute error of answering the mean of these truths."""
+    (scores,) = as_arrays(task, truth)
+    return float(mean_absolute_error(scores[None], np.full_like(scores, scores.mean())[None])[0])
+
+
+def beats_baselines(main: Loaded) -> Fact:
+    """Fact 1: in every language, both tasks are better than answering without looking."""
+    fact = Fact(
+        "In each language the model beats the answer that looks at nothing",
+        "for every language and task the 95 % interval lies wholly on the better side of the baseline: always the "
+        "commonest class (or mean score) of these very truths.",
+    )
+    for task in main.tasks:
+        for language in main.languages:
+            row = main.evaluation.find(AS_IS, task.name, language)
+            if row is None:
+                continue
+            truth = [p.truth for p in main.known(AS_IS, task.name, language)]
+            if task.kind == "classification" and "accuracy" in row.intervals:
+                baseline = max(row.baseline["accuracy"], majority_share(truth))
+                fact.lines.append(
+                    Line(
+                        f"{language} {task.name} accuracy",
+                        row.n,
+                        row.metrics["accuracy"],
+                        row.intervals["accuracy"],
+                        f"majority baseline {baseline:.3f}",
+                        holds=row.intervals["accuracy"][0] > baseline,
+                    )
+                )
+            elif "mae" in row.intervals:
+                baseline = min(row.baseline["mae"], own_mean_error(task, truth))
+                fact.lines.append(
+                    Line(
+                        f"{language} {task.name} MAE",
+                        row.n,
+                        row.metrics["mae"],
+                        row.intervals["mae"],
+                        f"mean baseline {baseline:.3f}",
+                        holds=row.intervals["mae"][1] < baseline,
+                    )
+                )
+    fact.why = "" if fact.lines else "the evaluation has no row with an interval"
+    return fact.judge()
+
+
+def main_class_task(main: Loaded) -> Task | None:
+    """``emotion``, else the first classification task."""
+    tasks = [task for task in main.tasks if task.kind == "classification"]
+    return next((task for task in tasks if task.name == "emotion"), tasks[0] if tasks else None)
+
+
+def shuffled_condition(main: Loaded) -> str | None:
+    """The condition in which everything the checkpoint reads except the words comes from other utterances."""
+    wanted = {m for m in main.evaluation.checkpoint.get("modalities", []) if m != "text"}
+    for condition in main.predictions:
+        if condition.endswith(" shuffled") and set(condition.removesuffix(" shuffled").split(" and ")) == wanted:
+            return condition
+    return None
+
+
+def paired(one: Sequence[Prediction], two: Sequence[Prediction], what: str) -> tuple[list[Any], list[Any], list[Any]]:
+    """Truths, first and second answers of the same utterances in one order.
+
+    Raises:
+        UserError: the two do not answer the same utterances, or their truths differ.
+    """
+    first, second = ({(p.language, p.id): p for p in answers} for answers in (one, two))
+    if first.keys() != second.keys():
+        raise UserError(
+            f"{what}: they do not answer the same utterances ({len(first)} and {len(second)}, "
+            f"{len(first.keys() & second.keys())} in common); evaluate both on the same split without --limit"
+        )
+    if any(first[key].truth != second[key].truth for key in first):
+        raise UserError(f"{what}: the same utterances have different truths; evaluate both on the same data")
+    keys = list(first)
+    return [first[k].truth for k in keys], [first[k].value for k in keys], [second[k].value for k in keys]
+
+
+def accuracy_line(loaded: Loaded, task: Task, condition: str, what: str) -> Line | None:
+    """Accuracy on :data:`SUBSET` over all languages, from the evaluation's own row."""
+    row = loaded.evaluation.find(condition, task.name, EVERYTHING, SUBSET)
+    if row is None or "accuracy" not in row.intervals:
+        return None
+    return Line(what, row.n, row.metrics["accuracy"], row.intervals["accuracy"])
+
+
+def needs_signal(main: Loaded) -> Fact:
+    """Fact 2: where the words say nothing, taking sound and picture from others leaves nothing but chance."""
+    fact = Fact(
+        f"On {SUBSET} the model answers from sound and picture: shuffled, it falls to chance",
+        f"with every modality but the words taken from other utterances, the lower end of the interval of accuracy is not "
+        f"above chance (the share of the subset's own commonest class), and the drop from “{AS_IS}” is positive with "
+        f"p < {SIGNIFICANT} by paired bootstrap.",
+    )
+    task, condition = main_class_task(main), shuffled_condition(main)
+    if task is None:
+        fact.why = "the evaluation has no classification task"
+        return fact
+    if condition is None:
+        fact.why = "not evaluated: run `llm-mer evaluate` with --conditions shuffle:… of every modality but text"
+        return fact
+    intact = accuracy_line(main, task, AS_IS, f"{task.name} accuracy, {AS_IS}")
+    shuffled = accuracy_line(main, task, condition, f"{task.name} accuracy, {condition}")
+    if intact is None or shuffled is None or shuffled.interval is None:
+        fact.why = f"the data have no utterances tagged {SUBSET}"
+        return fact
+    both = [main.known(name, task.name, subset=SUBSET) for name in (AS_IS, condition)]
+    truth, first, second = paired(both[0], both[1], f"{AS_IS} and {condition}")
+    chance = majority_share(truth)
+    shuffled.against, shuffled.holds = f"chance {chance:.3f}", shuffled.interval[0] <= chance
+    difference, interval, p = paired_difference(
+        task, "accuracy", truth, first, second, main.evaluation.resamples, main.evaluation.seed
+    )
+    drop = Line("drop", len(truth), difference, interval, p=p, holds=difference > 0 and p < SIGNIFICANT)
+    fact.lines = [intact, shuffled, drop]
+    for language in main.languages if len(main.languages) > 1 else []:
+        row = main.evaluation.find(condition, task.name, language, SUBSET)
+        if row is not None and "accuracy" in row.intervals:
+            own = majority_share([p.truth for p in main.known(condition, task.name, language, SUBSET)])
+            beside = f"chance {own:.3f} (shown only)"
+            fact.lines.append(
+                Line(f"  {language}, {condition}", row.n, row.metrics["accuracy"], row.intervals["accuracy"], beside)
+            )
+    return fact.judge()
+
+
+def beats_text_only(main: Loaded, text_only: Loaded | None) -> Fact:
+    """Fact 3: where the words say nothing, the system is better than one that was trained on words alone.
+
+    Raises:
+        UserError: the second evaluation reads more than text, or is of other utterances.
+    """
+    fact = Fact(
+        f"On {SUBSET} the model is better than a text-only one",
+        "the lower end of the 95 % interval of the paired difference of accuracies (main − text-only) is above 0.",
+    )
+    task = main_class_task(main)
+    if text_only is None:
+        fact.why = "no text-only evaluation was given (--text_only)"
+        return fact
+    read = text_only.evaluation.checkpoint.get("modalities", [])
+    if list(read) != ["text"]:
+        raise UserError(f"{text_only.folder}: its checkpoint reads {', '.join(read) or 'nothing known'}, not text alone")
+    if task is None or task.name not in {t.name for t in text_only.tasks}:
+        fact.why = "the two evaluations share no classification task"
+        return fact
+    one = accuracy_line(main, task, AS_IS, f"{task.name} accuracy, {main.evaluation.name}")
+    other = accuracy_line(text_only, task, AS_IS, f"{task.name} accuracy, {text_only.evaluation.name} (text only)")
+    if one is None or other is None:
+        fact.why = f"the data have no utterances tagged {SUBSET}"
+        return fact
+    answers = [loaded.known(AS_IS, task.name, subset=SUBSET) for loaded in (main, text_only)]
+    truth, first, second = paired(answers[0], answers[1], f"{main.folder} and {text_only.folder}")
+    difference, interval, p = paired_difference(
+        task, "accuracy", truth, first, second, main.evaluation.resamples, main.evaluation.seed
+    )
+    fact.lines = [one, other, Line("difference", len(truth), difference, interval, p=p, holds=interval[0] > 0)]
+    return fact.judge()
+
+
+def quickstart_facts(main: Loaded, text_only: Loaded | None) -> list[Fact]:
+    """All three."""
+    return [beats_baselines(main), needs_signal(main), beats_text_only(main, text_only)]
+
+
+def facts_text(facts: Sequence[Fact]) -> str:
+    """The facts as text, numbered."""
+    return "\n".join(f"{number}. {fact.text()}" for number, fact in enumerate(facts, 1))

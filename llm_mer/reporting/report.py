@@ -1,0 +1,136 @@
+"""``llm-mer report``: one self-contained HTML page from evaluations. Every number on it is read from their files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from llm_mer.errors import UserError
+from llm_mer.evaluation.conditions import AS_IS
+from llm_mer.reporting.blocks import Remark, Section
+from llm_mer.reporting.facts import Fact, Loaded, facts_text, load, quickstart_facts
+from llm_mer.reporting.sections.adapter import feature_section, gate_section
+from llm_mer.reporting.sections.answers import calibration_section, confusion_section, score_plot_section
+from llm_mer.reporting.sections.examples import example_section, inference_section
+from llm_mer.reporting.sections.scores import (
+    class_section,
+    condition_section,
+    fact_block,
+    noise_section,
+    score_section,
+    subset_section,
+)
+from llm_mer.reporting.sections.systems import run_section, seed_section, system_section
+from llm_mer.reporting.sections.training import training_section
+
+SYNTHETIC_NOTE = (
+    "The data are the synthetic corpus: spoken by a synthesiser and drawn by a program. It is a test bench for this "
+    "program; scores on it are not scores on people."
+)
+
+
+@dataclass
+class ReportConfig:
+    """Options of ``llm-mer report``."""
+
+    evaluations: list[str] = field(
+        default_factory=list,
+        metadata={"help": "checkpoint or evaluation folders; the first is the one described in full", "required": True},
+    )
+    text_only: str | None = field(
+        default=None, metadata={"help": "evaluation of a checkpoint that reads text alone, on the same split"}
+    )
+    inference: str | None = field(default=None, metadata={"help": "JSONL written by infer.py, shown as examples"})
+    facts: str = field(
+        default="none",
+        metadata={"help": "also judge the three facts of the quickstart", "choices": ["none", "quickstart"]},
+    )
+    note: str | None = field(
+        default=None, metadata={"help": "a remark on the data for the top (quickstart: that its corpus is synthetic)"}
+    )
+    title: str = field(default="", metadata={"help": "heading of the page (default: adapter and data)"})
+    output: str = field(default="report.html", metadata={"help": "HTML file to write"})
+
+
+def description(main: Loaded) -> list[tuple[str, str]]:
+    """What was evaluated, for the head of the page."""
+    evaluation, checkpoint = main.evaluation, main.evaluation.checkpoint
+    trained = checkpoint.get("trained_on") or {}
+    parameters = checkpoint.get("parameters") or {}
+    source, fingerprint = str(trained.get("source", "?")), str(trained.get("fingerprint", ""))[:12]
+    counted = {AS_IS: main.predictions.get(AS_IS, [])}[AS_IS]
+    utterances = len({(p.language, p.id) for p in counted})
+    return [
+        ("checkpoint", evaluation.name),
+        ("adapter", f"{checkpoint.get('adapter', '?')}, reads {', '.join(checkpoint.get('modalities') or ['?'])}"),
+        ("backbone", checkpoint.get("backbone") or "none (adapter alone)"),
+        ("parameters", ", ".join(f"{name} {count:,}" for name, count in parameters.items()) or "not recorded"),
+        ("evaluated on", f"{evaluation.data}, split {evaluation.split}, {utterances} utterances"),
+        ("languages, tasks", f"{', '.join(main.languages)}; {', '.join(task.name for task in main.tasks)}"),
+        ("trained on", f"{source} ({fingerprint})" if fingerprint else source),
+        ("seeds", f"training {checkpoint.get('seed', '?')}, evaluation {evaluation.seed}"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in (checkpoint.get("versions") or {}).items()) or "not recorded"),
+    ]
+
+
+def build(config: ReportConfig) -> tuple[str, list[Fact]]:
+    """The page as text, and the facts it states.
+
+    Raises:
+        UserError: an evaluation that is not there, or that does not belong to the others.
+    """
+    if not config.evaluations:
+        raise UserError("--evaluations: name at least one checkpoint or evaluation folder")
+    loaded = [load(place) for place in config.evaluations]
+    main = loaded[0]
+    text_only = None if config.text_only is None else load(config.text_only)
+    systems = [*loaded, *([text_only] if text_only is not None else [])]
+    named = [(f"{i}. {s.evaluation.name}", s) for i, s in enumerate(systems, 1)]
+    facts = quickstart_facts(main, text_only) if config.facts == "quickstart" else []
+    sections = []
+    if facts:
+        sections.append(Section("facts", "Three facts", [fact_block(fact) for fact in facts]))
+    warnings = [Remark(f"{name}: {text}", "unsure") for name, s in named for text in s.evaluation.warnings]
+    sections.append(
+        Section("warnings", "Warnings", [*(warnings or [Remark("The evaluation found nothing to warn about.")])])
+    )
+    sections += [score_section(main), class_section(main), subset_section(main)]
+    sections += [condition_section(main), noise_section(main)]
+    sections += [system_section(named), seed_section(named)] if len(named) > 1 else []
+    sections += [confusion_section(main), score_plot_section(main), calibration_section(main), gate_section(main)]
+    sections += [feature_section(main), training_section(main), example_section(main)]
+    sections += [inference_section(Path(config.inference))] if config.inference is not None else []
+    sections += [run_section(named)]
+    note = config.note if config.note is not None else SYNTHETIC_NOTE if facts else ""
+    adapter = main.evaluation.checkpoint.get("adapter", main.evaluation.name)
+    page = render(
+        title=config.title or f"{adapter} on {main.evaluation.data}",
+        note=note,
+        description=description(main),
+        sections=[section for section in sections if section.blocks],
+    )
+    return page, facts
+
+
+def render(**values: Any) -> str:
+    """Fill the page. Whatever comes from a file is escaped by the template engine; nothing is marked safe."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    return environment.from_string(
+        resources.files("llm_mer.reporting").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    ).render(**values)
+
+
+def run(config: ReportConfig) -> str:
+    """``llm-mer report``: write the page; returns the facts as text and the file's name."""
+    output = Path(config.output)
+    if output.is_dir():
+        raise UserError(f"--output {output}: it is a folder; name the HTML file to write")
+    page, facts = build(config)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+    written = f"written to {output} ({len(page.encode('utf-8')) / 1024:.0f} KiB)"
+    return "\n".join([*([facts_text(facts)] if facts else []), written])

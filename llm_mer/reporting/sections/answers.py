@@ -1,0 +1,102 @@
+"""Answers: confusions, scores against truths, calibration."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llm_mer.evaluation.conditions import AS_IS
+from llm_mer.evaluation.metrics import class_indices, interval_coverage
+from llm_mer.reporting import plots
+from llm_mer.reporting.blocks import Picture, Section
+from llm_mer.reporting.facts import Loaded
+from llm_mer.reporting.wording import METRIC_WORDS, number, with_key
+
+
+def confusion_section(main: Loaded) -> Section:
+    """Confusion matrices of classes, by language."""
+    section = Section("confusion", "Confusion")
+    for task in main.tasks:
+        if task.kind != "classification":
+            continue
+        names = plots.Names.of(task.label_names)
+        for language in main.languages:
+            known = main.known(AS_IS, task.name, language)
+            if not known:
+                continue
+            counts = np.zeros((task.num_classes, task.num_classes), dtype=int)
+            true, answer = (class_indices(task, values) for values in ([p.truth for p in known], [p.value for p in known]))
+            np.add.at(counts, (true, answer), 1)
+            caption = (
+                f"{task.name}, {language}, n={len(known)}: truth in rows, answer in columns; in each cell the count and the "
+                "share of its row, which is also the colour."
+            )
+            section.blocks.append(Picture(plots.confusion(counts, names.shown), with_key(caption, names)))
+    return section
+
+
+def score_plot_section(main: Loaded) -> Section:
+    """Answered over true scores, and how often intervals hold the truth."""
+    from llm_mer.scoring.score_distribution import ScoreDistribution
+
+    section = Section("score-plots", "Scores and their intervals")
+    levels = [round(0.1 * i, 1) for i in range(1, 10)]
+    for task in main.tasks:
+        if task.kind != "regression":
+            continue
+        observed: dict[str, list[float]] = {}
+        counted = []
+        for language in main.languages:
+            known = main.known(AS_IS, task.name, language)
+            row = main.evaluation.find(AS_IS, task.name, language)
+            if not known or row is None:
+                continue
+            truth = np.array([float(p.truth) for p in known if p.truth is not None])
+            value = np.array([float(p.value) for p in known])
+            intervals = np.array([p.interval for p in known]) if all(p.interval is not None for p in known) else None
+            low, high = task.require_range()
+            bounds = (min(low, truth.min(), value.min()), max(high, truth.max(), value.max()))
+            caption = f"{task.name}, {language}, n={row.n}: answer over truth; the dashed line is answer = truth."
+            for name in ("mae", "corr"):
+                caption += f" {METRIC_WORDS[name][0]} {number(row.metrics[name])}." if name in row.metrics else ""
+            if intervals is not None and "coverage80" in row.metrics:
+                caption += f" Bars are 80 % intervals; {number(row.metrics['coverage80'])} of the truths lie inside."
+            section.blocks.append(Picture(plots.score_scatter(truth, value, intervals, bounds), caption))
+            if all(p.probabilities and len(p.probabilities) == len(p.log_probabilities) for p in known):
+                grid = np.array([float(score) for score in known[0].probabilities])
+                spread = ScoreDistribution(grid, np.exp([p.log_probabilities for p in known]))
+                observed[language] = [interval_coverage(truth, spread.interval(level)) for level in levels]
+                counted.append(f"{language} n={len(known)}")
+        if observed:
+            caption = (
+                f"{task.name}, {', '.join(counted)}: share of truths inside the central interval of each mass. Below the "
+                "dashed line the distributions are too narrow, above it too wide."
+            )
+            section.blocks.append(Picture(plots.coverage(levels, observed), caption))
+    return section
+
+
+def calibration_section(main: Loaded) -> Section:
+    """Reliability of class probabilities."""
+    section = Section("calibration", "Calibration")
+    for task in main.tasks:
+        if task.kind != "classification":
+            continue
+        answers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        said = []
+        for language in main.languages:
+            known = [p for p in main.known(AS_IS, task.name, language) if len(p.log_probabilities) == task.num_classes]
+            row = main.evaluation.find(AS_IS, task.name, language)
+            if not known or row is None:
+                continue
+            probabilities = np.exp(np.array([p.log_probabilities for p in known], dtype=np.float64))
+            probabilities /= probabilities.sum(axis=1, keepdims=True)
+            true = class_indices(task, [p.truth for p in known])
+            answers[language] = (probabilities.max(axis=1), probabilities.argmax(axis=1) == true)
+            said.append(f"{language} n={len(known)}, ECE {number(row.metrics.get('ece', float('nan')))}")
+        if answers:
+            caption = (
+                f"{task.name}; {'; '.join(said)}: share of right answers over confidence, in 15 bins; marker area is the "
+                "share of answers in the bin, counted below. Below the dashed line the model is too sure."
+            )
+            section.blocks.append(Picture(plots.reliability(answers), caption))
+    return section

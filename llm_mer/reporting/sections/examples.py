@@ -1,0 +1,97 @@
+"""Single utterances: examples of an evaluation, answers of an inference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from llm_mer.errors import UserError
+from llm_mer.evaluation.conditions import AS_IS
+from llm_mer.inference.prediction import Prediction
+from llm_mer.reporting.blocks import Cell, Section, Table
+from llm_mer.reporting.facts import Loaded
+from llm_mer.reporting.wording import answer_text, evenly, number, tone_of
+
+EXAMPLES = 4
+
+
+def example_section(main: Loaded) -> Section:
+    """Right and wrong answers of every task and language, chosen by a rule and not by hand."""
+    section = Section("examples", "Examples")
+    for task in main.tasks:
+        lines = []
+        writes = any(p.generated is not None for p in main.known(AS_IS, task.name))
+        for language in main.languages:
+            known = main.known(AS_IS, task.name, language)
+            if task.kind == "classification":
+                sure = sorted(known, key=lambda p: (-p.probabilities.get(str(p.value), 0.0), p.id))
+                right = [p for p in sure if p.value == p.truth]
+                wrong = [p for p in sure if p.value != p.truth]
+                chosen = evenly(right, EXAMPLES) + evenly(wrong, EXAMPLES)
+            else:
+                chosen = evenly(sorted(known, key=lambda p: (abs(float(p.value) - float(p.truth or 0)), p.id)), 2 * EXAMPLES)
+            lines += [example_cells(p, writes) for p in chosen]
+        if not lines:
+            continue
+        middle, last = ("probability", "result") if task.kind == "classification" else ("80 % interval", "error")
+        columns = ["id", "language", "truth", "answer", *(["written freely"] if writes else []), "tags", middle, last]
+        rule = "right, then wrong, each from the surest answer to the least sure"
+        if task.kind == "regression":
+            rule = "from the smallest error to the largest"
+        caption = f"Task {task.name}, {AS_IS}: up to {2 * EXAMPLES} a language at even distances, {rule}. n={len(lines)}."
+        section.blocks.append(Table(columns, lines, caption, heads=len(columns) - 2))
+    return section
+
+
+def example_cells(p: Prediction, writes: bool) -> list[Cell]:
+    """One answer as a row."""
+    line = [Cell(p.id), Cell(p.language), Cell(answer_text(p.truth)), Cell(answer_text(p.value))]
+    if writes:
+        line.append(Cell("–" if p.generated is None else p.generated or "(nothing)"))
+    line.append(Cell(", ".join(p.tags) or "–"))
+    if isinstance(p.value, str):
+        right = p.value == p.truth
+        probability = p.probabilities.get(p.value)
+        line.append(Cell("–" if probability is None else number(probability)))
+        line.append(Cell("right" if right else "wrong", (), tone_of(right)))
+    else:
+        line.append(Cell("–" if p.interval is None else f"[{p.interval[0]:.2f}, {p.interval[1]:.2f}]"))
+        line.append(Cell(number(abs(float(p.value) - float(p.truth or 0)))))
+    return line
+
+
+def inference_section(path: Path) -> Section:
+    """What ``infer.py`` wrote.
+
+    Raises:
+        UserError: no such file, or a line that is not one of ``infer.py``.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; write it with `python infer.py --checkpoint … --output …`")
+    entries = []
+    written = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold what it takes for a line's end
+    for count, text in enumerate(written[:-1] if written[-1] == "" else written, 1):
+        try:
+            entry = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{count}: not JSON: {error}") from None
+        if not isinstance(entry, dict) or "id" not in entry or not {"value", "error"} & entry.keys():
+            raise UserError(f"{path}:{count}: not a line that infer.py writes (id with value, or id with error)")
+        entries.append(entry)
+    lines = []
+    for entry in evenly(entries, 40):
+        if "error" in entry:
+            lines.append([Cell(str(entry["id"])), Cell("–"), Cell("–"), Cell(str(entry["error"]), (), "bad"), Cell("–")])
+            continue
+        value = entry["value"]
+        if isinstance(value, str):
+            probability = entry.get("probabilities", {}).get(value)
+            sure = "–" if probability is None else f"p {number(probability)}"
+        else:
+            sure = "–" if "interval" not in entry else "80 %: [{:.2f}, {:.2f}]".format(*entry["interval"])
+        said = (f"written: {entry['generated']}",) if entry.get("generated") is not None else ()
+        task, language = str(entry.get("task", "–")), str(entry.get("language", "–"))
+        lines.append([Cell(str(entry["id"])), Cell(task), Cell(language), Cell(answer_text(value), said), Cell(sure)])
+    caption = f"Answers of infer.py from {path.name}: {len(lines)} of {len(entries)} lines, at even distances."
+    columns = ["id", "task", "language", "answer", "how sure"]
+    return Section("inference", "Inference", [Table(columns, lines, caption, heads=4)] if lines else [])

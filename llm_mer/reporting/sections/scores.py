@@ -1,0 +1,280 @@
+"""Scores: by condition, subset and class, and as utterances are damaged."""
+
+from __future__ import annotations
+
+from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, GENERATION
+from llm_mer.evaluation.curves import curve
+from llm_mer.evaluation.metrics import class_scores
+from llm_mer.evaluation.subsets import EVERYTHING, LENGTH, TAG, TURN
+from llm_mer.prompting.tasks import Task
+from llm_mer.reporting import plots
+from llm_mer.reporting.blocks import Cell, Picture, Section, Table, Verdict
+from llm_mer.reporting.facts import Fact, Line, Loaded
+from llm_mer.reporting.wording import (
+    METRIC_WORDS,
+    columns_of,
+    conditions,
+    headline,
+    language_words,
+    metric_words,
+    number,
+    score_cell,
+    span,
+    subsets,
+    tone_of,
+    verdict_words,
+)
+
+
+def fact_block(fact: Fact) -> Verdict:
+    """A fact with its numbers as a table."""
+
+    def cells(line: Line) -> list[Cell]:
+        interval = () if line.interval is None else (span(line.interval),)
+        p = "" if line.p is None else f"p = {line.p:.3f}"
+        decision = Cell("shown only") if line.holds is None else Cell(verdict_words(line.holds), (), tone_of(line.holds))
+        against = Cell(line.against or p or "", (p,) if p and line.against else ())
+        return [Cell(line.what.strip()), Cell(number(line.value), interval), Cell(str(line.n)), against, decision]
+
+    columns = ["what", "value, 95 % interval", "n", "beside", "by the rule"]
+    table = Table(columns, [cells(line) for line in fact.lines], "")
+    return Verdict(fact, table, tone_of(fact.holds))
+
+
+def score_section(main: Loaded) -> Section:
+    """Every metric of every task by language, answers as they are."""
+    section = Section("scores", "Scores by task and language")
+    for task in main.tasks:
+        spoken = [language for language in columns_of(main) if main.evaluation.find(AS_IS, task.name, language)]
+        rows = {language: main.evaluation.find(AS_IS, task.name, language) for language in spoken}
+        present = [row for row in rows.values() if row is not None]
+        if not present:
+            continue
+        occurring = dict.fromkeys(name for row in present for name in row.metrics)
+        names = [name for name in occurring if name != "n_scored" and not name.startswith("f1/")]
+        lines = [[Cell("utterances n"), *(Cell(str(row.n)) for row in present)]]
+        for name in names:
+            line = [Cell(metric_words(name))]
+            for row in present:
+                below = (f"baseline {number(row.baseline[name])}",) if name in row.baseline else ()
+                line.append(score_cell(row, name, *below))
+            lines.append(line)
+        lines.append([Cell("unparseable rate ↓"), *(Cell(number(row.unparseable_rate)) for row in present)])
+        trivial = "commonest class" if task.kind == "classification" else "mean score"
+        caption = (
+            f"Task {task.name} ({task.kind}), split {main.evaluation.split}, {AS_IS}. In brackets the 95 % interval from "
+            f"{main.evaluation.resamples} bootstrap resamples; baseline: always the {trivial} of these same truths."
+        )
+        section.blocks.append(Table(["metric", *(language_words(s) for s in spoken)], lines, caption))
+    return section
+
+
+SUBSET_WORDS: dict[str, str] = {
+    TAG: "the subsets that the data's tags name",
+    LENGTH: "by length of the transcript, in words of English and characters of Chinese",
+    TURN: "by place in the conversation",
+}
+
+
+def subset_section(main: Loaded) -> Section:
+    """Subsets by tag, length and turn, by language."""
+    section = Section("subsets", "Subsets")
+    for task in main.tasks:
+        section.blocks += [subset_table(main, task, by) for by in SUBSET_WORDS if subsets(main, task, by)]
+    return section
+
+
+def subset_table(main: Loaded, task: Task, by: str) -> Table:
+    """The subsets of one grouping, after the whole."""
+    metrics = ["accuracy", "weighted_f1"] if task.kind == "classification" else ["mae", "corr"]
+    columns = ["subset", "language", "n"]
+    for metric in metrics:
+        columns += [metric_words(metric), f"baseline {METRIC_WORDS[metric][0]}"]
+    columns += ["unparseable"]
+    lines = []
+    for subset in [EVERYTHING, *subsets(main, task, by)]:
+        for language in columns_of(main):
+            row = main.evaluation.find(AS_IS, task.name, language, subset)
+            if row is None:
+                continue
+            line = [Cell(subset), Cell(language_words(language)), Cell(str(row.n))]
+            for metric in metrics:
+                line += [score_cell(row, metric), Cell(number(row.baseline.get(metric, float("nan"))))]
+            line += [Cell(number(row.unparseable_rate))]
+            lines.append(line)
+    caption = f"Task {task.name}, {AS_IS}: {SUBSET_WORDS[by]}, each with its own n and baseline."
+    return Table(columns, lines, caption, heads=2)
+
+
+def class_section(main: Loaded) -> Section:
+    """Precision, recall and F1 of every class, by language."""
+    section = Section("classes", "Classes")
+    for task in main.tasks:
+        if task.kind != "classification":
+            continue
+        lines = []
+        for language in columns_of(main):
+            known = main.known(AS_IS, task.name, language)
+            if not known:
+                continue
+            scores = class_scores(task, [p.truth for p in known], [p.value for p in known])
+            lines += [
+                [
+                    Cell(entry.label),
+                    Cell(language_words(language)),
+                    Cell(str(entry.n)),
+                    Cell(str(entry.answered)),
+                    Cell(number(entry.precision)),
+                    Cell(number(entry.recall)),
+                    Cell(number(entry.f1)),
+                ]
+                for entry in scores
+            ]
+        caption = (
+            f"Task {task.name}, {AS_IS}: n utterances of the class, how often it was answered, the share of these answers "
+            "that are right (precision), the share of its utterances that are found (recall), and their harmonic mean. A "
+            "class that is never answered has no precision, one that does not occur no recall."
+        )
+        columns = ["class", "language", "n", "answered", "precision ↑", "recall ↑", "F1 ↑"]
+        section.blocks.append(Table(columns, lines, caption, heads=2))
+    return section
+
+
+NOISE_WORDS: dict[str, tuple[str, str]] = {
+    "missing": ("rate of missing steps and words", "each step of each modality and each word missing with a rate"),
+    "drop_frames": ("rate of lost frames", "vision steps lost with a rate"),
+    "word_errors": ("word error rate (characters in Chinese)", "transcripts with errors like a speech recogniser's"),
+    "audio_snr": ("signal-to-noise ratio, dB", "white noise under the voice, audio features extracted again"),
+}
+
+
+def noise_section(main: Loaded) -> Section:
+    """A metric over the amount of each kind of damage, and the areas under the curves."""
+    section = Section("noise", "Under damage")
+    for kind in dict.fromkeys(c.kind for c in main.evaluation.conditions if c.kind in NOISE_WORDS):
+        for task in main.tasks:
+            picture = noise_picture(main, kind, task)
+            section.blocks += [] if picture is None else [picture]
+    lines = [
+        [
+            Cell(area.kind),
+            Cell(area.task),
+            Cell(language_words(area.language)),
+            Cell(metric_words(area.metric)),
+            Cell(f"{area.amounts[0]:g} to {area.amounts[-1]:g}"),
+            Cell(number(area.area)),
+            Cell(number(area.mean)),
+        ]
+        for area in main.evaluation.areas
+        if len(main.languages) > 1 or area.language != EVERYTHING
+    ]
+    if lines:
+        caption = (
+            "Area under each curve by the trapezoid rule (MMSA's AUILC for missing rates), rates from 0, where utterances "
+            "are as they are; mean is the area divided by the span of the amounts."
+        )
+        columns = ["damage", "task", "language", "metric", "amounts", "area", "mean"]
+        section.blocks.append(Table(columns, lines, caption, heads=4))
+    return section
+
+
+def noise_picture(main: Loaded, kind: str, task: Task) -> Picture | None:
+    """The curve of a task's headline metric, a line a language; None where it was not scored."""
+    metric = headline(task)
+    across, words = NOISE_WORDS[kind]
+    found = {
+        language: points
+        for language in main.languages
+        if (points := curve(main.evaluation.rows, main.evaluation.conditions, kind, task.name, language, metric, AS_IS))
+    }
+    if not found:
+        return None
+    amounts = sorted({p.amount for points in found.values() for p in points if p.amount is not None})
+    # Decibels fall as the noise grows, and utterances as they are have none: they stand at the left, one step away.
+    falling = kind == "audio_snr"
+    step = (amounts[-1] - amounts[0]) / max(len(amounts) - 1, 1) or 10.0
+    place = {amount: -amount if falling else amount for amount in amounts}
+    as_is = -(amounts[-1] + step) if falling else 0.0
+    ticks = {as_is: AS_IS} if falling else {}
+    ticks |= {place[amount]: f"{amount:g}" for amount in amounts}
+    bands = {}
+    for language, points in found.items():
+        x = [as_is if p.amount is None else place[p.amount] for p in points]
+        order = sorted(range(len(x)), key=x.__getitem__)
+        bands[language] = plots.Band(
+            [x[i] for i in order],
+            [points[i].value for i in order],
+            [points[i].interval[0] for i in order],
+            [points[i].interval[1] for i in order],
+            points[0].baseline,
+        )
+    counts = {language: row.n for language in found if (row := main.evaluation.find(AS_IS, task.name, language)) is not None}
+    said = ", ".join(f"{language} n={n}" for language, n in counts.items())
+    caption = (
+        f"{task.name}, {said}: {metric_words(metric)} with its 95 % interval, {words}. Dotted: always the commonest "
+        "class or the mean score of the same truths."
+    )
+    return Picture(plots.noise_curves(bands, ticks, across, METRIC_WORDS[metric][0]), caption)
+
+
+def condition_section(main: Loaded) -> Section:
+    """Conditions side by side, then every row of the evaluation folded away."""
+    section = Section("conditions", "Conditions side by side")
+    for task in main.tasks:
+        names = conditions(main, task)
+        metric = headline(task)
+        places = [(language, EVERYTHING) for language in columns_of(main)]
+        places += [(EVERYTHING, subset) for subset in subsets(main, task, TAG)]
+        if len(main.languages) == 1:  # rows of one language and of all are the same
+            places = [(main.languages[0], subset) for subset in [EVERYTHING, *subsets(main, task, TAG)]]
+        columns = ["condition"]
+        base = [Cell("baseline")]
+        for language, subset in places:
+            row = main.evaluation.find(AS_IS, task.name, language, subset)
+            words = language_words(language) if subset == EVERYTHING else subset
+            columns.append(words if row is None else f"{words}, n={row.n}")
+            base.append(Cell("–" if row is None else number(row.baseline.get(metric, float("nan")))))
+        lines = [base]
+        for name in names:
+            line = [Cell(name)]
+            for language, subset in places:
+                row = main.evaluation.find(name, task.name, language, subset)
+                usual = main.evaluation.find(AS_IS, task.name, language, subset)
+                below = () if row is None or usual is None or row.n == usual.n else (f"n={row.n}",)
+                line.append(score_cell(row, metric, *below))
+            whole = main.evaluation.find(name, task.name, places[0][0] if len(main.languages) == 1 else EVERYTHING)
+            line.append(Cell("–" if whole is None else number(whole.unparseable_rate)))
+            lines.append(line)
+        lines[0].append(Cell(""))
+        caption = (
+            f"Task {task.name}: {metric_words(metric)} with its 95 % interval. “Shuffled” takes a modality from other "
+            f"utterances, “without” leaves it out, “{GENERATION}” parses what the model writes freely (an answer that "
+            f"cannot be parsed is wrong for classes and left out for scores), “{DIALOGUE}” decodes whole conversations."
+        )
+        section.blocks.append(Table([*columns, "unparseable"], lines, caption))
+    section.blocks.append(every_row(main))
+    return section
+
+
+def every_row(main: Loaded) -> Table:
+    """The evaluation's rows in full."""
+    lines = []
+    for row in main.evaluation.rows:
+        if row.language == EVERYTHING and len(main.languages) == 1:
+            continue
+        shown = [f"{metric_words(m)} {number(row.metrics[m])} {span(row.intervals[m])}" for m in row.intervals]
+        beside = [f"{metric_words(m)} {number(row.baseline[m])}" for m in row.intervals if m in row.baseline]
+        lines.append(
+            [
+                Cell(row.condition),
+                Cell(row.task),
+                Cell(row.language),
+                Cell(row.subset),
+                Cell(str(row.n)),
+                Cell(shown[0] if shown else "–", tuple(shown[1:])),
+                Cell(beside[0] if beside else "–", tuple(beside[1:])),
+                Cell(number(row.unparseable_rate)),
+            ]
+        )
+    columns = ["condition", "task", "language", "subset", "n", "scores, 95 % interval", "baseline", "unparseable"]
+    return Table(columns, lines, "Every row of the evaluation.", heads=4, folded=f"Every row ({len(lines)})")

@@ -1,0 +1,152 @@
+"""Several systems beside one another: scores, options of their runs, many seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from llm_mer.checkpoints.run_manifest import RunManifest
+from llm_mer.evaluation.conditions import AS_IS
+from llm_mer.evaluation.over_seeds import over_seeds
+from llm_mer.evaluation.rows import EVALUATION
+from llm_mer.evaluation.spread import Spread
+from llm_mer.evaluation.subsets import EVERYTHING
+from llm_mer.reporting.blocks import Cell, Section, Table
+from llm_mer.reporting.facts import Loaded
+from llm_mer.reporting.wording import columns_of, headline, language_words, metric_words, number, option_text, score_cell
+
+
+def system_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
+    """Several evaluations beside one another."""
+    section = Section("systems", "Systems side by side")
+    tasks = {task.name: task for _, loaded in systems for task in loaded.tasks}
+    spoken = sorted({language for _, loaded in systems for language in loaded.languages})
+    spoken += [EVERYTHING] if len(spoken) > 1 else []
+    for task in tasks.values():
+        metric = headline(task)
+        lines = []
+        for name, loaded in systems:
+            checkpoint = loaded.evaluation.checkpoint
+            reads = " + ".join(checkpoint.get("modalities") or [])
+            trained = (checkpoint.get("parameters") or {}).get("trainable")
+            line = [
+                Cell(name, (f"{checkpoint.get('adapter', '?')}: {reads}",)),
+                Cell("–" if trained is None else f"{trained:,}"),
+            ]
+            for language in spoken:
+                row = loaded.evaluation.find(AS_IS, task.name, language)
+                beside: tuple[str, ...] = ()
+                if row is not None:
+                    baseline = f"n={row.n}, baseline {number(row.baseline.get(metric, float('nan')))}"
+                    beside = (baseline, f"unparseable {number(row.unparseable_rate)}")
+                line.append(score_cell(row, metric, *beside))
+            lines.append(line)
+        caption = (
+            f"Task {task.name}, {AS_IS}: {metric_words(metric)} with its 95 % interval, each system on its own evaluation."
+        )
+        section.blocks.append(Table(["system", "trainable", *(language_words(s) for s in spoken)], lines, caption))
+    return section
+
+
+def manifest_of(loaded: Loaded) -> RunManifest | None:
+    """The manifest of the training that the evaluation carries with it; None for one made before there were any."""
+    entry = loaded.evaluation.checkpoint.get("run")
+    return None if entry is None else RunManifest.from_dict(entry, f"{loaded.folder}: the run in {EVALUATION}")
+
+
+def run_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
+    """What each system was trained with: code, versions, machine, data; every option folded away."""
+    section = Section("runs", "How it was trained")
+    manifests = {name: found for name, loaded in systems if (found := manifest_of(loaded)) is not None}
+    if not manifests:
+        return section
+    facts = {name: run_facts(manifest) for name, manifest in manifests.items()}
+    lines = [[Cell(fact), *(Cell(own[fact]) for own in facts.values())] for fact in next(iter(facts.values()))]
+    caption = "From the manifest that the training wrote beside its checkpoint; `llm-mer reproduce` runs it again."
+    section.blocks.append(Table(["", *manifests], lines, caption, heads=1 + len(manifests)))
+    options: dict[str, None] = {}
+    flat = {}
+    for name, manifest in manifests.items():
+        flat[name] = {f"{group}: {k}": v for group, values in manifest.options.items() for k, v in values.items()}
+        options.update(dict.fromkeys(flat[name]))
+    lines = [[Cell(option), *(Cell(option_text(own.get(option))) for own in flat.values())] for option in options]
+    caption = "Every option as given by file, command line and defaults; – where nothing was given."
+    section.blocks.append(
+        Table(["option", *manifests], lines, caption, heads=1 + len(manifests), folded=f"Every option ({len(lines)})")
+    )
+    return section
+
+
+def run_facts(manifest: RunManifest) -> dict[str, str]:
+    """A manifest in few lines."""
+    machine, git = manifest.hardware, manifest.git
+    changed = (
+        ""
+        if git is None
+        else ", nothing changed"
+        if git.changes_sha256 is None
+        else (f", with changes {git.changes_sha256[:12]}")
+    )
+    backbone = manifest.backbone or {}
+    return {
+        "command": " ".join(manifest.command),
+        "seed": str(manifest.seed),
+        "from, to": f"{manifest.started}, {manifest.finished or 'not finished'}; {manifest.steps} steps",
+        "code": "no checkout" if git is None else f"commit {git.commit[:12]}{changed}",
+        "data": f"{manifest.data.get('source')} ({str(manifest.data.get('fingerprint'))[:12]})",
+        "backbone": f"{backbone.get('name')} ({str(backbone.get('fingerprint'))[:12]})" if backbone else "none",
+        "weights": str(manifest.weights_sha256)[:12],
+        "machine": f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib} GiB; {'; '.join(machine.gpus) or 'no GPU'}",
+        "computed on": f"{machine.device}, mixed precision {machine.mixed_precision}, processes {machine.processes}, "
+        f"threads {machine.threads} each",
+        "Python": f"{manifest.python}, {manifest.platform}",
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+    }
+
+
+def seed_groups(systems: Sequence[tuple[str, Loaded]]) -> list[dict[int, Loaded]]:
+    """Systems that differ by the seed of their training only, by seed; groups of one are left out."""
+    groups: dict[str, dict[int, Loaded]] = {}
+    for _, loaded in systems:
+        manifest = manifest_of(loaded)
+        if manifest is None:
+            continue
+        setup = manifest.setup()
+        seed = setup.pop("seed")
+        if setup.get("data_seed") == seed:
+            del setup["data_seed"]
+        own = loaded.evaluation
+        rows = [(r.condition, r.task, r.language, r.subset, r.n) for r in own.rows]
+        key = json.dumps([setup, own.data, own.split, rows], sort_keys=True)
+        groups.setdefault(key, {}).setdefault(manifest.seed, loaded)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def seed_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
+    """Mean ± std of every metric over systems that differ by their seed only."""
+    section = Section("seeds", "Over seeds")
+    for group in seed_groups(systems):
+        first = next(iter(group.values()))
+        rows = over_seeds([loaded.evaluation for loaded in group.values()])
+        for task in first.tasks:
+            spoken = columns_of(first)
+            own = {r.language: r for r in rows if (r.condition, r.task, r.subset) == (AS_IS, task.name, EVERYTHING)}
+            own = {language: own[language] for language in spoken if language in own}
+            names = dict.fromkeys(name for row in own.values() for name in row.metrics if name != "n_scored")
+            lines = [[Cell("utterances n"), *(Cell(str(row.n)) for row in own.values())]]
+            for name in names:
+                line = [Cell(metric_words(name))]
+                for row in own.values():
+                    spread = row.metrics.get(name, Spread(None, None, []))
+                    values = zip(group, spread.values, strict=False)
+                    below = [f"{seed}: {'–' if value is None else number(value)}" for seed, value in values]
+                    below += [f"baseline {number(row.baseline[name])}"] if name in row.baseline else []
+                    line.append(Cell(str(spread), tuple(below)))
+                lines.append(line)
+            adapter = first.evaluation.checkpoint.get("adapter", "?")
+            caption = (
+                f"{adapter}, task {task.name}, split {first.evaluation.split}, {AS_IS}: mean ± sample standard deviation "
+                f"over {len(group)} trainings that differ by their seed only ({', '.join(map(str, group))}), each below."
+            )
+            section.blocks.append(Table(["metric", *(language_words(s) for s in own)], lines, caption))
+    return section

@@ -1,0 +1,124 @@
+"""Numbers, metrics, languages and answers in the words of a report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llm_mer.evaluation.rows import Row
+from llm_mer.evaluation.subsets import EVERYTHING
+from llm_mer.prompting.tasks import Task
+from llm_mer.reporting import plots
+from llm_mer.reporting.blocks import Cell
+from llm_mer.reporting.facts import Loaded
+
+METRIC_WORDS: dict[str, tuple[str, str]] = {
+    "accuracy": ("accuracy", "↑"),
+    "weighted_f1": ("weighted F1", "↑"),
+    "macro_f1": ("macro F1", "↑"),
+    "wa": ("WA (accuracy)", "↑"),
+    "ua": ("UA (mean recall)", "↑"),
+    "ova_accuracy": ("one-vs-all accuracy", "↑"),
+    "nll": ("negative log-likelihood", "↓"),
+    "brier": ("Brier score", "↓"),
+    "ece": ("ECE, 15 bins", "↓"),
+    "mae": ("MAE", "↓"),
+    "corr": ("Pearson r", "↑"),
+    "acc7": ("Acc-7", "↑"),
+    "acc5": ("Acc-5", "↑"),
+    "acc3": ("Acc-3", "↑"),
+    "acc2": ("Acc-2", "↑"),
+    "acc2_weak": ("Acc-2, weak", "↑"),
+    "f1": ("F1", "↑"),
+    "has0_acc2": ("Acc-2, negative / not", "↑"),
+    "has0_f1": ("F1, negative / not", "↑"),
+    "non0_acc2": ("Acc-2, negative / positive", "↑"),
+    "non0_f1": ("F1, negative / positive", "↑"),
+    "r2": ("R²", "↑"),
+    "coverage80": ("truths in the 80 % interval", "→ 0.8"),
+}
+
+
+def number(value: float) -> str:
+    """Three decimals; a dash for what does not exist."""
+    return "–" if value != value else f"{value:.3f}"
+
+
+def span(interval: Sequence[float]) -> str:
+    """``[low, high]``."""
+    return f"[{number(interval[0])}, {number(interval[1])}]"
+
+
+def metric_words(name: str) -> str:
+    """A metric's name and which way is better."""
+    word, way = METRIC_WORDS.get(name, (name, ""))
+    return f"{word} {way}".strip()
+
+
+def headline(task: Task) -> str:
+    """The metric that stands for a task where there is room for one."""
+    return "accuracy" if task.kind == "classification" else "mae"
+
+
+def language_words(language: str) -> str:
+    """The row over all languages says so."""
+    return "all languages" if language == EVERYTHING else language
+
+
+def score_cell(row: Row | None, metric: str, *below: str) -> Cell:
+    """A metric with its interval under it; a dash when the row or the metric does not exist."""
+    if row is None or metric not in row.metrics:
+        return Cell("–")
+    interval = (span(row.intervals[metric]),) if metric in row.intervals else ()
+    return Cell(number(row.metrics[metric]), (*interval, *below))
+
+
+def columns_of(main: Loaded) -> list[str]:
+    """Languages, and all of them together when there are several."""
+    return [*main.languages, *([EVERYTHING] if len(main.languages) > 1 else [])]
+
+
+def subsets(main: Loaded, task: Task, by: str) -> list[str]:
+    """Subsets of a grouping that occur, without the whole."""
+    rows = main.evaluation.rows
+    return list(dict.fromkeys(r.subset for r in rows if (r.task, r.by) == (task.name, by) and r.subset != EVERYTHING))
+
+
+def conditions(main: Loaded, task: Task) -> list[str]:
+    """Conditions of a task, as they are in the evaluation."""
+    return list(dict.fromkeys(row.condition for row in main.evaluation.rows if row.task == task.name))
+
+
+def tone_of(holds: bool | None) -> str:
+    """The tone of a verdict."""
+    return "unsure" if holds is None else "good" if holds else "bad"
+
+
+def verdict_words(holds: bool) -> str:
+    """Short form for a table."""
+    return "yes" if holds else "no"
+
+
+def option_text(value: Any) -> str:
+    """An option's value as it would be written."""
+    return "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def with_key(caption: str, names: plots.Names) -> str:
+    """The caption, with what numbers stand for where the plot's font lacks the names."""
+    return f"{caption} ({names.key}.)" if names.key else caption
+
+
+def evenly(items: Sequence[Any], count: int) -> list[Any]:
+    """So many items from first to last at even distances."""
+    if len(items) <= count:
+        return list(items)
+    return [items[int(i)] for i in np.linspace(0, len(items) - 1, count).round()]
+
+
+def answer_text(value: Any) -> str:
+    """A label as it is, a score with its decimals."""
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

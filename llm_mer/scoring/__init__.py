@@ -1,0 +1,1 @@
+"""Probabilities of every admissible answer: answer tree, scorer, score distributions, dialogue decoder, engines."""

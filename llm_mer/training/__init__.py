@@ -1,0 +1,1 @@
+"""From options and data to a checkpoint: arguments, set-up, trainer, resume, atomic checkpoints, seeds, reproduction."""

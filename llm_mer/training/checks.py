@@ -1,0 +1,37 @@
+"""Checks of a run's options that need no data: losses that exist, sharding that an adapter bears."""
+
+from __future__ import annotations
+
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from llm_mer.adapters import adapter_class
+from llm_mer.adapters.base import FusionAdapter
+from llm_mer.distributed.fsdp import fsdp_requested
+from llm_mer.errors import UserError
+from llm_mer.training.options import ModelArguments, parse_loss_weights
+
+
+def check_loss_weights(model: ModelArguments) -> dict[str, float]:
+    """The adapter's default weights with the user's on top. Raises :class:`UserError` for a loss nobody computes."""
+    known = {"lm": 1.0, **adapter_class(model.adapter).default_loss_weights}
+    chosen = parse_loss_weights(model.loss_weights)
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        raise UserError(f"loss_weights: adapter {model.adapter!r} has no loss {unknown}; it has {sorted(known)}")
+    return {**known, **chosen}
+
+
+def check_sharding(model: ModelArguments) -> None:
+    """Refuse ZeRO-3 and FSDP for an adapter that reads or changes its own parameters between steps: there they are sharded.
+
+    Raises:
+        UserError: naming the adapter and what to use instead.
+    """
+    adapter = adapter_class(model.adapter)
+    hooks = (adapter.on_epoch_end, FusionAdapter.on_epoch_end), (adapter.followed_vectors, FusionAdapter.followed_vectors)
+    how = "deepspeed: ZeRO-3" if is_deepspeed_zero3_enabled() else "FSDP" if fsdp_requested() else None
+    if how is not None and any(own is not default for own, default in hooks):
+        raise UserError(
+            f"{how} shards parameters, and adapter {model.adapter!r} works on its own parameters once an epoch (a moving "
+            "average); use ZeRO-2 (deepspeed_configs/zero2.json)"
+        )

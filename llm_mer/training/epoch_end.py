@@ -1,0 +1,61 @@
+"""What an adapter does once an epoch (moving averages, followed vectors), as a callback of the trainer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from llm_mer.checkpoints.description import TRAJECTORIES
+from llm_mer.distributed.deepspeed import optimiser_parameters
+from llm_mer.distributed.sharded_parameters import keep_whole, reduce_in_one_order
+from llm_mer.model.modeling_mer import fusion_adapter_of
+
+
+class _EpochEnd(TrainerCallback):
+    """Lets the adapter do its once-an-epoch work (moving averages), logs what it reports and keeps what it follows."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.epoch % 1:
+            return
+        # Not the trainer's own end of an epoch: a checkpoint of the last step is written before that, and a run resumed
+        # from it goes on with the next epoch.
+        adapter = fusion_adapter_of(self.trainer.model)
+        with optimiser_parameters(adapter):
+            values = adapter.on_epoch_end()
+        for name, value in values.items():
+            self.trainer.record(name, value)
+        self.follow(args, state)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        keep_whole(getattr(self.trainer, "model_wrapped", None), fusion_adapter_of(self.trainer.model))
+        reduce_in_one_order(self.trainer.accelerator)
+        path = Path(args.output_dir) / TRAJECTORIES
+        if state.global_step == 0:
+            if state.is_world_process_zero:
+                path.unlink(missing_ok=True)
+            self.follow(args, state)
+        elif state.is_world_process_zero and path.is_file():  # a resumed run walks the epochs after its checkpoint again
+            # A line without its end was being written when the run was killed.
+            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            scratch = path.with_name(f".{path.name}")
+            scratch.write_text("".join(line for line in lines if json.loads(line)["epoch"] <= (state.epoch or 0)))
+            scratch.replace(path)
+
+    def follow(self, args: Any, state: Any) -> None:
+        """Append where the followed vectors stand now. Every rank comes here: they may be sharded."""
+        adapter = fusion_adapter_of(self.trainer.model)
+        with optimiser_parameters(adapter):
+            vectors = adapter.followed_vectors()
+        if not vectors or not state.is_world_process_zero:
+            return
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        with (Path(args.output_dir) / TRAJECTORIES).open("a") as stream:
+            for name, values in vectors.items():
+                points = [[round(v, 5) for v in row] for row in values.float().cpu().tolist()]
+                stream.write(json.dumps({"epoch": state.epoch or 0, "name": name, "points": points}) + "\n")

@@ -1,0 +1,59 @@
+"""Scores of the evaluation split: a flat log for the trainer, lines for a person, and the adapter's own warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from llm_mer.evaluation.metrics import compute_metrics
+from llm_mer.inference.prediction import Prediction
+from llm_mer.prompting.tasks import Task
+
+HEADLINE: dict[str, str] = {"classification": "weighted_f1", "iemocap": "ua", "mosi": "corr", "sims": "corr"}
+"""Metric of each convention that enters ``eval_score``, the mean by which the best checkpoint is chosen."""
+
+
+def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: str) -> dict[str, float]:
+    """Metrics per task and language as a flat log, and ``{prefix}_score``, the mean of the headline metrics.
+
+    Beside each stand ``n`` and what the majority class (or the mean score) would reach on the same truths.
+    """
+    metrics: dict[str, float] = {}
+    headlines: list[float] = []
+    for task in tasks:
+        for language in sorted({p.language for p in predictions if p.task == task.name}):
+            chosen = [p for p in predictions if p.task == task.name and p.language == language and p.truth is not None]
+            if not chosen:
+                continue
+            truth = [p.truth for p in chosen]
+            values = compute_metrics(task, truth, [p.value for p in chosen])
+            stem = f"{prefix}_{task.name}_{language}"
+            names = ("accuracy", "weighted_f1", "ua") if task.kind == "classification" else ("mae", "corr")
+            metrics.update({f"{stem}_{name}": float(values[name]) for name in names if name in values})
+            metrics[f"{stem}_n"] = float(len(chosen))
+            if task.kind == "classification":
+                counts = np.unique([str(t) for t in truth], return_counts=True)[1]
+                metrics[f"{stem}_majority"] = float(counts.max() / len(chosen))
+            else:
+                scores = np.array([float(t) for t in truth if t is not None])
+                metrics[f"{stem}_mean_mae"] = float(np.abs(scores - scores.mean()).mean())
+            headlines.append(float(values[HEADLINE[task.metrics]]))
+    metrics[f"{prefix}_score"] = float(np.mean(headlines)) if headlines else 0.0
+    return metrics
+
+
+def print_evaluation(metrics: dict[str, float], tasks: Sequence[Task]) -> None:
+    """Scores of the evaluation split, each with n and the trivial baseline."""
+    for task in tasks:
+        for language in ("en", "zh"):
+            stem = f"eval_{task.name}_{language}"
+            if f"{stem}_n" not in metrics:
+                continue
+            n = int(metrics[f"{stem}_n"])
+            if task.kind == "classification":
+                line = f"accuracy {metrics[f'{stem}_accuracy']:.3f} (majority {metrics[f'{stem}_majority']:.3f})"
+            else:
+                line = f"MAE {metrics[f'{stem}_mae']:.3f} (mean {metrics[f'{stem}_mean_mae']:.3f}), "
+                line += f"corr {metrics[f'{stem}_corr']:.3f}"
+            print(f"{task.name} [{language}] n={n}: {line}, unparseable 0.000 (scored answers)")

@@ -1,0 +1,256 @@
+"""The model of a run, ready to train: backbone, adapter, processor and LoRA from the data and the options."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llm_mer.adapters import adapter_class, build_adapter
+from llm_mer.adapters.base import MODALITIES, AdapterConfig
+from llm_mer.backbones.attention import check_mask
+from llm_mer.backbones.language_lora import SHARED, language_blocks, route_by_language
+from llm_mer.checkpoints.backbone_reference import check_backbone
+from llm_mer.checkpoints.description import CheckpointDescription
+from llm_mer.checkpoints.weights import load_adapter_weights, load_head_weights
+from llm_mer.errors import UserError
+from llm_mer.model.configuration_mer import MerConfig, build_adapter_config
+from llm_mer.model.context_vectors import attach_context, mean_token_embeddings
+from llm_mer.model.modeling_mer import MerForConditionalGeneration, MerHeadModel, fusion_adapter_of
+from llm_mer.model.processing_mer import MerProcessor
+from llm_mer.prompting.tasks import Task
+from llm_mer.prompting.templates import load_prompts
+from llm_mer.training.options import DataArguments, ModelArguments
+from llm_mer.training.run_data import RunData
+
+STAND_IN_SIZE = 8
+"""Embedding size of a backbone that is not loaded yet, while the adapter's options are checked."""
+
+
+@dataclass
+class BuiltModel:
+    """A model ready to train, with its processor and where its backbone came from."""
+
+    model: PreTrainedModel
+    processor: MerProcessor
+    backbone_source: str | None
+
+
+def resolve_backbone(name: str) -> str:
+    """``tiny:llama`` and ``tiny:glm`` are trained on the spot (cached); anything else is a folder or a hub name."""
+    if not name:
+        raise UserError("backbone: name a folder, a hub name, tiny:llama, tiny:glm, or none")
+    if name.startswith("tiny:"):
+        from llm_mer.backbones.tiny import TinyBackboneConfig, train_tiny_backbone
+
+        return str(train_tiny_backbone(TinyBackboneConfig(architecture=name.removeprefix("tiny:"))))
+    return name
+
+
+def model_feature_sizes(run: RunData, model: ModelArguments, backbone_size: int) -> dict[str, int]:
+    """``{modality: D_m}`` the adapter is built for, text included as ``text_source`` says."""
+    sizes = {m: s for m, s in run.feature_sizes.items() if m != "text"}
+    if model.text_source == "features":
+        if "text" in run.feature_sizes:
+            sizes["text"] = run.feature_sizes["text"]
+    elif backbone_size and any(u.text for u in (run.train.utterance(r) for r in run.train.rows[:256])):
+        sizes["text"] = backbone_size
+    return {m: sizes[m] for m in MODALITIES if m in sizes}
+
+
+def label_vectors(model: nn.Module, processor: MerProcessor, task: Task) -> Tensor:
+    """Mean token embedding of each label's words over the languages: ``(C, H)``."""
+    rows = []
+    for label in task.labels:
+        rows.append(mean_token_embeddings(model, processor, list(label.words.values())).mean(axis=0))
+    return torch.from_numpy(np.stack(rows))
+
+
+def derived_options(run: RunData, alone: bool) -> dict[str, Any]:
+    """What the tasks, and the lack of a backbone, say of an adapter's configuration."""
+    class_task = next((t for t in run.tasks if t.kind == "classification"), None)
+    score_task = next((t for t in run.tasks if t.kind == "regression"), None)
+    derived: dict[str, Any] = {
+        "num_classes": class_task.num_classes if class_task else 0,
+        "score_range": score_task.require_range() if score_task else None,
+    }
+    return derived | ({"num_pseudo_tokens": 0, "auxiliary_head": True} if alone else {})
+
+
+def stand_in_config(run: RunData, model: ModelArguments, adapter_options: dict[str, Any]) -> AdapterConfig:
+    """The adapter's configuration on these data, a very small backbone standing for one that is not loaded yet."""
+    alone = model.backbone == "none"
+    hidden = 0 if alone else STAND_IN_SIZE
+    source = dataclasses.replace(model, text_source="features") if alone else model
+    sizes = {"feature_sizes": model_feature_sizes(run, source, hidden), "backbone_size": hidden}
+    return build_adapter_config(model.adapter, {**adapter_options, **derived_options(run, alone), **sizes})
+
+
+def check_adapter(run: RunData, model: ModelArguments, adapter_options: dict[str, Any]) -> None:
+    """Build the adapter for these data, and a very small backbone, and drop it: what cannot work is told at once.
+
+    Raises:
+        UserError: naming the adapter and the option.
+    """
+    alone = model.backbone == "none"
+    reads_text = adapter_options.get("use_text", True)
+    if not alone and model.text_source == "features" and reads_text and "text" not in run.feature_sizes:
+        raise UserError(
+            "text_source: features, but the data have no text features; leave it at backbone, or say use_text: false"
+        )
+    config = stand_in_config(run, model, adapter_options)
+    least = {"hidden_size": 1, "num_heads": 1, "num_pseudo_tokens": 0 if alone else 1}
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            with_backbone = " with a backbone" if name == "num_pseudo_tokens" else ""
+            raise UserError(f"{name}: {getattr(config, name)}; it must be at least {bound}{with_backbone}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            build_adapter(model.adapter, config)
+    except ValueError as error:
+        raise UserError(f"adapter {model.adapter!r}: {error}") from error
+
+
+def build_model(
+    run: RunData, data: DataArguments, model: ModelArguments, adapter_options: dict[str, Any], seed: int
+) -> BuiltModel:
+    """Backbone, adapter and processor; LoRA and the adapter are trainable, the backbone is not."""
+    check_adapter(run, model, adapter_options)
+    torch.manual_seed(seed)
+    alone = model.backbone == "none"
+    initial = CheckpointDescription.load(Path(model.init_checkpoint)) if model.init_checkpoint else None
+    if initial is not None and initial.merged is not None:
+        raise UserError(
+            f"init_checkpoint: {model.init_checkpoint} is merged and has no LoRA to go on with; name the checkpoint it was "
+            "merged from"
+        )
+    derived = derived_options(run, alone)
+    if alone:
+        model = dataclasses.replace(model, text_source="features")
+        backbone = tokenizer = source = None
+        hidden = 0
+    else:
+        from llm_mer.backbones.loading import embedding_norm, load_backbone
+
+        source = resolve_backbone(model.backbone)
+        if initial is not None:
+            check_backbone(initial.backbone, source, model.init_checkpoint or "")
+            had = initial.model.get("lora_sharing", SHARED)
+            if had != model.lora_sharing:
+                raise UserError(
+                    f"init_checkpoint: {model.init_checkpoint} has lora_sharing {had!r}, not {model.lora_sharing!r}"
+                )
+        dtype = model.dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+        loaded = load_backbone(
+            source, dtype=dtype, quantization=model.quantization, attn_implementation=model.attn_implementation
+        )
+        backbone, tokenizer = loaded.model, loaded.tokenizer
+        check_mask(backbone.config.get_text_config(), data.max_prompt_tokens)
+        hidden = int(backbone.config.get_text_config().hidden_size)
+        derived |= {"backbone_size": hidden, "backbone_embedding_norm": embedding_norm(backbone)}
+    sizes = model_feature_sizes(run, model, hidden)
+    # What the adapter is told not to read need not be there at inference either.
+    sizes = {m: size for m, size in sizes.items() if adapter_options.get(f"use_{m}", True)} or sizes
+    config_options = {**adapter_options, **derived, "feature_sizes": sizes}
+    num_pseudo_tokens = int(
+        config_options.get("num_pseudo_tokens", adapter_class(model.adapter).config_class().num_pseudo_tokens)
+    )
+    processor = MerProcessor(
+        tokenizer=tokenizer,
+        tasks=run.tasks,
+        prompts=[] if alone else load_prompts(data.prompts),
+        feature_sizes=sizes,
+        statistics=run.statistics,
+        num_pseudo_tokens=num_pseudo_tokens,
+        text_source=model.text_source,
+        chat=data.chat,
+        max_text_tokens=data.max_text_tokens,
+        max_audio_steps=data.max_audio_steps,
+        max_vision_steps=data.max_vision_steps,
+        max_prompt_tokens=data.max_prompt_tokens,
+    )
+    if adapter_class(model.adapter).uses_context:
+        wrapped = _EmbeddingsOf(backbone) if backbone is not None else None
+        vectors = attach_context(run.train, wrapped, processor).sizes
+        config_options["context_sizes"] = vectors
+        if run.evaluation is not None:
+            attach_context(run.evaluation, wrapped, processor, vectors)
+    adapter_config = build_adapter_config(model.adapter, config_options)
+    try:
+        config = MerConfig(
+            text_config=backbone.config if backbone is not None else None,
+            adapter=model.adapter,
+            adapter_config=dataclasses.asdict(adapter_config),
+            text_source=model.text_source,
+            lora_sharing=model.lora_sharing if backbone is not None else SHARED,
+        )
+        if backbone is None:
+            built: Any = MerHeadModel(config)
+            if model.init_checkpoint:
+                load_head_weights(built, Path(model.init_checkpoint))
+            return BuiltModel(built, processor, None)
+        base = MerForConditionalGeneration.from_backbone(backbone, config)
+    except ValueError as error:
+        raise UserError(f"adapter {model.adapter!r}: {error}") from error
+    if processor.class_task is not None:
+        adapter = fusion_adapter_of(base)
+        adapter.initialise_from_backbone(label_vectors(base, processor, processor.class_task))
+    if model.init_checkpoint:
+        return BuiltModel(_trainable(load_adapter_weights(base, Path(model.init_checkpoint))), processor, source)
+    return BuiltModel(add_lora(base, model), processor, source)
+
+
+class _EmbeddingsOf(MerForConditionalGeneration):
+    """A bare backbone seen as something with input embeddings, before the model around it exists."""
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        nn.Module.__init__(self)
+        self.__dict__["backbone"] = backbone
+
+    def get_input_embeddings(self) -> nn.Module:
+        embeddings: nn.Module = self.__dict__["backbone"].get_input_embeddings()
+        return embeddings
+
+
+def _trainable(model: Any) -> Any:
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            parameter.requires_grad_(True)
+    return model
+
+
+def add_lora(base: MerForConditionalGeneration, model: ModelArguments) -> Any:
+    """LoRA on the backbone's projections, the adapter trained whole through ``modules_to_save``.
+
+    Where languages have ranks of their own (``lora_sharing``), each block has ``lora_r`` of them and the same scaling.
+    ``lora_r = 0`` freezes LoRA at its start, where it is exactly zero: only the adapter trains, and the checkpoint has
+    the same form.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    from llm_mer.backbones.loading import lora_targets
+
+    targets = model.lora_targets or lora_targets(base.model.language_model)
+    blocks = len(language_blocks(model.lora_sharing))
+    config = LoraConfig(
+        r=blocks * max(model.lora_r, 1),
+        lora_alpha=blocks * model.lora_alpha,
+        lora_dropout=model.lora_dropout,
+        target_modules=r"model\.language_model\..*\.(" + "|".join(targets) + ")",
+        modules_to_save=["fusion_adapter"],
+    )
+    wrapped = get_peft_model(base, config)
+    base.model.language_router = route_by_language(base, model.lora_sharing, config.r)
+    if model.lora_r == 0:
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                parameter.requires_grad_(False)
+    return wrapped

@@ -1,0 +1,211 @@
+"""``llm-mer reproduce``: run a training again from its manifest and say whether it comes to the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llm_mer.checkpoints.run_differences import differences
+from llm_mer.checkpoints.run_manifest import RunManifest, weights_digest, weights_file
+from llm_mer.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass
+class ReproduceConfig:
+    """Options of ``llm-mer reproduce``."""
+
+    run: str = field(default="", metadata={"help": "folder written by finetune.py", "required": True, "positional": True})
+    output: str = field(default="", metadata={"help": "folder of the new run (default: RUN-reproduced)"})
+    data: str = field(default="", metadata={"help": "where the same data lie now (default: where they lay then)"})
+    backbone: str = field(default="", metadata={"help": "where the same backbone lies now (default: where it lay then)"})
+    tolerance: float = field(default=1e-6, metadata={"help": "largest difference of a metric that still counts as the same"})
+
+
+@dataclass
+class Agreement:
+    """What two runs of one manifest have in common.
+
+    Attributes:
+        weights: whether the trained weights are equal bit for bit; None where a run has none.
+        weight_difference: largest absolute difference of any value; None where they cannot be compared one by one.
+        metrics: ``{name: (then, now, difference)}``; the difference is None where only one run has the metric.
+        tolerance: the largest difference of a metric that agrees.
+    """
+
+    weights: bool | None
+    weight_difference: float | None
+    metrics: dict[str, tuple[float | None, float | None, float | None]]
+    tolerance: float
+
+    @property
+    def largest(self) -> float:
+        """The largest difference of a metric; infinite where one run lacks a metric of the other."""
+        found = [float("inf") if d is None else d for _, _, d in self.metrics.values()]
+        return max(found, default=0.0)
+
+    @property
+    def agrees(self) -> bool:
+        """Metrics agree within the tolerance; without metrics the weights have to be equal."""
+        return self.largest <= self.tolerance and (bool(self.metrics) or self.weights is True)
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What a run that was repeated came to, and where it lies; printed as a text."""
+
+    agreement: Agreement
+    output: Path
+
+    @property
+    def exit_code(self) -> int:
+        """0 where the runs agree, else 1."""
+        return 0 if self.agreement.agrees else 1
+
+    def __str__(self) -> str:
+        """The comparison as text."""
+        agreement = self.agreement
+        if agreement.weights is None:
+            weights = "weights: not compared, a run has none"
+        elif agreement.weights:
+            weights = "weights: equal bit for bit"
+        else:
+            by = agreement.weight_difference
+            weights = "weights: not equal" + ("" if by is None else f"; the largest difference of a value is {by:.3g}")
+        lines = [weights]
+        if agreement.metrics:
+            width = max(map(len, agreement.metrics))
+            lines.append(f"{'metric':<{width}}  {'then':>12}  {'now':>12}  difference")
+        for name, (then, now, difference) in agreement.metrics.items():
+            shown = ["–" if value is None else f"{value:.6f}" for value in (then, now)]
+            mark = "only in one" if difference is None else f"{difference:.3g}"
+            lines.append(f"{name:<{width}}  {shown[0]:>12}  {shown[1]:>12}  {mark}")
+        if agreement.agrees and agreement.weights and agreement.largest == 0:
+            verdict = "agrees bit for bit"
+        elif agreement.agrees:
+            verdict = f"agrees: every metric within {agreement.tolerance:g}"
+        elif agreement.metrics:
+            verdict = f"does not agree: a metric differs by {agreement.largest:.3g}, more than {agreement.tolerance:g}"
+        else:
+            verdict = "does not agree: the weights differ, and there are no metrics"
+        return "\n".join([*lines, verdict, f"the new run is in {self.output}"])
+
+
+def compare_runs(then: RunManifest, now: RunManifest, old: Path, new: Path, tolerance: float) -> Agreement:
+    """Weights by the digests of both manifests, metrics one by one."""
+    equal = None
+    if then.weights_sha256 is not None and now.weights_sha256 is not None:
+        equal = then.weights_sha256 == now.weights_sha256
+    metrics: dict[str, tuple[float | None, float | None, float | None]] = {}
+    for name in dict.fromkeys([*then.metrics, *now.metrics]) if then.metrics else ():  # else the weights decide
+        one, two = then.metrics.get(name), now.metrics.get(name)
+        if one is None or two is None:
+            both = name in then.metrics and name in now.metrics and one is two
+            metrics[name] = (one, two, 0.0 if both else None)
+        else:
+            metrics[name] = (one, two, abs(two - one))
+    difference = 0.0 if equal else largest_weight_difference(old, new)
+    return Agreement(equal, difference, metrics, tolerance)
+
+
+def largest_weight_difference(old: Path, new: Path) -> float | None:
+    """Over all values of both checkpoints; None where one is missing or has other names or shapes."""
+    from safetensors.torch import load_file
+
+    places = weights_file(old), weights_file(new)
+    if places[0] is None or places[1] is None:
+        return None
+    one, two = load_file(places[0]), load_file(places[1])
+    if {n: v.shape for n, v in one.items()} != {n: v.shape for n, v in two.items()}:
+        return None
+    return max((float((one[n].double() - two[n].double()).abs().max()) for n in one if one[n].numel()), default=0.0)
+
+
+def rebuild(kind: type[T], options: dict[str, Any], changes: dict[str, Any]) -> tuple[T, list[str]]:
+    """Arguments from a manifest, and what it holds that this version does not know.
+
+    Raises:
+        UserError: an unknown option that was given a value, which the run cannot do without.
+    """
+    known = {entry.name for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(options) - known)
+    needed = [name for name in unknown if options[name] not in (None, False, [], {}, "")]
+    if needed:
+        raise UserError(f"options {needed} of the run are unknown to this version; install the versions of its manifest")
+    missing = sorted(known - set(options))
+    notes = [f"option {name}: unknown to this version, left out" for name in unknown]
+    notes += [f"option {name}: not in the manifest, its default now" for name in missing]
+    return kind(**{**{n: v for n, v in options.items() if n in known}, **changes}), notes
+
+
+def place_of_backbone(then: RunManifest, folder: Path, override: str) -> str:
+    """Where to load the backbone from: an override, where it lay, or the copy in the checkpoint."""
+    name = override or str(then.options["model"]["backbone"])
+    copies = (folder / "backbone", folder.parent / "backbone")
+    local = then.backbone is not None and then.backbone.get("fingerprint") is not None
+    if not override and local and not name.startswith("tiny:") and not Path(name).is_dir():
+        return next((str(copy) for copy in copies if (copy / "config.json").is_file()), name)
+    return name
+
+
+def reproduce(config: ReproduceConfig) -> Reproduction | None:
+    """Run the training of ``run_manifest.json`` again, evaluate it, and compare.
+
+    Returns:
+        What differed before, then every metric then, now and their difference; exit code 0 when the runs agree, else 1.
+
+    Raises:
+        UserError: no finished run, data that are missing or have changed, a backbone that has, or an output that is taken.
+    """
+    import torch
+
+    from llm_mer.data.reading import read_utterances
+    from llm_mer.training.arguments import MerTrainingArguments
+    from llm_mer.training.options import DataArguments, ModelArguments, adapter_arguments
+    from llm_mer.training.run import prepare_run, train_run
+
+    folder = Path(config.run)
+    then = RunManifest.load(folder)
+    if not then.complete:
+        raise UserError(f"{folder}: the run was not finished; there is nothing to agree with")
+    if not then.metrics and then.weights_sha256 is None:
+        raise UserError(f"{folder}: the run left neither weights nor metrics; there is nothing to agree with")
+    output = Path(config.output or f"{str(folder).rstrip('/')}-reproduced")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output}: it is there already; name another folder or delete it")
+    source = config.data or str(then.options["data"]["data"])
+    _, _, fingerprint = read_utterances(source)
+    if fingerprint != then.data.get("fingerprint"):
+        raise UserError(
+            f"data: {source} has fingerprint {fingerprint[:12]}, the run was trained on "
+            f"{str(then.data.get('fingerprint'))[:12]}: the data have changed"
+        )
+    data, notes = rebuild(DataArguments, then.options["data"], {"data": source})
+    backbone = place_of_backbone(then, folder, config.backbone)
+    model, more = rebuild(ModelArguments, then.options["model"], {"backbone": backbone})
+    adapter: Any
+    adapter, most = rebuild(adapter_arguments(model.adapter), then.options["adapter"], {})
+    changes = {"output_dir": str(output), "resume_from_checkpoint": None, "seeds": None}
+    torch.set_num_threads(then.hardware.threads)  # the order of sums follows it
+    training, rest = rebuild(MerTrainingArguments, then.options["training"], changes)
+    run = prepare_run(data, model, training, dataclasses.asdict(adapter), then.command)
+    moved = ("data", "backbone")  # the same by their fingerprints, wherever they lie
+    had, have = ({k: v for k, v in m.setup().items() if k not in moved} for m in (then, run.manifest))
+    if had.get("backbone (fingerprint)") != have.get("backbone (fingerprint)"):
+        raise UserError(
+            f"backbone: {backbone} has fingerprint {have.get('backbone (fingerprint)')}, the run was trained on "
+            f"{had.get('backbone (fingerprint)')}; name the right one with --backbone"
+        )
+    first = run.trainer.is_world_process_zero()
+    notes += [*more, *most, *rest, *differences(then.surroundings(), run.manifest.surroundings()), *differences(had, have)]
+    if weights_file(folder) is not None and weights_digest(folder) != then.weights_sha256:
+        notes.append(f"the weights in {folder} are not those that its manifest tells of; the manifest's are compared")
+    if first:
+        print("\n".join(["differs from then:", *(f"  {note}" for note in notes)] if notes else ["all is as it was then"]))
+    now = train_run(run)
+    if not first:
+        return None
+    return Reproduction(compare_runs(then, now, folder, output, config.tolerance), output)

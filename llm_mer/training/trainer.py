@@ -1,0 +1,304 @@
+"""The trainer on TRL's: the sum of named losses, the optimiser, evaluation by the tasks' metrics, atomic checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import SFTTrainer
+
+from llm_mer.adapters.base import IGNORE_CLASS
+from llm_mer.checkpoints.description import CheckpointDescription
+from llm_mer.data.dataset import MerDataset
+from llm_mer.distributed.process_group import Processes
+from llm_mer.distributed.sharded_parameters import is_sharded
+from llm_mer.evaluation.adapter_warnings import diagnose
+from llm_mer.evaluation.journal import predict_all
+from llm_mer.inference.prediction import Prediction
+from llm_mer.inference.predictor import Predictor
+from llm_mer.model.modeling_mer import fusion_adapter_of
+from llm_mer.model.processing_mer import MerProcessor
+from llm_mer.training.atomic_checkpoints import Saving
+from llm_mer.training.epoch_end import _EpochEnd
+from llm_mer.training.evaluation import summarise
+from llm_mer.training.sampling import GroupedByLength
+
+logger = logging.getLogger(__name__)
+
+
+def known_targets(batch: Mapping[str, Any]) -> tuple[int, int]:
+    """How many samples of a batch have a class, and how many a score."""
+    classes, scores = batch.get("class_targets"), batch.get("score_targets")
+    return (
+        0 if classes is None else int((classes != IGNORE_CLASS).sum()),
+        0 if scores is None else int((~torch.isnan(scores)).sum()),
+    )
+
+
+class MerTraining:
+    """What both trainers share: the sum of named losses, their logs, and evaluation by the tasks' own metrics.
+
+    The language-model loss is a sum over answer tokens divided by their count ``N`` in the whole global batch. An auxiliary
+    loss is a mean over the ``C_i`` samples of a micro-batch with a target of its kind, and weighted by their share in the
+    global batch. With ``n`` processes, which average their gradients, the gradient of all micro-batches is then that of one
+    process with the whole batch::
+
+        L = w_lm · n · Σ_local nll / N_global  +  Σ_i w_i · n · aux_i · C_i,local / C_i,global
+
+    A loss without such a count (GIA-MIC's contrast, LPGNet's distillation) weighs the same in each of ``g`` micro-batches:
+    ``aux_i / g``.
+    """
+
+    def set_up(
+        self,
+        processor: MerProcessor,
+        loss_weights: dict[str, float],
+        adapter_learning_rate: float | None,
+        description: CheckpointDescription | None,
+        evaluation: MerDataset | None,
+    ) -> None:
+        """Called once after the trainer's own construction."""
+        self.processor = processor
+        self.loss_weights = loss_weights
+        self.adapter_learning_rate = adapter_learning_rate
+        self.description = description
+        self.evaluation = evaluation
+        self._records: dict[str, list[float]] = {}
+        self._shares: dict[str, dict[int, float]] = {}
+        self._targets: tuple[int, int] | None = None
+        self.current_gradient_accumulation_steps = 1  # set anew by each step
+        self._written_in: Path | None = None
+        self.add_callback(_EpochEnd(self))  # type: ignore[attr-defined]
+
+    # --- losses ---------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The weighted sum of the language-model loss and the adapter's auxiliary losses."""
+        trainer: Any = self
+        inputs = dict(inputs)
+        if "labels" in inputs:
+            inputs["use_cache"] = False
+        outputs = model(**inputs)
+        mode = "" if trainer.model.training else "eval_"
+        total: Tensor | None = None
+        if outputs.loss_sum is not None:
+            weight = self.loss_weights.get("lm", 1.0)
+            if num_items_in_batch is None:
+                share = outputs.loss
+            else:
+                count = torch.as_tensor(num_items_in_batch, device=outputs.loss_sum.device).clamp(min=1)
+                scale = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
+                share = scale * outputs.loss_sum / count
+            total = weight * share
+            self.note(f"{mode}loss_lm", share, num_items_in_batch is None)
+        for name, value in (outputs.aux_losses or {}).items():
+            weight = self.loss_weights.get(name, 0.0)
+            share = value * self.share_of(name, inputs, num_items_in_batch is None)
+            self.note(f"{mode}loss_{name}", share, num_items_in_batch is None)
+            if weight == 0.0:
+                continue
+            total = weight * share if total is None else total + weight * share
+        if total is None:
+            raise ValueError("the model returned no loss: no labels, and no auxiliary loss with a weight above 0")
+        if trainer.model.training and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+            # Every parameter gets a gradient on every process, though its part may not have run on this one: both put
+            # the gradients there are one after another, and add the processes' rows up place by place.
+            total = total + 0.0 * sum(p.sum() for p in fusion_adapter_of(trainer.model).parameters() if p.requires_grad)
+        return (total, outputs) if return_outputs else total
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        """Evaluation loss of a batch; predictions are made by :class:`~llm_mer.inference.predictor.Predictor` instead."""
+        trainer: Any = self
+        inputs = trainer._prepare_inputs(inputs)
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            return trainer.compute_loss(model, inputs).detach(), None, None
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of a step; their known targets are counted over all processes."""
+        trainer: Any = self
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        if batches:  # every process has as many
+            known = torch.tensor([known_targets(batch) for batch in batches], device=device).sum(dim=0)
+            classes, scores = trainer.accelerator.reduce(known, reduction="sum").tolist()
+            self._targets = (classes, scores)
+        return batches, count
+
+    def share_of(self, name: str, inputs: dict[str, Any], averaged: bool) -> float:
+        """What an auxiliary loss of a micro-batch is multiplied by; ``averaged``: the trainer divides by the steps too."""
+        trainer: Any = self
+        if not trainer.model.training or self._targets is None:
+            return 1.0
+        steps = trainer.current_gradient_accumulation_steps
+        adapter = fusion_adapter_of(trainer.model)
+        local, whole = adapter.loss_count(name, *known_targets(inputs)), adapter.loss_count(name, *self._targets)
+        share = 1.0 / steps
+        if local is not None and whole is not None:
+            share = trainer.accelerator.num_processes * local / max(whole, 1)
+        return share * steps if averaged else share
+
+    def note(self, name: str, share: Tensor, averaged: bool) -> None:
+        """Note a micro-batch's share in a loss; the next log line has its sum over a step, the mean over steps."""
+        trainer: Any = self
+        value = float(share.detach())
+        if not trainer.model.training:
+            self.record(name, value)
+            return
+        noted = self._shares.setdefault(name, {})
+        step = trainer.state.global_step
+        noted[step] = noted.get(step, 0.0) + value / (trainer.current_gradient_accumulation_steps if averaged else 1)
+
+    def record(self, name: str, value: float) -> None:
+        """Note a value; the next log line carries the mean of all notes, over every process."""
+        self._records.setdefault(name, []).append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the noted means to a log line."""
+        trainer: Any = self
+        evaluating = any(key.startswith("eval_") for key in logs)
+        if not evaluating:
+            for name, noted in self._shares.items():
+                self._records.setdefault(name, []).extend(noted.values())
+            self._shares.clear()
+        names = sorted(n for n in self._records if n.startswith("eval_") == evaluating)
+        if names:
+            means = torch.tensor([float(np.mean(self._records.pop(n))) for n in names], device=trainer.args.device)
+            means = trainer.accelerator.reduce(means, reduction="mean")
+            logs = {**logs, **{n: round(float(v), 6) for n, v in zip(names, means, strict=True)}}
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    # --- optimiser ------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Any:
+        """The trainer's own optimiser, with the adapter in groups of its own learning rate when one is set."""
+        trainer: Any = self
+        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)  # type: ignore[misc]
+        if self.adapter_learning_rate is None or getattr(self, "_groups_split", False):
+            return optimizer
+        adapter = {p for n, p in trainer.model.named_parameters() if "fusion_adapter" in n}
+        groups = []
+        for group in optimizer.param_groups:
+            own = [p for p in group["params"] if p in adapter]
+            rest = [p for p in group["params"] if p not in adapter]
+            groups += [{**group, "params": rest}] if rest else []
+            groups += [{**group, "params": own, "lr": self.adapter_learning_rate}] if own else []
+        optimizer.param_groups[:] = groups
+        self._groups_split = True
+        return optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The trainer's own, but groups of alike length are drawn anew each epoch from the seed and nothing else.
+
+        Transformers draws them from the global state of torch, which differs between processes and in a resumed run.
+        """
+        trainer: Any = self
+        if trainer.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+        seed = trainer.args.seed if trainer.args.data_seed is None else trainer.args.data_seed
+        rows = (trainer.train_dataset if train_dataset is None else train_dataset)[trainer.args.length_column_name]
+        return GroupedByLength(trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps, list(rows), seed)
+
+    # --- evaluation -----------------------------------------------------------------------------------------------
+
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's loop for the loss, then the tasks' metrics on the same questions."""
+        output = super().evaluation_loop(dataloader, description, *args, **kwargs)  # type: ignore[misc]
+        if self.evaluation is not None:
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            predictions = self.predict_distributed(self.evaluation)
+            output.metrics.update(summarise(predictions, self.processor.tasks, prefix))
+            for warning in diagnose(fusion_adapter_of(self.model), predictions):  # type: ignore[attr-defined]
+                logger.warning(warning)
+        return output
+
+    def predict_distributed(self, dataset: MerDataset) -> list[Prediction]:
+        """Predictions for a dataset on every process, each doing its share of whole batches where it can."""
+        trainer: Any = self
+        # Where parameters are sharded, every forward needs every process: all answer all questions, in the same order.
+        alone = is_sharded(trainer.model)
+        rank, world = (0, 1) if alone else (trainer.accelerator.process_index, trainer.accelerator.num_processes)
+        adapter = fusion_adapter_of(trainer.model)
+        predictor = Predictor(
+            trainer.model,
+            self.processor,
+            batch_size=trainer.args.per_device_eval_batch_size,
+            use_context=adapter.uses_context,
+        )
+        quiet = trainer.args.disable_tqdm or not trainer.is_world_process_zero()
+        with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
+            return predict_all(predictor, dataset, "evaluate", Processes(rank, world), progress=not quiet)
+
+    # --- saving ---------------------------------------------------------------------------------------------------
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: TRL's would tell of a fine-tuned language model, without the adapter and without what it came from."""
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """The folder of ``checkpoint-N``: while one is being written, that of unfinished ones."""
+        if getattr(self, "_written_in", None) is not None:
+            return str(self._written_in)
+        return str(super()._get_output_dir(trial))  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """``checkpoint-N`` appears under its name when it is whole; only then are older ones deleted."""
+        trainer: Any = self
+        args, state = trainer.args, trainer.state
+        name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        processes = Processes(args.process_index, args.world_size)
+        saving = Saving(Path(args.output_dir), name, processes, args.local_process_index == 0)
+        saving.begin()
+        self._written_in = saving.scratch
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            # The folder may have moved since the best was saved: it is named by where it lies now.
+            best = saving.output / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+            if state.best_global_step and (best.name == name or best.is_dir()):
+                state.best_model_checkpoint = str(best)
+                if args.should_save:
+                    state.save_to_json(str(saving.scratch / name / TRAINER_STATE_NAME))
+        except Exception:
+            saving.abandon()
+            raise
+        finally:
+            self._written_in = None
+        saving.finish(args.save_total_limit, state.best_model_checkpoint)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Weights, and beside them everything needed to use them elsewhere."""
+        trainer: Any = self
+        folder = Path(output_dir or trainer.args.output_dir)
+        card = folder / "README.md"
+        before = card.read_bytes() if card.is_file() else None
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        # Every rank comes here; only the first knows where the backbone's copy lies.
+        if not trainer.args.should_save:
+            return
+        if before is not None:
+            card.write_bytes(before)
+        else:
+            card.unlink(missing_ok=True)  # PEFT's form, with nothing filled in
+        if self.description is not None:
+            self.description.save(folder)
+
+
+class MerTrainer(MerTraining, SFTTrainer):
+    """TRL's supervised fine-tuning trainer with pseudo tokens and auxiliary losses.
+
+    ``compute_loss`` is ours: TRL's default calls the backbone and the output embeddings directly through a fused head,
+    which leaves this project's auxiliary losses out.
+    """
+
+
+class HeadTrainer(MerTraining, Trainer):
+    """Transformers' trainer for an adapter alone (``--backbone none``): there is no language model to fine-tune."""
