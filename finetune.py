@@ -6,11 +6,11 @@ from llm_mer.errors import UserError
 
 if __name__ == "__main__":
     from llm_mer.cli.train import finetune
-    from llm_mer.distributed.process_group import leave
+    from llm_mer.distributed.process_group import shutdown_process_group
 
     try:
         finetune()
-        leave()
+        shutdown_process_group()
     except UserError as error:
         sys.exit(f"finetune.py: {error}")
     except KeyboardInterrupt:

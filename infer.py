@@ -7,7 +7,7 @@ from llm_mer.errors import UserError
 
 if __name__ == "__main__":
     from llm_mer.cli.infer import infer
-    from llm_mer.distributed.process_group import leave
+    from llm_mer.distributed.process_group import shutdown_process_group
     from llm_mer.inference.inputs import InferConfig
 
     try:
@@ -16,7 +16,7 @@ if __name__ == "__main__":
                 InferConfig, sys.argv[1:], "infer.py", "Answers about clips, text, features or a whole manifest, as JSONL."
             )
         )
-        leave()
+        shutdown_process_group()
     except UserError as error:
         sys.exit(f"infer.py: {error}")
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from llm_mer.data.schema import Utterance
-from llm_mer.distributed.process_group import Processes
+from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.inference.conversations import Conversations
 from llm_mer.inference.inputs import InferConfig, inputs
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from llm_mer.inference.pipeline import MerPipeline
 
 logger = logging.getLogger(__name__)
-MEETING = 16
-"""Groups a process answers between two meetings with the others."""
+SYNC_EVERY_N_BATCHES = 16
+"""Batches a process answers between two barriers, so that none waits for another longer than the job's own patience."""
 
 
 def readable(prediction: Prediction) -> str:
@@ -109,8 +109,8 @@ def infer(config: InferConfig) -> int:
             raise UserError(f"--{name} {getattr(config, name)}: it must be at least 1")
     if config.output is not None and Path(config.output).is_dir():
         raise UserError(f"--output {config.output}: is a folder; name a file")
-    processes = Processes.join()
-    if processes.world > 1 and (config.output is None or config.stdin):
+    processes = ProcessGroup.join()
+    if processes.world_size > 1 and (config.output is None or config.stdin):
         raise UserError("several processes answer a --manifest into an --output file; run others by one")
     stream_in = inputs(config)
     first = next(stream_in, None)  # a wrong command line fails before a model is loaded
@@ -142,7 +142,7 @@ def infer(config: InferConfig) -> int:
     with (
         pipeline.predictor.evaluating(),
         answer_file(config.output, processes, len(asked)) as out,
-        tqdm(desc="infer", unit="utterance", disable=config.output is None or not processes.first) as bar,
+        tqdm(desc="infer", unit="utterance", disable=config.output is None or not processes.is_first) as bar,
     ):
         held: list[tuple[int, dict[str, Any]]] = []
         stopped: list[tuple[int, UserError]] = []
@@ -174,7 +174,7 @@ def infer(config: InferConfig) -> int:
             for place, item in enumerate(chain([first], stream_in)):
                 if not isinstance(item, tuple):
                     yield place, item
-                elif item[0] not in out.done and place % processes.world == processes.rank:
+                elif item[0] not in out.done and place % processes.world_size == processes.rank:
                     refuse(place, *item)
 
         def ready(group: list[Item]) -> list[Item]:
@@ -216,11 +216,11 @@ def infer(config: InferConfig) -> int:
 
         size = 1 if live else config.batch_size * config.read_ahead
         for turn, given in enumerate(batches(numbered(), size, whole and live is None)):
-            if turn % (MEETING * processes.world) == 0:
+            if turn % (SYNC_EVERY_N_BATCHES * processes.world_size) == 0:
                 processes.gather(None)  # none waits for another longer than the job's own patience
             # The groups are those of one process, and one that an interrupted run tore is answered whole again, so that
             # every number is the same however many processes there are and wherever they were stopped.
-            if turn % processes.world != processes.rank or all(utterance.id in out.done for _, utterance in given):
+            if turn % processes.world_size != processes.rank or all(utterance.id in out.done for _, utterance in given):
                 if live is not None:
                     logger.warning(
                         "%s is answered already in %s; give each line an id of its own", given[0][1].id, config.output
@@ -255,6 +255,6 @@ def infer(config: InferConfig) -> int:
                 raise stopped[0][1]
             new = sum(utterance.id not in out.done for _, utterance in group)
             answered += new
-            bar.update(new * processes.world)
+            bar.update(new * processes.world_size)
         settle(float("inf"))
     return sum(processes.gather(answered))

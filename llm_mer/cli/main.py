@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_mer.cli.options import parse
-from llm_mer.distributed.process_group import leave
+from llm_mer.distributed.process_group import shutdown_process_group
 from llm_mer.errors import UserError
 
 
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(resolve(command.config), rest, f"llm-mer {name}", command.help)
         result = resolve(command.function)(config)
-        leave()
+        shutdown_process_group()
     except UserError as error:
         print(f"llm-mer {name}: {error}", file=sys.stderr)
         return 2

@@ -13,26 +13,31 @@ from llm_mer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-TASKS: dict[str, str] = {"SLURM_STEP_NUM_TASKS": "srun", "PMI_SIZE": "mpirun", "OMPI_COMM_WORLD_SIZE": "mpirun"}
+TASK_COUNT_VARIABLES: dict[str, str] = {
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "PMI_SIZE": "mpirun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+}
 """Where launchers of tasks say how many they started; tasks may be meant to be independent of one another."""
-SETTLING = 0.3
-"""Seconds between the last collective and the end of the group."""
+SHUTDOWN_DELAY_SECONDS = 0.3
+"""Between the last collective and the end of the process group."""
 
 
-def check_launch(world: int, environment: Mapping[str, str]) -> None:
+def check_launch(world_size: int, environment: Mapping[str, str]) -> None:
     """Refuse a launch of several processes that came to fewer, and warn of tasks of which each would train alone.
 
     Args:
-        world: how many processes have met. environment: that of this process, where launchers leave their traces.
+        world_size: how many processes have met.
+        environment: of this process, where launchers leave their traces.
 
     Raises:
         UserError: naming the launcher, both numbers where they are known, and the command that works.
     """
     right = "start them with: torchrun --standalone --nproc_per_node N finetune.py … (several nodes: docs/training.md)"
     asked = environment.get("WORLD_SIZE", "1")
-    if asked.isdigit() and int(asked) > world:
-        raise UserError(f"the launcher started {asked} processes (WORLD_SIZE), but {world} met here; {right}")
-    if world > 1 or "WORLD_SIZE" in environment:
+    if asked.isdigit() and int(asked) > world_size:
+        raise UserError(f"the launcher started {asked} processes (WORLD_SIZE), but {world_size} met here; {right}")
+    if world_size > 1 or "WORLD_SIZE" in environment:
         return
     # accelerate's launcher of a single process sets an address to meet at only where several were asked for.
     if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
@@ -40,7 +45,7 @@ def check_launch(world: int, environment: Mapping[str, str]) -> None:
             "accelerate launch was asked for several processes and started one, as it does with --cpu or a MULTI_CPU "
             f"configuration file; {right}"
         )
-    for name, launcher in TASKS.items():
+    for name, launcher in TASK_COUNT_VARIABLES.items():
         if environment.get(name, "1") not in ("", "1"):
             logger.warning(
                 "%s started %s tasks (%s), each of which trains alone; %s", launcher, environment[name], name, right
@@ -49,53 +54,53 @@ def check_launch(world: int, environment: Mapping[str, str]) -> None:
 
 
 @dataclass(frozen=True)
-class Processes:
-    """This process's place among those of the job. Every method is collective: all processes call it."""
+class ProcessGroup:
+    """This process's rank among those of the job. Every method is collective: all processes call it."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     device: str | None = None
 
     @classmethod
-    def join(cls) -> Processes:
-        """Meet the other processes of the job, where a launcher started several."""
+    def join(cls) -> ProcessGroup:
+        """Join the process group of the job, where a launcher started several processes."""
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             check_launch(1, os.environ)
             return cls()
         import torch
         from accelerate import PartialState
 
-        alone = not torch.accelerator.is_available()
-        state = PartialState(cpu=alone)  # without it, processes on a CPU do not see one another
-        return cls(state.process_index, state.num_processes, None if alone else str(state.device))
+        on_cpu = not torch.accelerator.is_available()
+        state = PartialState(cpu=on_cpu)  # without it, processes on a CPU do not see one another
+        return cls(state.process_index, state.num_processes, None if on_cpu else str(state.device))
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes and prints."""
+    def is_first(self) -> bool:
+        """Whether this is rank 0, the process that writes and prints."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, in order of rank, on all."""
-        if self.world == 1:
+        """Every process's value, by rank, on all."""
+        if self.world_size == 1:
             return [value]
         from accelerate.utils import gather_object
 
         return list(gather_object([value]))
 
-    def wait(self) -> None:
-        """Until every process is here."""
-        if self.world > 1:
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.world_size > 1:
             from accelerate import PartialState
 
             PartialState().wait_for_everyone()
 
-    def from_first(self, value: Any) -> Any:
-        """The first process's value, on all."""
-        return self.gather(value if self.first else None)[0]
+    def broadcast_from_first(self, value: Any) -> Any:
+        """Rank 0's value, on all."""
+        return self.gather(value if self.is_first else None)[0]
 
 
-def leave() -> None:
-    """Part from the other processes at a program's end, where it met any: one that ends first breaks the others' lines."""
+def shutdown_process_group() -> None:
+    """Wait for the other processes at a program's end, if it joined any: one that exits early breaks their connections."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return
     from torch import distributed
@@ -104,5 +109,5 @@ def leave() -> None:
         distributed.barrier()
         # gloo's threads let go of the last collective's tensors a moment after it is done. One that does so while the
         # interpreter shuts down ends the process ("terminate called without an active exception", PyTorch issue 190489).
-        time.sleep(SETTLING)
+        time.sleep(SHUTDOWN_DELAY_SECONDS)
         distributed.destroy_process_group()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llm_mer.data.corruption import FeatureCache, Reader
 from llm_mer.data.dataset import MerDataset
-from llm_mer.distributed.process_group import Processes
+from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.features.corruption import CORRUPTIONS
 
@@ -111,14 +111,14 @@ def under(dataset: MerDataset, condition: Condition, seed: int, reader: Reader) 
     return dataset.corrupted(CORRUPTIONS[condition.kind].build(condition.amount, seed, dataset, reader))
 
 
-def prepare_damage(dataset: MerDataset, every_row: bool, processes: Processes, progress: str | None = None) -> None:
+def prepare_damage(dataset: MerDataset, every_row: bool, processes: ProcessGroup, progress: str | None = None) -> None:
     """Make the features of damaged utterances that have to be made again, each process its share.
 
     ``every_row`` where conversations are read too, which reach beyond the utterances that are asked about.
     """
     rows = range(len(dataset.utterances)) if every_row else dataset.rows
-    mine = rows[processes.rank :: processes.world]
-    shown = progress if processes.first else None
+    mine = rows[processes.rank :: processes.world_size]
+    shown = progress if processes.is_first else None
     for corruption in dataset.corruptions:
         corruption.prepare((dataset.utterances[row] for row in mine), len(mine), shown)
         processes.gather(None)  # what the others made is read from the cache

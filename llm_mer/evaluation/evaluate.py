@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_mer.adapters.base import MODALITIES, FusionAdapter
 from llm_mer.data.dataset import MerDataset
-from llm_mer.distributed.process_group import Processes
+from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import (
     AS_IS,
@@ -135,7 +135,7 @@ def output_folders(config: EvaluateConfig) -> dict[str, Path]:
     return places
 
 
-def load_pipeline(config: EvaluateConfig, processes: Processes) -> MerPipeline:
+def load_pipeline(config: EvaluateConfig, processes: ProcessGroup) -> MerPipeline:
     """The checkpoint, with the options of its answers.
 
     Raises:
@@ -202,7 +202,7 @@ def predict_conditions(
     config: EvaluateConfig,
     pipeline: MerPipeline,
     planned: Planned,
-    processes: Processes,
+    processes: ProcessGroup,
     journal: Journal | None,
     progress: bool,
 ) -> dict[str, list[Prediction]]:
@@ -267,7 +267,7 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> tuple[Evaluation,
     """
     if len(config.data) != 1:
         raise UserError(f"--data {' '.join(config.data)}: name one store")
-    processes = Processes.join()
+    processes = ProcessGroup.join()
     pipeline = load_pipeline(config, processes)
     (folder,) = output_folders(config).values()
     planned = plan(config, pipeline, config.data[0], folder)
@@ -281,11 +281,13 @@ def evaluate_checkpoint(config: EvaluateConfig) -> str | None:
     Finished batches wait in ``predictions.partial.jsonl`` of the output folder until all is written, so an interrupted
     call goes on where it stopped.
     """
-    processes = Processes.join()
+    processes = ProcessGroup.join()
     folders = output_folders(config)
     pipeline = load_pipeline(config, processes)
     plans = [plan(config, pipeline, place, folder) for place, folder in folders.items()]
-    journals = [Journal.open(planned.folder / JOURNAL, planned.settings) for planned in plans] if processes.first else None
+    journals = (
+        [Journal.open(planned.folder / JOURNAL, planned.settings) for planned in plans] if processes.is_first else None
+    )
     texts = []
     for number, planned in enumerate(plans):
         journal = None if journals is None else journals[number]
@@ -301,4 +303,4 @@ def evaluate_checkpoint(config: EvaluateConfig) -> str | None:
         warnings = [f"warning: {w}" for w in evaluation.warnings]
         texts.append("\n".join([*head, *warnings, table(evaluation), f"written to {planned.folder}"]))
     processes.gather(None)  # nobody leaves before the files are there
-    return "\n\n".join(texts) if processes.first else None
+    return "\n\n".join(texts) if processes.is_first else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from llm_mer.data.words import split_words
-from llm_mer.distributed.process_group import Processes
+from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.inference.prediction import Prediction
 
@@ -113,7 +113,7 @@ def predict_all(
     predictor: Predictor,
     dataset: MerDataset,
     condition: str,
-    processes: Processes,
+    processes: ProcessGroup,
     journal: Journal | None = None,
     progress: bool = True,
 ) -> list[Prediction]:
@@ -123,23 +123,25 @@ def predict_all(
     last digit on any number of processes. After each round of one batch a process, the first keeps them in the journal.
     """
     batches = predictor.batches(dataset)
-    done: dict[tuple[int, ...], list[Prediction]] = processes.from_first(journal.finished(condition) if journal else {})
+    done: dict[tuple[int, ...], list[Prediction]] = processes.broadcast_from_first(
+        journal.finished(condition) if journal else {}
+    )
     found: dict[int, Prediction] = {}
     for questions, answers in done.items():
         found.update(zip(questions, answers, strict=True))
     rest = [batch for batch in batches if batch.questions not in done]
-    shown = progress and processes.first
+    shown = progress and processes.is_first
     with (
         predictor.evaluating(),
         tqdm(total=len(dataset), initial=len(found), desc=condition, unit="answer", disable=not shown, leave=False) as bar,
     ):
-        for start in range(0, len(rest), processes.world):
-            turn = rest[start : start + processes.world]
+        for start in range(0, len(rest), processes.world_size):
+            turn = rest[start : start + processes.world_size]
             mine = turn[processes.rank : processes.rank + 1]
             own = placed(dataset, mine[0], predictor.predict_batch(dataset, mine[0])) if mine else []
             for batch, answers in zip(turn, processes.gather(own), strict=False):
                 found.update(zip(batch.questions, answers, strict=True))
-                if journal is not None and processes.first:
+                if journal is not None and processes.is_first:
                     journal.append(condition, batch.questions, answers)
                 bar.update(len(batch.questions))
     return [found[index] for index in range(len(dataset))]

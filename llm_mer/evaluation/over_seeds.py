@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llm_mer.checkpoints.description import DESCRIPTION_FILE
-from llm_mer.distributed.process_group import Processes
+from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate_checkpoint, output_folders
 from llm_mer.evaluation.rows import Evaluation
@@ -108,7 +108,7 @@ def evaluate_seeds(config: EvaluateConfig) -> str | None:
         held = ", ".join(map(str, found)) or "none"
         raise UserError(f"--seeds {missing[0]}: {folder} holds no checkpoint seed-{missing[0]}; it holds seeds {held}")
     chosen = {seed: found[seed] for seed in config.seeds or found}
-    processes = Processes.join()
+    processes = ProcessGroup.join()
     by_store: dict[str, list[Evaluation]] = {store: [] for store in config.data}
     for seed, place in chosen.items():
         output = Path(config.output) / place.name if config.output else place / "evaluation"
@@ -116,9 +116,9 @@ def evaluate_seeds(config: EvaluateConfig) -> str | None:
         evaluate_checkpoint(own)
         for store, where in output_folders(own).items():
             by_store[store].append(Evaluation.load(where))
-        if processes.first:
+        if processes.is_first:
             print(f"seed {seed} is evaluated, written to {output}", flush=True)
-    if not processes.first:
+    if not processes.is_first:
         return None
     texts = []
     for store, evaluations in by_store.items():

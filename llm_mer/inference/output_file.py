@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from llm_mer.distributed.process_group import Processes
+from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 
 PROBABILITY_FLOOR = 0.0005
@@ -148,7 +148,7 @@ class AnswerFile:
 
 
 @contextmanager
-def answer_file(output: str | None, processes: Processes, answers: int) -> Iterator[AnswerFile]:
+def answer_file(output: str | None, processes: ProcessGroup, answers: int) -> Iterator[AnswerFile]:
     """``--output`` itself for one process; a part of it for each of several, put together at the end. Collective."""
     if output is None:
         yield AnswerFile(sys.stdout, set(), False)
@@ -156,16 +156,16 @@ def answer_file(output: str | None, processes: Processes, answers: int) -> Itera
     files = PartFiles(Path(output))
     done: set[str] = set()
     for turn in range(2):  # the first process cuts off what broke, then the others read
-        if processes.first == (turn == 0):
+        if processes.is_first == (turn == 0):
             done = finished_ids(files.output, answers)
             for part in files.found():
                 done |= finished_ids(part, answers, numbered=True)
         processes.gather(None)
-    parted = processes.world > 1 or bool(files.found())
+    parted = processes.world_size > 1 or bool(files.found())
     with opened(files.part(processes.rank) if parted else output) as stream:
         yield AnswerFile(stream, done, parted)
     processes.gather(None)
-    if parted and processes.first:
+    if parted and processes.is_first:
         files.merge()
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_mer.distributed.process_group import Processes
+from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def remove_checkpoints(output: Path) -> None:
         shutil.rmtree(path)
 
 
-def last_whole(output: Path, processes: Processes, one_a_node: bool) -> Path | None:
+def last_whole(output: Path, processes: ProcessGroup, one_a_node: bool) -> Path | None:
     """The last checkpoint that is whole on every node; each later one is named in a warning. Collective.
 
     Args:
@@ -93,7 +93,7 @@ def last_whole(output: Path, processes: Processes, one_a_node: bool) -> Path | N
             whole = output / name
             break
         damaged[name] = found[0]
-    if processes.first:
+    if processes.is_first:
         for name, reason in damaged.items():
             logger.warning("resume_from_checkpoint: %s is not whole (%s); the one before it is taken", output / name, reason)
     return whole
@@ -110,7 +110,7 @@ class Saving:
 
     output: Path
     name: str
-    processes: Processes
+    processes: ProcessGroup
     local_first: bool
 
     @property
@@ -122,14 +122,14 @@ class Saving:
         """Clear what an earlier end left behind."""
         if self.local_first:
             shutil.rmtree(self.scratch, ignore_errors=True)
-        self.processes.wait()
+        self.processes.barrier()
 
     def finish(self, keep: int | None, best: str | None) -> None:
         """Rename into place, first on the first node; where nodes share no disk the others have theirs to rename."""
-        self.processes.wait()
-        if self.processes.first:
+        self.processes.barrier()
+        if self.processes.is_first:
             self._rename(keep, best)
-        self.processes.wait()
+        self.processes.barrier()
         if self.local_first and (self.scratch / self.name).is_dir():
             self._rename(keep, best)
 

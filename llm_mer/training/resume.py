@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_mer.checkpoints.backbone_reference import folder_fingerprint
 from llm_mer.checkpoints.description import CheckpointDescription
-from llm_mer.distributed.process_group import Processes
+from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.model.configuration_mer import build_adapter_config
 from llm_mer.training.arguments import MerTrainingArguments
@@ -36,9 +36,9 @@ def resumed_folder(training: MerTrainingArguments) -> Path | None:
         return None
     if wanted in (True, "true", "True"):
         output = Path(str(training.output_dir))
-        processes = Processes(training.process_index, training.world_size)
+        processes = ProcessGroup(training.process_index, training.world_size)
         found = last_whole(output, processes, training.local_process_index == 0)
-        if found is None and processes.first:
+        if found is None and processes.is_first:
             logger.warning("resume_from_checkpoint: %s holds no whole checkpoint-N; the run begins anew", output)
         return found
     folder = Path(wanted)

@@ -18,7 +18,7 @@ from trl import SFTTrainer
 from llm_mer.adapters.base import IGNORE_CLASS
 from llm_mer.checkpoints.description import CheckpointDescription
 from llm_mer.data.dataset import MerDataset
-from llm_mer.distributed.process_group import Processes
+from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.distributed.sharded_parameters import is_sharded
 from llm_mer.evaluation.adapter_warnings import diagnose
 from llm_mer.evaluation.journal import predict_all
@@ -237,7 +237,7 @@ class MerTraining:
         )
         quiet = trainer.args.disable_tqdm or not trainer.is_world_process_zero()
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
-            return predict_all(predictor, dataset, "evaluate", Processes(rank, world), progress=not quiet)
+            return predict_all(predictor, dataset, "evaluate", ProcessGroup(rank, world), progress=not quiet)
 
     # --- saving ---------------------------------------------------------------------------------------------------
 
@@ -255,7 +255,7 @@ class MerTraining:
         trainer: Any = self
         args, state = trainer.args, trainer.state
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        processes = Processes(args.process_index, args.world_size)
+        processes = ProcessGroup(args.process_index, args.world_size)
         saving = Saving(Path(args.output_dir), name, processes, args.local_process_index == 0)
         saving.begin()
         self._written_in = saving.scratch

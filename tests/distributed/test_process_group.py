@@ -6,11 +6,11 @@ import logging
 
 import pytest
 
-from llm_mer.distributed.process_group import Processes, check_launch
+from llm_mer.distributed.process_group import ProcessGroup, check_launch
 from llm_mer.errors import UserError
 
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no"}
-MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+RENDEZVOUS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 @pytest.mark.parametrize(
@@ -18,10 +18,10 @@ MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     [
         (1, {}),
         (1, ACCELERATE),
-        (1, MEETING),  # exported in a job's script, with nothing started by it
-        (1, {"WORLD_SIZE": "1", **MEETING, **ACCELERATE}),
-        (2, {"WORLD_SIZE": "2", **MEETING, **ACCELERATE}),
-        (8, {"WORLD_SIZE": "8", "SLURM_STEP_NUM_TASKS": "2", **MEETING}),
+        (1, RENDEZVOUS),  # exported in a job's script, with nothing started by it
+        (1, {"WORLD_SIZE": "1", **RENDEZVOUS, **ACCELERATE}),
+        (2, {"WORLD_SIZE": "2", **RENDEZVOUS, **ACCELERATE}),
+        (8, {"WORLD_SIZE": "8", "SLURM_STEP_NUM_TASKS": "2", **RENDEZVOUS}),
         (1, {"SLURM_STEP_NUM_TASKS": "1", "PMI_SIZE": "1"}),
     ],
 )
@@ -36,8 +36,8 @@ def test_a_launch_as_it_should_be_is_left_alone(
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({**ACCELERATE, **MEETING}, r"accelerate launch was asked for several processes and started one.*torchrun"),
-        ({"WORLD_SIZE": "2", **MEETING}, r"started 2 processes \(WORLD_SIZE\), but 1 met here.*torchrun"),
+        ({**ACCELERATE, **RENDEZVOUS}, r"accelerate launch was asked for several processes and started one.*torchrun"),
+        ({"WORLD_SIZE": "2", **RENDEZVOUS}, r"started 2 processes \(WORLD_SIZE\), but 1 met here.*torchrun"),
     ],
 )
 def test_a_launch_that_came_to_fewer_processes_is_refused(environment: dict[str, str], message: str) -> None:
@@ -56,7 +56,7 @@ def test_tasks_that_do_not_meet_are_warned_of(name: str, launcher: str, caplog: 
 
 def test_inference_refuses_such_a_launch_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    for name, value in {**ACCELERATE, **MEETING}.items():
+    for name, value in {**ACCELERATE, **RENDEZVOUS}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="asked for several processes"):
-        Processes.join()
+        ProcessGroup.join()

@@ -13,7 +13,7 @@ from conftest import make_utterances, options, torchrun
 
 from llm_mer.cli.infer import infer
 from llm_mer.data.sources.manifest import write_manifest
-from llm_mer.distributed.process_group import Processes
+from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.inference.inputs import InferConfig, inputs
 from llm_mer.inference.output_file import PartFiles, finished_ids
@@ -92,8 +92,8 @@ def simulated(monkeypatch: pytest.MonkeyPatch, world: int, stop: dict[int, int],
             return answer(self, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Processes, "join", classmethod(lambda cls, rank=rank: cls(rank, world)))
-            patch.setattr(Processes, "gather", lambda self, value: [value])
+            patch.setattr(ProcessGroup, "join", classmethod(lambda cls, rank=rank: cls(rank, world)))
+            patch.setattr(ProcessGroup, "gather", lambda self, value: [value])
             patch.setattr(PartFiles, "merge", lambda self: None)  # the others are not through
             patch.setattr(MerPipeline, "__call__", limited)
             try:
@@ -138,7 +138,7 @@ def test_a_merge_that_was_cut_off_before_the_parts_were_removed_repeats_nothing(
 
 
 def test_several_processes_without_a_manifest_and_a_file_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Processes, "join", classmethod(lambda cls: cls(0, 2)))
+    monkeypatch.setattr(ProcessGroup, "join", classmethod(lambda cls: cls(0, 2)))
     for given in ({"text": "x"}, {"stdin": True, "output": "out.jsonl"}):
         with pytest.raises(UserError, match="several processes answer a --manifest into an --output file"):
             infer(InferConfig(checkpoint="nowhere", **given))

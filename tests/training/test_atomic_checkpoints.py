@@ -20,7 +20,7 @@ from conftest import adapter_weights, training_options
 from transformers import Trainer
 
 from llm_mer.cli.train import finetune
-from llm_mer.distributed.process_group import Processes
+from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.training.atomic_checkpoints import SCRATCH, SEAL, Saving, checkpoints, damage, last_whole, seal
 from llm_mer.training.interruption import Interrupted
@@ -154,7 +154,7 @@ def test_another_seed_or_learning_rate_is_another_run(
 def test_a_checkpoint_is_deleted_under_another_name_and_those_of_steps_to_come_go_first(tmp_path: Path) -> None:
     for step in (4, 8, 16, 24):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    saving = Saving(tmp_path, "checkpoint-12", Processes(), True)
+    saving = Saving(tmp_path, "checkpoint-12", ProcessGroup(), True)
     for keep, left in ((4, {4, 8, 12, 24}), (3, {4, 8, 12}), (2, {4, 12}), (1, {4, 12})):
         saving.begin()
         (saving.scratch / "checkpoint-12").mkdir(parents=True)
@@ -185,7 +185,7 @@ def test_a_run_that_ends_while_saving_leaves_nothing_under_the_new_name(
     with pytest.raises(Killed):
         finetune(arguments(backbone="none", **SAVING))
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
-    assert last_whole(tmp_path / "run", Processes(), True) == tmp_path / "run" / "checkpoint-1"
+    assert last_whole(tmp_path / "run", ProcessGroup(), True) == tmp_path / "run" / "checkpoint-1"
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_nodes_that_share_no_disk_go_on_from_a_step_that_is_whole_on_each(
     cut(copy / "checkpoint-3" / "optimizer.pt")
     together, said, found = threading.Barrier(2, timeout=20), [None, None], {}
 
-    def gather(self: Processes, value: Any) -> list[Any]:
+    def gather(self: ProcessGroup, value: Any) -> list[Any]:
         said[self.rank] = value
         together.wait()
         everything = list(said)
@@ -267,9 +267,9 @@ def test_nodes_that_share_no_disk_go_on_from_a_step_that_is_whole_on_each(
         return everything
 
     def node(rank: int) -> None:
-        found[rank] = last_whole((run, copy)[rank], Processes(rank, 2), True)
+        found[rank] = last_whole((run, copy)[rank], ProcessGroup(rank, 2), True)
 
-    monkeypatch.setattr(Processes, "gather", gather)
+    monkeypatch.setattr(ProcessGroup, "gather", gather)
     nodes = [threading.Thread(target=node, args=(rank,)) for rank in (0, 1)]
     for each in nodes:
         each.start()

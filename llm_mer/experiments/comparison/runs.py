@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llm_mer.adapters.base import MODALITIES
-from llm_mer.distributed.process_group import Processes
+from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import (
     AS_IS,
@@ -116,7 +116,7 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
     by_condition = {AS_IS: predictor.predict(dataset)}
     per_answer = 1000 * (time.perf_counter() - began) / len(dataset)
     for name, other in changed.items():
-        prepare_damage(other, adapter.uses_context, Processes())
+        prepare_damage(other, adapter.uses_context, ProcessGroup())
         by_condition[name] = predictor.predict(other)
     if config.dialogue_decoder:
         for task in tasks:
