@@ -1,5 +1,72 @@
-"""The languages that the templates and the tasks speak."""
+"""The languages that the templates and the tasks speak, and the one rule by which a transcript's language is told."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
+from llm_mer.errors import UserError
+
 LANGUAGES: tuple[str, ...] = ("en", "zh")
+
+ENGLISH_WORDS = frozenset(
+    "a an and are at be been but by can could did do does for from get go had has have he her here hers him his how i if "
+    "in is it its just know let like me my no not of oh okay on one or our out right she so that the them then there they "
+    "this to too up us very was we well were what when where who why will with would yeah yes you your".split()
+)
+"""Frequent words of English."""
+OTHER_WORDS = frozenset(
+    # German
+    "ich du er wir ihr nicht und ist das der dem den ein eine einen mir mich dich dir sich sehr auch aber wie wenn "
+    "warum nach mit von zu auf habe hast hat heute kein keine "
+    # French
+    "je tu il elle nous vous ils ne pas est suis sont les des une dans avec pour mais qui que quoi oui merci ce cette "
+    # Spanish, Portuguese, Italian
+    "yo el ella los las un una es estoy esta muy por para pero porque del con como eu voce nao muito obrigado isso "
+    "io lui lei sono sei non che di della sto molto grazie perche questo questa "
+    # Dutch
+    "ik jij hij wij niet een het van zijn voor maar ook heel".split()
+)
+"""Frequent words of languages that share English's letters, none of them an English word in everyday speech."""
+
+
+def script_language(text: str | None) -> str | None:
+    """``en`` or ``zh`` where the script of a text says so, None where it says nothing or something else.
+
+    Chinese characters without kana, hangul or another script are ``zh``, whatever unaccented Latin letters stand among
+    them. Latin letters alone are ``en``, unless words of other languages that share them (``ich``, ``je``) outnumber
+    English ones; words with accents (``fiancée``) count among those. Nothing else is told, and no text without letters.
+    A foreign sentence that holds none of the frequent words (``Guten Morgen``) is beyond this rule: say its language.
+    """
+    normal = unicodedata.normalize("NFKC", text or "")
+    letters = [c for c in normal if unicodedata.category(c).startswith("L")]
+    if not letters:
+        return None
+    if any(_is_han(c) for c in letters):
+        return "zh" if all(c.isascii() or _is_han(c) for c in letters) else None
+    if not all(unicodedata.name(c, "").startswith("LATIN ") for c in letters):
+        return None
+    words = re.findall(r"[^\W\d_]+", unicodedata.normalize("NFC", normal).lower())
+    others = sum(word in OTHER_WORDS or not word.isascii() for word in words)
+    return None if others > sum(word in ENGLISH_WORDS for word in words) else "en"
+
+
+def detect_language(text: str | None) -> str:
+    """The language of a transcript by :func:`script_language`.
+
+    Raises:
+        UserError: the script does not tell it; the line says what to write.
+    """
+    language = script_language(text)
+    if language is None:
+        shown = "there is no transcript" if text is None else f"the transcript {_short(text)!r} is not plainly one of them"
+        raise UserError(f"language cannot be told: {shown}; give 'language', one of {', '.join(LANGUAGES)}")
+    return language
+
+
+def _is_han(character: str) -> bool:
+    return character == "々" or unicodedata.name(character, "").startswith("CJK ")
+
+
+def _short(text: str, length: int = 40) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
