@@ -15,8 +15,8 @@ import yaml
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import ANSWER_STYLES, Task
+from llm_mer.resources.files import resource
 
-PROMPT_FOLDER = "prompts"
 PLACEHOLDERS: tuple[str, ...] = ("transcript", "labels", "indexed_labels", "low", "high", "context", "speaker")
 
 
@@ -112,9 +112,8 @@ def _placeholders(text: str, allowed: Sequence[str], where: str) -> set[str]:
 
 
 def prompt_folder() -> Path:
-    """``prompts/`` of the working directory, else the one beside the package."""
-    here = Path(PROMPT_FOLDER)
-    return here if here.is_dir() else Path(__file__).resolve().parents[2] / PROMPT_FOLDER
+    """The shipped ``prompts/``, whatever the working directory holds."""
+    return resource("prompts")
 
 
 def read_prompt(path: Path) -> PromptTemplate:
@@ -131,7 +130,10 @@ def read_prompt(path: Path) -> PromptTemplate:
 
 
 def load_prompts(sources: str | Sequence[str]) -> list[PromptTemplate]:
-    """Templates by style (``short`` reads every ``prompts/short_*.yaml``), by file or by folder.
+    """Templates by style, by file or by folder.
+
+    A style (``short`` reads every shipped ``prompts/short_*.yaml``) always means the shipped one; a folder of one's own that
+    has a style's name is named by path, ``./short``. A file that is not there is looked for among the shipped ones.
 
     Raises:
         UserError: a source that is none of these, or a template that does not check.
@@ -139,19 +141,19 @@ def load_prompts(sources: str | Sequence[str]) -> list[PromptTemplate]:
     found: list[PromptTemplate] = []
     for source in [sources] if isinstance(sources, str) else sources:
         path = Path(source)
-        if path.suffix in (".yaml", ".yml"):
-            if not path.is_file() and (prompt_folder() / path.name).is_file():
-                path = prompt_folder() / path.name
+        if source in styles():
+            files = sorted(prompt_folder().glob(f"{source}_*.yaml"))
+        elif path.suffix in (".yaml", ".yml"):
+            shipped = prompt_folder() / path.name
+            if not path.is_file() and path.parent in (Path(), Path("prompts")) and shipped.is_file():
+                path = shipped
             if not path.is_file():
                 raise UserError(f"prompts: no such file {source!r}")
             files = [path]
-        elif path.is_dir():
-            files = sorted(path.glob("*.yaml"))
         else:
-            files = sorted(prompt_folder().glob(f"{source}_*.yaml"))
+            files = sorted(path.glob("*.yaml")) if path.is_dir() else []
         if not files:
-            styles = sorted({f.name.split("_")[0] for f in prompt_folder().glob("*.yaml")})
-            raise UserError(f"prompts: {source!r} is no file, folder or style; styles are {', '.join(styles)}")
+            raise UserError(f"prompts: {source!r} is no file, folder or style; styles are {', '.join(styles())}")
         found += [read_prompt(file) for file in files]
     return found
 

@@ -14,6 +14,7 @@ import torch
 from trl import SFTConfig
 
 from llm_mer.errors import UserError
+from llm_mer.resources.files import resolve_file
 
 
 @dataclass
@@ -73,6 +74,8 @@ class MerTrainingArguments(SFTConfig):
                 raise UserError(f"{name}: {getattr(self, name)}; it must be at least 1")
         if self.packing_length is not None and self.packing_length < 1:
             raise UserError(f"packing_length: {self.packing_length}; it must be at least 1")
+        if isinstance(self.deepspeed, str):
+            self.deepspeed = resolve_file(self.deepspeed)
         if self.deepspeed is not None and "RANK" not in os.environ:
             raise UserError(
                 "deepspeed: its processes find one another through a launcher; start with torchrun --standalone "

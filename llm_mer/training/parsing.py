@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 from trl import TrlParser
 
 from llm_mer.errors import UserError
+from llm_mer.resources.files import resolve_file
 from llm_mer.training.arguments import MerTrainingArguments
 from llm_mer.training.options import DataArguments, ModelArguments, adapter_arguments
 
@@ -28,6 +29,7 @@ def parse_arguments(
         place = arguments.index("--config")
         if place + 1 == len(arguments):
             raise UserError("--config: name a YAML file")
+        arguments[place + 1] = resolve_file(arguments[place + 1])
         written = read_options(arguments[place + 1])
     adapter = _peek(arguments, written, "adapter") or ModelArguments.adapter
     types: list[Any] = [DataArguments, ModelArguments, MerTrainingArguments, adapter_arguments(adapter)]

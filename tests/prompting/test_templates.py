@@ -126,6 +126,31 @@ def test_prompts_are_loaded_by_style_file_and_folder_in_the_order_given(tmp_path
     assert read_prompt(write(tmp_path, name="own name")).name == "own name"
 
 
+def test_a_style_is_the_shipped_one_whatever_the_working_directory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("prompts", "short"):
+        (tmp_path / folder).mkdir()
+        own = {**GOOD, "task": "Mine: {transcript}"}
+        (tmp_path / folder / "short_en_classification.yaml").write_text(yaml.safe_dump(own))
+    shipped = [t.task for t in load_prompts("short")]
+    monkeypatch.chdir(tmp_path)
+    assert [t.task for t in load_prompts("short")] == shipped
+    assert load_prompts("short_en_classification.yaml")[0].task == shipped[0]
+    assert styles() == ["context", "index", "instruct", "notext", "preamble", "short"]
+    for own_source in ("./short", "prompts", "prompts/short_en_classification.yaml", "short/short_en_classification.yaml"):
+        assert [t.task for t in load_prompts(own_source)] == ["Mine: {transcript}"]
+
+
+def test_a_file_under_prompts_that_the_working_directory_lacks_is_the_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_prompts("prompts/index_zh_classification.yaml") == load_prompts("index")[1:]
+    with pytest.raises(UserError, match="no such file"):
+        load_prompts("elsewhere/index_zh_classification.yaml")
+
+
 def test_a_source_that_is_nothing_is_an_error_that_names_the_styles() -> None:
     with pytest.raises(UserError, match="'fancy' is no file, folder or style; styles are context, index, instruct"):
         load_prompts("fancy")

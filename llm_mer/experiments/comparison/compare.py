@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from llm_mer.experiments.comparison.results import RUN, RunResult, RunSettings, 
 from llm_mer.experiments.comparison.runs import train_and_predict, training_arguments
 from llm_mer.experiments.comparison.systems import CompareConfig, System, check_metrics, plan
 from llm_mer.experiments.comparison.table import Comparison, markdown, tabulate
+from llm_mer.resources.files import resolve_file
 
 logger = logging.getLogger(__name__)
 TABLE = "comparison.md"
@@ -32,6 +33,7 @@ def compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
     from llm_mer.training.parsing import parse_arguments
     from llm_mer.training.run_data import prepare_data
 
+    config = replace(config, config=resolve_file(config.config))
     if not Path(config.config).is_file():
         raise UserError(f"--config {config.config}: no such file")
     check_metrics(config)

@@ -1,0 +1,1 @@
+"""The files that come with the package: prompts, configurations, launch scripts."""
