@@ -22,7 +22,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from llm_mer.backbones.attention import MASKED
-from llm_mer.distributed.sharded_parameters import whole
+from llm_mer.distributed.sharded_parameters import gathered_parameters
 from llm_mer.errors import UserError
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -169,7 +169,7 @@ def quantization_config(name: str, compute_dtype: torch.dtype) -> Any:
 
 
 def check_nf4_blocks(model: nn.Module) -> None:
-    """Refuse NF4 on a CPU for weights whose rows are no whole blocks.
+    """Refuse NF4 on a CPU for weights whose rows are not a whole number of blocks.
 
     There bitsandbytes (0.50) reads such rows back wrongly, and partly from beside the weight, without a word.
 
@@ -218,5 +218,5 @@ def embedding_norm(model: PreTrainedModel) -> float:
     """Mean Euclidean norm of the rows of the embedding table: the scale pseudo tokens start at."""
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
-    with whole([cast("nn.Parameter", weight)]):
+    with gathered_parameters([cast("nn.Parameter", weight)]):
         return float(weight.detach().float().norm(dim=1).mean())

@@ -29,7 +29,7 @@ def folder_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def reference_backbone(source: str, output: Path, save: str, quantization: str, dtype: str) -> BackboneReference:
+def save_backbone_reference(source: str, output: Path, save: str, quantization: str, dtype: str) -> BackboneReference:
     """Describe the backbone, copying a local folder into ``output/backbone`` as ``save`` says."""
     path = Path(source)
     if not path.is_dir():

@@ -1,4 +1,4 @@
-"""Trained weights of a checkpoint: read, compared with what the model expects, written without what only training needs."""
+"""Trained weights of a checkpoint: read, validated against the model, written without training-only parameters."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def is_training_only(name: str, prefixes: tuple[str, ...]) -> bool:
-    """Whether a weight's name has one of an adapter's training-only prefixes at the beginning of some part of it."""
+    """Whether a part of the parameter's dotted name begins with one of an adapter's training-only prefixes."""
     return any(f".{prefix}" in f".{name}" for prefix in prefixes)
 
 
-def fits(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Size], model: torch.nn.Module) -> None:
-    """Compare weights with what the model expects; those that only training needs may be missing.
+def validate_state_dict(
+    path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Size], model: torch.nn.Module
+) -> None:
+    """Compare names and shapes with those of the model; training-only parameters may be missing.
 
     Raises:
-        UserError: naming missing and unexpected weights, or one of another shape.
+        UserError: naming missing and unexpected parameters, or one of another shape.
     """
     prefixes = fusion_adapter_of(model).training_only_parameters()
     missing = sorted(name for name in expected if name not in state and not is_training_only(name, prefixes))
@@ -51,7 +53,7 @@ def fits(path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.S
 
 
 def load_adapter_weights(base: MerForConditionalGeneration, folder: Path) -> torch.nn.Module:
-    """LoRA and fusion-adapter weights of a PEFT checkpoint onto a fresh base. Raises ``UserError`` when they do not fit."""
+    """Load LoRA and fusion-adapter weights of a PEFT checkpoint into a new model. Raises ``UserError`` for a mismatch."""
     from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     path = folder / "adapter_model.safetensors"
@@ -64,9 +66,9 @@ def load_adapter_weights(base: MerForConditionalGeneration, folder: Path) -> tor
         raise UserError(f"{folder / 'adapter_config.json'}: damaged: {error}") from None
     peft_config.inference_mode = True
     model = get_peft_model(base, peft_config)
-    # What an inference checkpoint leaves out on purpose keeps its fresh values: PEFT itself fails on a missing key.
+    # Training-only parameters, which a checkpoint leaves out, keep their initial values: PEFT fails on a missing key.
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    fits(path, state, {name: value.shape for name, value in own.items()}, model)
+    validate_state_dict(path, state, {name: value.shape for name, value in own.items()}, model)
     set_peft_model_state_dict(model, {**own, **state})
     assert isinstance(peft_config, LoraConfig)
     base.model.language_router = route_by_language(base, base.config.lora_sharing, peft_config.r)
@@ -74,25 +76,25 @@ def load_adapter_weights(base: MerForConditionalGeneration, folder: Path) -> tor
 
 
 def load_merged_weights(base: MerForConditionalGeneration, folder: Path) -> torch.nn.Module:
-    """Weights of the adapter beside a backbone that has LoRA in its own. Raises ``UserError`` when they do not fit."""
+    """Load the fusion adapter's weights beside a merged backbone. Raises ``UserError`` when they do not match."""
     path = folder / FUSION_ADAPTER_FILE
     state = read_weights(path)
     adapter = fusion_adapter_of(base)
-    fits(path, state, {name: value.shape for name, value in adapter.state_dict().items()}, base)
+    validate_state_dict(path, state, {name: value.shape for name, value in adapter.state_dict().items()}, base)
     adapter.load_state_dict(state, strict=False)
     return base
 
 
 def load_head_weights(model: torch.nn.Module, folder: Path) -> None:
-    """Weights of an adapter alone."""
+    """Load the weights of a model without a backbone (``--backbone none``). Raises ``UserError`` when they do not match."""
     path = folder / "model.safetensors"
     state = read_weights(path)
-    fits(path, state, {name: value.shape for name, value in model.state_dict().items()}, model)
+    validate_state_dict(path, state, {name: value.shape for name, value in model.state_dict().items()}, model)
     model.load_state_dict(state, strict=False)
 
 
-def drop_training_only(folder: Path, prefixes: tuple[str, ...]) -> int:
-    """Remove parameters that only training needs from the weights in ``folder``; returns how many tensors went."""
+def drop_training_only_parameters(folder: Path, prefixes: tuple[str, ...]) -> int:
+    """Delete training-only parameters from the weight files in ``folder``; returns the number of tensors deleted."""
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 

@@ -1,4 +1,8 @@
-"""What this project does to DeepSpeed: whole parameters in place of ZeRO's copies, process group, ZeRO-3's sizes."""
+"""DeepSpeed: its optimizer's float32 parameters, its process group, and ZeRO-3's sizes.
+
+``_hp_mapping``, by which DeepSpeed marks a parameter whose float32 copy its optimizer steps, is no public interface: seen in
+DeepSpeed 0.19, checked against what is installed by ``tests/distributed/test_private_parts.py``.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +13,40 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm_mer.distributed.sharded_parameters import size_of
+from llm_mer.distributed.sharded_parameters import full_numel
 
 
 @contextmanager
-def optimiser_parameters(module: nn.Module) -> Iterator[None]:
-    """Inside, the parameters of ``module`` are what the optimiser steps, whole; what is changed in place stays changed.
+def gathered_master_parameters(module: nn.Module) -> Iterator[None]:
+    """A context in which the parameters of ``module`` are the optimizer's master weights, in full; changes in place persist.
 
-    Plain and data-parallel training step the parameters themselves: nothing to do. DeepSpeed's ZeRO steps float32 copies
-    of its own, sharded over ranks, and writes them over the model's parameters at every step, so a change to the latter
-    alone would be gone one step later. Collective: every rank comes here, and all make the same changes. Stage 3, which
+    Plain and data-parallel training update the parameters themselves: nothing to do. DeepSpeed's ZeRO updates float32 copies
+    of its own, sharded over ranks, and overwrites the model's parameters with them at every step, so a change to the latter
+    alone would be lost one step later. Collective: every rank calls this, and all make the same changes. Stage 3, which
     shards the model's parameters too, is refused by :func:`check_sharding`.
     """
     sharded = [
         (owner, name, parameter)
         for owner in module.modules()
         for name, parameter in owner.named_parameters(recurse=False)
-        if hasattr(parameter, "_hp_mapping")  # DeepSpeed's mark, on every rank, of a parameter with such a copy
+        if hasattr(parameter, "_hp_mapping")  # set by DeepSpeed, on every rank, on a parameter with such a copy
     ]
     if not sharded:
         yield
         return
     from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 
-    whole = [safe_get_full_fp32_param(parameter).detach().clone() for _, _, parameter in sharded]
-    before = [value.clone() for value in whole]
+    gathered = [safe_get_full_fp32_param(parameter).detach().clone() for _, _, parameter in sharded]
+    before = [value.clone() for value in gathered]
     # Another parameter in its place, not other data in it: a change of dtype would cost it DeepSpeed's gradient hooks.
-    for (owner, name, _), value in zip(sharded, whole, strict=True):
+    for (owner, name, _), value in zip(sharded, gathered, strict=True):
         owner._parameters[name] = nn.Parameter(value, requires_grad=False)
     try:
         yield
     finally:
         for owner, name, parameter in sharded:
             owner._parameters[name] = parameter
-    for (_, _, parameter), old, new in zip(sharded, before, whole, strict=True):
+    for (_, _, parameter), old, new in zip(sharded, before, gathered, strict=True):
         if torch.equal(old, new):
             continue
         safe_set_full_fp32_param(parameter, new)
@@ -51,23 +55,24 @@ def optimiser_parameters(module: nn.Module) -> Iterator[None]:
 
 
 def init_deepspeed_process_group(world_size: int) -> None:
-    """Hand the process group that exists to DeepSpeed: on a CPU the trainer does not, and ZeRO-3 shards while loading."""
+    """Initialise DeepSpeed on the existing process group: on a CPU the trainer does not, and ZeRO-3 shards while loading."""
     import deepspeed
 
     if world_size > 1 and not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
 
 
-def fill_zero3_sizes(model: nn.Module, adapter: nn.Module, config: dict[str, Any]) -> None:
-    """Fill in ZeRO-3's ``auto`` sizes: the backbone is sharded, and the adapter may run other parts on each process.
+def fill_zero3_auto_sizes(model: nn.Module, adapter: nn.Module, config: dict[str, Any]) -> None:
+    """Fill in ZeRO-3's ``auto`` sizes for an adapter of which each process may run other parts, beside a sharded backbone.
 
-    Which of the adapter's parts run depends on the batch, and so on the process. Sharded parts would be gathered by some and
-    waited for forever; so would gradients, which are reduced in buckets as they come. The adapter's parameters stay
-    whole, all gradients go into one bucket (which sorts them), and :meth:`MerTraining.compute_loss` gives each one.
+    Which of the adapter's parts run depends on the batch, and so on the process. If they were sharded, some processes would
+    gather a part that others never ask for, and wait forever; so would gradients, which are reduced in buckets in the order
+    in which they are computed. Therefore the adapter's parameters are not sharded, all gradients go into one bucket (which
+    sorts them), and :meth:`MerTraining.compute_loss` gives every parameter a gradient.
     """
     sizes = {
-        "stage3_param_persistence_threshold": max(size_of(p) for p in adapter.parameters()),
-        "reduce_bucket_size": sum(size_of(p) for p in model.parameters() if p.requires_grad),
+        "stage3_param_persistence_threshold": max(full_numel(p) for p in adapter.parameters()),
+        "reduce_bucket_size": sum(full_numel(p) for p in model.parameters() if p.requires_grad),
         "stage3_prefetch_bucket_size": 0,  # what to fetch ahead is guessed from the order of the step before
     }
     zero = config["zero_optimization"]

@@ -1,4 +1,10 @@
-"""Parameters, gradients and optimiser states of which each process holds a part: DeepSpeed's ZeRO."""
+"""Parameters, gradients and optimizer states of which each process holds a part: DeepSpeed's ZeRO.
+
+DeepSpeed marks a parameter that ZeRO-3 shards with ``ds_id`` and its full size with ``ds_numel``; FSDP2's are DTensors with
+a ``device_mesh``. These, ``persistent_parameters``, ``is_external_param``, ``coalesce_grad_reduction`` and accelerate's
+``deepspeed_engine_wrapped`` are no public interfaces: seen in DeepSpeed 0.19 and accelerate 1.14, checked against what is
+installed by ``tests/distributed/test_private_parts.py``.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +15,11 @@ from typing import Any
 from torch import nn
 
 
-def whole(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
-    """Inside, sharded parameters are whole on every process, to be read. Collective; nothing where none is sharded."""
+def gathered_parameters(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
+    """A context in which every process holds sharded parameters in full, to read them.
+
+    Collective where a parameter is sharded; does nothing where none is.
+    """
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not sharded:
         return nullcontext()
@@ -21,21 +30,21 @@ def whole(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether a forward of the module is collective: it gathers parameters that lie on other processes."""
+    """Whether the module's forward pass is collective: it gathers parameters that other processes hold."""
     return any(hasattr(p, "ds_id") or hasattr(p, "device_mesh") for p in module.parameters())
 
 
-def size_of(parameter: nn.Parameter) -> int:
-    """Number of elements of the whole parameter."""
+def full_numel(parameter: nn.Parameter) -> int:
+    """Number of elements of the parameter on all processes together."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def keep_whole(engine: Any, module: nn.Module) -> None:
-    """Keep a module's parameters, and all that DeepSpeed calls persistent, whole on every process under ZeRO-3. Collective.
+def keep_parameters_gathered(engine: Any, module: nn.Module) -> None:
+    """Keep a module's parameters, and DeepSpeed's persistent ones, in full on every process under ZeRO-3. Collective.
 
-    Does nothing elsewhere. DeepSpeed gathers its persistent parameters after every step; before the first, and in it, it
-    releases them like others. PEFT then finds a LoRA matrix away in the second backward pass of that step, and DeepSpeed
-    ends the run because the parameters are not used in the order of the first ("tracing error").
+    Does nothing without ZeRO-3. DeepSpeed gathers its persistent parameters after every step, but before and during the
+    first step it releases them like all others. PEFT then finds a LoRA matrix released in the second backward pass of
+    that step, and DeepSpeed stops because the parameters are not used in the order of the first pass ("tracing error").
     """
     persistent = getattr(getattr(engine, "optimizer", None), "persistent_parameters", None)
     if not persistent:
@@ -43,17 +52,17 @@ def keep_whole(engine: Any, module: nn.Module) -> None:
     persistent[0].all_gather(persistent)
     parameter: Any
     for parameter in (*persistent, *module.parameters()):
-        sharded: Any = parameter  # DeepSpeed's own mark on it
+        sharded: Any = parameter  # DeepSpeed's own attribute of it
         sharded.is_external_param = True  # not released with the module that used it
 
 
-class OrderedReduction:
-    """accelerate's wrapper of a ZeRO-2 engine, but gradients are reduced in the order of the parameters.
+class OrderedGradientReduction:
+    """accelerate's wrapper of a ZeRO-2 engine, with gradients reduced in the order of the parameters.
 
-    ZeRO-2 puts gradients into its buffer as they come and adds the processes' buffers up place by place (DeepSpeed issue
-    2343). In an adapter the order may follow from the batch: an LSTM on a CPU has its weights' gradients ready in an order
-    that the lengths in the batch decide, and the sum is then of different parameters. So gradients stay with the
-    parameters, LoRA's and the adapter's only, until the last backward pass of a step.
+    ZeRO-2 copies gradients into its buffer in the order in which they are computed, and adds the processes' buffers up
+    element by element (DeepSpeed issue 2343). In an adapter that order may depend on the batch: an LSTM on a CPU computes
+    its weights' gradients in an order that depends on the lengths in the batch, and the sums then mix different parameters.
+    So gradients stay with their parameters, LoRA's and the adapter's only, until the last backward pass of a step.
     """
 
     def __init__(self, wrapper: Any) -> None:
@@ -61,7 +70,7 @@ class OrderedReduction:
         self._reduction: AbstractContextManager[Any] | None = None
 
     def backward(self, loss: Any, sync_gradients: bool = True, **kwargs: Any) -> None:
-        """A backward pass, and with ``sync_gradients`` the reduction and the optimiser's step."""
+        """A backward pass; with ``sync_gradients`` the reduction and the optimizer's step follow."""
         if self._reduction is None:
             self._reduction = self.engine.coalesce_grad_reduction()
             self._reduction.__enter__()
@@ -78,11 +87,13 @@ class OrderedReduction:
         return self.wrapper.get_global_grad_norm()
 
 
-def reduce_in_one_order(accelerator: Any) -> None:
-    """Have ZeRO-2 add up the gradients of the same parameters, whatever order each process has them in; nothing elsewhere.
+def reduce_gradients_in_parameter_order(accelerator: Any) -> None:
+    """Have ZeRO-2 reduce gradients in the order of the parameters, the same on every process; does nothing elsewhere.
 
     Every parameter must get a gradient on every process.
     """
     wrapper = getattr(accelerator, "deepspeed_engine_wrapped", None)
-    if wrapper is not None and not isinstance(wrapper, OrderedReduction) and wrapper.engine.zero_optimization_stage() == 2:
-        accelerator.deepspeed_engine_wrapped = OrderedReduction(wrapper)
+    if wrapper is None or isinstance(wrapper, OrderedGradientReduction):
+        return
+    if wrapper.engine.zero_optimization_stage() == 2:
+        accelerator.deepspeed_engine_wrapped = OrderedGradientReduction(wrapper)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_mer.data.dataset import ContextVectors, MerDataset, build_context_vectors
-from llm_mer.distributed.sharded_parameters import whole
+from llm_mer.distributed.sharded_parameters import gathered_parameters
 from llm_mer.model.modeling_mer import conditional_generation_of
 from llm_mer.model.processing_mer import MerProcessor
 
@@ -21,7 +21,7 @@ def mean_token_embeddings(model: nn.Module, processor: MerProcessor, texts: Sequ
     table = conditional_generation_of(model).get_input_embeddings()
     device = next(table.parameters()).device
     rows = []
-    with torch.no_grad(), whole(table.parameters()):
+    with torch.no_grad(), gathered_parameters(table.parameters()):
         for text in texts:
             ids = processor.encode(text)[: processor.max_text_tokens] or [processor.filler_id]
             rows.append(table(torch.tensor(ids, device=device)).float().mean(dim=0).cpu().numpy())

@@ -29,7 +29,7 @@ from llm_mer.adapters.base import (
 )
 from llm_mer.backbones.attention import attends_by_positions
 from llm_mer.backbones.language_lora import LanguageRouter
-from llm_mer.distributed.sharded_parameters import size_of
+from llm_mer.distributed.sharded_parameters import full_numel
 from llm_mer.model.configuration_mer import MerConfig
 from llm_mer.model.packing import block_causal_mask
 
@@ -417,9 +417,9 @@ class MerHeadModel(MerPreTrainedModel):
 
 def describe_parameters(model: nn.Module) -> dict[str, int]:
     """Counts of ``total``, ``trainable`` and ``adapter`` parameters."""
-    adapter = sum(size_of(p) for n, p in model.named_parameters() if "fusion_adapter" in n and "original_module" not in n)
-    total = sum(size_of(p) for p in model.parameters())
-    trainable = sum(size_of(p) for p in model.parameters() if p.requires_grad)
+    adapter = sum(full_numel(p) for n, p in model.named_parameters() if "fusion_adapter" in n and "original_module" not in n)
+    total = sum(full_numel(p) for p in model.parameters())
+    trainable = sum(full_numel(p) for p in model.parameters() if p.requires_grad)
     return {"total": total, "trainable": trainable, "adapter": adapter}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedConfig
 
-from llm_mer.checkpoints.backbone_reference import reference_backbone
+from llm_mer.checkpoints.backbone_reference import save_backbone_reference
 from llm_mer.checkpoints.description import CheckpointDescription, stack_versions
 from llm_mer.data.corruption import MissingSteps, Reader
 from llm_mer.data.dataset import MerDataset
@@ -36,7 +36,7 @@ def describe_run(
     if built.backbone_source is not None:
         dtype = next(built.model.get_input_embeddings().parameters()).dtype
         save = model.save_backbone if training.process_index == 0 else "never"
-        reference = reference_backbone(
+        reference = save_backbone_reference(
             built.backbone_source, output, save, model.quantization, str(dtype).removeprefix("torch.")
         )
     config = conditional_generation_of(built.model).config

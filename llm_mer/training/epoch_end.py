@@ -9,8 +9,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from llm_mer.checkpoints.description import TRAJECTORIES
-from llm_mer.distributed.deepspeed import optimiser_parameters
-from llm_mer.distributed.sharded_parameters import keep_whole, reduce_in_one_order
+from llm_mer.distributed.deepspeed import gathered_master_parameters
+from llm_mer.distributed.sharded_parameters import keep_parameters_gathered, reduce_gradients_in_parameter_order
 from llm_mer.model.modeling_mer import fusion_adapter_of
 
 
@@ -26,15 +26,15 @@ class _EpochEnd(TrainerCallback):
         # Not the trainer's own end of an epoch: a checkpoint of the last step is written before that, and a run resumed
         # from it goes on with the next epoch.
         adapter = fusion_adapter_of(self.trainer.model)
-        with optimiser_parameters(adapter):
+        with gathered_master_parameters(adapter):
             values = adapter.on_epoch_end()
         for name, value in values.items():
             self.trainer.record(name, value)
         self.follow(args, state)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        keep_whole(getattr(self.trainer, "model_wrapped", None), fusion_adapter_of(self.trainer.model))
-        reduce_in_one_order(self.trainer.accelerator)
+        keep_parameters_gathered(getattr(self.trainer, "model_wrapped", None), fusion_adapter_of(self.trainer.model))
+        reduce_gradients_in_parameter_order(self.trainer.accelerator)
         path = Path(args.output_dir) / TRAJECTORIES
         if state.global_step == 0:
             if state.is_world_process_zero:
@@ -50,7 +50,7 @@ class _EpochEnd(TrainerCallback):
     def follow(self, args: Any, state: Any) -> None:
         """Append where the followed vectors stand now. Every rank comes here: they may be sharded."""
         adapter = fusion_adapter_of(self.trainer.model)
-        with optimiser_parameters(adapter):
+        with gathered_master_parameters(adapter):
             vectors = adapter.followed_vectors()
         if not vectors or not state.is_world_process_zero:
             return

@@ -14,7 +14,12 @@ from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.model.configuration_mer import build_adapter_config
 from llm_mer.training.arguments import MerTrainingArguments
-from llm_mer.training.atomic_checkpoints import SEAL, checkpoints, damage, last_whole
+from llm_mer.training.atomic_checkpoints import (
+    COMPLETION_MARKER,
+    find_corruption,
+    last_complete_checkpoint,
+    list_checkpoints,
+)
 from llm_mer.training.checks import check_loss_weights
 from llm_mer.training.describe import missing_steps
 from llm_mer.training.options import ModelArguments
@@ -37,20 +42,20 @@ def resumed_folder(training: MerTrainingArguments) -> Path | None:
     if wanted in (True, "true", "True"):
         output = Path(str(training.output_dir))
         processes = ProcessGroup(training.process_index, training.world_size)
-        found = last_whole(output, processes, training.local_process_index == 0)
+        found = last_complete_checkpoint(output, processes, training.local_process_index == 0)
         if found is None and processes.is_first:
             logger.warning("resume_from_checkpoint: %s holds no whole checkpoint-N; the run begins anew", output)
         return found
     folder = Path(wanted)
     if not folder.is_dir():
         raise UserError(f"resume_from_checkpoint: no such folder {wanted!r}")
-    kept = any(any(folder.glob(pattern)) for pattern in ("optimizer*", "global_step*", SEAL))
+    kept = any(any(folder.glob(pattern)) for pattern in ("optimizer*", "global_step*", COMPLETION_MARKER))
     if not kept:
         raise UserError(
             f"resume_from_checkpoint: {folder} holds no state of a training to go on from; name one of OUTPUT/checkpoint-N"
         )
-    if (reason := damage(folder)) is not None:
-        others = ", ".join(path.name for path in checkpoints(folder.parent) if path.name != folder.name)
+    if (reason := find_corruption(folder)) is not None:
+        others = ", ".join(path.name for path in list_checkpoints(folder.parent) if path.name != folder.name)
         raise UserError(
             f"resume_from_checkpoint: {folder} is not whole: {reason}; "
             + (f"beside it are {others}, and " if others else "")

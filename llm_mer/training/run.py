@@ -14,12 +14,12 @@ from datasets import Dataset
 from llm_mer.checkpoints.run_differences import given_options
 from llm_mer.checkpoints.run_manifest import RunManifest
 from llm_mer.checkpoints.run_manifest import begin as begin_manifest
-from llm_mer.checkpoints.weights import drop_training_only
+from llm_mer.checkpoints.weights import drop_training_only_parameters
 from llm_mer.model.modeling_mer import describe_parameters, fusion_adapter_of
 from llm_mer.training.arguments import MerTrainingArguments
-from llm_mer.training.atomic_checkpoints import full_disk, remove_checkpoints
+from llm_mer.training.atomic_checkpoints import disk_full_error, remove_checkpoints
 from llm_mer.training.evaluation import print_evaluation
-from llm_mer.training.interruption import Interrupted, Interruption
+from llm_mer.training.interruption import Interrupted, SignalCallback
 from llm_mer.training.options import DataArguments, ModelArguments
 from llm_mer.training.setup import attention_of, build_trainer
 from llm_mer.training.trainer import HeadTrainer, MerTrainer
@@ -32,7 +32,7 @@ def save_final(trainer: MerTrainer | HeadTrainer, output: Path) -> None:
     trainer.save_model(str(output))
     if trainer.is_world_process_zero():
         assert trainer.model is not None
-        drop_training_only(output, fusion_adapter_of(trainer.model).training_only_parameters())
+        drop_training_only_parameters(output, fusion_adapter_of(trainer.model).training_only_parameters())
 
 
 @dataclass
@@ -85,7 +85,7 @@ def train_run(run: Run) -> RunManifest:
     try:
         return _train_run(run)
     except Exception as error:
-        if (told := full_disk(error, run.output)) is not None:
+        if (told := disk_full_error(error, run.output)) is not None:
             raise told from error
         raise
 
@@ -110,9 +110,9 @@ def _train_run(run: Run) -> RunManifest:
     if trainer.args.resume_from_checkpoint is None and trainer.args.local_process_index == 0:
         remove_checkpoints(output)
     trainer.accelerator.wait_for_everyone()
-    interruption = Interruption(output, trainer.args.process_index, trainer.args.world_size)
+    interruption = SignalCallback(output, trainer.args.process_index, trainer.args.world_size)
     trainer.add_callback(interruption)
-    with interruption.watching():
+    with interruption.handle_signals():
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     save_final(trainer, output)
     trainer.save_state()
@@ -124,6 +124,6 @@ def _train_run(run: Run) -> RunManifest:
             print_evaluation(metrics, trainer.processor.tasks)
         run.manifest.finish(output, metrics, trainer.state.global_step)
     trainer.accelerator.wait_for_everyone()
-    if interruption.told:  # after the last checkpoint, too late to stop this run, but not those that would follow
-        raise Interrupted(f"stopped by {interruption.told}; the run in {output} is finished")
+    if interruption.received:  # after the last checkpoint, too late to stop this run, but not those that would follow
+        raise Interrupted(f"stopped by {interruption.received}; the run in {output} is finished")
     return run.manifest

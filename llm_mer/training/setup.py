@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedToke
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from llm_mer.backbones.attention import attends_by_positions
-from llm_mer.distributed.deepspeed import fill_zero3_sizes, init_deepspeed_process_group
+from llm_mer.distributed.deepspeed import fill_zero3_auto_sizes, init_deepspeed_process_group
 from llm_mer.distributed.fsdp import fsdp_requested
 from llm_mer.distributed.process_group import check_launch
 from llm_mer.errors import UserError
@@ -88,7 +88,7 @@ def build_trainer(
     description = describe_run(run, built, data, model, training, loss_weights)
     adapter = fusion_adapter_of(built.model)
     if is_deepspeed_zero3_enabled():
-        fill_zero3_sizes(built.model, adapter, training.hf_deepspeed_config.config)
+        fill_zero3_auto_sizes(built.model, adapter, training.hf_deepspeed_config.config)
     by_mask = not attends_by_positions(attention_of(built.model))
     collator = MerCollator(run.train, built.processor, adapter.uses_context, training.packing_length, by_mask)
     callbacks: list[TrainerCallback] = []

@@ -26,7 +26,7 @@ from llm_mer.inference.prediction import Prediction
 from llm_mer.inference.predictor import Predictor
 from llm_mer.model.modeling_mer import fusion_adapter_of
 from llm_mer.model.processing_mer import MerProcessor
-from llm_mer.training.atomic_checkpoints import Saving
+from llm_mer.training.atomic_checkpoints import CheckpointWriter
 from llm_mer.training.epoch_end import _EpochEnd
 from llm_mer.training.evaluation import summarise
 from llm_mer.training.sampling import GroupedByLength
@@ -75,7 +75,7 @@ class MerTraining:
         self._shares: dict[str, dict[int, float]] = {}
         self._targets: tuple[int, int] | None = None
         self.current_gradient_accumulation_steps = 1  # set anew by each step
-        self._written_in: Path | None = None
+        self._staging_folder: Path | None = None
         self.add_callback(_EpochEnd(self))  # type: ignore[attr-defined]
 
     # --- losses ---------------------------------------------------------------------------------------------------
@@ -246,8 +246,8 @@ class MerTraining:
 
     def _get_output_dir(self, trial: Any) -> str:
         """The folder of ``checkpoint-N``: while one is being written, that of unfinished ones."""
-        if getattr(self, "_written_in", None) is not None:
-            return str(self._written_in)
+        if getattr(self, "_staging_folder", None) is not None:
+            return str(self._staging_folder)
         return str(super()._get_output_dir(trial))  # type: ignore[misc]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -256,23 +256,23 @@ class MerTraining:
         args, state = trainer.args, trainer.state
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         processes = ProcessGroup(args.process_index, args.world_size)
-        saving = Saving(Path(args.output_dir), name, processes, args.local_process_index == 0)
-        saving.begin()
-        self._written_in = saving.scratch
+        writer = CheckpointWriter(Path(args.output_dir), name, processes, args.local_process_index == 0)
+        writer.prepare()
+        self._staging_folder = writer.staging
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
             # The folder may have moved since the best was saved: it is named by where it lies now.
-            best = saving.output / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+            best = writer.output / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
             if state.best_global_step and (best.name == name or best.is_dir()):
                 state.best_model_checkpoint = str(best)
                 if args.should_save:
-                    state.save_to_json(str(saving.scratch / name / TRAINER_STATE_NAME))
+                    state.save_to_json(str(writer.staging / name / TRAINER_STATE_NAME))
         except Exception:
-            saving.abandon()
+            writer.abort()
             raise
         finally:
-            self._written_in = None
-        saving.finish(args.save_total_limit, state.best_model_checkpoint)
+            self._staging_folder = None
+        writer.commit(args.save_total_limit, state.best_model_checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Weights, and beside them everything needed to use them elsewhere."""

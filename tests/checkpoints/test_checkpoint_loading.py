@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import adapter_weights, make_utterances, training_options
 
-from llm_mer.checkpoints.backbone_reference import find_backbone, folder_fingerprint, reference_backbone
+from llm_mer.checkpoints.backbone_reference import find_backbone, folder_fingerprint, save_backbone_reference
 from llm_mer.checkpoints.description import BackboneReference, CheckpointDescription, stack_versions
 from llm_mer.checkpoints.loading import load_checkpoint
-from llm_mer.checkpoints.weights import drop_training_only
+from llm_mer.checkpoints.weights import drop_training_only_parameters
 from llm_mer.cli.train import finetune
 from llm_mer.data.store import UtteranceStore, write_store
 from llm_mer.errors import UserError
@@ -125,7 +125,7 @@ def test_a_backbone_for_an_adapter_alone_and_a_hub_name_are_told_apart(tmp_path:
     reference = BackboneReference("someone/model-7b")
     assert find_backbone(reference, tmp_path, None) == "someone/model-7b"
     assert find_backbone(reference, tmp_path, "elsewhere/model-7b") == "elsewhere/model-7b"
-    assert reference_backbone("someone/model-7b", tmp_path, "always", "none", "float32") == reference
+    assert save_backbone_reference("someone/model-7b", tmp_path, "always", "none", "float32") == reference
     assert not (tmp_path / "backbone").exists()
 
 
@@ -189,9 +189,9 @@ def test_weights_that_do_not_fit_the_description_are_refused(copied: Path) -> No
 
 def test_parameters_only_training_needs_are_dropped_from_the_weights(tmp_path: Path, copied: Path) -> None:
     before = adapter_weights(copied)
-    assert drop_training_only(copied, ()) == 0
+    assert drop_training_only_parameters(copied, ()) == 0
     count = sum(".head." in name for name in before)
-    assert drop_training_only(copied, ("head.",)) == count > 0
+    assert drop_training_only_parameters(copied, ("head.",)) == count > 0
     assert adapter_weights(copied).keys() == {name for name in before if ".head." not in name}
 
 

@@ -18,7 +18,7 @@ from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
-from llm_mer.distributed.sharded_parameters import OrderedReduction, reduce_in_one_order
+from llm_mer.distributed.sharded_parameters import OrderedGradientReduction, reduce_gradients_in_parameter_order
 
 deepspeed.init_distributed("gloo")
 rank = torch.distributed.get_rank()
@@ -64,9 +64,9 @@ for way in ("as they come", "in one order"):
     accelerator = SimpleNamespace(deepspeed_engine_wrapped=DeepSpeedEngineWrapper(engine))
     if way == "in one order":
         for _ in range(2):
-            reduce_in_one_order(accelerator)
-        assert isinstance(accelerator.deepspeed_engine_wrapped, OrderedReduction)
-        assert not isinstance(accelerator.deepspeed_engine_wrapped.wrapper, OrderedReduction)
+            reduce_gradients_in_parameter_order(accelerator)
+        assert isinstance(accelerator.deepspeed_engine_wrapped, OrderedGradientReduction)
+        assert not isinstance(accelerator.deepspeed_engine_wrapped.wrapper, OrderedGradientReduction)
     away = []
     for step in range(2):
         for last, batch in enumerate(micro_batches(rank)):
@@ -90,7 +90,7 @@ def deepspeed_lacks() -> str | None:
 
 @pytest.mark.skipif(deepspeed_lacks() is not None, reason=str(deepspeed_lacks()))
 def test_zero2_adds_up_gradients_of_the_same_parameters_though_an_lstm_has_them_in_another_order(tmp_path: Path) -> None:
-    """And DeepSpeed alone does not: once it does, ``OrderedReduction`` may go."""
+    """And DeepSpeed alone does not: once it does, ``OrderedGradientReduction`` may go."""
     program, output = tmp_path / "program.py", tmp_path / "found.json"
     program.write_text(PROGRAM)
     result = torchrun(2, program, output, timeout=200)

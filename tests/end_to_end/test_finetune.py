@@ -18,7 +18,7 @@ from llm_mer.checkpoints.run_manifest import RunManifest
 from llm_mer.cli.train import finetune
 from llm_mer.data.store import UtteranceStore
 from llm_mer.inference.pipeline import MerPipeline
-from llm_mer.training.atomic_checkpoints import damage
+from llm_mer.training.atomic_checkpoints import find_corruption
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
@@ -237,7 +237,7 @@ def test_however_it_is_sharded_a_run_of_two_ranks_is_that_of_one_process(
         for name, value in first.items():
             assert torch.allclose(value, second[name], atol=5e-5), name
     assert answers(one, store) == answers(two, store)
-    assert damage(two / "checkpoint-4") is None
+    assert find_corruption(two / "checkpoint-4") is None
     states = list((two / "checkpoint-4").glob("global_step4/*optim_states.pt"))
     assert len(states) == (2 if shipped else 0), "each rank has its part of the optimiser"
     assert (two / "checkpoint-4" / "pytorch_model_fsdp.bin").is_file() == (config == "fsdp2")
@@ -303,7 +303,7 @@ def test_a_sharded_run_goes_on_from_the_last_whole_checkpoint_with_the_weights_o
     assert f"checkpoint-4 is not whole ({part.relative_to(output / 'checkpoint-4')}" in result.stderr
     found = adapter_weights(output / "checkpoint-4")
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    assert damage(output / "checkpoint-4") is None
+    assert find_corruption(output / "checkpoint-4") is None
 
 
 AVERAGED = {

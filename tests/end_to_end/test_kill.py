@@ -16,7 +16,7 @@ from conftest import ROOT, adapter_weights, run_environment, training_options
 
 from llm_mer.checkpoints.run_manifest import RunManifest
 from llm_mer.cli.train import finetune
-from llm_mer.training.atomic_checkpoints import checkpoints, damage
+from llm_mer.training.atomic_checkpoints import find_corruption, list_checkpoints
 
 COMMANDS = {
     1: [sys.executable, "-u", "finetune.py"],
@@ -120,7 +120,7 @@ def killed_runs(
         done, runs = done + found, runs + 1
         assert same_weights(output, alone)
         assert RunManifest.load(output).hardware.processes == processes
-        assert not [path for path in checkpoints(output)[:2] if damage(path) is not None]
+        assert not [path for path in list_checkpoints(output)[:2] if find_corruption(path) is not None]
 
 
 def test_a_run_killed_at_a_random_moment_ends_with_the_weights_of_one_left_alone(
@@ -154,4 +154,4 @@ def test_two_ranks_told_to_stop_say_in_one_line_what_to_go_on_from(
     said = [line for line in (tmp_path / "errors").read_text().splitlines() if line.startswith("finetune.py: ")]
     assert len(said) == 1
     assert "stopped by SIGTERM; " in said[0]
-    assert f"{checkpoints(tmp_path / 'run')[0]} is whole" in said[0]
+    assert f"{list_checkpoints(tmp_path / 'run')[0]} is whole" in said[0]

@@ -22,7 +22,15 @@ from transformers import Trainer
 from llm_mer.cli.train import finetune
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
-from llm_mer.training.atomic_checkpoints import SCRATCH, SEAL, Saving, checkpoints, damage, last_whole, seal
+from llm_mer.training.atomic_checkpoints import (
+    COMPLETION_MARKER,
+    STAGING_FOLDER,
+    CheckpointWriter,
+    find_corruption,
+    last_complete_checkpoint,
+    list_checkpoints,
+    write_completion_marker,
+)
 from llm_mer.training.interruption import Interrupted
 from llm_mer.training.parsing import parse_arguments
 from llm_mer.training.resume import resumed_folder
@@ -59,8 +67,8 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "random numbers missing": ("rng_state.pth", os.remove, "rng_state.pth is missing"),
     "description missing": ("llm_mer.json", os.remove, "llm_mer.json is missing"),
     "one bit of the optimiser turned": ("optimizer.pt", flip, "optimizer.pt is not what was written"),
-    "seal missing": (SEAL, os.remove, f"no {SEAL}: it was not finished"),
-    "seal cut off": (SEAL, cut, f"{SEAL} is damaged"),
+    "seal missing": (COMPLETION_MARKER, os.remove, f"no {COMPLETION_MARKER}: it was not finished"),
+    "seal cut off": (COMPLETION_MARKER, cut, f"{COMPLETION_MARKER} is damaged"),
 }
 
 
@@ -86,10 +94,10 @@ def test_going_on_from_before_a_damaged_checkpoint_replaces_it_and_ends_with_the
     cut(copy / "checkpoint-2" / "optimizer.pt")
     cut(copy / "checkpoint-3" / "optimizer.pt")
     finetune(arguments(backbone="none", output=copy, resume_from_checkpoint="true", **SAVING))
-    assert [damage(copy / f"checkpoint-{step}") for step in (1, 2, 3)] == [None] * 3
+    assert [find_corruption(copy / f"checkpoint-{step}") for step in (1, 2, 3)] == [None] * 3
     expected, found = adapter_weights(run), adapter_weights(copy)
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    assert not (copy / SCRATCH).exists()
+    assert not (copy / STAGING_FOLDER).exists()
 
 
 @pytest.mark.parametrize("value", ["true", "True", True])
@@ -113,7 +121,7 @@ def test_the_best_checkpoint_is_recorded_where_it_lies_and_not_where_it_was_writ
     for folder in output.glob("checkpoint-*"):
         state = json.loads((folder / "trainer_state.json").read_text())
         assert state["best_model_checkpoint"] == str(output / f"checkpoint-{state['best_global_step']}")
-        assert damage(folder) is None
+        assert find_corruption(folder) is None
 
 
 def test_the_best_checkpoint_is_kept_when_a_run_goes_on_in_a_folder_that_moved(
@@ -129,7 +137,7 @@ def test_the_best_checkpoint_is_kept_when_a_run_goes_on_in_a_folder_that_moved(
     finetune(arguments(backbone="none", output=moved, resume_from_checkpoint="true", **{**changes, "save_total_limit": 2}))
     state = json.loads((moved / "checkpoint-4" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == str(moved / "checkpoint-1")
-    assert damage(moved / "checkpoint-1") is None
+    assert find_corruption(moved / "checkpoint-1") is None
 
 
 def test_a_run_that_begins_anew_goes_on_from_nothing_that_another_left(
@@ -139,7 +147,7 @@ def test_a_run_that_begins_anew_goes_on_from_nothing_that_another_left(
     with caplog.at_level(logging.WARNING):
         finetune(arguments(backbone="none", output=copy, **changes))
     assert "checkpoints of an earlier run, which are deleted: checkpoint-3, checkpoint-2, checkpoint-1" in caplog.text
-    assert [path.name for path in checkpoints(copy)] == ["checkpoint-2"]
+    assert [path.name for path in list_checkpoints(copy)] == ["checkpoint-2"]
 
 
 @pytest.mark.parametrize("changes", [{"seed": 8}, {"learning_rate": "1e-3"}])
@@ -154,13 +162,13 @@ def test_another_seed_or_learning_rate_is_another_run(
 def test_a_checkpoint_is_deleted_under_another_name_and_those_of_steps_to_come_go_first(tmp_path: Path) -> None:
     for step in (4, 8, 16, 24):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    saving = Saving(tmp_path, "checkpoint-12", ProcessGroup(), True)
+    writer = CheckpointWriter(tmp_path, "checkpoint-12", ProcessGroup(), True)
     for keep, left in ((4, {4, 8, 12, 24}), (3, {4, 8, 12}), (2, {4, 12}), (1, {4, 12})):
-        saving.begin()
-        (saving.scratch / "checkpoint-12").mkdir(parents=True)
-        saving.finish(keep, str(tmp_path / "checkpoint-4"))
-        assert {int(path.name.rpartition("-")[2]) for path in checkpoints(tmp_path)} == left, keep
-        assert not saving.scratch.exists()
+        writer.prepare()
+        (writer.staging / "checkpoint-12").mkdir(parents=True)
+        writer.commit(keep, str(tmp_path / "checkpoint-4"))
+        assert {int(path.name.rpartition("-")[2]) for path in list_checkpoints(tmp_path)} == left, keep
+        assert not writer.staging.exists()
 
 
 # --- an end in the middle of saving -----------------------------------------------------------------------------------
@@ -185,7 +193,7 @@ def test_a_run_that_ends_while_saving_leaves_nothing_under_the_new_name(
     with pytest.raises(Killed):
         finetune(arguments(backbone="none", **SAVING))
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
-    assert last_whole(tmp_path / "run", ProcessGroup(), True) == tmp_path / "run" / "checkpoint-1"
+    assert last_complete_checkpoint(tmp_path / "run", ProcessGroup(), True) == tmp_path / "run" / "checkpoint-1"
 
 
 @pytest.fixture
@@ -212,8 +220,8 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before_whole_and_the_messag
     assert "\n" not in str(told.value)
     kept = list(output.glob("checkpoint-*"))
     assert kept
-    assert not [path for path in kept if damage(path) is not None]
-    assert not (output / SCRATCH).exists()
+    assert not [path for path in kept if find_corruption(path) is not None]
+    assert not (output / STAGING_FOLDER).exists()
 
 
 @pytest.mark.parametrize(
@@ -238,7 +246,7 @@ def test_a_full_disk_in_the_middle_of_saving_keeps_the_checkpoint_before_althoug
     with pytest.raises(UserError, match=r"no space left on the disk.*checkpoint-1 is whole"):
         finetune(arguments(backbone="none", **{**SAVING, "save_total_limit": 1}))
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
-    assert damage(tmp_path / "run" / "checkpoint-1") is None
+    assert find_corruption(tmp_path / "run" / "checkpoint-1") is None
 
 
 def test_another_error_while_saving_is_not_called_a_full_disk(
@@ -267,7 +275,7 @@ def test_nodes_that_share_no_disk_go_on_from_a_step_that_is_whole_on_each(
         return everything
 
     def node(rank: int) -> None:
-        found[rank] = last_whole((run, copy)[rank], ProcessGroup(rank, 2), True)
+        found[rank] = last_complete_checkpoint((run, copy)[rank], ProcessGroup(rank, 2), True)
 
     monkeypatch.setattr(ProcessGroup, "gather", gather)
     nodes = [threading.Thread(target=node, args=(rank,)) for rank in (0, 1)]
@@ -342,10 +350,10 @@ def test_the_seal_covers_files_in_folders(tmp_path: Path) -> None:
     """DeepSpeed and FSDP write folders of their own."""
     (tmp_path / "global_step1").mkdir()
     (tmp_path / "global_step1" / "shard.pt").write_bytes(b"x" * 100)
-    seal(tmp_path)
-    assert damage(tmp_path) is None
+    write_completion_marker(tmp_path)
+    assert find_corruption(tmp_path) is None
     cut(tmp_path / "global_step1" / "shard.pt")
-    assert damage(tmp_path) == "global_step1/shard.pt has 50 bytes, 100 were written"
+    assert find_corruption(tmp_path) == "global_step1/shard.pt has 50 bytes, 100 were written"
 
 
 def test_training_from_python_leaves_other_threads_signals_alone(arguments: Callable[..., list[str]]) -> None:
@@ -360,4 +368,4 @@ def test_a_trainer_built_and_used_by_hand_saves_whole_checkpoints_too(
     arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     build_trainer(*parse_arguments(arguments(backbone="none", **SAVING))).train()
-    assert damage(tmp_path / "run" / "checkpoint-3") is None
+    assert find_corruption(tmp_path / "run" / "checkpoint-3") is None
