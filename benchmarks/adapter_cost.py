@@ -14,7 +14,7 @@ from common import Size, alternate, backbone, in_fork, mer_batch, mer_model, opt
 from training_step import Step, optimiser_step
 from vocabulary_memory import resident
 
-from llm_mer.adapters import ADAPTERS, adapter_class
+from llm_mer.adapters import adapter_class, adapter_names
 from llm_mer.model.modeling_mer import fusion_adapter_of
 
 BARE = "gated_projector"
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="batch size")
     parser.add_argument("--repetitions", type=int, default=15)
     arguments = parser.parse_args()
-    names = [BARE, "egmf"] if arguments.quick else [BARE, *(name for name in ADAPTERS if name != BARE)]
+    names = [BARE, "egmf"] if arguments.quick else [BARE, *(name for name in adapter_names() if name != BARE)]
     repetitions = 2 if arguments.quick else arguments.repetitions
     memory = {name: in_fork(peak_memory, name, arguments.rows) for name in names}
     parameters: dict[str, int] = {}

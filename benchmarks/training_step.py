@@ -28,7 +28,7 @@ from common import (
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from llm_mer.adapters import ADAPTERS, adapter_class
+from llm_mer.adapters import adapter_class, adapter_names
 from llm_mer.backbones.loading import lora_targets
 from llm_mer.model.modeling_mer import conditional_generation_of, fusion_adapter_of
 from llm_mer.training.model_builder import add_lora
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="batch size")
     parser.add_argument("--repetitions", type=int, default=7)
     arguments = parser.parse_args()
-    plan = [(Size(), 96, list(ADAPTERS)), (Size(), 160, ["egmf"]), (Size(8, 512), 128, ["egmf"])]
+    plan = [(Size(), 96, adapter_names()), (Size(), 160, ["egmf"]), (Size(8, 512), 128, ["egmf"])]
     if arguments.quick:
         plan = [(Size(2, 128, 4000), 48, ["egmf", "gated_projector"])]
     repetitions = 2 if arguments.quick else arguments.repetitions

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_mer import __version__
+from llm_mer.adapters import AdapterReference, check_reference
 from llm_mer.errors import UserError, first_line
 from llm_mer.model.configuration_mer import build_adapter_config
 from llm_mer.model.processing_mer import MerProcessor
@@ -54,6 +55,7 @@ class CheckpointDescription:
         shift_probability: ``{task: p0}`` of the Dialogical Emotion Decoder, from the training dialogues.
         context: window size and direction. training: loss weights, seed, LoRA. versions: of the stack.
         merged: language, sharing and quantisation of the LoRA that is in the backbone's weights; None where LoRA is apart.
+        adapter: where the adapter's class came from; None in checkpoints older than this entry.
     """
 
     model: dict[str, Any]
@@ -66,6 +68,7 @@ class CheckpointDescription:
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     merged: dict[str, Any] | None = None
+    adapter: AdapterReference | None = None
     format: int = FORMAT_VERSION
 
     def save(self, folder: Path) -> None:
@@ -93,6 +96,10 @@ class CheckpointDescription:
                     raise KeyError(f"{part} has no {', '.join(lacking)}")
             if entry["backbone"] is not None:
                 entry["backbone"] = BackboneReference(**entry["backbone"])
+            if entry.get("adapter") is not None:
+                entry["adapter"] = AdapterReference(**entry["adapter"])
+                if entry["adapter"].name != entry["model"]["adapter"]:
+                    raise KeyError(f"adapter is {entry['adapter'].name!r}, the model's {entry['model']['adapter']!r}")
             return cls(**entry)
         except (KeyError, TypeError) as error:
             raise UserError(f"{path}: damaged or edited: {error}") from None
@@ -114,10 +121,14 @@ def stack_versions() -> dict[str, str]:
 def check_description(description: CheckpointDescription, path: Path) -> None:
     """Build what can be built without weights: the adapter's configuration, tasks and prompts.
 
+    No code is imported for the checkpoint's sake but that of an installed package (:mod:`llm_mer.adapters.registry`).
+
     Raises:
         UserError: naming ``path`` and what is wrong in it.
     """
     try:
+        if description.adapter is not None:
+            check_reference(description.adapter)
         build_adapter_config(description.model["adapter"], description.model["adapter_config"] or {})
         MerProcessor.from_dict(description.processor, None)
     except (KeyError, TypeError, AttributeError) as error:

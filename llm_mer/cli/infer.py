@@ -123,6 +123,7 @@ def infer(config: InferConfig) -> int:
     pipeline = MerPipeline.from_checkpoint(
         config.checkpoint,
         backbone=config.backbone,
+        adapter=config.adapter,
         device=config.device or processes.device,
         engine=config.engine,
         engine_options=read_options(config.engine_options),

@@ -84,6 +84,9 @@ class EvaluateConfig:
     seed: int = field(default=0, metadata={"help": "of the bootstrap and of shuffling"})
     batch_size: int = field(default=64, metadata={"help": "questions per forward"})
     backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
+    adapter: str | None = field(
+        default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
+    )
     keep_features: bool = field(default=False, metadata={"help": "keep fused vectors, for the report's t-SNE"})
 
     def __post_init__(self) -> None:
@@ -150,6 +153,7 @@ def load_pipeline(config: EvaluateConfig, processes: ProcessGroup) -> MerPipelin
     return MerPipeline.from_checkpoint(
         config.checkpoint,
         backbone=config.backbone,
+        adapter=config.adapter,
         device=processes.device,
         batch_size=config.batch_size,
         generate=config.generate,

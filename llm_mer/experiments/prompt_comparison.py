@@ -55,7 +55,10 @@ class PromptComparisonConfig:
     languages: list[str] | None = field(default=None, metadata={"help": "only these languages"})
     limit: int | None = field(default=None, metadata={"help": "only so many utterances"})
     seeds: list[int] = field(default_factory=lambda: [1111], metadata={"help": "of the trainings (with --config)"})
-    adapter: str = field(default="egmf", metadata={"help": "of the trainings (with --config)"})
+    adapter: str = field(
+        default="egmf",
+        metadata={"help": "of the trainings (with --config); package.module:Class where a checkpoint's is a class of yours"},
+    )
     overrides: list[str] = field(default_factory=list, metadata={"help": "option=value for every training (with --config)"})
     resamples: int = field(default=1000, metadata={"help": "bootstrap resamples"})
     seed: int = field(default=0, metadata={"help": "of the bootstrap and of the orders of labels"})
@@ -199,7 +202,10 @@ def ask(config: PromptComparisonConfig, progress: bool = True) -> tuple[PromptCo
 
     if not config.data:
         raise UserError("--data: name the store whose questions are asked")
-    pipeline = MerPipeline.from_checkpoint(config.checkpoint, backbone=config.backbone, batch_size=config.batch_size)
+    own = config.adapter if ":" in config.adapter else None
+    pipeline = MerPipeline.from_checkpoint(
+        config.checkpoint, backbone=config.backbone, batch_size=config.batch_size, adapter=own
+    )
     if pipeline.predictor.processor.tokenizer is None:
         raise UserError(f"{config.checkpoint} holds an adapter alone, which reads no prompt")
     tasks = pipeline.named_tasks(config.tasks)

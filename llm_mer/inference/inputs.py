@@ -67,6 +67,9 @@ class InferConfig:
     echo: bool = field(default=False, metadata={"help": "with --output: also show each answer as a readable line"})
     full: bool = field(default=False, metadata={"help": "print every probability, log-probability and diagnostic"})
     backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
+    adapter: str | None = field(
+        default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
+    )
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: the accelerator if there is one)"})
     engine: str = field(default="transformers", metadata={"help": "what runs the language model", "choices": list(ENGINES)})
     engine_options: list[str] | None = field(

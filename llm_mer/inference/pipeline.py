@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from llm_mer.adapters import use_adapter
 from llm_mer.checkpoints.description import CheckpointDescription
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.schema import Utterance
@@ -50,24 +51,32 @@ class MerPipeline:
         device: str | None = None,
         engine: str = "transformers",
         engine_options: Mapping[str, Any] | None = None,
+        adapter: str | None = None,
         **options: Any,
     ) -> MerPipeline:
         """Load a checkpoint; ``options`` are those of :class:`Predictor`.
 
         Args:
+            adapter: ``package.module:Class`` of a checkpoint whose adapter is a class of yours. A checkpoint alone never
+                has such a module imported.
             engine: what runs the language model, one of :data:`~llm_mer.scoring.engines.base.ENGINES`.
             engine_options: its own options.
 
         Raises:
-            UserError: a folder that is no checkpoint, a device that cannot be used, or an engine that cannot.
+            UserError: a folder that is no checkpoint, or one of another adapter; a device or an engine that cannot be used.
         """
+        if adapter is not None:
+            use_adapter(adapter)
         if device is not None:
             check_device(device)
         opened = open_engine(engine, folder, backbone, device, engine_options)
         loaded = opened.loaded
-        adapter = fusion_adapter_of(loaded.model)
+        trained_with = loaded.description.model["adapter"]
+        if adapter is not None and adapter != trained_with:
+            raise UserError(f"adapter: {folder} was trained with {trained_with}, not {adapter}")
+        fusion_adapter = fusion_adapter_of(loaded.model)
         predictor = Predictor(
-            loaded.model, loaded.processor, use_context=adapter.uses_context, engine=opened.engine, **options
+            loaded.model, loaded.processor, use_context=fusion_adapter.uses_context, engine=opened.engine, **options
         )
         return cls(predictor, loaded.description)
 

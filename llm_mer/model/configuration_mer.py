@@ -32,7 +32,7 @@ class MerConfig(PreTrainedConfig):
 
     Attributes:
         text_config: the backbone's own configuration; None for an adapter alone.
-        adapter: name in :data:`llm_mer.adapters.ADAPTERS`.
+        adapter: a name that :func:`llm_mer.adapters.adapter_class` knows.
         adapter_config: its options and derived sizes as plain values.
         text_source: ``backbone`` (transcript tokens looked up in the embedding table) or ``features``.
         lora_sharing: which ranks of LoRA an utterance's language uses, see :mod:`llm_mer.backbones.language_lora`.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedConfig
 
+from llm_mer.adapters import reference_of
 from llm_mer.checkpoints.backbone_reference import save_backbone_reference
 from llm_mer.checkpoints.description import CheckpointDescription, stack_versions
 from llm_mer.data.corruption import MissingSteps, Reader
@@ -84,6 +85,7 @@ def describe_run(
             "epochs": training.num_train_epochs,
         },
         versions=stack_versions(),
+        adapter=reference_of(model.adapter),
     )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from llm_mer.adapters import ADAPTERS, adapter_class
+from llm_mer.adapters import BUILT_IN, adapter_class
 from llm_mer.backbones.language_lora import LORA_SHARING, SHARED
 from llm_mer.errors import UserError
 
@@ -98,7 +98,10 @@ class ModelArguments:
             "spot (cached); `none` trains the adapter's own head without a language model"
         },
     )
-    adapter: str = field(default="egmf", metadata={"help": f"fusion adapter: {', '.join(ADAPTERS)}"})
+    adapter: str = field(
+        default="egmf",
+        metadata={"help": f"fusion adapter: {', '.join(BUILT_IN)}, one of an installed package, or package.module:Class"},
+    )
     text_source: str = field(
         default="backbone",
         metadata={

@@ -14,6 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
+from llm_mer.adapters import use_adapter
 from llm_mer.errors import UserError
 from llm_mer.resources.files import resolve_file
 from llm_mer.training.arguments import MerTrainingArguments
@@ -85,7 +86,7 @@ def parse_arguments(
 
     file, arguments = split_config(list(sys.argv[1:] if argv is None else argv))
     written = {} if file is None else read_options(resolve_file(file))
-    adapter = _peek(arguments, written, "adapter") or ModelArguments.adapter
+    adapter = use_adapter(_peek(arguments, written, "adapter") or ModelArguments.adapter)
     types = (DataArguments, ModelArguments, MerTrainingArguments, adapter_arguments(adapter))
     groups = [options_of(group) for group in types]
     given = parse_options([option for group in groups for option in group], written, arguments)

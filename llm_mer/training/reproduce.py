@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llm_mer.adapters import use_adapter
 from llm_mer.checkpoints.run_differences import differences
 from llm_mer.checkpoints.run_manifest import RunManifest, weights_digest, weights_file
 from llm_mer.errors import UserError
@@ -22,6 +23,9 @@ class ReproduceConfig:
     output: str = field(default="", metadata={"help": "folder of the new run (default: RUN-reproduced)"})
     data: str = field(default="", metadata={"help": "where the same data lie now (default: where they lay then)"})
     backbone: str = field(default="", metadata={"help": "where the same backbone lies now (default: where it lay then)"})
+    adapter: str | None = field(
+        default=None, metadata={"help": "package.module:Class, where the run's adapter is a class of yours"}
+    )
     tolerance: float = field(default=1e-6, metadata={"help": "largest difference of a metric that still counts as the same"})
 
 
@@ -169,6 +173,8 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
 
     folder = Path(config.run)
     then = RunManifest.load(folder)
+    if config.adapter is not None:
+        use_adapter(config.adapter)
     if not then.complete:
         raise UserError(f"{folder}: the run was not finished; there is nothing to agree with")
     if not then.metrics and then.weights_sha256 is None:

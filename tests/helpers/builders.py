@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_mer.adapters import ADAPTERS, adapter_class, build_adapter
+from llm_mer.adapters import adapter_class, adapter_names, build_adapter
 from llm_mer.adapters.base import (
     IGNORE_CLASS,
     MODALITIES,
@@ -65,7 +65,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """Sizes of an adapter's own that keep its tests quick."""
 
-CASES = [Case(name, task, options) for name in ADAPTERS for options in VARIANTS.get(name, [{}]) for task in TASKS]
+CASES = [Case(name, task, options) for name in adapter_names() for options in VARIANTS.get(name, [{}]) for task in TASKS]
 
 
 def build(case: Case, double: bool = False, train: bool = False, seed: int = 0, **options: Any) -> FusionAdapter:

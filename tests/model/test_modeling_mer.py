@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, AUDIO_SIZE, VISION_SIZE
 
-from llm_mer.adapters import ADAPTERS
+from llm_mer.adapters import adapter_class, adapter_names
 from llm_mer.backbones.loading import embedding_norm, load_backbone
 from llm_mer.model.configuration_mer import MerConfig, build_adapter_config
 from llm_mer.model.modeling_mer import (
@@ -297,9 +297,11 @@ def test_parameters_are_counted_and_parts_found_under_peft(model: MerForConditio
         conditional_generation_of(torch.nn.Linear(1, 1))
 
 
-@pytest.mark.parametrize("adapter", sorted(ADAPTERS))
+@pytest.mark.parametrize("adapter", sorted(adapter_names()))
 def test_every_adapter_answers_alike_after_saving_and_loading(adapter: str, tmp_path: Path) -> None:
-    vectors = {m: 2 * size for m, size in HEAD_OPTIONS["feature_sizes"].items()} if ADAPTERS[adapter].uses_context else {}
+    vectors = (
+        {m: 2 * size for m, size in HEAD_OPTIONS["feature_sizes"].items()} if adapter_class(adapter).uses_context else {}
+    )
     options = {**HEAD_OPTIONS, "context_sizes": vectors}
     config = MerConfig(adapter=adapter, adapter_config=dataclasses.asdict(build_adapter_config(adapter, options)))
     torch.manual_seed(0)

@@ -25,6 +25,9 @@ class DemoConfig:
     )
     port: int = field(default=7860, metadata={"help": "port"})
     backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
+    adapter: str | None = field(
+        default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
+    )
 
 
 def answer(
@@ -82,7 +85,7 @@ def build(pipeline: MerPipeline) -> Any:
             gr.Textbox(label="Transcript"),
             gr.Radio(["auto", *LANGUAGES], value="auto", label="Language"),
         ],
-        [gr.Label(label="Classes"), gr.Textbox(label="Scores"), gr.JSON(label="Gates and expert weights")],
+        [gr.Label(label="Classes"), gr.Textbox(label="Scores"), gr.JSON(label="Diagnostics of the adapter")],
         title="llm_mer",
         flagging_mode="never",
         analytics_enabled=False,
@@ -93,5 +96,5 @@ def run(config: DemoConfig) -> None:
     """Load the checkpoint and serve until interrupted."""
     from llm_mer.inference.pipeline import MerPipeline
 
-    pipeline = MerPipeline.from_checkpoint(config.checkpoint, backbone=config.backbone)
+    pipeline = MerPipeline.from_checkpoint(config.checkpoint, backbone=config.backbone, adapter=config.adapter)
     build(pipeline).launch(server_name=config.host, server_port=config.port, share=False)

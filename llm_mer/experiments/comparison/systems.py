@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llm_mer.adapters import ADAPTERS, adapter_class
+from llm_mer.adapters import adapter_class, adapter_names, use_adapter
 from llm_mer.adapters.base import MODALITIES, MODALITY_ABLATIONS
 from llm_mer.errors import UserError
 
@@ -102,10 +102,11 @@ def plan(config: CompareConfig) -> list[System]:
     Raises:
         UserError: an unknown adapter, or an ablation that is written wrongly or knows no such option.
     """
-    names = list(ADAPTERS) if config.adapters == ["all"] else config.adapters
+    known = adapter_names()
+    names = known if config.adapters == ["all"] else [use_adapter(name) for name in config.adapters]
     for name in names:
-        if name not in ADAPTERS:
-            raise UserError(f"adapters: {name!r} is none; choose from {', '.join(ADAPTERS)}, or all")
+        if name not in known and ":" not in name:
+            raise UserError(f"adapters: {name!r} is none; choose from {', '.join(known)}, package.module:Class, or all")
     systems = []
     for backbone in config.backbones or [""]:
         for name in names:
@@ -127,12 +128,14 @@ def _ablations(text: str, adapter: str, backbone: str) -> dict[str, dict[str, st
         if backbone != "none":
             rows |= NO_LORA if text == "paper" else LORA_SHARINGS
         return {label: {k: str(v).lower() for k, v in options.items()} for label, options in rows.items()}
-    owner, separator, rest = text.partition(":")
+    owners = [name for name in ("*", *adapter_names()) if text.startswith(f"{name}:")]
+    owner = max(owners, key=len, default=text.partition(":")[0])  # a name may hold a colon itself: package.module:Class
+    separator, rest = text[len(owner) : len(owner) + 1], text[len(owner) + 1 :]
     pairs = dict(part.split("=", 1) for part in rest.split(",") if "=" in part)
     if not separator or not pairs:
         raise UserError(f"ablation {text!r}: write paper, lora, or ADAPTER:option=value")
     if owner not in ("*", adapter):
-        if owner not in ADAPTERS:
+        if owner not in adapter_names():
             raise UserError(f"ablation {text!r}: {owner!r} is no adapter")
         return {}
     if {"adapter", "backbone"} & set(pairs):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT, make_utterances, training_options
 
-from llm_mer.adapters import ADAPTERS, adapter_class
+from llm_mer.adapters import adapter_class, adapter_names
 from llm_mer.checkpoints.run_manifest import RunManifest
 from llm_mer.errors import UserError
 from llm_mer.experiments.comparison import compare
@@ -50,7 +50,7 @@ def test_the_plan_is_adapters_times_ablations_times_backbones() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", sorted(ADAPTERS))
+@pytest.mark.parametrize("name", sorted(adapter_names()))
 def test_every_row_of_the_papers_tables_is_an_option_its_adapter_has(name: str) -> None:
     cls = adapter_class(name)
     systems = plan(CompareConfig(config="x", adapters=[name], ablations=["paper"]))
@@ -285,7 +285,7 @@ def left(config: CompareConfig, caplog: pytest.LogCaptureFixture) -> tuple[list[
     return kept, why
 
 
-@pytest.mark.parametrize("name", sorted(ADAPTERS))
+@pytest.mark.parametrize("name", sorted(adapter_names()))
 def test_where_all_modalities_are_there_every_row_of_the_paper_is_run(
     store: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
