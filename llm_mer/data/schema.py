@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from llm_mer.errors import UserError
+from llm_mer.prompting.languages import detect_language, has_letters
+
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
 
 
@@ -16,7 +19,9 @@ class Utterance:
     Attributes:
         id: unique within a dataset.
         split: ``train``, ``valid`` or ``test``.
-        language: ``en`` or ``zh``.
+        language: ``en`` or ``zh``. Left out (or None), the transcript tells it by
+            :func:`llm_mer.prompting.languages.detect_language`; it stays empty without a transcript that has letters, and
+            is then refused where it would decide something.
         text: transcript, None when unknown (a missing modality).
         audio, vision: media files before extraction (a path each, often the same mp4), None when absent.
         audio_features: ``(T_a, D_a)`` float32 or None. vision_features: ``(T_v, D_v)``. text_features: ``(T_t, D_t)``.
@@ -28,7 +33,7 @@ class Utterance:
 
     id: str
     split: str = "train"
-    language: str = "en"
+    language: str = ""
     text: str | None = None
     audio: str | None = None
     vision: str | None = None
@@ -40,6 +45,13 @@ class Utterance:
     turn: int | None = None
     speaker: str | None = None
     tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.language:
+            try:
+                self.language = detect_language(self.text) if has_letters(self.text) else ""
+            except UserError as error:
+                raise UserError(f"utterance {self.id!r}: {error}") from None
 
 
 SAMPLE_RATE = 16_000

@@ -21,7 +21,7 @@ import numpy as np
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.statistics import FeatureStatistics, RunningStatistics
 from llm_mer.errors import UserError
-from llm_mer.prompting.languages import LANGUAGES
+from llm_mer.prompting.languages import require_language
 
 STORE_FILE = "store.json"
 STORE_VERSION = 1
@@ -76,8 +76,7 @@ def check_utterance(utterance: Utterance, sizes: dict[str, int]) -> None:
     where = f"utterance {utterance.id!r}"
     if utterance.split not in SPLITS:
         raise UserError(f"{where}: split is {utterance.split!r}; it must be one of {', '.join(SPLITS)}")
-    if utterance.language not in LANGUAGES:
-        raise UserError(f"{where}: language is {utterance.language!r}; it must be one of {', '.join(LANGUAGES)}")
+    require_language(utterance.language, where)
     found = utterance.text is not None
     for modality, column in FEATURE_COLUMNS.items():
         features = getattr(utterance, column)

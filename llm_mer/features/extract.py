@@ -25,6 +25,7 @@ from llm_mer.data.store import write_store
 from llm_mer.errors import UserError
 from llm_mer.features.acoustic import OPENSMILE_NOTICE
 from llm_mer.features.extractor import Extracted, Extractor, Rejected, with_features
+from llm_mer.prompting.languages import require_language
 
 logger = logging.getLogger(__name__)
 QUARANTINE = "quarantine.jsonl"
@@ -128,6 +129,8 @@ def extract(config: ExtractConfig, utterances: Sequence[Utterance], progress: bo
         raise UserError(f"on_bad_media is {config.on_bad_media!r}; choose drop or missing")
     if settings.audio == "egemaps":
         logger.warning(OPENSMILE_NOTICE)
+    for utterance in utterances:  # here, and not when the store is written hours later
+        require_language(utterance.language, f"utterance {utterance.id!r}")
     names = Extractor(settings).names  # an option that cannot work fails here, before any worker starts
     parts = output.with_name(f"{output.name}.parts")
     parts.mkdir(parents=True, exist_ok=True)

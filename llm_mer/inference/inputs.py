@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llm_mer.data.schema import Utterance
-from llm_mer.data.sources.manifest import guess_language, is_broken, parse_json_line, stream_manifest, utterance_from_entry
+from llm_mer.data.sources.manifest import is_broken, parse_json_line, stream_manifest, utterance_from_entry
 from llm_mer.data.store import check_values
 from llm_mer.errors import UserError
 from llm_mer.features.media import sound_of
@@ -132,7 +132,7 @@ def single_utterance(config: InferConfig) -> Utterance:
     return Utterance(
         id=name.encode(errors="replace").decode(),  # a file name need not be valid Unicode, a line of output must
         split="test",
-        language=config.language or guess_language(config.text),
+        language=config.language or "",
         text=config.text,
         audio=config.audio or (sound_of(config.video) if config.video is not None else None),
         vision=config.video,

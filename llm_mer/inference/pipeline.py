@@ -19,6 +19,7 @@ from llm_mer.errors import UserError, first_line
 from llm_mer.inference.prediction import Prediction
 from llm_mer.inference.predictor import Predictor
 from llm_mer.model.modeling_mer import fusion_adapter_of
+from llm_mer.prompting.languages import LANGUAGES, require_language
 from llm_mer.prompting.tasks import Task
 from llm_mer.scoring.engines.base import open_engine
 
@@ -165,10 +166,12 @@ class MerPipeline:
         return self._usable(extract_one(wanted, FeatureSettings.from_dict(settings)))
 
     def _usable(self, utterance: Utterance) -> Utterance:
-        """The utterance, if it has something the adapter reads and its features can be.
+        """The utterance with its language, if it has something the adapter reads and its features can be.
+
+        Without a transcript to tell it from, the language is that of the checkpoint's prompts where they have one alone.
 
         Raises:
-            UserError: saying what the adapter reads, or what is wrong with the features.
+            UserError: saying what the adapter reads, what is wrong with the features, or that the language is not told.
         """
         self.predictor.processor.checked_features(utterance)
         read = self.predictor.adapter.config.modalities
@@ -180,4 +183,10 @@ class MerPipeline:
                 f"utterance {utterance.id!r} has none of the modalities the checkpoint reads ({', '.join(read)}); "
                 f"found {', '.join(sorted(has)) or 'nothing'}"
             )
+        asks_in_words = self.predictor.processor.tokenizer is not None
+        if asks_in_words and utterance.language not in LANGUAGES:
+            spoken = {prompt.language for prompt in self.predictor.processor.prompts}
+            only = spoken.pop() if len(spoken) == 1 and not utterance.language else utterance.language
+            language = require_language(only, f"utterance {utterance.id!r}")
+            utterance = dataclasses.replace(utterance, language=language)
         return utterance

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 
 from llm_mer.errors import UserError
 
@@ -39,7 +41,7 @@ def script_language(text: str | None) -> str | None:
     A foreign sentence that holds none of the frequent words (``Guten Morgen``) is beyond this rule: say its language.
     """
     normal = unicodedata.normalize("NFKC", text or "")
-    letters = [c for c in normal if unicodedata.category(c).startswith("L")]
+    letters = _letters(normal)
     if not letters:
         return None
     if any(_is_han(c) for c in letters):
@@ -62,6 +64,40 @@ def detect_language(text: str | None) -> str:
         shown = "there is no transcript" if text is None else f"the transcript {_short(text)!r} is not plainly one of them"
         raise UserError(f"language cannot be told: {shown}; give 'language', one of {', '.join(LANGUAGES)}")
     return language
+
+
+def detect_corpus_language(texts: Iterable[str], where: str) -> str:
+    """The language that :func:`script_language` tells of most texts with letters in a data set of one language.
+
+    Raises:
+        UserError: it tells none of half of them.
+    """
+    told = Counter(script_language(text) for text in texts if has_letters(text))
+    language, count = max(((known, n) for known, n in told.items() if known), key=lambda pair: pair[1], default=("", 0))
+    if 2 * count <= told.total():
+        raise UserError(
+            f"{where}: language cannot be told from its {told.total()} transcripts; name it, one of {', '.join(LANGUAGES)}"
+        )
+    return language
+
+
+def require_language(language: str, where: str) -> str:
+    """A language of :data:`LANGUAGES`. Raises :class:`UserError` for none, which is how an untold one stands, or another."""
+    if language in LANGUAGES:
+        return language
+    allowed = ", ".join(LANGUAGES)
+    if language:
+        raise UserError(f"{where}: language is {language!r}; it must be one of {allowed}")
+    raise UserError(f"{where}: language is not given and there is no transcript to tell it from; give it, one of {allowed}")
+
+
+def has_letters(text: str | None) -> bool:
+    """Whether a text has letters of any script, by which its language could be told."""
+    return bool(_letters(text or ""))
+
+
+def _letters(text: str) -> list[str]:
+    return [c for c in text if unicodedata.category(c).startswith("L")]
 
 
 def _is_han(character: str) -> bool:

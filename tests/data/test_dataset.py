@@ -16,7 +16,7 @@ MODALITIES = ("text", "audio", "vision")
 
 
 def plain(name: str, **fields: object) -> Utterance:
-    return Utterance(**{"id": name, "text": name, "labels": {"emotion": "joy"}, **fields})  # type: ignore[arg-type]
+    return Utterance(**{"id": name, "language": "en", "text": name, "labels": {"emotion": "joy"}, **fields})  # type: ignore[arg-type]
 
 
 def dialogue(length: int, name: str = "d", **fields: object) -> list[Utterance]:

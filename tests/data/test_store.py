@@ -21,6 +21,7 @@ def utterance(name: str, seed: int = 0, **fields: object) -> Utterance:
     generator = np.random.default_rng(seed)
     values: dict[str, object] = {
         "id": name,
+        "language": "en",
         "text": f"words of {name}",
         "audio_features": generator.normal(size=(4 + seed, 3)).astype(np.float32),
         "vision_features": generator.normal(size=(2 + seed, 5)).astype(np.float32),
@@ -71,7 +72,7 @@ def test_every_field_of_every_utterance_comes_back_exactly(tmp_path: Path) -> No
 def test_extreme_float32_values_keep_their_bits(tmp_path: Path) -> None:
     info = np.finfo(np.float32)
     values = np.array([[-0.0, info.tiny / 8, info.max, info.min, 1 / 3, info.eps]], dtype=np.float32)
-    store = UtteranceStore.open(write_store([Utterance("a", audio_features=values)], tmp_path / "store"))
+    store = UtteranceStore.open(write_store([Utterance("a", language="en", audio_features=values)], tmp_path / "store"))
     found = store.split("train")[0].audio_features
     assert found is not None
     assert found.tobytes() == values.tobytes()
@@ -79,7 +80,7 @@ def test_extreme_float32_values_keep_their_bits(tmp_path: Path) -> None:
 
 def test_double_precision_and_strided_features_are_stored_as_their_float32_values(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(6, 8))[::2, ::-1]
-    store = UtteranceStore.open(write_store([Utterance("a", audio_features=values)], tmp_path / "store"))
+    store = UtteranceStore.open(write_store([Utterance("a", language="en", audio_features=values)], tmp_path / "store"))
     found = store.split("train")[0].audio_features
     assert found is not None
     assert found.dtype == np.float32
@@ -119,7 +120,7 @@ def test_a_modality_nobody_has_is_absent(tmp_path: Path) -> None:
 
 def test_features_are_views_of_the_mapped_file_not_copies(tmp_path: Path) -> None:
     big = [
-        Utterance(f"u{i}", audio_features=np.random.default_rng(i).normal(size=(2000, 64)).astype(np.float32))
+        Utterance(f"u{i}", language="en", audio_features=np.random.default_rng(i).normal(size=(2000, 64)).astype(np.float32))
         for i in range(8)
     ]
     table = UtteranceStore.open(write_store(big, tmp_path / "store")).split("train")
@@ -177,7 +178,7 @@ def with_value(value: float) -> np.ndarray:
         (utterance("bad", vision_features=np.zeros((0, 5))), ["bad", "vision_features", "(0, 5)"]),
         (utterance("bad", vision_features=np.zeros(5)), ["bad", "vision_features", "(5,)"]),
         (utterance("bad", text_features=np.zeros((2, 0))), ["bad", "text_features", "(2, 0)"]),
-        (Utterance("bad", audio="a.wav", labels={"emotion": "joy"}), ["bad", "modality"]),
+        (Utterance("bad", language="en", audio="a.wav", labels={"emotion": "joy"}), ["bad", "modality"]),
     ],
     ids=[
         "duplicate id",

@@ -57,7 +57,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
     write_mp4(folder / "silent.mp4", np.random.default_rng(0).integers(0, 256, (10, 64, 64, 3), dtype=np.uint8))
     write_wav(folder / "short.wav", tone(300, 0.05, 16_000))
     found = [Utterance(n, text=f"words of {n}", audio=f"{folder}/{n}.mp4", vision=f"{folder}/{n}.mp4") for n in REASONS]
-    found[-1] = Utterance("short", text=None, audio=f"{folder}/short.wav")
+    found[-1] = Utterance("short", language="en", text=None, audio=f"{folder}/short.wav")
     return found
 
 

@@ -252,7 +252,7 @@ def test_features_answer_like_the_store_they_came_from(
     assert [line["id"] for line in found] == ["clip", "clip"]
     for line, expected in zip(found, pipeline([utterance]), strict=True):
         assert np.allclose(line["log_probabilities"], expected.log_probabilities, atol=1e-4)
-    assert len(ask(features=str(tmp_path / "clip.npz"))) == 2
+    assert len(ask(features=str(tmp_path / "clip.npz"), language="en")) == 2
 
 
 @pytest.mark.parametrize(
@@ -629,7 +629,7 @@ def test_one_step_is_answered_where_training_had_sequences(
     assert close(pipeline([short]), pipeline([short, *utterances])[:1])
     np.savez(tmp_path / "clip.npz", audio=short.audio_features, vision=short.vision_features)
     capsys.readouterr()
-    infer(InferConfig(checkpoint=str(checkpoint), features=str(tmp_path / "clip.npz")))
+    infer(InferConfig(checkpoint=str(checkpoint), features=str(tmp_path / "clip.npz"), language="en"))
     (line,) = lines(capsys.readouterr().out)
     assert line["value"] in get_task("emotion").label_names
     with pytest.raises(UserError, match=rf"'{short.id}'.*\(1, 9\), the model was trained on 6"):

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llm_mer.data.schema import Utterance
-from llm_mer.data.sources.manifest import guess_language
 from llm_mer.errors import UserError
 from llm_mer.features.media import sound_of
 from llm_mer.prompting.languages import LANGUAGES
@@ -43,7 +42,7 @@ def answer(
     utterance = Utterance(
         id="demo",
         split="test",
-        language=guess_language(text) if language == "auto" else language,
+        language="" if language == "auto" else language,
         text=text.strip() or None,
         audio=audio or (sound_of(video) if video else None),
         vision=video,

@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.errors import UserError
-from llm_mer.prompting.languages import LANGUAGES
+from llm_mer.prompting.languages import LANGUAGES, detect_language, has_letters
 from llm_mer.prompting.tasks import builtin_tasks
 
 FIELDS: tuple[str, ...] = (
@@ -32,11 +32,6 @@ FIELDS: tuple[str, ...] = (
 def label_fields() -> tuple[str, ...]:
     """Columns that are targets of built-in tasks: ``emotion``, ``sentiment``, ``polarity``, …"""
     return tuple(dict.fromkeys(task.target for task in builtin_tasks().values()))
-
-
-def guess_language(text: str | None) -> str:
-    """``zh`` when the text has a Chinese character, else ``en``."""
-    return "zh" if text and any("\u4e00" <= c <= "\u9fff" for c in text) else "en"
 
 
 def is_broken(text: str) -> bool:
@@ -120,9 +115,9 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
     for name in ("audio", "video"):
         if entry.get(name) == "":
             raise UserError(f"{where}: field {name!r} is ''; it must be the path of a file")
-    language = str(entry.get("language", guess_language(text)))
+    language = str(entry.get("language", ""))
     for name, value, allowed in (("split", split, SPLITS), ("language", language, LANGUAGES)):
-        if value not in allowed:
+        if value not in allowed and name in entry:
             raise UserError(f"{where}: field {name!r} is {value!r}; it must be one of {', '.join(allowed)}")
     turn: int | None = None
     if "turn" in entry:
@@ -139,6 +134,11 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise UserError(f"{where}: field 'tags' is {tags!r}; it must be a list of words (in CSV, split by semicolons)")
     media = {name: str(folder / str(entry[name])) if name in entry else None for name in ("audio", "video")}
+    if not language and has_letters(text):
+        try:
+            language = detect_language(text)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
     return Utterance(
         id=str(entry["id"]),
         split=split,

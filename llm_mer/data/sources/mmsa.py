@@ -32,10 +32,9 @@ import numpy as np
 
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.sources.common import cut, real_number
-from llm_mer.data.sources.manifest import guess_language
 from llm_mer.data.sources.safe_pickle import load_pickle
 from llm_mer.errors import UserError
-from llm_mer.prompting.languages import LANGUAGES
+from llm_mer.prompting.languages import LANGUAGES, detect_corpus_language
 
 FIELDS: tuple[str, ...] = ("raw_text", "id", "audio", "vision", "regression_labels")
 LENGTHS: dict[str, str] = {"audio": "audio_lengths", "vision": "vision_lengths"}
@@ -50,11 +49,6 @@ ANNOTATIONS = "annotations"
 POLARITIES = ("negative", "positive")
 
 logger = logging.getLogger(__name__)
-
-
-def infer_language(texts: Any) -> str:
-    """``zh`` when any sentence has a Chinese character: a Chinese set may lack them here and there."""
-    return "zh" if any(guess_language(str(text)) == "zh" for text in texts) else "en"
 
 
 def read_mmsa(path: Path | str, language: str | None = None) -> Iterator[Utterance]:
@@ -78,7 +72,7 @@ def read_mmsa(path: Path | str, language: str | None = None) -> Iterator[Utteran
     parts = {split: _checked(content.pop(split), f"{path}: {split}") for split in SPLITS if split in content}
     del content
     if language is None:
-        language = infer_language(text for part in parts.values() for text in part["raw_text"])
+        language = detect_corpus_language((str(text) for part in parts.values() for text in part["raw_text"]), str(path))
     for split in list(parts):
         yield from _read_split(parts.pop(split), split, language, f"{path}: {split}")
 

@@ -18,10 +18,9 @@ from typing import Any
 
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.sources.common import cut, label_name
-from llm_mer.data.sources.mmsa import infer_language
 from llm_mer.data.sources.safe_pickle import load_pickle
 from llm_mer.errors import UserError
-from llm_mer.prompting.languages import LANGUAGES
+from llm_mer.prompting.languages import LANGUAGES, detect_corpus_language
 from llm_mer.prompting.tasks import Task, get_task
 
 TASKS: dict[str, str] = {"meld": "meld", "cherma": "cherma", "iemocap": "iemocap6"}
@@ -91,7 +90,7 @@ def _read_file(file: Path, split: str, task: Task, language: str | None) -> Iter
     for number, entry in enumerate(entries):
         _check(entry, f"{file}: entry {number}")
     if language is None:
-        language = infer_language(entry["features"]["text"] for entry in entries)
+        language = detect_corpus_language((str(entry["features"]["text"]) for entry in entries), str(file))
     data_set = file.stem.rpartition("_")[0] or file.stem
     for number, entry in enumerate(entries):
         where, features = f"{file}: entry {number}", entry["features"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm_mer.data.schema import Utterance
-from llm_mer.data.sources.manifest import guess_language, read_manifest, write_manifest
+from llm_mer.data.sources.manifest import read_manifest, write_manifest
 from llm_mer.errors import UserError
 
 FULL = {
@@ -101,10 +101,19 @@ def test_an_absolute_path_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "language"), [("hello", "en"), ("你好 hello", "zh"), (None, "en"), ("", "en"), ("¿qué?", "en")]
+    ("entry", "language"),
+    [({"text": "hello"}, "en"), ({"text": "你好 hello"}, "zh"), ({"audio": "a.wav"}, ""), ({"text": "…"}, "")],
 )
-def test_the_language_follows_from_the_text(text: str | None, language: str) -> None:
-    assert guess_language(text) == language
+def test_the_language_follows_from_the_text(tmp_path: Path, entry: dict[str, str], language: str) -> None:
+    (found,) = read_manifest(jsonl(tmp_path, {"id": "a", **entry}))
+    assert found.language == language
+
+
+@pytest.mark.parametrize("text", ["¿qué?", "Ich bin sehr froh", "행복해요", "うれしい"])
+def test_a_text_in_a_script_of_neither_language_is_refused_by_line(tmp_path: Path, text: str) -> None:
+    path = jsonl(tmp_path, {"id": "a", "text": text})
+    with pytest.raises(UserError, match=r"clips.jsonl:1: language cannot be told.*give 'language', one of en, zh"):
+        read_manifest(path)
 
 
 def test_a_language_that_is_given_is_not_guessed(tmp_path: Path) -> None:
