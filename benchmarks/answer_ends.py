@@ -26,7 +26,7 @@ def main() -> None:
     answers: dict[bool, list[Prediction]] = {}
     seconds: dict[bool, float] = {}
     for end in (True, False):
-        pipeline = MerPipeline.from_checkpoint(arguments.checkpoint, answer_end=end, batch_size=32)
+        pipeline = MerPipeline.from_pretrained(arguments.checkpoint, answer_end=end, batch_size=32)
         began = time.process_time()
         answers[end] = pipeline(utterances)
         seconds[end] = time.process_time() - began

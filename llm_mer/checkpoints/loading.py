@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llm_mer.checkpoints.backbone_reference import find_backbone
 from llm_mer.checkpoints.description import DESCRIPTION_FILE, CheckpointDescription, check_description
+from llm_mer.checkpoints.hub import resolve_checkpoint
 from llm_mer.checkpoints.weights import load_adapter_weights, load_head_weights, load_merged_weights
 from llm_mer.errors import UserError, first_line
 from llm_mer.model.configuration_mer import MerConfig
@@ -27,11 +28,16 @@ class LoadedCheckpoint:
 
 
 def load_checkpoint(
-    folder: Path | str, backbone: str | None = None, device: str | None = None, dtype: str | None = None
+    checkpoint: Path | str,
+    backbone: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
 ) -> LoadedCheckpoint:
-    """Load a checkpoint from the folder alone.
+    """Load a checkpoint from a folder alone, or by its name on the hub.
 
     Args:
+        checkpoint: a folder, or ``owner/name``. revision: branch, tag or commit of the latter.
         backbone: use this backbone instead of the recorded place (its fingerprint must agree).
         device: ``cpu``, ``cuda`` …; default: the accelerator when there is one.
         dtype: of the backbone; default: float32 on a CPU, else the one it was trained with.
@@ -39,7 +45,7 @@ def load_checkpoint(
     Raises:
         UserError: not a checkpoint, a missing or different backbone, or weights that do not fit.
     """
-    folder = Path(folder)
+    folder = resolve_checkpoint(checkpoint, revision)
     description = CheckpointDescription.load(folder)
     check_description(description, folder / DESCRIPTION_FILE)
     if device is None:

@@ -120,7 +120,7 @@ def infer(config: InferConfig) -> int:
         raise UserError("--dialogue_decoder offline needs whole dialogues; with --stdin use online")
     from llm_mer.inference.pipeline import MerPipeline
 
-    pipeline = MerPipeline.from_checkpoint(
+    pipeline = MerPipeline.from_pretrained(
         config.checkpoint,
         backbone=config.backbone,
         adapter=config.adapter,

@@ -28,6 +28,17 @@ def read_utterances(source: str) -> tuple[dict[str, Sequence[Utterance]], dict[s
     return tables, store.info.description, store.info.fingerprint
 
 
+def load_dataset(source: str) -> dict[str, Sequence[Utterance]]:
+    """The utterances of a store or of ``FORMAT:PATH`` by split, e.g. ``load_dataset("data/clips")["test"]``.
+
+    A store is memory-mapped: its utterances are read when they are asked for.
+
+    Raises:
+        UserError: no store, or files that cannot be read as the format.
+    """
+    return read_utterances(source)[0]
+
+
 def find_split(splits: Mapping[str, Sequence[Utterance]], name: str, source: str) -> Sequence[Utterance]:
     """The split of this name. Raises :class:`UserError` with those that ``source`` holds."""
     if name not in splits:

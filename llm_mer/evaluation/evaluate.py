@@ -150,7 +150,7 @@ def load_pipeline(config: EvaluateConfig, processes: ProcessGroup) -> MerPipelin
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: it must be at least 1")
     check_groupings(config.by)
-    return MerPipeline.from_checkpoint(
+    return MerPipeline.from_pretrained(
         config.checkpoint,
         backbone=config.backbone,
         adapter=config.adapter,

@@ -203,7 +203,7 @@ def ask(config: PromptComparisonConfig, progress: bool = True) -> tuple[PromptCo
     if not config.data:
         raise UserError("--data: name the store whose questions are asked")
     own = config.adapter if ":" in config.adapter else None
-    pipeline = MerPipeline.from_checkpoint(
+    pipeline = MerPipeline.from_pretrained(
         config.checkpoint, backbone=config.backbone, batch_size=config.batch_size, adapter=own
     )
     if pipeline.predictor.processor.tokenizer is None:

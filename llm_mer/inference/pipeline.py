@@ -12,10 +12,12 @@ import torch
 
 from llm_mer.adapters import use_adapter
 from llm_mer.checkpoints.description import CheckpointDescription
+from llm_mer.checkpoints.hub import resolve_checkpoint
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS
 from llm_mer.errors import UserError, first_line
+from llm_mer.inference.clips import as_utterance, utterance_from_fields
 from llm_mer.inference.prediction import Prediction
 from llm_mer.inference.predictor import Predictor
 from llm_mer.model.modeling_mer import fusion_adapter_of
@@ -37,17 +39,20 @@ class MerPipeline:
     """A checkpoint ready to answer about clips, texts and features.
 
     Example:
-        >>> pipeline = MerPipeline.from_checkpoint("runs/quickstart")
-        >>> pipeline([Utterance(id="clip", audio="clip.mp4", vision="clip.mp4", text="I am fine.", language="en")])
+        >>> pipeline = MerPipeline.from_pretrained("runs/quickstart/egmf")
+        >>> for prediction in pipeline(video="clip.mp4", text="I am fine."):
+        ...     print(prediction.task, prediction.value)
     """
 
     predictor: Predictor
     description: CheckpointDescription
 
     @classmethod
-    def from_checkpoint(
+    def from_pretrained(
         cls,
-        folder: Path | str,
+        checkpoint: Path | str,
+        revision: str | None = None,
+        *,
         backbone: str | None = None,
         device: str | None = None,
         engine: str = "transformers",
@@ -58,18 +63,22 @@ class MerPipeline:
         """Load a checkpoint; ``options`` are those of :class:`Predictor`.
 
         Args:
+            checkpoint: a folder, or a name on the hub (``owner/name``). revision: branch, tag or commit of the latter.
+            backbone: use this backbone instead of the recorded one. device: default, the accelerator if there is one.
             adapter: ``package.module:Class`` of a checkpoint whose adapter is a class of yours. A checkpoint alone never
                 has such a module imported.
             engine: what runs the language model, one of :data:`~llm_mer.scoring.engines.base.ENGINES`.
             engine_options: its own options.
 
         Raises:
-            UserError: a folder that is no checkpoint, or one of another adapter; a device or an engine that cannot be used.
+            UserError: a folder that is no checkpoint, or one of another adapter; a hub name that cannot be fetched; a device
+                or an engine that cannot be used.
         """
         if adapter is not None:
             use_adapter(adapter)
         if device is not None:
             check_device(device)
+        folder = resolve_checkpoint(checkpoint, revision)
         opened = open_engine(engine, folder, backbone, device, engine_options)
         loaded = opened.loaded
         trained_with = loaded.description.model["adapter"]
@@ -110,14 +119,38 @@ class MerPipeline:
         )
 
     def __call__(
-        self, utterances: Sequence[Utterance], tasks: Sequence[str] | None = None, last_only: bool = False
+        self,
+        utterances: Sequence[Utterance | Mapping[str, Any]] | None = None,
+        tasks: Sequence[str] | None = None,
+        last_only: bool = False,
+        **fields: Any,
     ) -> list[Prediction]:
-        """Answer every task about every utterance; media are decoded with the checkpoint's own feature settings.
+        """Answer every task about one utterance, given by its fields, or about each of a list.
 
-        With ``last_only`` only the last is asked about; those before it are its conversation.
+        ``pipeline(video="clip.mp4", text="…")`` answers about one; ``pipeline([…])`` about utterances, each an
+        :class:`Utterance` or a dict of the same fields. Media are decoded with the checkpoint's own feature settings.
+
+        Args:
+            tasks: only these tasks of the checkpoint.
+            last_only: only the last of the list is asked about; those before it are its conversation.
+            **fields: any of :data:`~llm_mer.inference.clips.FIELDS`, of one utterance.
+
+        Returns:
+            One :class:`Prediction` an utterance and task, in the order of both.
+
+        Raises:
+            UserError: nothing or both given, or an utterance that cannot be read or answered.
         """
-        dataset = self.dataset([self.with_features(utterance) for utterance in utterances], tasks)
-        asked = [i for i, q in enumerate(dataset.questions) if not last_only or q.row == len(utterances) - 1]
+        if (utterances is None) == (not fields):
+            raise UserError("give either a list of utterances or the fields of one, e.g. video=…, text=…")
+        if utterances is None:
+            asked_about = [utterance_from_fields(fields)]
+        elif isinstance(utterances, Utterance | Mapping | str):
+            raise UserError("utterances: give a list; one utterance is given by its fields, e.g. video=…, text=…")
+        else:
+            asked_about = [as_utterance(entry, place) for place, entry in enumerate(utterances)]
+        dataset = self.dataset([self.with_features(utterance) for utterance in asked_about], tasks)
+        asked = [i for i, q in enumerate(dataset.questions) if not last_only or q.row == len(asked_about) - 1]
         return self.predictor.predict(dataset, asked)
 
     def stream(

@@ -137,7 +137,7 @@ def test_training_moves_the_ranks_of_both_languages_and_a_loaded_checkpoint_rout
 def test_answers_do_not_depend_on_the_languages_beside_them(routed: Path, store: Path) -> None:
     utterances = list(UtteranceStore.open(store).split("test"))[:8]
     assert {u.language for u in utterances} == {"en", "zh"}
-    pipeline = MerPipeline.from_checkpoint(routed, generate=True)
+    pipeline = MerPipeline.from_pretrained(routed, generate=True)
     together = {(p.id, p.task): p for p in pipeline(utterances)}
     for utterance in utterances:
         for alone in pipeline([utterance]):
@@ -147,7 +147,7 @@ def test_answers_do_not_depend_on_the_languages_beside_them(routed: Path, store:
 
 
 def test_the_language_decides_which_lora_answers(routed: Path, store: Path) -> None:
-    pipeline = MerPipeline.from_checkpoint(routed)
+    pipeline = MerPipeline.from_pretrained(routed)
     core = conditional_generation_of(pipeline.predictor.model)
     utterances = [u for u in UtteranceStore.open(store).split("test") if u.language == "zh"][:4]
     before = [p.log_probabilities for p in pipeline(utterances, ["emotion"])]

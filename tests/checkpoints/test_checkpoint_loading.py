@@ -24,7 +24,7 @@ from llm_mer.model.modeling_mer import fusion_adapter_of
 
 
 def answers(folder: Path, store: Path, backbone: Path | None = None) -> list[list[float]]:
-    pipeline = MerPipeline.from_checkpoint(folder, backbone=None if backbone is None else str(backbone))
+    pipeline = MerPipeline.from_pretrained(folder, backbone=None if backbone is None else str(backbone))
     return [p.log_probabilities for p in pipeline(list(UtteranceStore.open(store).split("test"))[:6])]
 
 

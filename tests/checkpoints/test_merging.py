@@ -37,7 +37,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 
 def answers(folder: Path, store: Path, language: str | None = None, **options: Any) -> list[Any]:
     utterances = [u for u in UtteranceStore.open(store).split("test") if language in (None, u.language)][:6]
-    return MerPipeline.from_checkpoint(folder, **options)(utterances)
+    return MerPipeline.from_pretrained(folder, **options)(utterances)
 
 
 def furthest(one: list[Any], two: list[Any]) -> float:
@@ -86,7 +86,7 @@ def test_a_merged_checkpoint_answers_the_same_to_1e_4(plain: Path, store: Path, 
     before, after = answers(plain, store, generate=True), answers(merged, store, generate=True)
     assert furthest(before, after) < 1e-4
     assert [p.generated for p in before] == [p.generated for p in after]
-    bare = MerPipeline.from_checkpoint(plain)
+    bare = MerPipeline.from_pretrained(plain)
     with torch.no_grad():
         for name, value in bare.predictor.model.named_parameters():
             if "lora_B" in name:
@@ -131,7 +131,7 @@ def test_a_merged_checkpoint_describes_itself_and_loads_elsewhere_without_peft(
         "import sys; sys.modules['peft'] = None; sys.modules['bitsandbytes'] = None\n"
         "from llm_mer.inference.pipeline import MerPipeline; from llm_mer.data.store import UtteranceStore\n"
         f"utterances = list(UtteranceStore.open({str(store)!r}).split('test'))[:2]\n"
-        f"found = MerPipeline.from_checkpoint({str(elsewhere)!r})(utterances)\n"
+        f"found = MerPipeline.from_pretrained({str(elsewhere)!r})(utterances)\n"
         "print([p.value for p in found])"
     )
     done = subprocess.run(

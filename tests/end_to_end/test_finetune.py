@@ -41,7 +41,7 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 
 def answers(folder: Path, store: Path) -> list[str | float]:
-    return [p.value for p in MerPipeline.from_checkpoint(folder)(list(UtteranceStore.open(store).split("test"))[:6])]
+    return [p.value for p in MerPipeline.from_pretrained(folder)(list(UtteranceStore.open(store).split("test"))[:6])]
 
 
 def test_accelerate_trains_evaluates_and_leaves_a_checkpoint_that_answers(

@@ -66,7 +66,7 @@ def test_two_prompts_of_one_name_and_a_negative_number_of_orders_are_refused(tmp
 
 
 def test_an_order_of_labels_asks_what_the_same_list_written_out_asks(trained: Path, store: Path) -> None:
-    pipeline = MerPipeline.from_checkpoint(trained)
+    pipeline = MerPipeline.from_pretrained(trained)
     emotion = next(task for task in pipeline.tasks if task.name == "emotion")
     order = tuple(reversed(range(emotion.num_classes)))
     utterances = [u for u in UtteranceStore.open(store).split("test") if u.language == "en"][:6]
@@ -82,7 +82,7 @@ def test_an_order_of_labels_asks_what_the_same_list_written_out_asks(trained: Pa
 
 
 def test_the_index_of_an_answer_follows_the_order_that_was_shown(trained: Path, store: Path) -> None:
-    pipeline = MerPipeline.from_checkpoint(trained)
+    pipeline = MerPipeline.from_pretrained(trained)
     emotion = next(task for task in pipeline.tasks if task.name == "emotion")
     order = (*range(1, emotion.num_classes), 0)
     asked = dataclasses.replace(template("{indexed_labels}\n{transcript}\nNumber:"), answer="index")

@@ -675,7 +675,7 @@ def checkpoint(path: Path, ground: Ground) -> Any:
     from llm_mer.inference.pipeline import MerPipeline
 
     own = ground.folder / "checkpoint"
-    return MerPipeline.from_checkpoint(own if own.is_dir() else path)
+    return MerPipeline.from_pretrained(own if own.is_dir() else path)
 
 
 def described(change: Callable[[Any], Any]) -> Build:
@@ -699,7 +699,7 @@ def damaged(name: str, share: float | None = None) -> Build:
 def with_backbone(path: Path, ground: Ground) -> Any:
     from llm_mer.inference.pipeline import MerPipeline
 
-    return MerPipeline.from_checkpoint(path, backbone=str(ground.other_backbone))
+    return MerPipeline.from_pretrained(path, backbone=str(ground.other_backbone))
 
 
 def reshaped(ground: Ground) -> Path:

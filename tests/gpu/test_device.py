@@ -40,7 +40,7 @@ def test_the_device_is_there_and_used(arguments: Callable[..., list[str]]) -> No
 
 def test_answers_on_the_device_are_those_of_the_cpu(trained: Path) -> None:
     utterances = make_utterances("test", 24)
-    here, there = (MerPipeline.from_checkpoint(trained, device=name)(utterances) for name in ("cpu", DEVICE))
+    here, there = (MerPipeline.from_pretrained(trained, device=name)(utterances) for name in ("cpu", DEVICE))
     for expected, found in zip(here, there, strict=True):
         assert found.log_probabilities == pytest.approx(expected.log_probabilities, abs=2e-2)
         if expected.task == "emotion":
@@ -52,7 +52,7 @@ def test_without_ends_and_in_any_batch_answers_on_the_device_stay(trained: Path)
     utterances = make_utterances("test", 24)
     for end in (True, False):
         one, other = (
-            MerPipeline.from_checkpoint(trained, device=DEVICE, answer_end=end, batch_size=size)(utterances, ["emotion"])
+            MerPipeline.from_pretrained(trained, device=DEVICE, answer_end=end, batch_size=size)(utterances, ["emotion"])
             for size in (1, 24)
         )
         for expected, found in zip(one, other, strict=True):
@@ -70,7 +70,7 @@ def test_training_in_bf16_on_the_device_learns_and_its_checkpoint_answers_on_a_c
     begun, ended = adapter_weights(fresh), adapter_weights(output)
     for part in ("fusion_adapter", "lora_B"):
         assert any(not torch.equal(ended[name], value) for name, value in begun.items() if part in name)
-    for prediction in MerPipeline.from_checkpoint(output, device="cpu")(make_utterances("test", 4)):
+    for prediction in MerPipeline.from_pretrained(output, device="cpu")(make_utterances("test", 4)):
         assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-4)
 
 

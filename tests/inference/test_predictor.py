@@ -34,7 +34,7 @@ from llm_mer.prompting.tasks import get_task
 
 @pytest.fixture(scope="module")
 def pipeline(trained: Path) -> MerPipeline:
-    return MerPipeline.from_checkpoint(trained)
+    return MerPipeline.from_pretrained(trained)
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +72,12 @@ def test_every_answer_is_valid_and_its_probabilities_sum_to_one(pipeline: MerPip
 def test_the_batch_size_changes_nothing(
     size: int, trained: Path, pipeline: MerPipeline, utterances: list[Utterance]
 ) -> None:
-    other = MerPipeline.from_checkpoint(trained, batch_size=size)
+    other = MerPipeline.from_pretrained(trained, batch_size=size)
     assert close(other(utterances), pipeline(utterances))
 
 
 def test_without_its_end_an_answer_is_as_probable_as_its_tokens(trained: Path, utterances: list[Utterance]) -> None:
-    pipeline = MerPipeline.from_checkpoint(trained, answer_end=False)
+    pipeline = MerPipeline.from_pretrained(trained, answer_end=False)
     predictor, task = pipeline.predictor, pipeline.named_tasks(["emotion"])[0]
     core: Any = predictor.core
     dataset = pipeline.dataset(utterances[:3], ["emotion"])
@@ -97,7 +97,7 @@ def test_without_its_end_an_answer_is_as_probable_as_its_tokens(trained: Path, u
 
 
 def test_without_ends_answers_of_which_one_begins_another_are_refused(trained: Path, utterances: list[Utterance]) -> None:
-    pipeline = MerPipeline.from_checkpoint(trained, answer_end=False)
+    pipeline = MerPipeline.from_pretrained(trained, answer_end=False)
     processor = pipeline.predictor.processor
     one, another = processor.encode("1"), processor.encode("1 1")
     assert another[: len(one)] == one
@@ -110,7 +110,7 @@ def test_without_ends_answers_of_which_one_begins_another_are_refused(trained: P
 def test_one_utterance_takes_one_pass_and_a_stream_computes_what_prompts_begin_with_once(
     trained: Path, utterances: list[Utterance]
 ) -> None:
-    pipeline = MerPipeline.from_checkpoint(trained, batch_size=1)
+    pipeline = MerPipeline.from_pretrained(trained, batch_size=1)
     core: Any = pipeline.predictor.core
     widths: list[int] = []
     core.model.language_model.register_forward_pre_hook(
@@ -154,7 +154,7 @@ def test_an_utterance_with_nothing_at_all_is_an_error_that_names_it(
 
 
 def test_free_generation_is_kept_and_parsed_but_never_guessed_at(trained: Path, utterances: list[Utterance]) -> None:
-    found = MerPipeline.from_checkpoint(trained, generate=True)(utterances)
+    found = MerPipeline.from_pretrained(trained, generate=True)(utterances)
     for prediction in found:
         task = get_task(prediction.task)
         style = "word" if task.kind == "classification" else "number"
@@ -167,13 +167,13 @@ def test_free_generation_is_kept_and_parsed_but_never_guessed_at(trained: Path, 
 
 @pytest.mark.parametrize("statistic", ["mean", "median", "mode"])
 def test_the_value_of_a_score_is_the_statistic_asked_for(statistic: str, trained: Path, utterances: list[Utterance]) -> None:
-    for prediction in MerPipeline.from_checkpoint(trained, score_statistic=statistic)(utterances[:3], ["sentiment"]):
+    for prediction in MerPipeline.from_pretrained(trained, score_statistic=statistic)(utterances[:3], ["sentiment"]):
         assert prediction.value == getattr(prediction, statistic)
 
 
 def test_wrong_choices_are_refused(trained: Path, pipeline: MerPipeline, utterances: list[Utterance]) -> None:
     with pytest.raises(UserError, match="score_statistic is 'best'"):
-        MerPipeline.from_checkpoint(trained, score_statistic="best")
+        MerPipeline.from_pretrained(trained, score_statistic="best")
     with pytest.raises(UserError, match="not trained on task 'polarity'; it knows emotion, sentiment"):
         pipeline(utterances, ["polarity"])
     wrong = dataclasses.replace(utterances[0], audio_features=np.zeros((3, 9), np.float32))
@@ -183,10 +183,10 @@ def test_wrong_choices_are_refused(trained: Path, pipeline: MerPipeline, utteran
 
 def test_a_batch_size_and_a_device_that_cannot_be_are_refused(trained: Path) -> None:
     with pytest.raises(UserError, match="batch_size is 0"):
-        MerPipeline.from_checkpoint(trained, batch_size=0)
+        MerPipeline.from_pretrained(trained, batch_size=0)
     for device in ("foo", "cuda:99"):
         with pytest.raises(UserError, match=f"device '{device}' cannot be used"):
-            MerPipeline.from_checkpoint(trained, device=device)
+            MerPipeline.from_pretrained(trained, device=device)
 
 
 def test_an_output_in_the_place_of_a_folder_is_refused(trained: Path, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_predicting_leaves_a_training_model_in_training_mode(pipeline: MerPipeli
 
 
 def test_fused_features_are_kept_on_request(trained: Path, utterances: list[Utterance]) -> None:
-    found = MerPipeline.from_checkpoint(trained, keep_features=True)(utterances[:2])
+    found = MerPipeline.from_pretrained(trained, keep_features=True)(utterances[:2])
     assert len(found[0].diagnostics["features"]) == 16
 
 
@@ -603,7 +603,7 @@ def test_a_conversation_line_by_line_is_answered_as_it_is_whole(
 ) -> None:
     from llm_mer.cli.train import finetune
 
-    pipeline = MerPipeline.from_checkpoint(finetune(arguments(adapter="gated_xlstm", max_steps=1, context_window=3)))
+    pipeline = MerPipeline.from_pretrained(finetune(arguments(adapter="gated_xlstm", max_steps=1, context_window=3)))
     dialogue = [u for u in utterances if u.dialogue_id == utterances[0].dialogue_id]
     assert len(dialogue) > 4
     live = Conversations(pipeline, None, decode=False)
@@ -617,7 +617,7 @@ def test_one_step_is_answered_where_training_had_sequences(
     from llm_mer.cli.train import finetune
 
     checkpoint = finetune(arguments(adapter=adapter, max_steps=1))
-    pipeline = MerPipeline.from_checkpoint(checkpoint)
+    pipeline = MerPipeline.from_pretrained(checkpoint)
     assert pipeline.description.model["adapter_config"]["context_sizes"]["audio"] == 12
     short = dataclasses.replace(
         utterances[0],
@@ -644,7 +644,7 @@ def test_sequences_are_answered_where_training_had_one_step(arguments: Callable[
     for utterance in found[:16]:
         utterance.audio_features = utterance.audio_features[:1]
     argv = arguments(data=write_store(found, tmp_path / "store"), adapter="lpgnet", max_steps=1, eval_strategy="epoch")
-    pipeline = MerPipeline.from_checkpoint(finetune(argv))
+    pipeline = MerPipeline.from_pretrained(finetune(argv))
     assert pipeline.description.model["adapter_config"]["context_sizes"]["audio"] == 6
     assert len(pipeline(found[16:])) == 4
 
@@ -653,7 +653,7 @@ def test_an_adapter_alone_answers_from_features(store: Path, tmp_path: Path, utt
     from llm_mer.cli.train import finetune
 
     argv = training_options(store, "none", tmp_path / "run", tasks=["emotion", "sentiment"], max_steps=2)
-    pipeline = MerPipeline.from_checkpoint(finetune(argv))
+    pipeline = MerPipeline.from_pretrained(finetune(argv))
     found = pipeline(utterances)
     assert len(values_of(found)) == 20
     assert all(p.probabilities for p in found if p.task == "emotion")

@@ -59,7 +59,7 @@ def test_what_the_adapter_is_told_not_to_read_is_not_asked_for_later(
     arguments: Callable[..., list[str]], store: Path, tmp_path: Path
 ) -> None:
     output = finetune(arguments(use_vision="false", max_steps=1))
-    pipeline = MerPipeline.from_checkpoint(output)
+    pipeline = MerPipeline.from_pretrained(output)
     assert set(pipeline.predictor.processor.feature_sizes) == {"text", "audio"}
     utterance = UtteranceStore.open(store).split("test")[0]
     # A clip whose pictures are not looked at, so that it does not matter that there are none.

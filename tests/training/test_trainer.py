@@ -75,7 +75,7 @@ def test_lora_rank_zero_trains_the_adapter_alone(arguments: Callable[..., list[s
 
 
 def test_what_audio_and_vision_say_is_learnt_through_the_pseudo_tokens(trained: Path, store: Path) -> None:
-    pipeline = MerPipeline.from_checkpoint(trained)
+    pipeline = MerPipeline.from_pretrained(trained)
     utterances = [u for split in ("valid", "test") for u in UtteranceStore.open(store).split(split)]
     task = get_task("emotion")
     dataset = MerDataset(utterances, [task])
@@ -566,7 +566,7 @@ def test_every_intermediate_checkpoint_answers_by_itself(arguments: Callable[...
     output = finetune(arguments(**changes))
     utterances = list(UtteranceStore.open(store).split("test"))[:4]
     for folder in (output / "checkpoint-1", output / "checkpoint-2", output):
-        assert len(MerPipeline.from_checkpoint(folder)(utterances)) == 4
+        assert len(MerPipeline.from_pretrained(folder)(utterances)) == 4
 
 
 def test_what_is_saved_to_answer_lacks_what_only_training_needs(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -586,7 +586,7 @@ def test_what_is_saved_to_answer_lacks_what_only_training_needs(arguments: Calla
 
 def test_an_adapter_that_reads_context_trains_on_dialogues(arguments: Callable[..., list[str]], store: Path) -> None:
     output = finetune(arguments(adapter="gated_xlstm", max_steps=2, context_window=4, **EVALUATED, eval_steps=2))
-    pipeline = MerPipeline.from_checkpoint(output)
+    pipeline = MerPipeline.from_pretrained(output)
     assert pipeline.predictor.use_context
     assert pipeline.description.context == {"window": 4, "bidirectional": False}
     utterances = [u for u in UtteranceStore.open(store).split("test") if u.dialogue_id == "test-en-0"]

@@ -95,5 +95,5 @@ def run(config: DemoConfig) -> None:
     """Load the checkpoint and serve until interrupted."""
     from llm_mer.inference.pipeline import MerPipeline
 
-    pipeline = MerPipeline.from_checkpoint(config.checkpoint, backbone=config.backbone, adapter=config.adapter)
+    pipeline = MerPipeline.from_pretrained(config.checkpoint, backbone=config.backbone, adapter=config.adapter)
     build(pipeline).launch(server_name=config.host, server_port=config.port, share=False)

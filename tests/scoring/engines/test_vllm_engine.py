@@ -172,8 +172,8 @@ def furthest(one: list[Any], two: list[Any]) -> float:
 
 def test_scores_values_diagnostics_and_free_text_are_those_of_transformers(checkpoint: Path, store: Path, kind: str) -> None:
     utterances = list(UtteranceStore.open(store).split("test"))[:6]
-    expected = MerPipeline.from_checkpoint(checkpoint, generate=True)(utterances)
-    pipeline = MerPipeline.from_checkpoint(
+    expected = MerPipeline.from_pretrained(checkpoint, generate=True)(utterances)
+    pipeline = MerPipeline.from_pretrained(
         checkpoint, engine="vllm", engine_options=eager(kind), generate=True, batch_size=4, device="cpu"
     )
     found = pipeline(utterances)
@@ -193,8 +193,8 @@ def test_scores_values_diagnostics_and_free_text_are_those_of_transformers(check
 
 def test_unnormalised_scores_are_the_label_scorers(glm: Path, store: Path, kind: str) -> None:
     utterances = list(UtteranceStore.open(store).split("test"))[:3]
-    plain = MerPipeline.from_checkpoint(glm).predictor
-    predictor = MerPipeline.from_checkpoint(glm, engine="vllm", engine_options=eager(kind), device="cpu").predictor
+    plain = MerPipeline.from_pretrained(glm).predictor
+    predictor = MerPipeline.from_pretrained(glm, engine="vllm", engine_options=eager(kind), device="cpu").predictor
     for task, language in ((task, language) for task in plain.processor.tasks for language in ("en", "zh")):
         inputs = inputs_of(plain, utterances, task)
         answers = plain.processor.answers(task, language)
@@ -220,8 +220,8 @@ def test_a_merged_checkpoint_answers_where_it_lies(glm: Path, store: Path, tmp_p
         pytest.skip("asks the stand-in what it was given")
     merged = merge_checkpoint(glm, tmp_path / "merged")
     utterances = list(UtteranceStore.open(store).split("test"))[:2]
-    found = MerPipeline.from_checkpoint(merged, engine="vllm")(utterances, ["emotion"])
-    assert furthest(found, MerPipeline.from_checkpoint(glm)(utterances, ["emotion"])) < 1e-4
+    found = MerPipeline.from_pretrained(merged, engine="vllm")(utterances, ["emotion"])
+    assert furthest(found, MerPipeline.from_pretrained(glm)(utterances, ["emotion"])) < 1e-4
     assert LLM.made[0].model.config._name_or_path == str(merged / "backbone")
 
 
@@ -234,14 +234,14 @@ def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_vllm", "no_backbone")
 def test_without_vllm_one_line_says_how_to_install_it(trained: Path) -> None:
     with pytest.raises(UserError, match=r"vLLM is not installed: pip install 'llm-mer\[vllm\]'"):
-        MerPipeline.from_checkpoint(trained, engine="vllm")
+        MerPipeline.from_pretrained(trained, engine="vllm")
 
 
 def test_a_vllm_that_knows_no_chosen_tokens_is_too_old(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
     monkeypatch.setattr(sys.modules["vllm"], "SamplingParams", lambda temperature=1.0, logprobs=None: None)
     with pytest.raises(UserError, match=r"vLLM 0\.30\.0 cannot give .*logprob_token_ids.*install -U"):
-        MerPipeline.from_checkpoint(trained, engine="vllm")
+        MerPipeline.from_pretrained(trained, engine="vllm")
 
 
 def test_what_cannot_be_is_refused_before_a_backbone_is_loaded(
@@ -249,20 +249,20 @@ def test_what_cannot_be_is_refused_before_a_backbone_is_loaded(
 ) -> None:
     stand_in(monkeypatch)
     with pytest.raises(UserError, match="engine: 'tgi' is not one of transformers, vllm"):
-        MerPipeline.from_checkpoint(trained, engine="tgi")
+        MerPipeline.from_pretrained(trained, engine="tgi")
     with pytest.raises(UserError, match="engine transformers has none, found tensor_parallel_size"):
-        MerPipeline.from_checkpoint(trained, engine_options={"tensor_parallel_size": 2})
+        MerPipeline.from_pretrained(trained, engine_options={"tensor_parallel_size": 2})
     with pytest.raises(UserError, match="max_model_len is set by the engine"):
-        MerPipeline.from_checkpoint(trained, engine="vllm", engine_options={"max_model_len": 2})
+        MerPipeline.from_pretrained(trained, engine="vllm", engine_options={"max_model_len": 2})
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="vLLM starts its own; start one, with --engine_options tensor_parallel_size=N"):
-        MerPipeline.from_checkpoint(trained, engine="vllm")
+        MerPipeline.from_pretrained(trained, engine="vllm")
 
 
 def test_an_option_vllm_does_not_know_is_one_line(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
     with pytest.raises(UserError, match=r"vLLM cannot run .*unexpected keyword argument 'tensor_paralel'"):
-        MerPipeline.from_checkpoint(trained, engine="vllm", engine_options={"tensor_paralel": 2})
+        MerPipeline.from_pretrained(trained, engine="vllm", engine_options={"tensor_paralel": 2})
 
 
 @pytest.mark.parametrize(
@@ -314,10 +314,10 @@ def test_questions_ask_for_every_edge_once_after_its_own_path(limit: int) -> Non
 def test_long_work_is_cut_into_calls_of_bounded_size(glm: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
     utterances = list(UtteranceStore.open(store).split("test"))[:4]
-    whole = MerPipeline.from_checkpoint(glm, engine="vllm")(utterances, ["sentiment"])
+    whole = MerPipeline.from_pretrained(glm, engine="vllm")(utterances, ["sentiment"])
     few = len(LLM.made[-1].calls)
     monkeypatch.setattr(vllm_engine, "EMBEDDING_BYTES", 2**15)
-    parts = MerPipeline.from_checkpoint(glm, engine="vllm")(utterances, ["sentiment"])
+    parts = MerPipeline.from_pretrained(glm, engine="vllm")(utterances, ["sentiment"])
     assert furthest(whole, parts) == 0.0
     assert len(LLM.made[-1].calls) > 3 * few
     assert sum(LLM.made[-1].calls) == sum(LLM.made[-2].calls)
