@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from llm_mer.data.schema import Utterance
-from llm_mer.data.sources.manifest import is_broken, parse_json_line, stream_manifest, utterance_from_entry
+from llm_mer.data.sources.manifest import is_broken, json_entries, stream_manifest, utterance_from_entry
 from llm_mer.data.store import check_values
 from llm_mer.errors import UserError
 from llm_mer.features.media import sound_of
@@ -166,22 +167,19 @@ def inputs(config: InferConfig) -> Iterator[Utterance | tuple[str, str]]:
             yield utterance
         yield from refused
     else:
-        for number, line in enumerate(_standard_input(), 1):
-            if not line.strip():
-                continue
-            where = f"standard input:{number}"
+        for where, given_entry in json_entries(_standard_input(), "standard input"):
             try:
-                entry = parse_json_line(line, where)
-                entry.setdefault("id", f"line-{number}")
-                yield utterance_from_entry(entry, where, Path())
+                if isinstance(given_entry, UserError):
+                    raise given_entry
+                given_entry.setdefault("id", f"line-{where.rpartition(':')[2]}")
+                yield utterance_from_entry(given_entry, where, Path())
             except UserError as error:
                 if config.on_bad_input == "stop":
                     raise
                 yield where, str(error)
 
 
-def _standard_input() -> Iterator[str]:
-    try:
-        yield from sys.stdin
-    except UnicodeDecodeError as error:
-        raise UserError(f"standard input: not UTF-8 text: {error}") from None
+def _standard_input() -> BinaryIO:
+    """The bytes of standard input: one line that is not UTF-8 is an error of its own."""
+    stream = sys.stdin
+    return stream.buffer if hasattr(stream, "buffer") else io.BytesIO(stream.read().encode("utf-8", "surrogatepass"))

@@ -11,9 +11,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llm_mer.errors import UserError
+from llm_mer.storage.quoting import quote
+from llm_mer.storage.yaml_text import parse_yaml, read_yaml
 
 ANSWER_STYLES: tuple[str, ...] = ("word", "index", "number")
 CONVENTIONS: dict[str, tuple[str, ...]] = {"classification": ("classification", "iemocap"), "regression": ("mosi", "sims")}
@@ -190,8 +190,8 @@ class Task:
             for row in given:
                 if not isinstance(row, dict) or "name" not in row:
                     raise UserError(f"{where}: task {name!r} has label {row!r}; a label is {{name: …, en: …, zh: …}}")
-                words = {k: str(v) for k, v in row.items() if k != "name"}
-                labels.append(Label(str(row["name"]), words))
+                spoken_as = {str(k): _text(v, f"{where}: task {name!r}: label {quote(row)}") for k, v in row.items()}
+                labels.append(Label(spoken_as.pop("name"), spoken_as))
             if len(labels) < 2:
                 raise UserError(f"{where}: task {name!r} needs at least two labels, found {len(labels)}")
             languages = set(labels[0].words)
@@ -208,14 +208,15 @@ class Task:
             spelt = entry.get("aliases") or {}
             if not isinstance(spelt, dict):
                 raise UserError(f"{where}: task {name!r} has aliases {spelt!r}; it must be a mapping of spellings to labels")
-            aliases = {str(k): str(v) for k, v in spelt.items()}
+            place = f"{where}: task {name!r}: aliases"
+            aliases = {_text(k, place): _text(v, place) for k, v in spelt.items()}
             unknown = sorted(set(aliases.values()) - set(names))
             if unknown:
                 raise UserError(f"{where}: task {name!r} has aliases of unknown labels {unknown}; labels are {names}")
             ignored = entry.get("ignored") or []
             if not isinstance(ignored, list):
                 raise UserError(f"{where}: task {name!r} has ignored {ignored!r}; it must be a list of labels")
-            ignored = [str(label) for label in ignored]
+            ignored = [_text(label, f"{where}: task {name!r}: ignored") for label in ignored]
             spellings = {*names, *aliases, *(word for label in labels for word in label.words.values())}
             both = sorted(spellings & set(ignored))
             if both:
@@ -252,11 +253,21 @@ class Task:
         )
 
 
+def _text(value: Any, where: str) -> str:
+    """A word. Raises :class:`UserError` for what YAML reads as something else: ``no`` is false, and ``010`` is 8."""
+    if not isinstance(value, str):
+        raise UserError(f'{where}: {quote(value)} is read as a {type(value).__name__}; put words in quotes: "no", "1"')
+    return value
+
+
 @cache
 def builtin_tasks() -> dict[str, Task]:
     """The tasks of ``llm_mer/prompting/resources/tasks.yaml``."""
     text = resources.files("llm_mer.prompting").joinpath("resources/tasks.yaml").read_text(encoding="utf-8")
-    return {name: Task.from_dict(name, entry, "resources/tasks.yaml") for name, entry in yaml.safe_load(text).items()}
+    return {
+        name: Task.from_dict(name, entry, "resources/tasks.yaml")
+        for name, entry in parse_yaml(text, "resources/tasks.yaml").items()
+    }
 
 
 def get_task(name: str) -> Task:
@@ -271,12 +282,7 @@ def get_task(name: str) -> Task:
         path = Path(name)
         if not path.is_file():
             raise UserError(f"{name}: no such task file")
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{name}: not UTF-8 text: {error}") from None
-        except yaml.YAMLError as error:
-            raise UserError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+        content = read_yaml(path, name)
         if not isinstance(content, dict) or len(content) != 1:
             raise UserError(f"{name}: a task file holds exactly one task, {{name: {{kind: …}}}}")
         ((task_name, entry),) = content.items()

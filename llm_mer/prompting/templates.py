@@ -10,12 +10,11 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-import yaml
-
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import ANSWER_STYLES, Task
 from llm_mer.resources.files import resource
+from llm_mer.storage.yaml_text import read_yaml
 
 PLACEHOLDERS: tuple[str, ...] = ("transcript", "labels", "indexed_labels", "low", "high", "context", "speaker")
 
@@ -118,12 +117,7 @@ def prompt_folder() -> Path:
 
 def read_prompt(path: Path) -> PromptTemplate:
     """One YAML file, checked. The file's name is the prompt's unless it names itself."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: a prompt file is a mapping of keys to values")
     return PromptTemplate.from_dict({"name": path.stem, **content}, str(path))

@@ -330,6 +330,51 @@ MANIFESTS = (
     Fault("manifest CSV: a head alone", file("clips.csv", "id,text\n"), manifest, "the manifest is empty"),
     Fault("manifest CSV: no number", file("clips.csv", "id,text,turn\na,b,c\n"), manifest, ":2: field 'turn' is 'c'"),
     Fault("manifest CSV: a column twice", file("clips.csv", "id,text,text\na,b,c\n"), manifest, "column 'text' .* twice"),
+    Fault("manifest: a key twice", file("c.jsonl", '{"id": "a", "text": "x", "text": "y"}'), manifest, "'text' .*twice"),
+    Fault("manifest: a number of 400 digits", entry(sentiment=10**399), manifest, ":2: a number of 400 digits; at most 300"),
+    Fault(
+        "manifest: a text of 400 digits", entry(sentiment="9" * 400), manifest, ":2: field 'sentiment' is .* finite number"
+    ),
+    Fault("manifest: 10 000 digits", file("c.jsonl", '{"id": ' + "9" * 10_000 + "}"), manifest, ":1: .* 10000 digits"),
+    Fault("manifest: an infinite id", file("c.jsonl", '{"id": 1e999, "text": "a"}'), manifest, "'id' is inf; it must be"),
+    Fault(
+        "manifest: nesting 3000 deep",
+        file("c.jsonl", '{"id": ' + "[" * 3000 + "]" * 3000 + "}"),
+        manifest,
+        ":1: brackets are nested too deeply",
+    ),
+    Fault("manifest: a turn beyond 64 bits", entry(turn=2**63), manifest, r":2: field 'turn' is 9\d+; .* at most 64 bits"),
+    Fault("manifest: a turn below 64 bits", entry(turn="-9223372036854775808"), manifest, ":2: field 'turn' .* at most 64"),
+    Fault("manifest: a turn of 1e30", entry(turn=1e30), manifest, ":2: field 'turn' is 1e.30; .* at most 64 bits"),
+    Fault("manifest: a turn with underscores", entry(turn="1_000"), manifest, ":2: field 'turn' is '1_000'; it must be"),
+    Fault("manifest: 20 000 fields", entry(**{f"f{i}": 1 for i in range(20_000)}), manifest, "unknown fields .* 19988 more"),
+    Fault("manifest: a text of 1 MB as turn", entry(turn="x" * 2**20), manifest, r"turn.* \(1048576 char"),
+    Fault("manifest: a line of 17 MB", entry(text="x" * (17 << 20)), manifest, ":2: more than 16777216 bytes"),
+    Fault(
+        "manifest CSV: 20 000 columns",
+        file("clips.csv", ",".join(f"c{i}" for i in range(20_000)) + "\n"),
+        manifest,
+        "20000 columns; at most 10000",
+    ),
+    Fault(
+        "manifest CSV: an open quote to the end",
+        file("clips.csv", 'id,text\na,"open\n' + "".join(f"r{i},words\n" for i in range(41))),
+        manifest,
+        ":2: a quote that is opened here is not closed",
+    ),
+    Fault(
+        "manifest CSV: an open quote up to the next one",
+        file("clips.csv", 'id,text\na,"open\nb,words\nc,"whole"\n'),
+        manifest,
+        ":2: a quote that is opened here is not closed",
+    ),
+    Fault(
+        "manifest CSV: a quote closed rows later",
+        file("clips.csv", 'id,text\na,"open\nb,words\nc,whole"\nd,e\n'),
+        manifest,
+        ":2: a quote that is opened here is closed 2 lines further on",
+    ),
+    Fault("manifest CSV: text after a quote", file("clips.csv", 'id,text\na,"b"c\n'), manifest, ":2: not CSV: ',' expected"),
     Fault("manifest CSV: semicolons", file("clips.csv", "id;text\na;b\n"), manifest, r"unknown fields \['id;text'\]"),
 )
 
@@ -528,6 +573,10 @@ CSVS = (
     ),
     Fault("MELD: unknown sentiment", meld_file("hi,Joey,joy,good,0,0\n"), meld, ":2: field Sentiment is 'good'; it must be"),
     Fault("MELD: a short row", meld_file("hi,Joey\n"), meld, ":2: the row ends before column Emotion"),
+    Fault("MELD: an open quote", meld_file('"hi,Joey,joy,positive,0,0\nho,Ross,joy,positive,0,1\n'), meld, ":2: a quote"),
+    Fault("MELD: a column twice", meld_file("", MELD_HEAD.replace("Speaker", "Utterance")), meld, "'Utterance' .* twice"),
+    Fault("MELD: a cell too many", meld_file("hi,Joey,joy,positive,0,0,9\n"), meld, ":2: more cells than columns"),
+    Fault("MELD: half a turn", meld_file("hi,Joey,joy,positive,0,1e400\n"), meld, "Utterance_ID is '1e400'; .* whole"),
     Fault("CPED: no file", lambda g: g.folder, cped, r"no such file; a CPED folder holds train_split\.csv"),
     Fault("CPED: a column is missing", cped_file("", "Speaker\n"), cped, "no column Dialogue_ID, .*; found Speaker"),
     Fault(
@@ -562,6 +611,7 @@ CSVS = (
     Fault(
         "MOSI CSV: another label", mosi_csv_file(text_test0="0.5,1,7\n"), mosi_csv, ":1: the last column, the label, is '7'"
     ),
+    Fault("MOSI CSV: an open quote", mosi_csv_file(transcripts='"a_1","YES,"1","1"\n'), mosi_csv, ":1: not CSV"),
     Fault("MOSI CSV: rows disagree", mosi_csv_file(audio_test0=""), mosi_csv, ": 0 rows, .* has more; a split's files"),
     Fault("MOSI CSV: row that is not there", mosi_csv_file(text_train='"9"\n'), mosi_csv, ":1: row 9 of transcripts.csv"),
     Fault(
@@ -859,6 +909,9 @@ CHECKPOINTS = (
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
 PROMPT = {
     "language": "en",
     "kind": "classification",
@@ -899,6 +952,10 @@ PROMPTS = (
     Fault("prompt: an empty folder", lambda g: g.folder, prompts, "is no file, folder or style; styles are"),
     Fault("prompt: not YAML", file("mine.yaml", "task: [a\nkind: b"), prompts, "not YAML"),
     Fault("prompt: not UTF-8", file("mine.yaml", "task: é".encode("latin-1")), prompts, "not UTF-8 text"),
+    Fault("prompt: a key twice", file("mine.yaml", "task: a\nkind: b\ntask: c"), prompts, "line 3: key 'task' .* twice"),
+    Fault("prompt: aliases without end", file("mine.yaml", LAUGHS), prompts, "aliases make more than 100000 values"),
+    Fault("prompt: nested", file("mine.yaml", "[" * 5000), prompts, "nested|not YAML"),
+    Fault("prompt: a class", file("mine.yaml", "task: !!python/name:os.system"), prompts, "not YAML: could not determine"),
     Fault("prompt: a list", file("mine.yaml", "- task"), prompts, "a prompt file is a mapping of keys to values"),
     Fault("prompt: unknown key", prompt_file(tone="kind"), prompts, r"unknown keys \['tone'\]; a prompt knows \['answer'"),
     Fault("prompt: no task", prompt_file(task=None), prompts, r"missing keys \['task'\]"),
@@ -981,6 +1038,24 @@ TASKS = (
     Fault("task: not YAML", file("mine.yaml", "mood: [\nkind: b"), task, "not YAML"),
     Fault("task: not UTF-8", file("mine.yaml", "mood: é".encode("latin-1")), task, "not UTF-8 text"),
     Fault("task: two in a file", file("mine.yaml", "a: {}\nb: {}"), task, "a task file holds exactly one task"),
+    Fault("task: aliases without end", file("mine.yaml", LAUGHS), task, "aliases make more than 100000 values"),
+    Fault(
+        "task: a label named no",
+        file("mine.yaml", "mood: {kind: classification, labels: [{name: no, en: nay}, {name: yes, en: yea}]}"),
+        task,
+        "False is read as a bool; put words in quotes",
+    ),
+    Fault("task: a word named on", task_file(labels=[JOY, {**GRIEF, "en": True}]), task, "True is read as a bool"),
+    Fault("task: an octal label", task_file(labels=[JOY, {**GRIEF, "name": 8}]), task, "8 is read as a int"),
+    Fault("task: an alias of yes", task_file(aliases={True: "joy"}), task, "aliases: True is read as a bool"),
+    Fault(
+        "task: a date ignored",
+        file(
+            "mine.yaml", "mood: {ignored: [2020-01-01], kind: classification, labels: [{name: a, en: a}, {name: b, en: b}]}"
+        ),
+        task,
+        "ignored: datetime.* is read as a date",
+    ),
     Fault("task: a list", file("mine.yaml", "mood: [a]"), task, r"task 'mood' is \['a'\]; it must be a mapping"),
     Fault("task: unknown key", task_file(colour=1), task, r"task 'mood' has unknown keys \['colour'\]; known are"),
     Fault("task: no kind", task_file(kind=None), task, "has kind None; it must be classification or regression"),

@@ -1,13 +1,11 @@
-"""What the readers share: CSV rows with their columns checked, numbers by name, padding cut off."""
+"""What the readers share: labels by name, padding cut off, arrays of an archive, neighbours in a dialogue."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import math
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from llm_mer.data.schema import Utterance
+from llm_mer.data.sources.numbers import whole_number
 from llm_mer.errors import UserError
 from llm_mer.prompting.tasks import Task
 
@@ -24,52 +23,6 @@ def require_file(path: Path, hint: str) -> Path:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {hint}")
     return path
-
-
-def csv_rows(path: Path, columns: Sequence[str], errors: str = "strict") -> Iterator[tuple[str, dict[str, str]]]:
-    """``(file:line, row)`` one at a time. ``line`` is that on which the row ends.
-
-    Raises:
-        UserError: the file lacks one of ``columns``, a row is short of one, or the text is not UTF-8.
-    """
-    require_file(path, "it is a CSV file with the columns " + ", ".join(columns))
-    try:
-        with path.open(encoding="utf-8-sig", newline="", errors=errors) as stream:
-            reader = csv.DictReader(stream)
-            missing = [name for name in columns if name not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(
-                    f"{path}: no column {', '.join(missing)}; found {', '.join(reader.fieldnames or ['nothing'])}"
-                )
-            for row in reader:
-                where = f"{path}:{reader.line_num}"
-                for name in columns:
-                    if row[name] is None:
-                        raise UserError(f"{where}: the row ends before column {name}")
-                yield where, row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except csv.Error as error:
-        raise UserError(f"{path}: not CSV: {error}") from None
-
-
-def whole_number(text: Any, name: str, where: str) -> int:
-    """A field that counts. Raises ``UserError`` naming it."""
-    try:
-        return int(text)
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: field {name} is {text!r}; it must be a whole number") from None
-
-
-def real_number(text: Any, name: str, where: str, low: float, high: float) -> float:
-    """A finite number from ``low`` to ``high``. Raises ``UserError`` naming the field."""
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not low <= value <= high:
-        raise UserError(f"{where}: field {name} is {text!r}; it must be a number in [{low:g}, {high:g}]")
-    return value
 
 
 def label_name(task: Task, value: Any, name: str, where: str, aliases: Mapping[str, str] | None = None) -> str:

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llm_mer.data.schema import Utterance
-from llm_mer.data.sources.common import csv_rows, label_name, polarity, whole_number
+from llm_mer.data.sources.common import label_name, polarity
+from llm_mer.data.sources.csv_rows import csv_rows
+from llm_mer.data.sources.numbers import whole_number
 from llm_mer.errors import UserError
 from llm_mer.prompting.tasks import get_task
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import csv
+import codecs
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 from llm_mer.data.schema import SPLITS, Utterance
+from llm_mer.data.sources.csv_rows import check_columns, read_rows
+from llm_mer.data.sources.numbers import parse_number, parse_whole_number
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES, detect_language, has_letters
 from llm_mer.prompting.tasks import builtin_tasks
+from llm_mer.storage.json_text import parse_json
+from llm_mer.storage.quoting import list_names, quote
 
+MOST_LINE = 16 << 20
+"""Bytes of a line."""
 FIELDS: tuple[str, ...] = (
     "id",
     "split",
@@ -42,26 +48,61 @@ def is_broken(text: str) -> bool:
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     if path.suffix == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            columns = list(reader.fieldnames or ())
-            for name in columns:
-                if columns.count(name) > 1:
-                    raise UserError(f"{path}:1: column {name!r} stands there twice")
-            for row in reader:
-                where = f"{path}:{reader.line_num}"
-                if None in row:
-                    yield where, UserError(f"{where}: more cells than columns; quote a text that holds a comma")
-                    continue
-                yield where, {k: v for k, v in row.items() if v not in (None, "")}
+            yield from _csv_entries(stream, path)
         return
-    with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                where = f"{path}:{number}"
-                try:
-                    yield where, parse_json_line(line, where)
-                except UserError as error:
-                    yield where, error
+    with path.open("rb") as binary:
+        if not binary.readline(MOST_LINE).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+            _check_encoding(path)  # what is wrong from the first line on may well be the encoding
+        binary.seek(0)
+        yield from json_entries(binary, str(path))
+
+
+def _check_encoding(path: Path) -> None:
+    """Raises :class:`UserError` where the beginning of a file is not UTF-8."""
+    with path.open("rb") as stream:
+        try:
+            codecs.getincrementaldecoder("utf-8")().decode(stream.read(1 << 20))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 text: {error}") from None
+
+
+def json_entries(stream: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+    """``(name:line, entry)`` of each line of JSON that is not empty; an error in place of an entry that cannot be read.
+
+    A line that is not UTF-8 is such an error, and one beyond :data:`MOST_LINE` bytes is passed over in bounded memory.
+    """
+    number = 0
+    while line := stream.readline(MOST_LINE + 1):
+        number += 1
+        where = f"{name}:{number}"
+        if len(line) > MOST_LINE:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(MOST_LINE)
+            yield where, UserError(f"{where}: more than {MOST_LINE} bytes; a line is one utterance")
+            continue
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if text.strip():
+                yield where, parse_json_line(text, where)
+        except UnicodeDecodeError as error:
+            yield where, UserError(f"{where}: not UTF-8 text: {error}")
+        except UserError as error:
+            yield where, error
+
+
+def _csv_entries(stream: IO[str], path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+    rows = read_rows(stream, path)
+    _, columns = next(rows, ("", []))
+    if isinstance(columns, UserError):
+        raise columns
+    check_columns(columns, path)
+    for where, cells in rows:
+        if isinstance(cells, UserError):
+            yield where, cells
+        elif len(cells) > len(columns):
+            yield where, UserError(f"{where}: more cells than columns; quote a text that holds a comma")
+        elif cells:
+            yield where, {name: cell for name, cell in zip(columns, cells, strict=False) if cell != ""}
 
 
 def _rows_or_error(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
@@ -69,16 +110,15 @@ def _rows_or_error(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError
         yield from _rows(path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error}") from None
-    except csv.Error as error:
-        raise UserError(f"{path}: not CSV: {error}") from None
 
 
 def parse_json_line(line: str, where: str) -> dict[str, Any]:
-    """One JSONL line as a mapping without nulls."""
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+    """One JSONL line as a mapping without nulls.
+
+    Raises:
+        UserError: as :func:`~llm_mer.storage.json_text.parse_json`; numbers that are not finite are left to the field.
+    """
+    entry = parse_json(line.rstrip("\r\n"), where, finite=False)
     if not isinstance(entry, dict):
         raise UserError(f"{where}: a manifest line is a JSON object, found {type(entry).__name__}")
     return {k: v for k, v in entry.items() if v is not None}
@@ -93,7 +133,7 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
     labels_known = (*label_fields(), *extra_labels)
     unknown = sorted(set(entry) - set(FIELDS) - set(labels_known))
     if unknown:
-        raise UserError(f"{where}: unknown fields {unknown}; known are {', '.join((*FIELDS, *labels_known))}")
+        raise UserError(f"{where}: unknown fields {list_names(unknown)}; known are {', '.join((*FIELDS, *labels_known))}")
     if "id" not in entry:
         raise UserError(f"{where}: no field 'id'")
     if not any(key in entry for key in ("text", "audio", "video")):
@@ -101,38 +141,35 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
     split, text = str(entry.get("split", "test")), entry.get("text")
     for name in ("text", "audio", "video"):
         if name in entry and not isinstance(entry[name], str):
-            raise UserError(f"{where}: field {name!r} is {entry[name]!r}; it must be a string")
+            raise UserError(f"{where}: field {name!r} is {quote(entry[name])}; it must be a string")
     for name, value in entry.items():
         texts = value if isinstance(value, list) else [value]
         if any(isinstance(part, str) and is_broken(part) for part in texts):
-            raise UserError(f"{where}: field {name!r} is {value!r}: half a surrogate pair is not valid Unicode")
+            raise UserError(f"{where}: field {name!r} is {quote(value)}: half a surrogate pair is not valid Unicode")
         if any(isinstance(part, str) and "\0" in part for part in texts):
-            raise UserError(f"{where}: field {name!r} is {value!r}: a NUL is no text; save the file as UTF-8")
+            raise UserError(f"{where}: field {name!r} is {quote(value)}: a NUL is no text; save the file as UTF-8")
     for name in ("id", "dialogue_id", "speaker"):
         value = entry.get(name, "-")
-        if value == "" or isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise UserError(f"{where}: field {name!r} is {value!r}; it must be a text or a number")
+        odd = isinstance(value, float) and not math.isfinite(value)
+        if value == "" or odd or isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise UserError(f"{where}: field {name!r} is {quote(value)}; it must be a text or a number")
     for name in ("audio", "video"):
         if entry.get(name) == "":
             raise UserError(f"{where}: field {name!r} is ''; it must be the path of a file")
     language = str(entry.get("language", ""))
     for name, value, allowed in (("split", split, SPLITS), ("language", language, LANGUAGES)):
         if value not in allowed and name in entry:
-            raise UserError(f"{where}: field {name!r} is {value!r}; it must be one of {', '.join(allowed)}")
+            raise UserError(f"{where}: field {name!r} is {quote(value)}; it must be one of {', '.join(allowed)}")
     turn: int | None = None
     if "turn" in entry:
-        try:
-            number = float(entry["turn"])
-        except (TypeError, ValueError):
-            number = math.nan
-        if isinstance(entry["turn"], bool) or not number.is_integer():
-            raise UserError(f"{where}: field 'turn' is {entry['turn']!r}; it must be a whole number")
-        turn = int(number)
+        turn = parse_whole_number(entry["turn"])
+        if turn is None:
+            raise UserError(f"{where}: field 'turn' is {quote(entry['turn'])}; it must be a whole number of at most 64 bits")
     tags = entry.get("tags", [])
     if isinstance(tags, str):
         tags = [tag for tag in tags.split(";") if tag]
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise UserError(f"{where}: field 'tags' is {tags!r}; it must be a list of words (in CSV, split by semicolons)")
+        raise UserError(f"{where}: field 'tags' is {quote(tags)}; it must be a list of words (in CSV, split by semicolons)")
     media = {name: str(folder / str(entry[name])) if name in entry else None for name in ("audio", "video")}
     if not language and has_letters(text):
         try:
@@ -156,13 +193,12 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
 
 def _label(value: Any, name: str, where: str) -> str | float:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UserError(f"{where}: field {name!r} is {value!r}; it must be a word or a number")
-    try:
-        number = float(value)
-    except ValueError:
+        raise UserError(f"{where}: field {name!r} is {quote(value)}; it must be a word or a number")
+    number = parse_number(value)
+    if number is None:
         return str(value)
     if not math.isfinite(number):
-        raise UserError(f"{where}: field {name!r} is {value!r}; it must be a word or a finite number")
+        raise UserError(f"{where}: field {name!r} is {quote(value)}; it must be a word or a finite number")
     return number
 
 
@@ -197,7 +233,7 @@ def stream_manifest(
                 raise entry
             utterance = utterance_from_entry(entry, where, path.parent, tuple(extra_labels))
             if utterance.id in seen:
-                raise UserError(f"{where}: id {utterance.id!r} was used at {seen[utterance.id]} already")
+                raise UserError(f"{where}: id {quote(utterance.id)} was used at {seen[utterance.id]} already")
         except UserError as error:
             if refused is None:
                 raise

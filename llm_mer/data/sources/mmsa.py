@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 
 from llm_mer.data.schema import SPLITS, Utterance
-from llm_mer.data.sources.common import cut, real_number
+from llm_mer.data.sources.common import cut
+from llm_mer.data.sources.numbers import real_number
 from llm_mer.data.sources.safe_pickle import load_pickle
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES, detect_corpus_language

@@ -9,7 +9,9 @@ import numpy as np
 
 from llm_mer.data.schema import SPLITS as SPLIT_NAMES
 from llm_mer.data.schema import Utterance
-from llm_mer.data.sources.common import csv_rows, npz_rows, npz_shape, real_number, require_file, whole_number
+from llm_mer.data.sources.common import npz_rows, npz_shape, require_file
+from llm_mer.data.sources.csv_rows import csv_rows
+from llm_mer.data.sources.numbers import real_number, whole_number
 from llm_mer.errors import UserError
 
 MODALITIES: tuple[str, ...] = ("text", "audio", "vision")

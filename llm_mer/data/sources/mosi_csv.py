@@ -15,14 +15,15 @@ no score, only ``polarity``: 1 is positive, as is every score of 0 or more. Ther
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from llm_mer.data.schema import Utterance
-from llm_mer.data.sources.common import require_file, whole_number
+from llm_mer.data.sources.common import require_file
+from llm_mer.data.sources.csv_rows import read_rows
+from llm_mer.data.sources.numbers import parse_number, whole_number
 from llm_mer.errors import UserError
 
 MODALITIES: tuple[str, ...] = ("text", "audio", "video")
@@ -58,10 +59,11 @@ def _feature_file(path: Path, name: str, split: str) -> Path:
 def _rows(file: Path) -> Iterator[tuple[str, list[str]]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream)
-            for row in reader:
-                yield f"{file}:{reader.line_num}", row
-    except (csv.Error, UnicodeDecodeError) as error:
+            for where, row in read_rows(stream, file):
+                if isinstance(row, UserError):
+                    raise row
+                yield where, row
+    except UnicodeDecodeError as error:
         raise UserError(f"{file}: not CSV in UTF-8: {error}") from None
 
 
@@ -75,11 +77,8 @@ def _transcripts(file: Path) -> Iterator[tuple[str, str, str, int, float]]:
 
 
 def _label(text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if value not in POLARITY:
+    value = parse_number(text)
+    if value is None or value not in POLARITY:
         raise UserError(f"{where}: the last column, the label, is {text!r}; it must be 0 or 1")
     return value
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llm_mer.errors import UserError
+from llm_mer.storage.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,15 +87,13 @@ def read_options(texts: Sequence[str] | None) -> dict[str, Any]:
     Raises:
         UserError: a text that is no ``NAME=VALUE``.
     """
-    import yaml
-
     found: dict[str, Any] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"--engine_options: {text!r} is not NAME=VALUE, e.g. tensor_parallel_size=2")
         try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            found[name] = parse_yaml(value, "--engine_options")
+        except UserError:
             raise UserError(f"--engine_options: {text!r}: {value!r} is no value that YAML knows") from None
     return found

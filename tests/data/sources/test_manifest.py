@@ -1,14 +1,20 @@
 """Manifests of users' own clips are read as they stand, and each mistake is named by file, line and field."""
 
+import contextlib
+import csv
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llm_mer.data.schema import Utterance
-from llm_mer.data.sources.manifest import read_manifest, write_manifest
+from llm_mer.data.sources.manifest import read_manifest, stream_manifest, write_manifest
+from llm_mer.data.sources.numbers import parse_number, parse_whole_number
 from llm_mer.errors import UserError
 
 FULL = {
@@ -273,3 +279,50 @@ def test_a_whole_folder_with_its_manifest_can_be_moved(tmp_path: Path) -> None:
     write_manifest(corpus(tmp_path / "old"), tmp_path / "old" / "out.jsonl")
     (tmp_path / "old").rename(tmp_path / "new")
     assert read_manifest(tmp_path / "new" / "out.jsonl") == corpus(tmp_path / "new")
+
+
+def test_an_open_quote_costs_its_own_line_and_no_other(tmp_path: Path) -> None:
+    rows = [f'r{i},"quoted {i}"' if i % 3 else f"r{i},plain {i}" for i in range(42)]
+    rows[7] = 'r7,"never closed'
+    path = tmp_path / "clips.csv"
+    path.write_text("id,text\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    refused: list[tuple[str, str]] = []
+    found = [utterance.id for utterance in stream_manifest(path, refused=refused)]
+    assert found == [f"r{i}" for i in range(42) if i != 7]
+    assert [where for where, _ in refused] == [f"{path}:9"]
+
+
+@given(st.lists(st.text(alphabet='ab,"\n\r ', max_size=8), min_size=1, max_size=12))
+def test_a_csv_that_was_written_by_the_csv_module_loses_no_row(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
+) -> None:
+    path = tmp_path_factory.mktemp("csv") / "clips.csv"
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["id", "text"])
+        writer.writerows([f"r{i}", text] for i, text in enumerate(texts))
+    refused: list[tuple[str, str]] = []
+    with contextlib.suppress(UserError):  # where not one row can be used
+        found = {u.id: u.text for u in stream_manifest(path, refused=refused)}
+        # Read as written, or said: a text may be empty (no modality), or hold what looks like a row of the file.
+        assert all(found[f"r{i}"] == text for i, text in enumerate(texts) if f"r{i}" in found)
+        missing = [text for i, text in enumerate(texts) if f"r{i}" not in found]
+        assert bool(missing) == bool(refused)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("1", 1.0), (" -1.5e2 ", -150.0), (".5", 0.5), ("1_000", None), ("٣", None), ("0x10", None), (True, None), ("", None),
+     (10**400, float("inf")), ("9" * 400, float("inf")), (np.float32(2), 2.0), (np.bool_(True), None), (None, None)],
+)  # fmt: skip
+def test_a_number_is_what_people_write_as_one(value: object, expected: float | None) -> None:
+    assert parse_number(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(3, 3), ("3.0", 3), (2**63 - 1, 2**63 - 1), (str(2**63 - 1), 2**63 - 1), (2**63, None), (1.5, None), (1e17, None),
+     (9007199254740993, 9007199254740993), ("9007199254740993", 9007199254740993), (True, None), (np.int64(4), 4)],
+)  # fmt: skip
+def test_a_whole_number_is_exact_or_refused(value: object, expected: int | None) -> None:
+    assert parse_whole_number(value) == expected
