@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +27,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from llm_mer.backbones.tiny_options import TinyBackboneConfig
 from llm_mer.backbones.tiny_text import GENERATOR_VERSION, generate, label_sets
 from llm_mer.errors import UserError
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
-
-
-@dataclass
-class TinyBackboneConfig:
-    """Size and training of a tiny backbone."""
-
-    architecture: str = field(
-        default="llama", metadata={"help": "llama, glm or qwen2", "choices": ["llama", "glm", "qwen2"]}
-    )
-    output: str | None = field(default=None, metadata={"help": "folder to write; default: a cache keyed by these options"})
-    seed: int = field(default=0, metadata={"help": "of the text, the weights and the batches"})
-    vocabulary: int = field(default=3200, metadata={"help": "SentencePiece pieces"})
-    hidden_size: int = field(default=128, metadata={"help": "embedding size"})
-    layers: int = field(default=4, metadata={"help": "decoder blocks"})
-    heads: int = field(default=4, metadata={"help": "attention heads (half as many key-value heads)"})
-    lines: int = field(default=24000, metadata={"help": "generated lines to train on"})
-    steps: int = field(default=450, metadata={"help": "optimiser steps"})
-    batch_size: int = field(default=24, metadata={"help": "rows a step"})
-    length: int = field(default=64, metadata={"help": "tokens a row"})
-    learning_rate: float = field(default=4e-3, metadata={"help": "peak learning rate"})
 
 
 @dataclass

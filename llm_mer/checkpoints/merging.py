@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from llm_mer.checkpoints.merge_options import MERGED_DTYPES
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
-
-DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
 
 
 def merge_checkpoint(
@@ -60,8 +59,8 @@ def merge_checkpoint(
     if sharing == SHARED and language is not None:
         raise UserError(f"--language {language}: {checkpoint} has one LoRA for all languages; leave the option out")
     wanted = reference.dtype if dtype == "auto" else dtype
-    if wanted not in DTYPES[1:]:
-        raise UserError(f"--dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+    if wanted not in MERGED_DTYPES[1:]:
+        raise UserError(f"--dtype: {dtype!r} is not one of {', '.join(MERGED_DTYPES)}")
     loaded = load_checkpoint(checkpoint, backbone, device="cpu", dtype=wanted)
     model, processor = loaded.model, loaded.processor
     assert processor.tokenizer is not None

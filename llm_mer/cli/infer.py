@@ -1,4 +1,4 @@
-"""``infer.py``: a clip, text, features, a manifest or standard input → JSONL."""
+"""``infer.py`` and ``llm-mer infer``: a clip, text, features, a manifest or standard input → JSONL."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.inference.conversations import Conversations
 from llm_mer.inference.inputs import InferConfig, inputs
+from llm_mer.inference.inputs import InferConfig as Options
 from llm_mer.inference.output_file import answer_file, shorten
 from llm_mer.inference.prediction import Prediction
 from llm_mer.scoring.engines.base import read_options
@@ -24,8 +25,18 @@ if TYPE_CHECKING:
     from llm_mer.inference.pipeline import MerPipeline
 
 logger = logging.getLogger(__name__)
+EXAMPLES = (
+    'python infer.py --checkpoint runs/quickstart/egmf --text "I am so happy"',
+    "python infer.py --checkpoint runs/quickstart/egmf --video clip.mp4 --text 我很高兴",
+    "python infer.py --checkpoint runs/quickstart/egmf --manifest clips.jsonl --output answers.jsonl",
+)
 SYNC_EVERY_N_BATCHES = 16
 """Batches a process answers between two barriers, so that none waits for another longer than the job's own patience."""
+
+
+def run(options: Options) -> None:
+    """See :func:`infer`."""
+    infer(options)
 
 
 def readable(prediction: Prediction) -> str:

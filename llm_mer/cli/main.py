@@ -1,123 +1,80 @@
-"""``llm-mer``: one subcommand a job. Modules are imported only when their subcommand runs."""
+"""``llm-mer``: one subcommand a job. A subcommand's module is imported only when it is asked for."""
 
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
-from llm_mer.cli.options import parse
-from llm_mer.distributed.process_group import shutdown_process_group
-from llm_mer.errors import UserError
+from llm_mer import __version__
+from llm_mer.cli.entry_point import USER_ERROR, print_error, run_program
+from llm_mer.cli.options import parse, suggestion
 
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: a dataclass of options and a function that takes it, each as ``module:name``."""
+    """A subcommand.
 
+    Attributes:
+        module: under :mod:`llm_mer.cli`, a :class:`CommandModule`.
+        help: its line in the list of commands.
+        takes_arguments: its ``run`` takes the words of the command line themselves, and parses them.
+    """
+
+    module: str
     help: str
-    config: str
-    function: str
+    takes_arguments: bool = False
+
+    def load(self) -> CommandModule:
+        """Import the module."""
+        return cast(CommandModule, importlib.import_module(f"llm_mer.cli.{self.module}"))
+
+
+class CommandModule(Protocol):
+    """What a subcommand's module defines. It imports nothing heavy before ``run``, so that ``--help`` answers at once."""
+
+    Options: type
+    """The dataclass of its options."""
+    EXAMPLES: tuple[str, ...]
+    """Command lines that end its help."""
+
+    def run(self, options: Any, /) -> object:
+        """Do the work; what is returned is printed unless it is None, and may carry an ``exit_code``."""
 
 
 COMMANDS: dict[str, Command] = {
-    "make-corpus": Command(
-        "make the synthetic bilingual corpus of mp4 clips",
-        "llm_mer.data.sources.synthetic:CorpusConfig",
-        "llm_mer.data.sources.synthetic:make_corpus",
-    ),
-    "extract": Command(
-        "features of every clip of a manifest, as a store",
-        "llm_mer.features.extract:ExtractConfig",
-        "llm_mer.features.extract:extract_manifest",
-    ),
-    "prepare": Command(
-        "write a public data set's files (NAME PATH) as a store",
-        "llm_mer.data.prepare:PrepareConfig",
-        "llm_mer.data.prepare:prepare",
-    ),
+    "make-corpus": Command("make_corpus", "make the synthetic bilingual corpus of mp4 clips"),
+    "extract": Command("extract", "features of every clip of a manifest, as a store"),
+    "prepare": Command("prepare", "write a public data set's files (NAME PATH) as a store"),
     "validate": Command(
-        "check a store or a public data set's files for faults; exit code 2 with errors, 1 with warnings",
-        "llm_mer.data.validation.validate:ValidateConfig",
-        "llm_mer.data.validation.validate:validate",
+        "validate", "check a store or a public data set's files for faults; exit code 2 with errors, 1 with warnings"
     ),
-    "train-backbone": Command(
-        "train the tiny bilingual backbone",
-        "llm_mer.backbones.tiny:TinyBackboneConfig",
-        "llm_mer.backbones.tiny:train_tiny_backbone",
-    ),
+    "train-backbone": Command("train_backbone", "train the tiny bilingual backbone"),
     "convert-chatglm3": Command(
-        "turn published ChatGLM3 weights and tokenizer into a GLM folder of transformers",
-        "llm_mer.cli.convert:ConvertConfig",
-        "llm_mer.cli.convert:run_chatglm3",
+        "convert_chatglm3", "turn published ChatGLM3 weights and tokenizer into a GLM folder of transformers"
     ),
-    "convert-llama2c": Command(
-        "turn a llama2.c model and tokenizer into a Llama folder of transformers",
-        "llm_mer.cli.convert:ConvertConfig",
-        "llm_mer.cli.convert:run_llama2c",
-    ),
-    "merge": Command(
-        "a checkpoint with LoRA merged into plain backbone weights",
-        "llm_mer.cli.merge:MergeConfig",
-        "llm_mer.cli.merge:merge",
-    ),
-    "prompts list": Command(
-        "list the prompt templates", "llm_mer.cli.inspect:PromptsConfig", "llm_mer.cli.inspect:list_prompts"
-    ),
-    "prompts preview": Command(
-        "show what the model reads, pseudo-token positions marked",
-        "llm_mer.cli.inspect:PreviewConfig",
-        "llm_mer.cli.inspect:preview_prompts",
-    ),
+    "convert-llama2c": Command("convert_llama2c", "turn a llama2.c model and tokenizer into a Llama folder of transformers"),
+    "infer": Command("infer", "answer about clips, text, features or a whole manifest, as JSONL"),
+    "merge": Command("merge", "a checkpoint with LoRA merged into plain backbone weights"),
+    "prompts list": Command("prompts_list", "list the prompt templates"),
+    "prompts preview": Command("prompts_preview", "show what the model reads, pseudo-token positions marked"),
     "prompts compare": Command(
-        "one checkpoint asked in every prompt and order of labels, or one trained with each",
-        "llm_mer.experiments.prompt_comparison:PromptComparisonConfig",
-        "llm_mer.cli.compare_prompts:run",
+        "prompts_compare", "one checkpoint asked in every prompt and order of labels, or one trained with each"
     ),
-    "tasks": Command("list the tasks and their labels", "llm_mer.cli.inspect:TasksConfig", "llm_mer.cli.inspect:show_tasks"),
-    "info": Command(
-        "what a checkpoint or a store says of itself",
-        "llm_mer.cli.inspect:InfoConfig",
-        "llm_mer.cli.inspect:show_info",
-    ),
-    "evaluate": Command(
-        "scores of a checkpoint with baselines and intervals; predictions kept",
-        "llm_mer.evaluation.evaluate:EvaluateConfig",
-        "llm_mer.evaluation.over_seeds:run",
-    ),
-    "report": Command(
-        "one self-contained HTML page from evaluations",
-        "llm_mer.reporting.report:ReportConfig",
-        "llm_mer.reporting.report:run",
-    ),
-    "reproduce": Command(
-        "run a training again from its manifest (RUN) and say whether it comes to the same",
-        "llm_mer.training.reproduce:ReproduceConfig",
-        "llm_mer.training.reproduce:reproduce",
-    ),
-    "demo": Command(
-        "try a checkpoint in the browser", "llm_mer.cli.serving.demo:DemoConfig", "llm_mer.cli.serving.demo:run"
-    ),
-    "compare": Command(
-        "adapters × ablations × seeds on one backbone, one table",
-        "llm_mer.experiments.comparison.systems:CompareConfig",
-        "llm_mer.experiments.comparison.compare:run",
-    ),
+    "tasks": Command("tasks", "list the tasks and their labels"),
+    "info": Command("info", "what a checkpoint or a store says of itself"),
+    "evaluate": Command("evaluate", "scores of a checkpoint with baselines and intervals; predictions kept"),
+    "report": Command("report", "one self-contained HTML page from evaluations"),
+    "reproduce": Command("reproduce", "run a training again from its manifest (RUN) and say whether it comes to the same"),
+    "demo": Command("demo", "try a checkpoint in the browser"),
+    "compare": Command("compare", "adapters × ablations × seeds on one backbone, one table"),
     "crosslingual": Command(
-        "trained on English, Chinese or both × tested on each, with the gap to training in the language",
-        "llm_mer.experiments.crosslingual:CrosslingualConfig",
-        "llm_mer.experiments.crosslingual:run",
+        "crosslingual", "trained on English, Chinese or both × tested on each, with the gap to training in the language"
     ),
+    "completion": Command("completion", "print a completion script for bash or zsh"),
 }
-
-
-def resolve(place: str) -> Any:
-    """``module:name`` to the object."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def usage() -> str:
@@ -126,9 +83,43 @@ def usage() -> str:
     lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     return (
         "usage: llm-mer COMMAND [options]\n\n" + "\n".join(lines) + "\n\n"
-        "llm-mer COMMAND --help lists the options of one. Training is `accelerate launch finetune.py --config FILE`,\n"
-        "inference `python infer.py --checkpoint FOLDER …`."
+        "llm-mer COMMAND --help lists the options of one; llm-mer --version tells the version.\n"
+        "Training is `accelerate launch finetune.py --config FILE`, inference `python infer.py --checkpoint FOLDER …`.\n\n"
+        "examples:\n"
+        "  llm-mer evaluate --checkpoint runs/quickstart/egmf --data runs/quickstart/features\n"
+        '  llm-mer infer --checkpoint runs/quickstart/egmf --text "I am so happy"'
     )
+
+
+def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The subcommand's name, of one word or two, and the words after it."""
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    return " ".join(arguments[:words]), list(arguments[words:])
+
+
+def unknown_command(name: str) -> str:
+    """What to say of a name that is none of :data:`COMMANDS`."""
+    parts = [command for command in COMMANDS if command.startswith(f"{name} ")]
+    if parts:
+        return f"{name!r} is followed by a second word: {', '.join(parts)}"
+    return f"no command {name!r}{suggestion(name, COMMANDS)}; choose from {', '.join(COMMANDS)}"
+
+
+def run_command(name: str, arguments: Sequence[str], program: str, interrupted: str | None = None) -> int:
+    """Run one subcommand, under the program's name, and return its exit code."""
+    command = COMMANDS[name]
+
+    def work() -> int:
+        module = command.load()
+        options: Any = list(arguments)
+        if not command.takes_arguments:
+            options = parse(module.Options, arguments, program, command.help, module.EXAMPLES)
+        result = module.run(options)
+        if result is not None:
+            print(result)
+        return int(getattr(result, "exit_code", 0))
+
+    return run_program(program, work, *([] if interrupted is None else [interrupted]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,29 +128,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     What a command returns is printed; a result with an ``exit_code`` of its own sets it.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
-    name, rest = " ".join(arguments[:words]), arguments[words:]
+    if arguments[0] == "--version":
+        print(f"llm-mer {__version__}")
+        return 0
+    name, rest = split_command(arguments)
     if name not in COMMANDS:
-        print(f"llm-mer: no command {name!r}\n\n{usage()}", file=sys.stderr)
-        return 2
-    command = COMMANDS[name]
-    try:
-        config = parse(resolve(command.config), rest, f"llm-mer {name}", command.help)
-        result = resolve(command.function)(config)
-        shutdown_process_group()
-    except UserError as error:
-        print(f"llm-mer {name}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nllm-mer {name}: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    if result is not None:
-        print(result)
-    return int(getattr(result, "exit_code", 0))
+        print_error("llm-mer", unknown_command(name))
+        return USER_ERROR
+    return run_command(name, rest, f"llm-mer {name}")
 
 
 if __name__ == "__main__":

@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from llm_mer.adapters import use_adapter
-from llm_mer.checkpoints.merging import DTYPES, merge_checkpoint
-from llm_mer.prompting.languages import LANGUAGES
+from llm_mer.checkpoints.merge_options import MergeConfig as Options
+
+EXAMPLES = (
+    "llm-mer merge --checkpoint runs/quickstart/egmf --output runs/merged",
+    "llm-mer merge --checkpoint runs/per_language --output runs/merged-en --language en --dtype bfloat16",
+)
 
 
-@dataclass
-class MergeConfig:
-    """Options of ``llm-mer merge``."""
+def run(options: Options) -> str:
+    """See :func:`llm_mer.checkpoints.merging.merge_checkpoint`."""
+    from llm_mer.adapters import use_adapter
+    from llm_mer.checkpoints.merging import merge_checkpoint
 
-    checkpoint: str = field(default="", metadata={"help": "checkpoint folder", "required": True})
-    output: str = field(default="", metadata={"help": "folder to write, new or empty", "required": True})
-    language: str | None = field(
-        default=None,
-        metadata={
-            "help": "where each language has a LoRA of its own: the one to merge; the result answers in it alone",
-            "choices": list(LANGUAGES),
-        },
+    if options.adapter is not None:
+        use_adapter(options.adapter)
+    folder = merge_checkpoint(
+        Path(options.checkpoint), Path(options.output), options.language, options.dtype, options.backbone
     )
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "type of the merged weights; auto is the one trained beside", "choices": list(DTYPES)},
-    )
-    backbone: str | None = field(default=None, metadata={"help": "the backbone's folder, where it is not in the checkpoint"})
-    adapter: str | None = field(
-        default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
-    )
-
-
-def merge(config: MergeConfig) -> str:
-    """``llm-mer merge``: see :func:`merge_checkpoint`."""
-    if config.adapter is not None:
-        use_adapter(config.adapter)
-    folder = merge_checkpoint(Path(config.checkpoint), Path(config.output), config.language, config.dtype, config.backbone)
     return f"{folder}: merged; it loads like any checkpoint, its backbone/ like any language model"

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import types
-from collections.abc import Sequence
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from llm_mer.errors import UserError
 
 T = TypeVar("T")
 
-
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line without the usage, and exit with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print ``PROGRAM: MESSAGE`` on standard error and exit with 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the known word that is most like this one, or nothing where none is like it."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _boolean(text: str) -> bool:
@@ -63,16 +77,37 @@ def add_options(parser: argparse.ArgumentParser, config: type) -> None:
             )
 
 
-def parse(config: type[T], arguments: Sequence[str], program: str, description: str = "") -> T:
+def parser_of(config: type, program: str, description: str = "", examples: Sequence[str] = ()) -> OneLineParser:
+    """The parser of a dataclass; its help ends with the examples."""
+    shown = "\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {line}" for line in examples)])
+    parser = OneLineParser(
+        prog=program,
+        description=description,
+        epilog=shown if examples else None,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(parser, config)
+    return parser
+
+
+def parse(config: type[T], arguments: Sequence[str], program: str, description: str = "", examples: Sequence[str] = ()) -> T:
     """Build the dataclass from a command line; a field marked ``required`` in its metadata must be given.
 
     Raises:
         UserError: a required option is missing.
+        SystemExit: 2 with one line on standard error for an option or value that is not known; 0 after ``--help``.
     """
-    parser = argparse.ArgumentParser(prog=program, description=description, allow_abbrev=False)
-    add_options(parser, config)
+    parser = parser_of(config, program, description, examples)
     # Intermixed, so that options may stand between the places.
-    values = vars(parser.parse_intermixed_args(list(arguments)))
+    found, unknown = parser.parse_known_intermixed_args(list(arguments))
+    if unknown:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        option = next((word.partition("=")[0] for word in unknown if word.startswith("--")), None)
+        if option is None:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        parser.error(f"unknown option {option}{suggestion(option, known)}")
+    values = vars(found)
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         if field.metadata.get("required") and values[field.name] in (None, "", []):
             raise UserError(f"--{field.name} is required: {field.metadata.get('help', '')}")

@@ -11,7 +11,8 @@ from pathlib import Path
 from llm_mer.checkpoints.description import DESCRIPTION_FILE
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
-from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate_checkpoint, output_folders
+from llm_mer.evaluation.evaluate import evaluate_checkpoint, output_folders
+from llm_mer.evaluation.options import EvaluateConfig
 from llm_mer.evaluation.rows import Evaluation
 from llm_mer.evaluation.spread import SEEDS_FILE, Spread
 from llm_mer.evaluation.subsets import EVERYTHING

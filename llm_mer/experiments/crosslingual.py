@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -13,36 +13,14 @@ from llm_mer.evaluation.resampling import paired_difference_over_seeds, statisti
 from llm_mer.evaluation.rows import PREDICTIONS, load_predictions
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.experiments.comparison.compare import compare
-from llm_mer.experiments.comparison.systems import FULL, METRICS, CompareConfig, System, check_metrics
+from llm_mer.experiments.comparison.systems import FULL, System, check_metrics
 from llm_mer.experiments.comparison.table import HEADLINE, Comparison, select, signed
+from llm_mer.experiments.options import CompareConfig, CrosslingualConfig
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import Task
 
 MATRIX = "crosslingual.md"
 BOTH = " and ".join(LANGUAGES)
-
-
-@dataclass
-class CrosslingualConfig:
-    """Options of ``llm-mer crosslingual``."""
-
-    config: str = field(default="", metadata={"help": "training YAML every run starts from", "required": True})
-    output: str = field(
-        default="runs/crosslingual", metadata={"help": "folder; finished runs in it are kept, the rest is done"}
-    )
-    adapters: list[str] = field(default_factory=lambda: ["egmf"], metadata={"help": "adapters, or all"})
-    backbones: list[str] = field(
-        default_factory=list, metadata={"help": "backbones (none is the adapter's own head); default: the YAML's"}
-    )
-    seeds: list[int] = field(default_factory=lambda: [1111], metadata={"help": "each run is repeated with each seed"})
-    overrides: list[str] = field(
-        default_factory=list, metadata={"help": "option=value for every run, on top of the YAML, e.g. num_train_epochs=8"}
-    )
-    split: str = field(default="test", metadata={"help": "split that is scored"})
-    metrics: list[str] = field(
-        default_factory=list, metadata={"help": f"metrics: {', '.join(METRICS)}; default: accuracy and mae"}
-    )
-    resamples: int = field(default=1000, metadata={"help": "bootstrap resamples"})
 
 
 @dataclass

@@ -10,13 +10,14 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llm_mer.errors import UserError
+from llm_mer.experiments.options import PromptComparisonConfig
 from llm_mer.prompting.tasks import Task
 from llm_mer.prompting.templates import PromptTemplate, load_prompts, styles
 
@@ -28,42 +29,6 @@ if TYPE_CHECKING:
 COMPARISON, TABLE, FIGURE, PREDICTIONS = "prompts.json", "prompts.md", "prompts.png", "predictions.jsonl"
 OWN = "its own"
 SIGNIFICANT = 0.05
-
-
-@dataclass
-class PromptComparisonConfig:
-    """Options of ``llm-mer prompts compare``."""
-
-    checkpoint: str = field(default="", metadata={"help": "folder written by finetune.py, asked in every prompt"})
-    config: str = field(default="", metadata={"help": "instead: training YAML; a model is trained with each prompt"})
-    data: str = field(default="", metadata={"help": "a store, or FORMAT:PATH (with --checkpoint)"})
-    prompts: list[str] = field(
-        default_factory=list, metadata={"help": "styles, YAML files or folders, each one variant; default: every style"}
-    )
-    label_orders: int = field(
-        default=3,
-        metadata={"help": "other orders of the labels to try where a prompt lists them, if there are (with --checkpoint)"},
-    )
-    generate: bool = field(
-        default=False, metadata={"help": "also answer by free generation, unparseable rate measured (with --checkpoint)"}
-    )
-    output: str = field(
-        default="", metadata={"help": "folder (default: CHECKPOINT/prompts, or runs/prompts); finished trainings are kept"}
-    )
-    split: str = field(default="test", metadata={"help": "which split"})
-    tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
-    languages: list[str] | None = field(default=None, metadata={"help": "only these languages"})
-    limit: int | None = field(default=None, metadata={"help": "only so many utterances"})
-    seeds: list[int] = field(default_factory=lambda: [1111], metadata={"help": "of the trainings (with --config)"})
-    adapter: str = field(
-        default="egmf",
-        metadata={"help": "of the trainings (with --config); package.module:Class where a checkpoint's is a class of yours"},
-    )
-    overrides: list[str] = field(default_factory=list, metadata={"help": "option=value for every training (with --config)"})
-    resamples: int = field(default=1000, metadata={"help": "bootstrap resamples"})
-    seed: int = field(default=0, metadata={"help": "of the bootstrap and of the orders of labels"})
-    batch_size: int = field(default=64, metadata={"help": "questions per forward"})
-    backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
 
 
 @dataclass(frozen=True)
@@ -382,7 +347,7 @@ def markdown(comparison: PromptComparison) -> str:
 def train_each(config: PromptComparisonConfig) -> str:
     """A model trained with each prompt, through ``llm-mer compare``: the YAML file's own prompt is the reference."""
     from llm_mer.experiments.comparison.compare import run as run_comparison
-    from llm_mer.experiments.comparison.systems import CompareConfig
+    from llm_mer.experiments.options import CompareConfig
 
     overrides = list(config.overrides)
     if config.languages:

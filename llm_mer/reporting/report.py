@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import AS_IS
 from llm_mer.reporting.blocks import Remark, Section
 from llm_mer.reporting.facts import Fact, Loaded, facts_text, load, quickstart_facts
+from llm_mer.reporting.options import ReportConfig
 from llm_mer.reporting.sections.adapter import feature_section, gate_section
 from llm_mer.reporting.sections.answers import calibration_section, confusion_section, score_plot_section
 from llm_mer.reporting.sections.examples import example_section, inference_section
@@ -29,29 +29,6 @@ SYNTHETIC_NOTE = (
     "The data are the synthetic corpus: spoken by a synthesiser and drawn by a program. It is a test bench for this "
     "program; scores on it are not scores on people."
 )
-
-
-@dataclass
-class ReportConfig:
-    """Options of ``llm-mer report``."""
-
-    evaluations: list[str] = field(
-        default_factory=list,
-        metadata={"help": "checkpoint or evaluation folders; the first is the one described in full", "required": True},
-    )
-    text_only: str | None = field(
-        default=None, metadata={"help": "evaluation of a checkpoint that reads text alone, on the same split"}
-    )
-    inference: str | None = field(default=None, metadata={"help": "JSONL written by infer.py, shown as examples"})
-    facts: str = field(
-        default="none",
-        metadata={"help": "also judge the three facts of the quickstart", "choices": ["none", "quickstart"]},
-    )
-    note: str | None = field(
-        default=None, metadata={"help": "a remark on the data for the top (quickstart: that its corpus is synthetic)"}
-    )
-    title: str = field(default="", metadata={"help": "heading of the page (default: adapter and data)"})
-    output: str = field(default="report.html", metadata={"help": "HTML file to write"})
 
 
 def description(main: Loaded) -> list[tuple[str, str]]:

@@ -47,7 +47,8 @@ def resolve_backbone(name: str) -> str:
     if not name:
         raise UserError("backbone: name a folder, a hub name, tiny:llama, tiny:glm, or none")
     if name.startswith("tiny:"):
-        from llm_mer.backbones.tiny import TinyBackboneConfig, train_tiny_backbone
+        from llm_mer.backbones.tiny import train_tiny_backbone
+        from llm_mer.backbones.tiny_options import TinyBackboneConfig
 
         return str(train_tiny_backbone(TinyBackboneConfig(architecture=name.removeprefix("tiny:"))))
     return name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,22 +11,9 @@ from llm_mer.adapters import use_adapter
 from llm_mer.checkpoints.run_differences import differences
 from llm_mer.checkpoints.run_manifest import RunManifest, weights_digest, weights_file
 from llm_mer.errors import UserError
+from llm_mer.training.reproduce_options import ReproduceConfig
 
 T = TypeVar("T")
-
-
-@dataclass
-class ReproduceConfig:
-    """Options of ``llm-mer reproduce``."""
-
-    run: str = field(default="", metadata={"help": "folder written by finetune.py", "required": True, "positional": True})
-    output: str = field(default="", metadata={"help": "folder of the new run (default: RUN-reproduced)"})
-    data: str = field(default="", metadata={"help": "where the same data lie now (default: where they lay then)"})
-    backbone: str = field(default="", metadata={"help": "where the same backbone lies now (default: where it lay then)"})
-    adapter: str | None = field(
-        default=None, metadata={"help": "package.module:Class, where the run's adapter is a class of yours"}
-    )
-    tolerance: float = field(default=1e-6, metadata={"help": "largest difference of a metric that still counts as the same"})
 
 
 @dataclass

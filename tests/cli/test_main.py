@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import shutil
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from llm_mer.cli.main import COMMANDS, main, resolve
+from llm_mer import __version__
+from llm_mer.cli.main import COMMANDS, main
 from llm_mer.cli.options import parse
 from llm_mer.errors import UserError
 
@@ -76,14 +80,34 @@ def test_what_the_options_do_not_know_is_refused(argv: list[str], capsys: pytest
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_resolves_and_every_option_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    config = resolve(COMMANDS[name].config)
-    assert callable(resolve(COMMANDS[name].function))
-    for entry in dataclasses.fields(config):
-        assert entry.metadata.get("help"), f"{name}: --{entry.name} has no help"
+    command = COMMANDS[name].load()
+    assert callable(command.run)
+    if not COMMANDS[name].takes_arguments:
+        for entry in dataclasses.fields(command.Options):
+            assert entry.metadata.get("help"), f"{name}: --{entry.name} has no help"
     with pytest.raises(SystemExit) as stop:
         main([*name.split(), "--help"])
     assert stop.value.code == 0
     assert "options" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(name for name, command in COMMANDS.items() if not command.takes_arguments))
+def test_every_help_ends_with_examples_that_the_command_itself_would_take(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = COMMANDS[name].load()
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help"])
+    printed = capsys.readouterr().out
+    assert command.EXAMPLES
+    for example in command.EXAMPLES:
+        assert f"\n  {example}\n" in printed
+        words = shlex.split(example.removeprefix('eval "$(').replace(')"', ""), comments=True)
+        begins = ["python", "infer.py"] if name == "infer" else ["llm-mer", *name.split()]
+        assert words[: len(begins)] == begins
+        given = words[len(begins) :]
+        given = given[: given.index(">")] if ">" in given else given
+        parse(command.Options, given, name)
 
 
 def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +122,78 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().err.strip()
     assert printed.count("\n") == 0
     assert str(tmp_path) in printed
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["evalute"], "no command 'evalute'; did you mean evaluate?"),
+        (["prompts"], "'prompts' is followed by a second word: prompts list, prompts preview, prompts compare"),
+    ],
+)
+def test_an_unknown_command_names_the_one_that_is_most_like_it(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["info", "--pth", "x"], "llm-mer info: unknown option --pth; did you mean --path?"),
+        (["info", "--pat=x"], "llm-mer info: unknown option --pat; did you mean --path?"),  # no abbreviations
+        (["evaluate", "--batch_sise", "3"], "llm-mer evaluate: unknown option --batch_sise; did you mean --batch_size?"),
+        (["tasks", "extra"], "llm-mer tasks: unrecognized arguments: extra"),
+        (["infer", "--batch_size", "many"], "llm-mer infer: argument --batch_size/--batch-size: invalid int value: 'many'"),
+    ],
+)
+def test_a_wrong_option_is_one_line_without_the_usage(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(message)
+    assert len(printed.splitlines()) == 1
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"llm-mer {__version__}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_completion_script_is_valid_and_knows_every_command_and_option(
+    shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert name.split()[-1] in script
+        if not command.takes_arguments:
+            assert all(f"--{entry.name}" in script for entry in dataclasses.fields(command.load().Options))
+    if shutil.which(shell):
+        (tmp_path / "script").write_text(script, encoding="utf-8")
+        subprocess.run([shell, "-n", str(tmp_path / "script")], check=True)
+
+
+def test_the_bash_completion_completes_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+
+    def completed(*words: str) -> list[str]:
+        asked = " ".join(shlex.quote(word) for word in words)
+        ask = f"COMP_WORDS=({asked}); COMP_CWORD={len(words) - 1}; _shtab_llm_mer; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        result = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
+        return result.stdout.split()
+
+    assert completed("llm-mer", "evalu") == ["evaluate"]
+    assert completed("llm-mer", "evaluate", "--resam") == ["--resamples"]
+    assert set(completed("llm-mer", "prompts", "")) >= {"list", "preview", "compare"}
 
 
 def test_tasks_lists_every_task_with_both_languages(capsys: pytest.CaptureFixture[str]) -> None:

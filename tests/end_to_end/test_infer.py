@@ -53,7 +53,8 @@ def test_features_are_answered_into_a_file_and_a_second_run_adds_nothing(trained
 
 def test_a_mistake_ends_in_one_line_without_a_traceback(tmp_path: Path) -> None:
     result = start(["infer.py"], "--checkpoint", tmp_path, "--text", "x")
-    assert result.returncode == 1
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
     assert "it is not a checkpoint written by finetune.py" in result.stderr
     assert "Traceback" not in result.stderr
 

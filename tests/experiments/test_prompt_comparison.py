@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_mer.cli.compare_prompts import run
+from llm_mer.cli.prompts_compare import run
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.store import UtteranceStore
 from llm_mer.errors import UserError

@@ -1105,12 +1105,12 @@ def cli(*argv: str) -> Callable[[Path, Ground], Any]:
     """A subcommand of ``llm-mer``; ``{}`` stands for the input."""
 
     def read(path: Path, _: Ground) -> Any:
-        from llm_mer.cli.main import COMMANDS, resolve
+        from llm_mer.cli.main import COMMANDS
         from llm_mer.cli.options import parse
 
-        command = COMMANDS[argv[0]]
+        command = COMMANDS[argv[0]].load()
         given = [word.replace("{}", str(path)) for word in argv[1:]]
-        return resolve(command.function)(parse(resolve(command.config), given, argv[0]))
+        return command.run(parse(command.Options, given, argv[0]))
 
     return read
 

@@ -15,8 +15,9 @@ from llm_mer.errors import UserError
 from llm_mer.experiments.comparison.idle_rows import without_idle_rows
 from llm_mer.experiments.comparison.results import RUN, RunResult, RunSettings, read_result
 from llm_mer.experiments.comparison.runs import train_and_predict, training_arguments
-from llm_mer.experiments.comparison.systems import CompareConfig, System, check_metrics, plan
+from llm_mer.experiments.comparison.systems import System, check_metrics, plan
 from llm_mer.experiments.comparison.table import Comparison, markdown, tabulate
+from llm_mer.experiments.options import CompareConfig
 from llm_mer.resources.files import resolve_file
 
 logger = logging.getLogger(__name__)

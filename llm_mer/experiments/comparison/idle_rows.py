@@ -13,7 +13,8 @@ from llm_mer.adapters.base import MODALITIES, AdapterConfig
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import parse_conditions
 from llm_mer.experiments.comparison.runs import training_arguments
-from llm_mer.experiments.comparison.systems import FULL, CompareConfig, System
+from llm_mer.experiments.comparison.systems import FULL, System
+from llm_mer.experiments.options import CompareConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,7 +27,8 @@ from llm_mer.evaluation.conditions import (
 from llm_mer.evaluation.dialogue import decode_dialogues
 from llm_mer.evaluation.rows import PREDICTIONS, save_predictions
 from llm_mer.experiments.comparison.results import RUN, RunResult, RunSettings
-from llm_mer.experiments.comparison.systems import FULL, CompareConfig, System
+from llm_mer.experiments.comparison.systems import FULL, System
+from llm_mer.experiments.options import CompareConfig
 
 logger = logging.getLogger(__name__)
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llm_mer.adapters import adapter_class, adapter_names, use_adapter
 from llm_mer.adapters.base import MODALITIES, MODALITY_ABLATIONS
 from llm_mer.errors import UserError
+from llm_mer.experiments.options import METRICS, CompareConfig
 
 if TYPE_CHECKING:
     pass
 
 FULL = "full"
-METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "ova_accuracy", "mae", "corr")
 SINGLE_MODALITIES: dict[str, dict[str, bool]] = {
     f"{only} only": {f"use_{m}": False for m in MODALITIES if m != only} for only in MODALITIES
 }
@@ -26,45 +26,6 @@ LORA_SHARINGS: dict[str, dict[str, Any]] = {
 }
 FIXED: tuple[str, ...] = ("data", "tasks", "train_split", "eval_split", "limit_train", "limit_eval")
 """Options of the data that are the same for every system, or their scores would not be of the same questions."""
-
-
-@dataclass
-class CompareConfig:
-    """Options of ``llm-mer compare``."""
-
-    config: str = field(default="", metadata={"help": "training YAML every run starts from", "required": True})
-    output: str = field(default="runs/compare", metadata={"help": "folder; finished runs in it are kept, the rest is done"})
-    adapters: list[str] = field(default_factory=lambda: ["egmf"], metadata={"help": "adapters, or all"})
-    ablations: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "paper (every row of the adapters' own ablation tables, each modality left out and alone, no LoRA), "
-            "lora (one LoRA for all languages against one for each, both, and none), or "
-            "ADAPTER:option=value[,option=value] (ADAPTER may be *; options of the adapter, of the model, e.g. lora_r=0, "
-            "and of reading, e.g. prompts=notext or languages=en, which trains on English and scores on all)"
-        },
-    )
-    seeds: list[int] = field(default_factory=lambda: [1111], metadata={"help": "each run is repeated with each seed"})
-    backbones: list[str] = field(
-        default_factory=list, metadata={"help": "backbones (none is the adapter's own head); default: the YAML's"}
-    )
-    overrides: list[str] = field(
-        default_factory=list, metadata={"help": "option=value for every run, on top of the YAML, e.g. num_train_epochs=8"}
-    )
-    split: str = field(default="test", metadata={"help": "split that is scored"})
-    conditions: list[str] = field(
-        default_factory=list, metadata={"help": "also score under shuffle:…, without:… or subsets, as in evaluate"}
-    )
-    dialogue_decoder: bool = field(default=False, metadata={"help": "also score after the Dialogical Emotion Decoder"})
-    subsets: list[str] = field(
-        default_factory=list, metadata={"help": "also score these tagged subsets, e.g. neutral_words"}
-    )
-    metrics: list[str] = field(
-        default_factory=list,
-        metadata={"help": f"metrics of the table: {', '.join(METRICS)}; default: accuracy and mae"},
-    )
-    resamples: int = field(default=1000, metadata={"help": "bootstrap resamples"})
-    keep_models: bool = field(default=False, metadata={"help": "keep the checkpoints, not only predictions"})
 
 
 @dataclass

@@ -16,7 +16,8 @@ from llm_mer.evaluation.resampling import as_arrays, paired_difference_over_seed
 from llm_mer.evaluation.rows import PREDICTIONS, load_predictions
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.experiments.comparison.results import RunResult
-from llm_mer.experiments.comparison.systems import FULL, CompareConfig, System
+from llm_mer.experiments.comparison.systems import FULL, System
+from llm_mer.experiments.options import CompareConfig
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
 

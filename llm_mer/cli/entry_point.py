@@ -1,0 +1,80 @@
+"""What every program does around its work: log lines, exit codes, and a user's mistake as one line."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from llm_mer.distributed.process_group import shutdown_process_group
+from llm_mer.errors import UserError
+
+USER_ERROR, INTERRUPTED = 2, 130
+"""Exit codes: a mistake of the user's, and Ctrl-C or a reader of the output that has gone."""
+
+PLACE_ERRORS = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EEXIST,
+        errno.ENAMETOOLONG,
+    }
+)
+"""Errors of the operating system that say that a file or folder cannot be used, whatever the program does with it."""
+
+
+def configure_logging() -> None:
+    """Show this package's progress and warnings, and others' warnings, on standard error as plain lines."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("llm_mer").setLevel(logging.INFO)
+
+
+def run_program(
+    program: str, work: Callable[[], int], interrupted: str = "interrupted; the same command goes on from here"
+) -> int:
+    """Do the work and return the exit code.
+
+    A :class:`UserError`, and an :class:`OSError` that says a place cannot be used (:data:`PLACE_ERRORS`), becomes one line
+    on standard error and exit code 2 (or the error's own ``exit_code``); Ctrl-C is 130. Any other exception is a defect of
+    this program and keeps its traceback.
+
+    Args:
+        program: begins the line, e.g. ``llm-mer evaluate``.
+        work: returns the exit code of a run that went well.
+        interrupted: what to say after Ctrl-C.
+    """
+    configure_logging()
+    try:
+        code = work()
+        shutdown_process_group()
+        sys.stdout.flush()
+    except UserError as error:
+        print_error(program, str(error))
+        return int(getattr(error, "exit_code", USER_ERROR))
+    except KeyboardInterrupt:
+        print(f"\n{program}: {interrupted}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes standard output once more at its end, and would print a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno not in PLACE_ERRORS or error.filename is None:
+            raise
+        print_error(program, f"{error.filename}: {error.strerror}")
+        return USER_ERROR
+    return code
+
+
+def print_error(program: str, message: str) -> None:
+    """One line on standard error; of several processes each names its rank."""
+    rank = os.environ.get("RANK", "0") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "0"
+    place = "" if rank == "0" else f" (process {rank})"
+    print(f"{program}{place}: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,56 @@
+"""``llm-mer info``: what a checkpoint or a store says of itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llm_mer.errors import UserError
+
+EXAMPLES = ("llm-mer info --path runs/quickstart/egmf", "llm-mer info --path runs/quickstart/features")
+
+
+@dataclass
+class Options:
+    """Options of ``llm-mer info``."""
+
+    path: str = field(default="", metadata={"help": "a checkpoint or a store", "required": True})
+
+
+def run(options: Options) -> str:
+    """``llm_mer.json`` of a checkpoint or ``store.json`` of a store, the long lists left out.
+
+    Raises:
+        UserError: neither is there.
+    """
+    from llm_mer.checkpoints.description import DESCRIPTION_FILE, CheckpointDescription
+    from llm_mer.data.store import STORE_FILE, UtteranceStore
+
+    folder = Path(options.path)
+    if (folder / DESCRIPTION_FILE).is_file():
+        description = CheckpointDescription.load(folder)
+        backbone = description.backbone
+        shown = {
+            "adapter": description.model["adapter"],
+            "backbone": None if backbone is None else backbone.name,
+            "quantization": None if backbone is None else backbone.quantization,
+            "tasks": list(description.processor["tasks"]),
+            "feature_sizes": description.processor["feature_sizes"],
+            "training": description.training,
+            "data": {k: v for k, v in description.data.items() if k != "features"},
+            "features": description.data.get("features"),
+            "context": description.context,
+            "versions": description.versions,
+        }
+        return json.dumps(shown, ensure_ascii=False, indent=1)
+    if (folder / STORE_FILE).is_file():
+        info = UtteranceStore.open(folder).info
+        shown = {
+            "utterances": info.counts,
+            "feature_sizes": info.feature_sizes,
+            "fingerprint": info.fingerprint,
+            "description": info.description,
+        }
+        return json.dumps(shown, ensure_ascii=False, indent=1)
+    raise UserError(f"{folder}: neither a checkpoint ({DESCRIPTION_FILE}) nor a store ({STORE_FILE})")

@@ -1,0 +1,66 @@
+"""Options of ``llm-mer evaluate``; imports nothing heavy, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class EvaluateConfig:
+    """Options of ``llm-mer evaluate``."""
+
+    checkpoint: str = field(default="", metadata={"help": "folder written by finetune.py", "required": True})
+    data: list[str] = field(
+        default_factory=list, metadata={"help": "a store, or FORMAT:PATH; several are evaluated in turn", "required": True}
+    )
+    output: str = field(
+        default="",
+        metadata={
+            "help": "folder of evaluation.json and predictions.jsonl (default: CHECKPOINT/evaluation); several stores each "
+            "have a folder in it, named like the store"
+        },
+    )
+    seeds: list[int] = field(
+        default_factory=list,
+        metadata={"help": "CHECKPOINT holds a folder seed-N for each of these seeds (default: all it holds); mean ± std"},
+    )
+    split: str = field(default="test", metadata={"help": "which split"})
+    tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
+    languages: list[str] | None = field(default=None, metadata={"help": "only these languages"})
+    limit: int | None = field(default=None, metadata={"help": "only so many utterances"})
+    conditions: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "also score under conditions: shuffle:audio,vision (taken from other utterances), without:text "
+            "(missing), subsets (every subset of the modalities), or damage: missing:RATE (steps and words), "
+            "drop_frames:RATE, word_errors:RATE, audio_snr:DB (white noise)"
+        },
+    )
+    by: list[str] = field(
+        default_factory=list,
+        metadata={"help": "also score by length of the transcript, turn of the conversation, or both: length turn"},
+    )
+    generate: bool = field(default=False, metadata={"help": "also answer by free generation, unparseable rate measured"})
+    dialogue_decoder: str = field(
+        default="none",
+        metadata={
+            "help": "also decode whole dialogues (Dialogical Emotion Decoder)",
+            "choices": ["none", "offline", "online"],
+        },
+    )
+    score_statistic: str = field(
+        default="median",
+        metadata={"help": "which point of a score's distribution answers", "choices": ["median", "mean", "mode"]},
+    )
+    resamples: int = field(default=1000, metadata={"help": "bootstrap resamples for the 95 % intervals"})
+    seed: int = field(default=0, metadata={"help": "of the bootstrap and of shuffling"})
+    batch_size: int = field(default=64, metadata={"help": "questions per forward"})
+    backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
+    adapter: str | None = field(
+        default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
+    )
+    keep_features: bool = field(default=False, metadata={"help": "keep fused vectors, for the report's t-SNE"})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data, str):
+            self.data = [self.data]

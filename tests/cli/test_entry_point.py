@@ -1,0 +1,84 @@
+"""Exit codes: 2 and one line for a user's mistake, 130 for Ctrl-C, a traceback for a defect."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llm_mer.cli.entry_point import run_program
+from llm_mer.errors import UserError
+
+
+def raises(error: BaseException) -> Callable[[], int]:
+    def work() -> int:
+        raise error
+
+    return work
+
+
+class Stopped(UserError):
+    """With an exit code of its own."""
+
+    exit_code = 143
+
+
+def test_work_that_goes_well_ends_with_its_own_code() -> None:
+    assert run_program("p", lambda: 0) == 0
+    assert run_program("p", lambda: 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("x: no such file"), 2, "p: x: no such file"),
+        (Stopped("stopped by SIGTERM"), 143, "p: stopped by SIGTERM"),
+        (PermissionError(errno.EACCES, "Permission denied", "/locked/out"), 2, "p: /locked/out: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "/ro/out"), 2, "p: /ro/out: Read-only file system"),
+        (OSError(errno.ENOSPC, "No space left on device", "/full/out"), 2, "p: /full/out: No space left on device"),
+    ],
+)
+def test_a_users_mistake_is_one_line(error: Exception, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_program("p", raises(error)) == code
+    printed = capsys.readouterr()
+    assert printed.err == line + "\n"
+    assert printed.out == ""
+
+
+def test_a_file_in_a_folders_place_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "below"
+
+    def work() -> int:
+        place.mkdir()
+        return 0
+
+    assert run_program("p", work) == 2
+    assert capsys.readouterr().err == f"p: {place}: Not a directory\n"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyError("x"), FileNotFoundError(errno.ENOENT, "No such file", "x"), OSError("no errno")]
+)
+def test_a_defect_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run_program("p", raises(error))
+
+
+def test_ctrl_c_is_130_with_what_can_be_done(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_program("p", raises(KeyboardInterrupt()), "interrupted; call it again") == 130
+    assert capsys.readouterr().err == "\np: interrupted; call it again\n"
+
+
+def test_of_several_processes_each_but_the_first_names_its_rank(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("llm_mer.cli.entry_point.shutdown_process_group", lambda: None)
+    for rank, line in (("0", "p: no\n"), ("3", "p (process 3): no\n")):
+        monkeypatch.setitem(os.environ, "WORLD_SIZE", "4")
+        monkeypatch.setitem(os.environ, "RANK", rank)
+        assert run_program("p", raises(UserError("no"))) == 2
+        assert capsys.readouterr().err == line
