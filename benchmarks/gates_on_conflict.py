@@ -8,31 +8,22 @@ where all three agree. A gate that weighs by reliability would take from the tex
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from common import options, report
 
-from llm_mer.adapters.base import MODALITIES
+from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.experiments.comparison.results import RUN
-from llm_mer.reporting.sections.adapter import part_names
 
-GATES = (
-    "expert_weights",
-    "fusion_weights",
-    "modality_gates",
-    "unimodal_gate",
-    "multimodal_gate",
-    "gate_mean",
-    "stream_gates",
-)
 USED = {"gate_mean": "gate_used"}
 """Where a gate says of each utterance which of its columns it used."""
 AGREE, CONFLICT = "emotional_words", "conflict"
 RESAMPLES = 2000
 
 
-def gates_by_subset(predictions: Path, task: str) -> dict[str, dict[str, np.ndarray]]:
+def gates_by_subset(predictions: Path, task: str, gates: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
     """``{diagnostic: {subset: (n, gates)}}`` of one run's answers as is, NaN where a gate was not used."""
     found: dict[str, dict[str, list[list[float]]]] = {}
     with predictions.open(encoding="utf-8") as stream:
@@ -41,7 +32,7 @@ def gates_by_subset(predictions: Path, task: str) -> dict[str, dict[str, np.ndar
             if entry.get("condition", "as is") != "as is" or entry["task"] != task:
                 continue
             diagnostics = entry.get("diagnostics", {})
-            for name in GATES:
+            for name in gates:
                 if name not in diagnostics:
                     continue
                 values = np.ravel(diagnostics[name]).astype(float)
@@ -53,11 +44,12 @@ def gates_by_subset(predictions: Path, task: str) -> dict[str, dict[str, np.ndar
     return {name: {subset: np.array(rows) for subset, rows in by.items()} for name, by in found.items()}
 
 
-def modalities_of(run: Path) -> list[str]:
-    """The modalities a run's adapter read; all three where its ``run.json`` is too old to say."""
+def gates_of(run: Path) -> dict[str, DiagnosticInfo]:
+    """The weights and gates a run's adapter has, as its ``run.json`` says; none where that is too old to say."""
     path = run / RUN
     entry = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return list(entry.get("modalities", MODALITIES))
+    found = [DiagnosticInfo.from_dict(info) for info in entry.get("diagnostics", [])]
+    return {info.name: info for info in found if info.over_turns}
 
 
 def difference(agree: np.ndarray, conflict: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
@@ -80,11 +72,11 @@ def main() -> None:
         parser.error(f"no */predictions.jsonl under {' '.join(arguments.runs)}: run `llm-mer compare` first")
     table = []
     for file in files:
-        for name, subsets in gates_by_subset(file, arguments.task).items():
+        gates = gates_of(file.parent)
+        for name, subsets in gates_by_subset(file, arguments.task, gates).items():
             if set(subsets) != {AGREE, CONFLICT}:
                 continue
-            count = subsets[AGREE].shape[1]
-            for place, label in enumerate(part_names(name, count, modalities_of(file.parent), ())):
+            for place, label in enumerate(gates[name].parts):
                 columns = (subsets[subset][:, place] for subset in (AGREE, CONFLICT))
                 agree, conflict = (values[~np.isnan(values)] for values in columns)
                 if not len(agree) or not len(conflict):

@@ -1,8 +1,8 @@
 """The contract between a fusion adapter and everything around it.
 
 An adapter turns the feature sequences of an utterance into a few *pseudo tokens* of the backbone's embedding size.
-This module and :mod:`llm_mer.adapters.layers` import torch and nothing else of the project, so an adapter can be
-lifted out and tested alone.
+Nothing in :mod:`llm_mer.adapters` imports anything else of the project (:mod:`llm_mer.errors` aside), so an adapter can
+be lifted out and tested alone, or live in a package of its own.
 
 Shapes: ``B`` batch, ``T_m`` steps of modality ``m``, ``D_m`` its feature size, ``d`` the adapter's hidden size, ``H``
 the backbone's embedding size, ``K`` pseudo tokens, ``C`` classes, ``U`` utterances of a context window.
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.adapters.layers import AuxiliaryHead, ModalityProjection, PseudoTokenProjection
 
 MODALITIES: tuple[str, ...] = ("text", "audio", "vision")
@@ -381,6 +383,17 @@ class FusionAdapter(nn.Module, ABC):
     def training_only_parameters(self) -> tuple[str, ...]:
         """State-dict prefixes (below the adapter) that inference does not need and a final checkpoint leaves out."""
         return ()
+
+    def diagnostic_info(self, labels: Sequence[str] = ()) -> list[DiagnosticInfo]:
+        """Titles, part names and kinds of everything this adapter tells about itself, in the order they are shown.
+
+        Reports and readable lines show nothing else of them. A diagnostic that is not listed is shown under its key, its
+        components numbered; a logged value that is not listed is not drawn.
+
+        Args:
+            labels: names of the ``C`` classes, in order.
+        """
+        return []
 
     def warnings_from(self, diagnostics: dict[str, Tensor]) -> list[str]:
         """What is worth warning about in diagnostics gathered over a dataset, ``{name: (N, ...)}``. None by default."""

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from llm_mer.adapters.base import AdapterConfig, FusedFeatures, FusionAdapter, FusionInputs
+from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.adapters.layers import MultiHeadAttention, masked_mean, real_steps_first
 
 COLLAPSE_MARGIN = 0.02
 REDUNDANT_COSINE = 0.9
 EXPERT_PAIRS = ((0, 1), (0, 2), (1, 2))
+EXPERTS = ("E1 local", "E2 semantic", "E3 global")
 
 
 @dataclass
@@ -103,6 +105,9 @@ class EGMFAdapter(FusionAdapter):
     with experts ``E1`` (d/8, Mish, local detail), ``E2`` (d/4, GELU, semantic correlation), ``E3`` (d/2, SiLU, global
     context). The encoder ``Enc`` and the residual in ``f'`` are our choice. Without text (or without audio and vision)
     in the configuration, the side that is left attends to itself.
+
+    With ``audio_visual_encoder: transformer`` nothing knows the positions of steps: reversing a sequence in time changes
+    nothing. The ``lstm`` does know their order.
 
     An expert switched off is not built, and the gates weigh those that are left; one alone needs no gate.
 
@@ -195,6 +200,14 @@ class EGMFAdapter(FusionAdapter):
         spread = values.new_zeros(values.shape[0], 3, *values.shape[2:])
         spread[:, self.chosen] = values
         return spread
+
+    def diagnostic_info(self, labels: Sequence[str] = ()) -> list[DiagnosticInfo]:
+        pairs = tuple(f"E{i + 1}, E{j + 1}" for i, j in EXPERT_PAIRS)
+        return [
+            DiagnosticInfo("expert_weights", "Expert weights α", EXPERTS, "weights", "expert weights"),
+            DiagnosticInfo("feature_gate", "Feature-driven gate w", EXPERTS, "weights"),
+            DiagnosticInfo("expert_cosine", "Cosine between experts", pairs),
+        ]
 
     def warnings_from(self, diagnostics: dict[str, Tensor]) -> list[str]:
         """A collapsed gate or redundant experts over a dataset (:func:`egmf_warnings`)."""

@@ -5,6 +5,7 @@ Nothing here is from a paper; it is our baseline beside the five systems.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from llm_mer.adapters.base import AdapterConfig, FusedFeatures, FusionAdapter, FusionInputs
+from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.adapters.layers import masked_mean
 
 
@@ -31,7 +33,8 @@ class GatedProjectorAdapter(FusionAdapter):
         g_m = σ(w_m · h_m + b_m) ∈ (0, 1)       (B,)
         h   = W Σ_m g_m h_m + b                 (B, d)
 
-    A missing modality is its learned stand-in, gated like any other. Diagnostics: ``modality_gates`` g (B, M).
+    A missing modality is its learned stand-in, gated like any other. Steps are pooled without positions: reversing a
+    sequence in time changes nothing. Diagnostics: ``modality_gates`` g (B, M).
     """
 
     name: ClassVar[str] = "gated_projector"
@@ -54,3 +57,6 @@ class GatedProjectorAdapter(FusionAdapter):
         gates = torch.sigmoid(torch.cat(scores, dim=-1))  # (B, M)
         fused = self.fusion((gates.unsqueeze(-1) * pooled).sum(dim=1))
         return FusedFeatures(fused, diagnostics={"modality_gates": gates})
+
+    def diagnostic_info(self, labels: Sequence[str] = ()) -> list[DiagnosticInfo]:
+        return [DiagnosticInfo("modality_gates", "Modality gates", self.config.modalities, "gates", "modality gates")]

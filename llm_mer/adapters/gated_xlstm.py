@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -29,7 +29,8 @@ from llm_mer.adapters.base import (
     ModalitySequence,
 )
 from llm_mer.adapters.context_window import utterance_window, vector_sizes
-from llm_mer.adapters.layers import real_steps_first
+from llm_mer.adapters.diagnostics import DiagnosticInfo
+from llm_mer.adapters.layers import real_steps_to_front
 
 QKV_BLOCK_SIZE = 4
 
@@ -154,7 +155,7 @@ class FrameSteps(StepProjection):
         self.max_frames = max_frames
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        features, mask = compact(features.masked_fill(~mask.unsqueeze(-1), 0.0), mask)
+        features, mask = real_steps_to_front(features.masked_fill(~mask.unsqueeze(-1), 0.0), mask)
         features, mask = features[:, : self.max_frames], mask[:, : self.max_frames]
         return self.project(features), mask
 
@@ -162,9 +163,9 @@ class FrameSteps(StepProjection):
 class StreamEncoder(nn.Module):
     """One xLSTM stack of mLSTM blocks over the real steps of a stream, ``(B, S, s), (B, S) -> (B, s)`` its last real step.
 
-    Real steps must come first (:func:`compact`); the stack is causal, so what follows them is not seen. A stream without
-    a real step is zeros. The stack runs outside autocast: mLSTM sums log forget gates over time and exponentiates them,
-    which half precision spoils. It keeps float64 as it is.
+    Real steps must come first (:func:`real_steps_to_front`); the stack is causal, so what follows them is not seen. A
+    stream without a real step is zeros. The stack runs outside autocast: mLSTM sums log forget gates over time and
+    exponentiates them, which half precision spoils. It keeps float64 as it is.
     """
 
     def __init__(self, config: GatedXLSTMConfig, length: int) -> None:
@@ -309,7 +310,7 @@ class GatedXLSTMAdapter(FusionAdapter):
             values, mask = self.unroll(steps[modality], slots[role])
             if role == "speaker" and modality in self.frames:
                 values, mask = self.with_frames(values, mask, inputs.sequence(modality), modality)
-            values, mask = compact(values, mask)
+            values, mask = real_steps_to_front(values, mask)
             encoded = self.encoders[f"{role}_{modality}"](values, mask, self.recurrent)  # (B, s)
             gate = encoded.new_ones(encoded.shape[0], 1)
             if f"{role}_{modality}" in self.gates:
@@ -319,6 +320,10 @@ class GatedXLSTMAdapter(FusionAdapter):
             gates.append(gate)
         fused = self.fusion(torch.cat(weighed, dim=-1))
         return FusedFeatures(fused, diagnostics={"stream_gates": torch.cat(gates, dim=1)})
+
+    def diagnostic_info(self, labels: Sequence[str] = ()) -> list[DiagnosticInfo]:
+        names = tuple(f"{role} {modality}" for role, modality in self.streams)
+        return [DiagnosticInfo("stream_gates", "Stream gates", names, "gates")]
 
     def unroll(self, steps: Tensor, slots: TurnSlots) -> tuple[Tensor, Tensor]:
         """The steps of a role's turns in order: ``(B, U, n, s) -> (B, turns · n, s)`` and their mask."""
@@ -463,10 +468,3 @@ def check_options(config: GatedXLSTMConfig) -> None:
     for name in ("turns", "num_steps", "step_size", "num_blocks", "max_frames"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
-
-
-def compact(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Real steps to the front in their order, zeros behind: ``(B, S, s), (B, S)`` to the same shapes."""
-    order = real_steps_first(mask)
-    mask = mask.gather(1, order)
-    return values.gather(1, order.unsqueeze(-1).expand_as(values)).masked_fill(~mask.unsqueeze(-1), 0.0), mask

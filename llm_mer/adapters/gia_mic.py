@@ -7,6 +7,7 @@ the invariant representations of a sample together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import ClassVar
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_mer.adapters.base import AdapterConfig, FusedFeatures, FusionAdapter, FusionInputs
-from llm_mer.adapters.layers import MultiHeadAttention, attend, masked_mean
+from llm_mer.adapters.diagnostics import DiagnosticInfo
+from llm_mer.adapters.layers import MultiHeadAttention, attend, masked_mean, real_steps_to_front
 
 FLAT_GATE_VARIANCE = 1e-3
 NUM_PAIRS = 3
@@ -95,8 +97,8 @@ class ModalityInvariantGenerator(nn.Module):
         H^(MIR) = Conv1d(H^b; kernel 3, stride 2) + AvgPool(H^b; kernel 3, stride 2)     (B, ceil(T / 2), d)
 
     Pooling and broadcasting ``H^(MSR)`` is our choice: it makes the two lengths agree. The shortcut averages the real
-    steps of the convolution's own window. ``H_VST`` must have its real steps first (:func:`compact`), or padding between
-    modalities would shift the stride.
+    steps of the convolution's own window. ``H_VST`` must have its real steps first (:func:`real_steps_to_front`), or
+    padding between modalities would shift the stride.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
@@ -136,6 +138,9 @@ class GIAMICAdapter(FusionAdapter):
     A missing modality is one learned step: others may attend to it and it stands in ``H_VST``, its own pairs A→B are
     skipped (its MSR is the stand-in itself), and the pairs of ``mic`` it belongs to drop out, the rest rescaled to three.
     ``mic`` is the mean over samples with at least one pair.
+
+    The Transformer layers and the attention know no positions; the strided convolution of the generator does, so with MIR
+    the order of steps matters, and without it reversing a sequence in time changes nothing.
 
     Our choices: without MSR, ``H_M`` takes its place as the generator's key and value and only MIR is fused; without MIR
     only MSR is fused and there is no ``mic``. Fewer modalities in the configuration mean fewer pairs and a shorter ``h``.
@@ -247,7 +252,7 @@ class GIAMICAdapter(FusionAdapter):
 
     def generate(self, encoded: dict[str, tuple[Tensor, Tensor]], specific: dict[str, Tensor]) -> dict[str, Tensor]:
         """``{modality: pooled H^(MIR) (B, d)}``."""
-        shared, mask = compact(
+        shared, mask = real_steps_to_front(
             torch.cat([encoded[m][0] for m in self.order], dim=1), torch.cat([encoded[m][1] for m in self.order], dim=1)
         )
         pooled = {}
@@ -256,6 +261,20 @@ class GIAMICAdapter(FusionAdapter):
             pooled[modality] = masked_mean(values, values_mask)
         return pooled
 
+    def diagnostic_info(self, labels: Sequence[str] = ()) -> list[DiagnosticInfo]:
+        found = []
+        if self.interactions and self.config.use_attention_gate:
+            arrows = tuple(f"{a}→{b}" for a, b in self.ordered_pairs)
+            found += [
+                DiagnosticInfo("gate_mean", "Gate means", arrows, "gates"),
+                DiagnosticInfo("gate_variance", "Gate variances", arrows),
+                DiagnosticInfo("gate_used", "Gates in use", arrows),
+            ]
+        if self.config.use_mir and len(self.order) > 1:
+            pairs = tuple(f"{a}, {b}" for a, b in combinations(self.order, 2))
+            found.append(DiagnosticInfo("invariant_divergence", "Divergence of the invariant representations", pairs))
+        return found
+
     def warnings_from(self, diagnostics: dict[str, Tensor]) -> list[str]:
         """A gate that is the same in all its dimensions, the paper's failure sign (:func:`gate_warnings`)."""
         if "gate_variance" not in diagnostics:
@@ -263,13 +282,6 @@ class GIAMICAdapter(FusionAdapter):
         return gate_warnings(
             self.ordered_pairs, diagnostics["gate_mean"], diagnostics["gate_variance"], diagnostics["gate_used"]
         )
-
-
-def compact(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Real steps to the front in their order, zeros behind: ``(B, T, d), (B, T)`` to the same shapes."""
-    order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)
-    mask = mask.gather(1, order)
-    return values.gather(1, order.unsqueeze(-1).expand_as(values)).masked_fill(~mask.unsqueeze(-1), 0.0), mask
 
 
 def symmetric_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

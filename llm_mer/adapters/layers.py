@@ -29,6 +29,13 @@ def real_steps_first(mask: Tensor) -> Tensor:
     return torch.argsort((~mask).to(torch.int8), dim=1, stable=True)
 
 
+def real_steps_to_front(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Real steps to the front in their order, zeros behind: ``(B, T, d), (B, T)`` to the same shapes."""
+    order = real_steps_first(mask)
+    mask = mask.gather(1, order)
+    return values.gather(1, order.unsqueeze(-1).expand_as(values)).masked_fill(~mask.unsqueeze(-1), 0.0), mask
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention ``softmax(Q K^T / sqrt(d)) V`` with masked keys.
 

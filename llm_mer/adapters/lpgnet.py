@@ -7,6 +7,7 @@ trained beside the fused teacher, are thrown away for inference. Who speaks is n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ from llm_mer.adapters.base import (
     FusionTargets,
 )
 from llm_mer.adapters.context_window import utterance_window, vector_sizes
+from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.adapters.layers import (
     AuxiliaryHead,
     HeadOutput,
@@ -159,7 +161,9 @@ class LPGNetAdapter(FusionAdapter):
     With text and audio these are the paper's four attentions; vision makes them nine (our extension). At ``level:
     utterance`` ``X_m`` holds the utterance vectors of the window, and the pooled sequence as a window of one where no
     context is given; at ``level: frame`` it holds the frames of the target and ``h_m`` is their masked mean (our choice).
-    ``context.speakers`` is never read, nor is the order of utterances, except for which one is the target.
+    ``context.speakers`` is never read, nor is the order of utterances, except for which one is the target. At ``level:
+    frame`` nothing knows the positions of frames: reversing a sequence in time changes nothing (where ``max_frames`` cuts
+    none).
 
     The teacher is the fused vector's own classifier and regressor: the auxiliary head, or without one a head that exists
     for training alone (our choice, since a language model's answer cannot be the teacher). The task loss ``ce`` or ``l1``
@@ -281,6 +285,13 @@ class LPGNetAdapter(FusionAdapter):
         sequence = inputs.sequence(modality)
         keys = torch.zeros_like(mask) if sequence is None else mask & sequence.present[:, None]
         return Stream(values, mask, keys)
+
+    def diagnostic_info(self, labels: Sequence[str] = ()) -> list[DiagnosticInfo]:
+        found = [DiagnosticInfo("multimodal_gate", "Multimodal gate", self.config.modalities, "weights", "modality weights")]
+        if self.unimodal_gates:
+            paths = tuple(f"{query}←{key}" for query, key in self.paths)
+            found.append(DiagnosticInfo("unimodal_gate", "Gates of the attention paths", paths, "gates"))
+        return found
 
     def weigh(self, stacked: Tensor) -> Tensor:
         """``z``: ``(B, M, d) -> (B, M, d)``, sums to 1 over modalities; equal without the gate."""

@@ -7,6 +7,7 @@ between the fused vector and the label embeddings. A moving average once an epoc
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_mer.adapters.base import IGNORE_CLASS, AdapterConfig, FusedFeatures, FusionAdapter, FusionInputs, FusionTargets
+from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.adapters.layers import MultiHeadAttention, masked_mean, score_loss
 
 DOMINANT_MODALITY = 0.95
@@ -95,6 +97,8 @@ class LSGMERAdapter(FusionAdapter):
     expectation of the bin centres under ``p``. Our choices: vision, ``τ``, the weight 1 of ``apc``, a score between two
     centres shares its target linearly (so that the expectation can be exact), bins start along a half circle (near bins
     alike, the ends opposed), and class words reach size ``d`` by a rotation that keeps their inner products.
+
+    Nothing here knows the positions of steps: reversing a sequence in time changes nothing.
 
     ``ce`` and ``apc`` are means over the known targets of a batch, classes and scores alike; a sample without a target of
     one kind adds nothing for that kind. The classifier exists with and without ``auxiliary_head``; that option adds
@@ -286,6 +290,24 @@ class LSGMERAdapter(FusionAdapter):
         )
         found = {"label_embeddings": classes, "score_anchors": anchors}
         return {name: vectors for name, vectors in found.items() if len(vectors)}
+
+    def diagnostic_info(self, labels: Sequence[str] = ()) -> list[DiagnosticInfo]:
+        found = [DiagnosticInfo("fusion_weights", "Fusion weights", self.config.modalities, "weights", "fusion weights")]
+        if self.enhancements:
+            gated = tuple(self.enhancements)
+            found.append(DiagnosticInfo("label_gate", "Label gates", gated, "gates"))
+            found.append(DiagnosticInfo("label_focus", "Label focus", gated))
+        if self.label_embeddings is not None:
+            classes = self.config.num_classes
+            names = list(labels) if len(labels) == classes else [f"class {i + 1}" for i in range(classes)]
+            bins = len(self.label_embeddings) - classes
+            anchors = [*names, *(f"score bin {i + 1}" for i in range(bins))]
+            moved = "How far the label embeddings moved in the epoch (mean Euclidean distance over labels)"
+            found.append(DiagnosticInfo("label_similarity", "Similarity to label embeddings", tuple(anchors)))
+            found.append(DiagnosticInfo("label_drift", moved, ("mean over labels",), "epoch_value", "label drift"))
+            followed = {"label_embeddings": anchors[:classes], "score_anchors": anchors[classes:]}
+            found += [DiagnosticInfo(n, n.replace("_", " "), tuple(own), "trajectory") for n, own in followed.items() if own]
+        return found
 
     def warnings_from(self, diagnostics: dict[str, Tensor]) -> list[str]:
         """One modality taking the whole fusion, or two classes whose label embeddings point the same way."""

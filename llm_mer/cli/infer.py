@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.data.schema import Utterance
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
@@ -39,8 +40,11 @@ def run(options: Options) -> None:
     infer(options)
 
 
-def readable(prediction: Prediction) -> str:
-    """``en-test-1  emotion  happy  p .93, then surprised .04 · truth happy``; a score shows its central 80 %."""
+def readable(prediction: Prediction, diagnostics: Sequence[DiagnosticInfo] = ()) -> str:
+    """``en-test-1  emotion  happy  p .93, then surprised .04 · truth happy``; a score shows its central 80 %.
+
+    ``diagnostics`` that have a label stand in it too, e.g. ``expert weights 0.31 0.40 0.29``.
+    """
     parts = [f"{prediction.id}  {prediction.task}"]
     if isinstance(prediction.value, str):
         ranked = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])
@@ -52,9 +56,11 @@ def readable(prediction: Prediction) -> str:
         parts.append(f"{prediction.value:+.1f}  80 % within {prediction.interval[0]:+.1f} to {prediction.interval[1]:+.1f}")
     else:
         parts.append(f"{prediction.value:+.1f}")
-    weights = prediction.diagnostics.get("expert_weights")
-    if weights is not None:
-        parts.append("expert weights " + " ".join(f"{w:.2f}" for w in weights))
+    parts += [
+        info.summary(prediction.diagnostics[info.name])
+        for info in diagnostics
+        if info.label and info.of_samples and info.name in prediction.diagnostics
+    ]
     if prediction.truth is not None:
         truth = prediction.truth if isinstance(prediction.truth, str) else f"{prediction.truth:+.1f}"
         parts.append(f"truth {truth}")
@@ -146,6 +152,7 @@ def infer(config: InferConfig) -> int:
         raise UserError(
             f"{config.checkpoint} was trained without dialogues and their speakers, so it has no p0 for --dialogue_decoder"
         )
+    diagnostics = pipeline.predictor.adapter.diagnostic_info()
     asked = [task.name for task in pipeline.dataset([], config.tasks).tasks]
     decodes = config.dialogue_decoder != "none" and any(name in pipeline.description.shift_probability for name in asked)
     whole = pipeline.predictor.use_context or config.dialogue_decoder != "none"
@@ -261,7 +268,7 @@ def infer(config: InferConfig) -> int:
                     continue
                 write(places[prediction.id], entry if config.full else shorten(entry))
                 if config.echo and config.output is not None:
-                    tqdm.write(readable(prediction))
+                    tqdm.write(readable(prediction, diagnostics))
             settle(stopped[0][0] - 1 if stopped else given[-1][0])
             if stopped:
                 raise stopped[0][1]

@@ -168,6 +168,7 @@ def score(
     from llm_mer.evaluation.adapter_warnings import diagnose
 
     description, backbone = pipeline.description, pipeline.description.backbone
+    adapter, class_task = pipeline.predictor.adapter, pipeline.predictor.processor.class_task
     evaluation = Evaluation(
         name=Path(config.checkpoint).resolve().name,
         checkpoint={
@@ -187,6 +188,7 @@ def score(
         resamples=config.resamples,
         warnings=diagnose(pipeline.predictor.adapter, by_condition[AS_IS]),
         conditions=planned.conditions,
+        diagnostics=adapter.diagnostic_info(() if class_task is None else class_task.label_names),
     )
     shared: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed, "by": config.by}
     for task in planned.tasks:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, Condition
 from llm_mer.evaluation.metrics import compute_metrics, majority_baseline
@@ -65,6 +66,8 @@ class Evaluation:
     """Everything a report needs about one checkpoint on one split.
 
     ``conditions`` are those asked for, in order; ``areas`` the areas under the curves of damage with several amounts.
+    ``diagnostics`` are titles and part names of what the adapter tells about itself, so that a report needs no adapter;
+    evaluations older than this entry have none.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Evaluation:
     warnings: list[str] = field(default_factory=list)
     conditions: list[Condition] = field(default_factory=list)
     areas: list[Area] = field(default_factory=list)
+    diagnostics: list[DiagnosticInfo] = field(default_factory=list)
 
     def find(
         self, condition: str = AS_IS, task: str = "", language: str = EVERYTHING, subset: str = EVERYTHING
@@ -104,6 +108,7 @@ class Evaluation:
             Condition(**{**condition, "modalities": tuple(condition["modalities"])})
             for condition in entry.get("conditions", [])
         ]
+        entry["diagnostics"] = [DiagnosticInfo.from_dict(info) for info in entry.get("diagnostics", [])]
         entry["areas"] = [Area(**area) for area in entry.get("areas", [])]
         return cls(**entry)
 

@@ -12,10 +12,10 @@ from llm_mer.adapters.gia_mic import (
     GIAMICAdapter,
     GIAMICConfig,
     ModalityInvariantGenerator,
-    compact,
     invariant_constraint,
     symmetric_kl,
 )
+from llm_mer.adapters.layers import real_steps_to_front
 
 SIZES = {"text": 5, "audio": 4, "vision": 3}
 LENGTHS = {"text": [4, 2, 3], "audio": [3, 5, 1], "vision": [2, 2, 4]}
@@ -193,9 +193,9 @@ def test_the_generator_equals_the_numpy_rewrite_and_its_mask_follows_the_stride(
     np.testing.assert_allclose(array(invariant[0])[array(mask[0]).astype(bool)], want, atol=1e-12)
 
 
-def test_compact_moves_real_steps_to_the_front_in_order() -> None:
+def test_real_steps_move_to_the_front_in_order() -> None:
     values = torch.arange(1.0, 6.0).reshape(1, 5, 1)
-    moved, mask = compact(values, torch.tensor([[False, True, False, True, True]]))
+    moved, mask = real_steps_to_front(values, torch.tensor([[False, True, False, True, True]]))
     assert moved.flatten().tolist() == [2.0, 4.0, 5.0, 0.0, 0.0]
     assert mask.tolist() == [[True, True, True, False, False]]
 

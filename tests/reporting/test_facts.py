@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llm_mer.adapters import build_adapter
+from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import AS_IS
 from llm_mer.evaluation.rows import Evaluation, save_predictions, score_rows
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.inference.prediction import Prediction
+from llm_mer.model.configuration_mer import build_adapter_config
 from llm_mer.prompting.tasks import Task, get_task
 from llm_mer.reporting.facts import (
     SUBSET,
@@ -97,6 +100,14 @@ def sentiments(count: int, error: float, languages: Sequence[str] = ("en", "zh")
     return found
 
 
+def diagnostics_of(adapter: str, **options: Any) -> list[DiagnosticInfo]:
+    """What an adapter that reads all modalities and answers both tasks says of its diagnostics."""
+    sizes = {"text": 4, "audio": 4, "vision": 4}
+    settings = {"hidden_size": 8, "backbone_size": 8, "num_classes": EMOTION.num_classes, "score_range": (-3.0, 3.0)}
+    config = build_adapter_config(adapter, {"feature_sizes": sizes, **settings, **options})
+    return build_adapter(adapter, config).diagnostic_info(EMOTION.label_names)
+
+
 def written(
     folder: Path,
     answers: Answers,
@@ -106,8 +117,15 @@ def written(
 ) -> Path:
     """The two files of ``llm-mer evaluate``, from given answers by condition."""
     described = {"adapter": "egmf", "modalities": ["text", "audio", "vision"], **(checkpoint or {})}
+    fields = {
+        "name": folder.name,
+        "data": "hand-built (0)",
+        "split": "test",
+        "diagnostics": diagnostics_of("egmf"),
+        **fields,
+    }
     evaluation = Evaluation(
-        **{"name": folder.name, "data": "hand-built (0)", "split": "test", **fields},
+        **fields,
         checkpoint=described,
         seed=SEED,
         resamples=RESAMPLES,

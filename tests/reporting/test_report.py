@@ -20,6 +20,7 @@ from test_facts import (
     SHUFFLED,
     USED,
     Answers,
+    diagnostics_of,
     emotion,
     emotions,
     mostly,
@@ -29,6 +30,7 @@ from test_facts import (
     written,
 )
 
+from llm_mer.adapters.egmf import EXPERTS
 from llm_mer.checkpoints.description import TRAJECTORIES
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import AS_IS, GENERATION
@@ -39,7 +41,7 @@ from llm_mer.reporting import plots, report
 from llm_mer.reporting.blocks import Picture, Section
 from llm_mer.reporting.facts import load
 from llm_mer.reporting.report import ReportConfig, build
-from llm_mer.reporting.sections.adapter import EXPERTS, feature_section, gate_section
+from llm_mer.reporting.sections.adapter import feature_section, gate_section
 from llm_mer.reporting.sections.answers import confusion_section, score_plot_section
 from llm_mer.reporting.sections.examples import inference_section
 from llm_mer.reporting.sections.scores import noise_section
@@ -640,6 +642,17 @@ def test_expert_weights_are_averaged_by_class_and_by_language(tmp_path: Path, dr
             np.testing.assert_allclose(heights, [given[np.array(of) == g, j].mean() for g in groups])
 
 
+def test_an_evaluation_without_titles_is_shown_under_its_keys(tmp_path: Path, drawn: Drawn) -> None:
+    predictions = diagnosed(emotions(24, mostly), weights)
+    folder = written(tmp_path / "x", {AS_IS: predictions}, [EMOTION])
+    entry = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    assert [info["name"] for info in entry.pop("diagnostics")] == ["expert_weights", "feature_gate", "expert_cosine"]
+    (folder / "evaluation.json").write_text(json.dumps(entry), encoding="utf-8")
+    section = gate_section(load(str(folder)))
+    assert list(drawn.bars(picture_of(section, "expert_weights by emotion, n=48"))) == ["1", "2", "3"]
+    assert "expert_weights by emotion" in page_of(folder).text
+
+
 def test_training_curves_are_those_of_the_log(tmp_path: Path, drawn: Drawn) -> None:
     written(tmp_path / "run" / "evaluation", {AS_IS: emotions(8, mostly)}, [EMOTION])
     (tmp_path / "run" / "log_history.json").write_text(json.dumps(LOG), encoding="utf-8")
@@ -655,7 +668,8 @@ def test_training_curves_are_those_of_the_log(tmp_path: Path, drawn: Drawn) -> N
 
 
 def test_label_embeddings_are_drawn_by_label_on_the_plane_that_holds_most_of_their_way(tmp_path: Path, drawn: Drawn) -> None:
-    written(tmp_path / "run" / "evaluation", {AS_IS: emotions(8, mostly)}, [EMOTION])
+    diagnostics = diagnostics_of("lsgmer")
+    written(tmp_path / "run" / "evaluation", {AS_IS: emotions(8, mostly)}, [EMOTION], diagnostics=diagnostics)
     random = np.random.default_rng(0)
     plane, flat = np.linalg.qr(random.normal(size=(9, 2)))[0], random.normal(size=(4, EMOTION.num_classes, 2))
     lines = [{"epoch": e, "name": "label_embeddings", "points": (flat[e] @ plane.T).tolist()} for e in range(4)]
@@ -665,6 +679,9 @@ def test_label_embeddings_are_drawn_by_label_on_the_plane_that_holds_most_of_the
     picture = picture_of(section, "Way of the label embeddings")
     assert "epochs 0 (hollow) to 3 (full)" in picture.caption
     assert "100 % of the variance" in picture.caption
+    legend = drawn.of(picture).axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == list(EMOTION.label_names)
     ways = np.stack(list(drawn.lines(picture).values()), axis=1)  # (steps, n, 2)
 
     def distances(points: np.ndarray) -> np.ndarray:
@@ -719,7 +736,9 @@ def test_gates_over_a_conversation_are_drawn_turn_by_turn(
     adapter: str, name: str, title: str, parts: list[str], tmp_path: Path, drawn: Drawn
 ) -> None:
     predictions = conversation(name, len(parts))
-    folder = written(tmp_path / "x", {AS_IS: predictions}, [EMOTION], {"adapter": adapter})
+    options: dict[str, Any] = {"use_intra": False} if name == "unimodal_gate" else {}
+    diagnostics = diagnostics_of(adapter, **options)
+    folder = written(tmp_path / "x", {AS_IS: predictions}, [EMOTION], {"adapter": adapter}, diagnostics=diagnostics)
     picture = picture_of(gate_section(load(str(folder))), f"{title} along the longest conversation, long (en), n=6")
     members = sorted((p for p in predictions if p.dialogue_id == "long"), key=lambda p: p.turn or 0)
     found = drawn.lines(picture)
@@ -754,7 +773,9 @@ def test_a_report_of_lsgmer_has_its_gates_similarities_to_each_label_and_the_dri
         }
 
     predictions = diagnosed(emotions(16, mostly), inside)
-    place = written(tmp_path / "run" / "evaluation", {AS_IS: predictions}, [EMOTION], {"adapter": "lsgmer"})
+    diagnostics = diagnostics_of("lsgmer", label_gate_vision=False, num_score_bins=7)
+    checkpoint = {"adapter": "lsgmer"}
+    place = written(tmp_path / "run" / "evaluation", {AS_IS: predictions}, [EMOTION], checkpoint, diagnostics=diagnostics)
     log = [{"epoch": float(e), "loss": 1.0 / e, "label_drift": 0.5 / e} for e in (1, 2, 3)]
     (tmp_path / "run" / "log_history.json").write_text(json.dumps(log), encoding="utf-8")
     loaded = load(str(place))

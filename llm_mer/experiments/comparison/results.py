@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class RunResult(RunSettings):
     milliseconds_per_answer: float
     shift_probability: dict[str, float]
     tasks: dict[str, dict[str, Any]]
+    diagnostics: list[dict[str, Any]] = field(default_factory=list)
+    """:class:`~llm_mer.adapters.diagnostics.DiagnosticInfo` of the adapter, as plain values."""
 
 
 def read_result(path: Path) -> RunResult:

@@ -145,6 +145,7 @@ def train_and_predict(config: CompareConfig, system: System, seed: int, folder: 
         milliseconds_per_answer=round(per_answer, 3),
         shift_probability=shifts,
         tasks={task.name: task.to_dict() for task in tasks},
+        diagnostics=[asdict(info) for info in adapter.diagnostic_info()],
     )
     run.manifest.finish(folder, {}, trainer.state.global_step)
     (folder / RUN).write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
+from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.evaluation.conditions import AS_IS
 from llm_mer.evaluation.metrics import class_indices
 from llm_mer.inference.prediction import Prediction
@@ -14,24 +16,6 @@ from llm_mer.reporting.blocks import Picture, Section
 from llm_mer.reporting.facts import Loaded, main_class_task
 from llm_mer.reporting.wording import with_key
 
-DIAGNOSTIC_WORDS: dict[str, str] = {
-    "expert_weights": "Expert weights α",
-    "feature_gate": "Feature-driven gate w",
-    "expert_cosine": "Cosine between experts",
-    "modality_gates": "Modality gates",
-    "multimodal_gate": "Multimodal gate",
-    "unimodal_gate": "Gates of the attention paths",
-    "fusion_weights": "Fusion weights",
-    "label_gate": "Label gates",
-    "label_focus": "Label focus",
-    "label_similarity": "Similarity to label embeddings",
-    "stream_gates": "Stream gates",
-    "gate_mean": "Gate means",
-    "gate_variance": "Gate variances",
-    "gate_used": "Gates in use",
-    "invariant_divergence": "Divergence of the invariant representations",
-}
-EXPERTS = ("E1 local", "E2 semantic", "E3 global")
 MOST_PARTS = 6
 MOST_BARS = 60
 MOST_TURNS = 30
@@ -55,37 +39,13 @@ def grouping(main: Loaded) -> tuple[list[Prediction], list[str], list[str], str]
     return known, signs, [w for w in words.values() if w in signs], "sign of the true score"
 
 
-def part_names(name: str, count: int, modalities: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """What the components of a diagnostic are; numbers where the files do not say."""
-    listening = [m for m in modalities if m != "vision"]
-    ordered = [m for m in ("vision", "audio", "text") if m in modalities]
-    candidates: dict[str, list[list[str]]] = {
-        "expert_weights": [list(EXPERTS)],
-        "feature_gate": [list(EXPERTS)],
-        "expert_cosine": [["E1, E2", "E1, E3", "E2, E3"]],
-        "modality_gates": [list(modalities)],
-        "multimodal_gate": [list(modalities)],
-        "fusion_weights": [list(modalities)],
-        "label_gate": [list(modalities), listening],
-        "label_focus": [list(modalities), listening],
-        "unimodal_gate": [
-            [f"{query}←{key}" for query in modalities for key in modalities],
-            [f"{query}←{key}" for query in modalities for key in modalities if query != key and len(modalities) > 2],
-        ],
-        "label_similarity": [[*classes, *(f"score bin {i + 1}" for i in range(count - len(classes)))]],
-        "stream_gates": [
-            [f"{role} {m}" for role in ("speaker", "interlocutor") for m in modalities],
-            [f"speaker {m}" for m in modalities],
-        ],
-        **{
-            f"gate_{kind}": [[f"{a}→{b}" for a in ordered for b in ordered if a != b]]
-            for kind in ("mean", "variance", "used")
-        },
-    }
-    for names in candidates.get(name, []):
-        if len(names) == count:
-            return names
-    return [str(i + 1) for i in range(count)]
+def info_of(main: Loaded, name: str, count: int) -> DiagnosticInfo:
+    """What the evaluation's adapter says of a diagnostic of ``count`` components; without that its key and numbers."""
+    found = next((info for info in main.evaluation.diagnostics if info.of_samples and info.name == name), None)
+    if found is not None and len(found.parts) == count:
+        return found
+    numbers = tuple(str(i + 1) for i in range(count))
+    return DiagnosticInfo(name, name, numbers) if found is None else dataclasses.replace(found, parts=numbers)
 
 
 def vectors(predictions: Sequence[Prediction], name: str) -> np.ndarray | None:
@@ -104,21 +64,19 @@ def means(values: np.ndarray, group: Sequence[str], groups: Sequence[str]) -> tu
 
 
 def gate_section(main: Loaded) -> Section:
-    """Expert weights and gates by class and by language, and along a conversation."""
+    """The adapter's diagnostics by class and by language, its weights and gates along a conversation too."""
     section = Section("gates", "Inside the adapter")
     known, names, classes, word = grouping(main)
-    found = sorted({name for p in known for name in p.diagnostics} - {"features"}, key=lambda n: (n != "expert_weights", n))
-    task = main_class_task(main)
+    order = [info.name for info in main.evaluation.diagnostics]
+    found = sorted({name for p in known for name in p.diagnostics} - {"features"})
+    found.sort(key=lambda name: order.index(name) if name in order else len(order))
     spoken = [p.language for p in known]
     for name in found:
         values = vectors(known, name)
         if values is None or values.shape[1] > 40:
             continue
-        labels = () if task is None else task.label_names
-        parts = plots.Names.of(
-            part_names(name, values.shape[1], main.evaluation.checkpoint.get("modalities") or [], labels), "part"
-        )
-        title = DIAGNOSTIC_WORDS.get(name, name)
+        info = info_of(main, name, values.shape[1])
+        parts, title = plots.Names.of(info.parts, "part"), info.title
         level = 1 / values.shape[1] if values.shape[1] > 1 and np.allclose(values.sum(axis=1), 1, atol=1e-3) else None
         for what, group, groups in ((word, names, classes), ("language", spoken, main.languages)):
             groups = [g for g in groups if g in group]
@@ -134,7 +92,7 @@ def gate_section(main: Loaded) -> Section:
                 caption += " and standard deviation over utterances."
                 caption += " Dashed: equal weights." if level is not None else ""
             section.blocks.append(Picture(picture, with_key(with_key(caption, shown), parts)))
-        if ("gate" in name or "weights" in name) and values.shape[1] <= len(plots.PALETTE):
+        if info.over_turns and values.shape[1] <= len(plots.PALETTE):
             line = conversation(known, values, parts, title)
             section.blocks += [line] if line is not None else []
     return section

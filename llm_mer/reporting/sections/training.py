@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
+from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.reporting import plots
 from llm_mer.reporting.blocks import Picture, Section
 from llm_mer.reporting.facts import Loaded
@@ -28,10 +30,13 @@ def training_section(main: Loaded) -> Section:
                     y.append(float(value))
         return found
 
+    def epoch_value_name(info: DiagnosticInfo, key: str) -> str | None:
+        return info.parts[0] if key == info.name else None
+
     def loss_name(key: str) -> str | None:
         return "total" if key == "loss" else key.removeprefix("loss_") if key.startswith("loss_") else None
 
-    plotted = (
+    plotted: list[tuple[Callable[[str], str | None], str, str]] = [
         (loss_name, "training loss", "Training losses by name"),
         (
             lambda key: loss_name(key[5:]) if key.startswith("eval_") else None,
@@ -43,12 +48,12 @@ def training_section(main: Loaded) -> Section:
             "validation score",
             "Validation score over tasks and languages",
         ),
-        (
-            lambda key: "mean over labels" if key == "label_drift" else None,
-            "label drift",
-            "How far the label embeddings moved in the epoch (mean Euclidean distance over labels)",
+        *(
+            (partial(epoch_value_name, info), info.label or info.name, info.title)
+            for info in main.evaluation.diagnostics
+            if info.kind == "epoch_value"
         ),
-    )
+    ]
     for keep, label, words in plotted:
         lines = series(keep)
         if lines:
@@ -76,11 +81,11 @@ def trajectory_picture(main: Loaded, name: str, steps: list[tuple[float, np.ndar
     """The way of each followed vector over the epochs, all of them on one plane."""
     points, share = principal_plane(np.stack([vectors for _, vectors in steps]))
     count = points.shape[1]
-    labels = next((list(t.label_names) for t in main.tasks if t.kind == "classification" and t.num_classes == count), None)
-    if labels is None or name != "label_embeddings":
-        labels = [f"{name.removesuffix('s').replace('_', ' ')} {i + 1}" for i in range(count)]
+    followed = (i for i in main.evaluation.diagnostics if (i.kind, i.name, len(i.parts)) == ("trajectory", name, count))
+    info = next(followed, None)
+    words = name.replace("_", " ") if info is None else info.title
+    labels = [f"{words.removesuffix('s')} {i + 1}" for i in range(count)] if info is None else info.parts
     shown = plots.Names.of(labels)
-    words = name.replace("_", " ")
     caption = (
         f"Way of the {words} through training, epochs {steps[0][0]:g} (hollow) to {steps[-1][0]:g} (full), n={count}, on "
         f"the two principal axes of all their places, which hold {100 * share:.0f} % of the variance."
