@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -18,13 +19,28 @@ from typing import Any, overload
 
 import numpy as np
 
+from llm_mer.data.checksums import ChecksumVerifier, SplitChecksums, compute_checksums
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.statistics import FeatureStatistics, RunningStatistics
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import require_language
 
+logger = logging.getLogger(__name__)
+
 STORE_FILE = "store.json"
 STORE_VERSION = 1
+DESCRIPTIVE_COLUMNS: tuple[str, ...] = (
+    "id",
+    "language",
+    "text",
+    "audio",
+    "vision",
+    "labels",
+    "dialogue_id",
+    "turn",
+    "speaker",
+    "tags",
+)
 FEATURE_COLUMNS: dict[str, str] = {"text": "text_features", "audio": "audio_features", "vision": "vision_features"}
 
 
@@ -36,6 +52,7 @@ class StoreInfo:
         feature_sizes: ``{modality: D_m}``; a modality nobody has is absent.
         statistics: ``{modality: FeatureStatistics}`` of the training split.
         counts: utterances per split. fingerprint: SHA-256 over every id, label, text and feature value.
+        checksums: of each split's file; None in stores of versions before there were any.
         feature_names: names of the feature dimensions where known. description: how the features were made.
     """
 
@@ -45,20 +62,33 @@ class StoreInfo:
     fingerprint: str
     feature_names: dict[str, list[str]] = field(default_factory=dict)
     description: dict[str, Any] = field(default_factory=dict)
+    checksums: dict[str, SplitChecksums] | None = None
     version: int = STORE_VERSION
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for JSON."""
         entry = asdict(self)
         entry["statistics"] = {m: s.to_dict() for m, s in self.statistics.items()}
-        return entry
+        return {**entry, "sha256": info_digest(entry)}
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> StoreInfo:
-        """Read :meth:`to_dict` back."""
+        """Read :meth:`to_dict` back. Raises ``ValueError`` for other content than was written."""
         entry = dict(entry)
+        digest, found = entry.pop("sha256", None), info_digest(entry)
         entry["statistics"] = {m: FeatureStatistics.from_dict(s) for m, s in entry["statistics"].items()}
-        return cls(**entry)
+        if entry.get("checksums") is not None:
+            entry["checksums"] = {split: SplitChecksums(**parts) for split, parts in entry["checksums"].items()}
+        info = cls(**entry)
+        if (digest is not None or info.checksums is not None) and digest != found:
+            raise ValueError(f"its content has SHA-256 {found[:12]}…, {str(digest)[:12]}… was written")
+        return info
+
+
+def info_digest(entry: dict[str, Any]) -> str:
+    """SHA-256 of what ``store.json`` says beside its own digest."""
+    content = {name: value for name, value in entry.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_values(features: np.ndarray, where: str) -> None:
@@ -224,7 +254,10 @@ def write_store(
         for writer in writers.values():
             writer.finalize()
         statistics = {m: result for m, r in running.items() if (result := r.result()) is not None}
-        info = StoreInfo(sizes, statistics, counts, fingerprint.hexdigest(), feature_names or {}, description or {})
+        checksums = {split: compute_checksums(scratch / f"{split}.arrow", DESCRIPTIVE_COLUMNS) for split in writers}
+        info = StoreInfo(
+            sizes, statistics, counts, fingerprint.hexdigest(), feature_names or {}, description or {}, checksums
+        )
         (scratch / STORE_FILE).write_text(json.dumps(info.to_dict(), ensure_ascii=False, indent=1), encoding="utf-8")
         os.chmod(scratch, 0o755)
         _exchange(scratch, folder)
@@ -260,6 +293,8 @@ class UtteranceTable(Sequence[Utterance]):
 
         self.split = split
         self.info = info
+        checksums = info.checksums[split] if info.checksums is not None else None
+        self._verifier = None if checksums is None else ChecksumVerifier(path, checksums)
         try:
             self._rows = Dataset.from_file(str(path)).with_format("arrow")
         except (ArrowException, OSError, ValueError, TypeError) as error:
@@ -277,6 +312,8 @@ class UtteranceTable(Sequence[Utterance]):
     def __getitem__(self, index: int | slice) -> Utterance | list[Utterance]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        if self._verifier is not None:
+            self._verifier.verify_row(int(index) + (len(self) if index < 0 else 0))
         row = self._rows[int(index)]
         value = {name: row.column(name)[0].as_py() for name in row.column_names if name not in FEATURE_COLUMNS.values()}
         features = {}
@@ -311,7 +348,10 @@ class UtteranceTable(Sequence[Utterance]):
 
     def column(self, name: str) -> list[Any]:
         """One descriptive column of every row (``id``, ``language``, ``dialogue_id``, ``turn``, ``speaker``, ``labels``)."""
-        values = self._rows.data.column(name).to_pylist()
+        stored = self._rows.data.column(name)
+        if self._verifier is not None:
+            self._verifier.verify_column(name, stored.chunks)
+        values = stored.to_pylist()
         return [json.loads(v) for v in values] if name == "labels" else values
 
 
@@ -338,9 +378,14 @@ class UtteranceStore:
         if entry.get("version") != STORE_VERSION:
             raise UserError(f"{path}: version {entry.get('version')!r}, this program reads {STORE_VERSION}")
         try:
-            return cls(folder, StoreInfo.from_dict(entry))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            info = StoreInfo.from_dict(entry)
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged, a field is missing or of another kind: {error}") from None
+        except ValueError as error:
+            raise UserError(f"{path}: damaged or edited: {error}") from None
+        if info.checksums is None:
+            logger.warning("%s has no checksums, so a damaged file is not found; make the store again to have them", folder)
+        return cls(folder, info)
 
     def split(self, name: str) -> UtteranceTable:
         """One split. Raises :class:`UserError` naming the splits there are."""

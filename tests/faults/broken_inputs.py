@@ -650,7 +650,43 @@ def new_store(ground: Ground) -> Path:
     return ground.folder / "features"
 
 
+def resealed(entry: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A ``store.json`` that was written with these changes."""
+    from llm_mer.data.store import info_digest
+
+    changed = {**entry, **changes}
+    return {**changed, "sha256": info_digest(changed)}
+
+
+def flipped(name: str, place: Callable[[bytes], int]) -> Build:
+    """A store with one bit of a file flipped."""
+
+    def change(folder: Path) -> Path:
+        content = bytearray((folder / name).read_bytes())
+        content[place(bytes(content))] ^= 4
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return copied_store(change)
+
+
 STORES = (
+    Fault("store: a bit of the schema", flipped("train.arrow", lambda c: 40), store_splits, "damaged: its layout is not as"),
+    Fault(
+        "store: a bit of a feature",
+        flipped("train.arrow", lambda c: len(c) // 2),
+        store_splits,
+        r"damaged: utterances \d+ to \d+ \(bytes \d+ to \d+\) are not as written",
+    ),
+    Fault(
+        "store: a digit of a score",
+        flipped("valid.arrow", lambda c: c.index(b'"sentiment": ') + 13),
+        store_splits,
+        "damaged: utterances 0 to 31",
+    ),
+    Fault("store: a letter of a transcript", flipped("test.arrow", lambda c: c.index(b"kitchen")), store_splits, "damaged"),
+    Fault("store: its last byte", flipped("test.arrow", lambda c: len(c) - 1), store_splits, "damaged"),
+    Fault("store: a digit of its statistics", flipped("store.json", lambda c: c.index(b"0.") + 2), store_splits, "damaged"),
     Fault(
         "store: no store", lambda g: g.folder, store_splits, "no store.json here; a store is written by `llm-mer extract`"
     ),
@@ -682,7 +718,7 @@ STORES = (
     ),
     Fault(
         "store: counts disagree",
-        copied_store(lambda f: edit(f / "store.json", lambda e: e["counts"].update(train=3)).parent / "train.arrow"),
+        copied_store(lambda f: edit(f / "store.json", lambda e: resealed(e, counts={"train": 3})).parent / "train.arrow"),
         store_splits,
         "96 utterances of 3",
     ),
