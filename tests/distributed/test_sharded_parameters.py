@@ -18,6 +18,7 @@ from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from llm_mer.distributed.process_group import shutdown_process_group
 from llm_mer.distributed.sharded_parameters import OrderedGradientReduction, reduce_gradients_in_parameter_order
 
 deepspeed.init_distributed("gloo")
@@ -76,6 +77,7 @@ for way in ("as they come", "in one order"):
 if rank == 0:
     moved = max(float((expected[-1][name] - value).abs().max()) for name, value in start.items())
     json.dump({**found, "moved": moved}, open(sys.argv[1], "w"))
+shutdown_process_group()
 """
 
 

@@ -166,6 +166,7 @@ def extract(**changes: Any) -> Callable[[Path, Ground], Any]:
     return read
 
 
+SILENT_LINE = {"id": "a", "language": "en", "audio": "clip.mp4"}
 GOOD_LINE = {"id": "a", "split": "train", "text": "hello", "emotion": "joy"}
 MEDIA = (
     Fault("media: no such file", lambda g: g.folder / "gone.mp4", audio, "there is no such file"),
@@ -202,7 +203,9 @@ MEDIA = (
     ),
     Fault(
         "media: no clip of a manifest can be read",
-        lambda g: (clip(g, sound=False), g.write("clips.jsonl", lines({"id": "a", "audio": "clip.mp4"})))[1],
+        lambda g: (clip(g, sound=False), g.write("clips.jsonl", lines({"id": "a", "language": "en", "audio": "clip.mp4"})))[
+            1
+        ],
         extract(),
         r"no utterance to store; 1 files were rejected, the first: .*clip\.mp4: it has no audio track",
         "clip.mp4",

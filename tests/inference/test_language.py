@@ -32,14 +32,14 @@ def test_a_transcript_in_another_language_is_refused_in_python_and_on_the_comman
 
 
 def test_without_a_transcript_a_checkpoint_of_several_languages_wants_the_language(trained: Path) -> None:
-    pipeline = MerPipeline.from_checkpoint(trained)
+    pipeline = MerPipeline.from_pretrained(trained)
     with pytest.raises(UserError, match=r"utterance 'clip': language is not given.*one of en, zh"):
         pipeline([Utterance("clip", audio_features=SOUND)])
     assert pipeline([Utterance("clip", language="zh", audio_features=SOUND)])[0].language == "zh"
 
 
 def test_without_a_transcript_a_checkpoint_of_one_language_answers_in_it(trained: Path) -> None:
-    pipeline = MerPipeline.from_checkpoint(trained)
+    pipeline = MerPipeline.from_pretrained(trained)
     processor = pipeline.predictor.processor
     processor.prompts = [prompt for prompt in processor.prompts if prompt.language == "zh"]
     assert pipeline([Utterance("clip", audio_features=SOUND)])[0].language == "zh"
