@@ -17,10 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm_mer.backbones.lora_sharing import BOTH, PER_LANGUAGE, SHARED
 from llm_mer.prompting.languages import LANGUAGES
-
-SHARED, PER_LANGUAGE, BOTH = "shared", "per_language", "shared_and_per_language"
-LORA_SHARING: tuple[str, ...] = (SHARED, PER_LANGUAGE, BOTH)
 
 
 def language_blocks(sharing: str) -> list[tuple[str, ...]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from llm_mer import __version__
 from llm_mer.adapters import AdapterReference, check_reference
+from llm_mer.checkpoints.run_differences import RunSetup
 from llm_mer.errors import UserError, first_line
 from llm_mer.model.configuration_mer import build_adapter_config
 from llm_mer.model.processing_mer import MerProcessor
@@ -54,6 +55,7 @@ class CheckpointDescription:
         baselines: ``{task: {"truths": …}}`` what the trivial answers need: label counts or score mean.
         shift_probability: ``{task: p0}`` of the Dialogical Emotion Decoder, from the training dialogues.
         context: window size and direction. training: loss weights, seed, LoRA. versions: of the stack.
+        run: all that the result follows from, every option included; None in a checkpoint of an earlier version.
         merged: language, sharing and quantisation of the LoRA that is in the backbone's weights; None where LoRA is apart.
         adapter: where the adapter's class came from; None in checkpoints older than this entry.
     """
@@ -67,6 +69,7 @@ class CheckpointDescription:
     context: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    run: RunSetup | None = None
     merged: dict[str, Any] | None = None
     adapter: AdapterReference | None = None
     format: int = FORMAT_VERSION
@@ -100,6 +103,8 @@ class CheckpointDescription:
                 entry["adapter"] = AdapterReference(**entry["adapter"])
                 if entry["adapter"].name != entry["model"]["adapter"]:
                     raise KeyError(f"adapter is {entry['adapter'].name!r}, the model's {entry['model']['adapter']!r}")
+            if entry.get("run") is not None:
+                entry["run"] = RunSetup(**entry["run"])
             return cls(**entry)
         except (KeyError, TypeError) as error:
             raise UserError(f"{path}: damaged or edited: {error}") from None

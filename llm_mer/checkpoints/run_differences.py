@@ -1,42 +1,176 @@
-"""The one comparison of two runs: every option, digest and version in which they differ."""
+"""The one comparison of two runs: every option, digest and count in which they differ, and what may differ and why."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llm_mer.prompting.tasks import Task
 from llm_mer.prompting.templates import PromptTemplate
 
-BOOKKEEPING = ("output_dir", "seeds", "resume_from_checkpoint", "disable_tqdm", "run_name", "logging_dir")
-"""Trainer options that say where a run lies and how it is shown, and not what comes out of it."""
+OPTION_GROUPS = ("data", "model", "training", "adapter")
+
+BOOKKEEPING: dict[str, str] = {
+    "output_dir": "where a run lies; a folder may be moved",
+    "seeds": "each seed is a run of its own, and its own seed is compared",
+    "resume_from_checkpoint": "where a run went on from, which ends with the same weights",
+    "disable_tqdm": "how progress is shown",
+    "run_name": "how a tracker calls the run",
+    "logging_dir": "where a tracker writes",
+}
+"""Options that may differ between two runs of the same result, each with its reason."""
+
+COMPARED_BY_CONTENT: dict[str, str] = {
+    "data": "by the fingerprint of the utterances",
+    "backbone": "by the fingerprint of its weights, by name where it has none",
+    "tasks": "by their names in order, and what they say",
+    "prompts": "by what the templates say",
+}
+"""Options that name a place, whose content is compared instead: files may be moved."""
+
+RESUME_MAY_DIFFER: dict[str, str] = {
+    "logging_strategy": "what is logged does not change what is trained",
+    "logging_steps": "what is logged does not change what is trained",
+    "logging_first_step": "what is logged does not change what is trained",
+    "log_level": "what is logged does not change what is trained",
+    "log_level_replica": "what is logged does not change what is trained",
+    "log_on_each_node": "what is logged does not change what is trained",
+    "report_to": "where the log goes",
+    "project": "where the log goes",
+    "save_total_limit": "how many checkpoints are kept; the best always is",
+    "save_backbone": "whether the checkpoint holds a copy of the frozen backbone",
+    "per_device_eval_batch_size": "how many questions are answered at once in an evaluation",
+    "dataloader_num_workers": "who prepares the batches, which follow from the seed alone",
+    "dataloader_pin_memory": "how batches get to the device",
+    "dataloader_prefetch_factor": "how far ahead batches are prepared",
+    "dataloader_persistent_workers": "who prepares the batches",
+    "torch_empty_cache_steps": "when unused memory is given back",
+    "ddp_timeout": "how long processes wait for one another",
+    "push_to_hub": "where checkpoints go",
+    "hub_model_id": "where checkpoints go",
+    "hub_strategy": "where checkpoints go",
+    "hub_private_repo": "where checkpoints go",
+    "hub_always_push": "where checkpoints go",
+    "hub_revision": "where checkpoints go",
+}
+"""Options that may differ between a checkpoint and the run that goes on from it, on top of :data:`BOOKKEEPING`."""
+
+LENGTH_MAY_DIFFER: dict[str, str] = {
+    "num_train_epochs": "with a constant learning rate, a longer run begins as the shorter one did",
+    "max_steps": "with a constant learning rate, a longer run begins as the shorter one did",
+}
+"""What may differ on top where the schedule does not depend on the run's length."""
+
+SAVING_MAY_DIFFER: dict[str, str] = {
+    "save_strategy": "when checkpoints are written, as long as none is chosen as the best",
+    "save_steps": "when checkpoints are written, as long as none is chosen as the best",
+}
+"""What may differ on top without ``load_best_model_at_end``."""
 
 
-def flat_setup(options: dict[str, dict[str, Any]], fingerprint: str, questions_sha256: str) -> dict[str, Any]:
-    """Every option but bookkeeping (where a run lies, how it is shown), with the data's and the questions' digests."""
-    flat = {name: value for group in options.values() for name, value in group.items() if name not in BOOKKEEPING}
-    return {
-        **flat,
-        "data (fingerprint)": fingerprint[:12],
-        "tasks and prompts (sha256)": questions_sha256[:12],
-    }
+@dataclass(frozen=True)
+class Difference:
+    """One setting in which two runs differ; what only one of them has is None in the other."""
+
+    name: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.before!r} then, {self.now!r} now"
+
+
+@dataclass
+class RunSetup:
+    """All that the result of a run follows from, apart from versions and hardware.
+
+    Attributes:
+        options: ``{"data" | "model" | "training" | "adapter": {option: value}}``, every one as given by YAML file, command
+            line and defaults.
+        data_fingerprint: of the utterances. questions_sha256: over tasks and prompt templates (:func:`questions_digest`).
+        backbone: ``name`` and ``fingerprint`` (None for a hub name); None for an adapter alone.
+        tasks, train_questions, processes: names in order and counts; None where they are not known.
+    """
+
+    options: dict[str, dict[str, Any]]
+    data_fingerprint: str
+    questions_sha256: str
+    backbone: dict[str, Any] | None
+    tasks: list[str] | None = None
+    train_questions: int | None = None
+    processes: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that is compared, flat, in the order in which differences are told."""
+        left_out = {*BOOKKEEPING, *COMPARED_BY_CONTENT}
+        flat: dict[str, Any] = {
+            "data (fingerprint)": self.data_fingerprint[:12],
+            "training questions": self.train_questions,
+            "tasks": self.tasks,
+            "tasks and prompts (sha256)": self.questions_sha256[:12],
+            "backbone": "none" if self.backbone is None else self._shown_backbone(),
+            "processes": self.processes,
+        }
+        for group in OPTION_GROUPS:
+            flat |= {name: value for name, value in self.options[group].items() if name not in left_out}
+        return flat
+
+    def _shown_backbone(self) -> str:
+        assert self.backbone is not None
+        found = self.backbone.get("fingerprint")
+        return f"{self.backbone['name']} ({found[:12]}…)" if found else str(self.backbone["name"])
+
+
+def run_differences(before: RunSetup, now: RunSetup, may_differ: Mapping[str, str] | None = None) -> list[Difference]:
+    """Everything in which two runs differ, but for :data:`BOOKKEEPING` and ``may_differ``.
+
+    Options of the adapter are compared where both runs have the same adapter, what tasks say where both have the same tasks,
+    and counts where both runs know them.
+    """
+    allowed = set(may_differ or ())
+    one, two = before.settings(), now.settings()
+    for name in ("tasks", "training questions", "processes"):
+        if one[name] is None or two[name] is None:
+            allowed.add(name)
+    if "tasks" not in allowed and one["tasks"] != two["tasks"]:
+        allowed.add("tasks and prompts (sha256)")
+    if before.options["model"].get("adapter") != now.options["model"].get("adapter"):
+        allowed |= {*before.options["adapter"], *now.options["adapter"]}
+    if before.backbone is not None and now.backbone is not None:
+        fingerprints = before.backbone.get("fingerprint"), now.backbone.get("fingerprint")
+        if fingerprints[0] == fingerprints[1] and (fingerprints[0] or before.backbone["name"] == now.backbone["name"]):
+            allowed.add("backbone")
+    elif before.backbone is not None or now.backbone is not None:
+        names = [None if setup.backbone is None else setup.backbone["name"] for setup in (before, now)]
+        one["backbone"], two["backbone"] = (name or "none" for name in names)
+    return compare_settings(one, two, allowed)
+
+
+def compare_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Sequence[str] | set[str] = ()
+) -> list[Difference]:
+    """Every setting whose values differ, in order; one that is missing counts as None."""
+    names = [name for name in dict.fromkeys([*before, *now]) if name not in may_differ]
+    return [Difference(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
+
+
+def resume_may_differ(options: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What may differ between a checkpoint, of which these are the options, and the run that goes on from it."""
+    training = options["training"]
+    allowed = dict(RESUME_MAY_DIFFER)
+    scheduler, warmup = training.get("lr_scheduler_type"), training.get("warmup_steps") or 0
+    # A share of all steps as warm-up ends later in a longer run.
+    if scheduler == "constant" or (scheduler == "constant_with_warmup" and (warmup == 0 or warmup >= 1)):
+        allowed |= LENGTH_MAY_DIFFER
+    if not training.get("load_best_model_at_end"):
+        allowed |= SAVING_MAY_DIFFER
+    return allowed
 
 
 def questions_digest(tasks: Sequence[Task], prompts: Sequence[PromptTemplate]) -> str:
-    """SHA-256 over what tasks and prompt templates say, wherever their files lie."""
-    asked = {"tasks": {t.name: t.to_dict() for t in tasks}, "prompts": [p.to_dict() for p in prompts]}
+    """SHA-256 over what tasks and prompt templates say, in order, wherever their files lie."""
+    asked = {"tasks": [[t.name, t.to_dict()] for t in tasks], "prompts": [p.to_dict() for p in prompts]}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-def differences(then: dict[str, Any], today: dict[str, Any]) -> list[str]:
-    """``torch: '2.7.0' then, '2.8.0' now`` for every entry that differs; one that is missing is ``None``."""
-    names = dict.fromkeys([*then, *today])
-    return [f"{n}: {then.get(n)!r} then, {today.get(n)!r} now" for n in names if then.get(n) != today.get(n)]
-
-
-def given_options(options: Any) -> dict[str, Any]:
-    """A dataclass's own fields and values, nothing copied."""
-    return {entry.name: getattr(options, entry.name) for entry in dataclasses.fields(options)}

@@ -11,14 +11,12 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from llm_mer.checkpoints.description import CheckpointDescription, stack_versions
-from llm_mer.checkpoints.run_differences import flat_setup, questions_digest
+from llm_mer.checkpoints.run_differences import OPTION_GROUPS, RunSetup
 from llm_mer.errors import UserError
-from llm_mer.model.processing_mer import MerProcessor
 
 MANIFEST = "run_manifest.json"
 MANIFEST_FORMAT = 1
@@ -128,18 +126,15 @@ class RunManifest:
             values = {**entry, "hardware": Hardware(**entry["hardware"])}
             values["git"] = None if entry["git"] is None else GitState(**entry["git"])
             manifest = cls(**values)
-            if not isinstance(manifest.seed, int) or set(manifest.options) != {"data", "model", "training", "adapter"}:
+            if not isinstance(manifest.seed, int) or set(manifest.options) != set(OPTION_GROUPS):
                 raise KeyError("options")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: damaged or edited: {error}") from None
         return manifest
 
-    def setup(self) -> dict[str, Any]:
-        """What the result follows from, flat: :func:`flat_setup`, and the backbone's fingerprint."""
-        flat = flat_setup(self.options, str(self.data.get("fingerprint")), self.questions_sha256)
-        if self.backbone is not None:
-            flat["backbone (fingerprint)"] = str(self.backbone.get("fingerprint"))[:12]
-        return flat
+    def setup(self) -> RunSetup:
+        """What the result follows from."""
+        return RunSetup(self.options, str(self.data.get("fingerprint")), self.questions_sha256, self.backbone)
 
     def surroundings(self) -> dict[str, Any]:
         """Versions, hardware and code, flat."""
@@ -157,21 +152,19 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def begin(
     command: Sequence[str],
-    options: dict[str, dict[str, Any]],
+    setup: RunSetup,
     description: CheckpointDescription,
-    processor: MerProcessor,
     device: str,
     mixed_precision: str,
     processes: int,
 ) -> RunManifest:
     """The manifest of a run that is about to train."""
-    backbone = description.backbone
     return RunManifest(
         command=without_secrets(command),
-        options={name: plain(values) for name, values in options.items()},
+        options=setup.options,
         data={name: description.data.get(name) for name in ("source", "fingerprint")},
-        questions_sha256=questions_digest(processor.tasks, processor.prompts),
-        backbone=None if backbone is None else {"name": backbone.name, "fingerprint": backbone.fingerprint},
+        questions_sha256=setup.questions_sha256,
+        backbone=setup.backbone,
         versions=stack_versions(),
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
@@ -184,17 +177,6 @@ def begin(
 def now() -> str:
     """UTC to the second, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as JSON holds them, tokens left out."""
-
-    def simple(value: Any) -> Any:
-        return value.value if isinstance(value, Enum) else str(value)
-
-    kept = {name: None if name in SECRETS else value for name, value in options.items()}
-    loaded: dict[str, Any] = json.loads(json.dumps(kept, default=simple))
-    return loaded
 
 
 def without_secrets(command: Sequence[str]) -> list[str]:

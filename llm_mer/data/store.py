@@ -51,7 +51,8 @@ class StoreInfo:
     Attributes:
         feature_sizes: ``{modality: D_m}``; a modality nobody has is absent.
         statistics: ``{modality: FeatureStatistics}`` of the training split.
-        counts: utterances per split. fingerprint: SHA-256 over every id, label, text and feature value.
+        counts: utterances per split. fingerprint: SHA-256 over every id, label, text, place in a dialogue, speaker, tag and
+            feature value.
         checksums: of each split's file; None in stores of versions before there were any.
         feature_names: names of the feature dimensions where known. description: how the features were made.
     """
@@ -201,7 +202,9 @@ class Fingerprint:
 
     def update(self, utterance: Utterance) -> None:
         """Take in one utterance."""
-        head = [utterance.id, utterance.split, utterance.language, utterance.text, sorted(utterance.labels.items())]
+        u = utterance
+        head: list[Any] = [u.id, u.split, u.language, u.text, sorted(u.labels.items())]
+        head += [u.dialogue_id, u.turn, u.speaker, list(u.tags)]
         self._hash.update(json.dumps(head, ensure_ascii=False).encode())
         for modality, features in _features(utterance).items():
             self._hash.update(f"{modality}{features.shape}".encode())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from llm_mer.checkpoints.run_differences import compare_settings
 from llm_mer.data.words import split_words
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
@@ -65,11 +66,7 @@ class Journal:
                 journal.batches[entry["condition"], tuple(entry["questions"])] = answers
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: damaged ({error!r}); delete it to begin again") from None
-        odd = [
-            f"{name} was {before.get(name)!r}, now {journal.settings.get(name)!r}"
-            for name in {**before, **journal.settings}
-            if before.get(name) != journal.settings.get(name)
-        ]
+        odd = [f"{d.name} was {d.before!r}, now {d.now!r}" for d in compare_settings(before, journal.settings)]
         if odd:
             raise UserError(
                 f"{path} holds the unfinished answers of another evaluation: {'; '.join(odd)}; finish that one, name "

@@ -91,7 +91,7 @@ def transfers(config: CompareConfig, comparison: Comparison, systems: Sequence[S
 
 
 def _trained_on(system: System) -> str:
-    return BOTH if system.ablation == FULL else system.options["languages"]
+    return BOTH if system.ablation == FULL else str(system.options["languages"])
 
 
 def markdown(cells: Sequence[Transfer], seeds: int) -> str:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,58 +15,42 @@ from trl import SFTConfig
 
 from llm_mer.errors import UserError
 from llm_mer.resources.files import resolve_file
+from llm_mer.training.options import SECRETS, TrainingOptions
+
+IGNORED: dict[str, str] = {
+    "label_smoothing_factor": "the loss of an answer is not smoothed",
+    "loss_type": "the loss is the sum of the answer's and the adapter's, weighed by loss_weights",
+    "completion_only_loss": "only answers are trained on",
+    "assistant_only_loss": "only answers are trained on",
+    "max_length": "say max_prompt_tokens",
+    "truncation_mode": "a prompt loses its earliest dialogue turns",
+    "dataset_text_field": "questions are made of prompts and utterances",
+    "dataset_num_proc": "questions are made as they are needed; say dataloader_num_workers",
+    "shuffle_dataset": "every epoch has an order of its own already",
+    "packing_strategy": "say packing_length",
+    "eval_packing": "say packing_length",
+    "chat_template_path": "prompts come from templates; see prompts and chat",
+    "model_init_kwargs": "say dtype, quantization or attn_implementation",
+    "trust_remote_code": "no remote code is run",
+    "remove_unused_columns": "the collator needs its column",
+}
+"""TRL's and transformers' options that have no effect here, and what does; any other value than the default is refused."""
 
 
+# Where transformers and TRL declare one type each, ours fits one of them.
 @dataclass
-class MerTrainingArguments(SFTConfig):
-    """TRL's trainer arguments with defaults that fit this project (see ``--help`` for all of them)."""
-
-    output_dir: str | None = field(default="runs/mer", metadata={"help": "where checkpoints and the final model go"})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "passes over the training questions"})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "questions per step and process"})
-    per_device_eval_batch_size: int = field(default=32, metadata={"help": "questions per evaluation step and process"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
-    weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay"})
-    warmup_steps: float = field(default=0.1, metadata={"help": "warm-up steps, or a share of all steps below 1"})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning-rate schedule"})
-    logging_steps: float = field(default=10, metadata={"help": "log every so many steps"})
-    eval_strategy: str = field(default="epoch", metadata={"help": "when to evaluate: no, steps, epoch"})
-    save_strategy: str = field(default="epoch", metadata={"help": "when to save: no, steps, epoch"})
-    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept, the best among them"})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "finish with the best checkpoint"})
-    metric_for_best_model: str | None = field(
-        default="score", metadata={"help": "score is the mean of each task's headline metric over languages"}
-    )
-    greater_is_better: bool | None = field(default=True, metadata={"help": "whether more of that metric is better"})
-    seeds: list[int] | None = field(
-        default=None,
-        metadata={"help": "train once with each of these seeds, into OUTPUT_DIR/seed-N; what is finished there is kept"},
-    )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "stop after so many evaluations without a better score"}
-    )
-    packing_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "put the questions of a step into rows of at most so many tokens, several in a row and each as if it "
-            "were alone: the same loss and gradients with less padding"
-        },
-    )
-    use_liger_kernel: bool = field(
-        default=False,
-        metadata={"help": "fused kernels of liger-kernel for the backbone's layers and the answer's loss (needs a GPU)"},
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "fixed: the collator needs its column"})
-    # Of the next two, transformers and TRL each declare one bool | None and the other bool.
-    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "old name of activation_checkpointing"}
-    )
-    bf16: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "bf16 mixed precision; default: on a GPU that has it"}
-    )
+class MerTrainingArguments(TrainingOptions, SFTConfig):  # type: ignore[misc]
+    """TRL's trainer arguments with defaults that fit this project (see ``--help_all`` for all of them)."""
 
     def __post_init__(self) -> None:
         self.given = {entry.name: copy.deepcopy(getattr(self, entry.name)) for entry in dataclasses.fields(self)}
+        for name in SECRETS:
+            if getattr(self, name) is not None:
+                raise UserError(f"{name}: a token is read from the environment only: export HF_TOKEN=…")
+        for entry in dataclasses.fields(self):
+            if entry.name in IGNORED and getattr(self, entry.name) != entry.default:
+                value, why = getattr(self, entry.name), IGNORED[entry.name]
+                raise UserError(f"{entry.name}: {value!r} would have no effect here: {why}; leave it out")
         if self.seeds is not None:
             self.seeds = check_seeds(self.seeds)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +13,36 @@ from transformers import PreTrainedConfig
 from llm_mer.adapters import reference_of
 from llm_mer.checkpoints.backbone_reference import save_backbone_reference
 from llm_mer.checkpoints.description import CheckpointDescription, stack_versions
+from llm_mer.checkpoints.run_differences import RunSetup, questions_digest
 from llm_mer.data.corruption import MissingSteps, Reader
 from llm_mer.data.dataset import MerDataset
 from llm_mer.model.modeling_mer import conditional_generation_of, describe_parameters
-from llm_mer.training.arguments import MerTrainingArguments
+from llm_mer.prompting.templates import PromptTemplate
 from llm_mer.training.model_builder import BuiltModel, stand_in_config
-from llm_mer.training.options import DataArguments, ModelArguments
+from llm_mer.training.run_config import RunConfig
 from llm_mer.training.run_data import RunData
 
 
 def describe_run(
-    run: RunData,
-    built: BuiltModel,
-    data: DataArguments,
-    model: ModelArguments,
-    training: MerTrainingArguments,
-    loss_weights: dict[str, float],
+    config: RunConfig, run: RunData, built: BuiltModel, loss_weights: dict[str, float]
 ) -> CheckpointDescription:
     """What the checkpoint will say of itself. Copies a local backbone beside the checkpoints (main process only)."""
     from llm_mer.scoring.dialogue_decoder import estimate_shift
 
+    data, model, training = config.data, config.model, config.training
     output = Path(str(training.output_dir))
     reference = None
+    identity = None
     if built.backbone_source is not None:
         dtype = next(built.model.get_input_embeddings().parameters()).dtype
         save = model.save_backbone if training.process_index == 0 else "never"
         reference = save_backbone_reference(
             built.backbone_source, output, save, model.quantization, str(dtype).removeprefix("torch.")
         )
-    config = conditional_generation_of(built.model).config
-    text_config = config.text_config.to_dict() if isinstance(config.text_config, PreTrainedConfig) else None
+        identity = {"name": reference.name, "fingerprint": reference.fingerprint}
+    model_config = conditional_generation_of(built.model).config
+    backbone_config = model_config.text_config
+    text_config = backbone_config.to_dict() if isinstance(backbone_config, PreTrainedConfig) else None
     if text_config is not None:
         text_config.pop("_name_or_path", None)  # a folder of this machine says nothing elsewhere
     baselines: dict[str, dict[str, Any]] = {}
@@ -59,10 +60,10 @@ def describe_run(
     return CheckpointDescription(
         model={
             "text_config": text_config,
-            "adapter": config.adapter,
-            "adapter_config": config.adapter_config,
-            "text_source": config.text_source,
-            "lora_sharing": config.lora_sharing,
+            "adapter": model_config.adapter,
+            "adapter_config": model_config.adapter_config,
+            "text_source": model_config.text_source,
+            "lora_sharing": model_config.lora_sharing,
         },
         processor=built.processor.to_dict(),
         backbone=reference,
@@ -86,15 +87,32 @@ def describe_run(
         },
         versions=stack_versions(),
         adapter=reference_of(model.adapter),
+        run=run_setup(config, run, built.processor.prompts, identity),
     )
 
 
-def with_missing_steps(run: RunData, data: DataArguments, model: ModelArguments, adapter_options: dict[str, Any]) -> RunData:
+def run_setup(
+    config: RunConfig, run: RunData, prompts: Sequence[PromptTemplate], backbone: dict[str, Any] | None
+) -> RunSetup:
+    """All that the result of a run follows from; ``backbone`` is its name and fingerprint, None for an adapter alone."""
+    return RunSetup(
+        options=config.options(),
+        data_fingerprint=run.fingerprint,
+        questions_sha256=questions_digest(run.tasks, prompts),
+        backbone=backbone,
+        tasks=[task.name for task in run.tasks],
+        train_questions=len(run.train),
+        processes=config.training.world_size,
+    )
+
+
+def with_missing_steps(config: RunConfig, run: RunData) -> RunData:
     """The run with steps missing from its training utterances as ``missing_rate`` says; statistics are of whole ones."""
+    data, model = config.data, config.model
     if not data.missing_rate:
         return run
     text_source = "features" if model.backbone == "none" else model.text_source
-    reader = Reader(stand_in_config(run, model, adapter_options).modalities, text_source)
+    reader = Reader(stand_in_config(config, run).modalities, text_source)
     return dataclasses.replace(run, train=run.train.corrupted(MissingSteps(data.missing_rate, data.missing_seed, reader)))
 
 

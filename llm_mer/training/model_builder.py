@@ -20,13 +20,14 @@ from llm_mer.checkpoints.backbone_reference import check_backbone
 from llm_mer.checkpoints.description import CheckpointDescription
 from llm_mer.checkpoints.weights import load_adapter_weights, load_head_weights
 from llm_mer.errors import UserError
-from llm_mer.model.configuration_mer import MerConfig, build_adapter_config
+from llm_mer.model.configuration_mer import MerConfig
 from llm_mer.model.context_vectors import attach_context, mean_token_embeddings
 from llm_mer.model.modeling_mer import MerForConditionalGeneration, MerHeadModel, fusion_adapter_of
 from llm_mer.model.processing_mer import MerProcessor
 from llm_mer.prompting.tasks import Task
 from llm_mer.prompting.templates import load_prompts
-from llm_mer.training.options import DataArguments, ModelArguments
+from llm_mer.training.options import ModelArguments
+from llm_mer.training.run_config import RunConfig
 from llm_mer.training.run_data import RunData
 
 STAND_IN_SIZE = 8
@@ -84,28 +85,29 @@ def derived_options(run: RunData, alone: bool) -> dict[str, Any]:
     return derived | ({"num_pseudo_tokens": 0, "auxiliary_head": True} if alone else {})
 
 
-def stand_in_config(run: RunData, model: ModelArguments, adapter_options: dict[str, Any]) -> AdapterConfig:
+def stand_in_config(config: RunConfig, run: RunData) -> AdapterConfig:
     """The adapter's configuration on these data, a very small backbone standing for one that is not loaded yet."""
+    model = config.model
     alone = model.backbone == "none"
     hidden = 0 if alone else STAND_IN_SIZE
     source = dataclasses.replace(model, text_source="features") if alone else model
-    sizes = {"feature_sizes": model_feature_sizes(run, source, hidden), "backbone_size": hidden}
-    return build_adapter_config(model.adapter, {**adapter_options, **derived_options(run, alone), **sizes})
+    sizes: dict[str, Any] = {"feature_sizes": model_feature_sizes(run, source, hidden), "backbone_size": hidden}
+    return dataclasses.replace(config.adapter, **derived_options(run, alone), **sizes)
 
 
-def check_adapter(run: RunData, model: ModelArguments, adapter_options: dict[str, Any]) -> None:
+def check_adapter(run_config: RunConfig, run: RunData) -> None:
     """Build the adapter for these data, and a very small backbone, and drop it: what cannot work is told at once.
 
     Raises:
         UserError: naming the adapter and the option.
     """
+    model = run_config.model
     alone = model.backbone == "none"
-    reads_text = adapter_options.get("use_text", True)
-    if not alone and model.text_source == "features" and reads_text and "text" not in run.feature_sizes:
+    if not alone and model.text_source == "features" and run_config.adapter.use_text and "text" not in run.feature_sizes:
         raise UserError(
             "text_source: features, but the data have no text features; leave it at backbone, or say use_text: false"
         )
-    config = stand_in_config(run, model, adapter_options)
+    config = stand_in_config(run_config, run)
     least = {"hidden_size": 1, "num_heads": 1, "num_pseudo_tokens": 0 if alone else 1}
     for name, bound in least.items():
         if getattr(config, name) < bound:
@@ -118,12 +120,11 @@ def check_adapter(run: RunData, model: ModelArguments, adapter_options: dict[str
         raise UserError(f"adapter {model.adapter!r}: {error}") from error
 
 
-def build_model(
-    run: RunData, data: DataArguments, model: ModelArguments, adapter_options: dict[str, Any], seed: int
-) -> BuiltModel:
+def build_model(config: RunConfig, run: RunData) -> BuiltModel:
     """Backbone, adapter and processor; LoRA and the adapter are trainable, the backbone is not."""
-    check_adapter(run, model, adapter_options)
-    torch.manual_seed(seed)
+    check_adapter(config, run)
+    data, model = config.data, config.model
+    torch.manual_seed(config.training.seed)
     alone = model.backbone == "none"
     initial = CheckpointDescription.load(Path(model.init_checkpoint)) if model.init_checkpoint else None
     if initial is not None and initial.merged is not None:
@@ -142,11 +143,6 @@ def build_model(
         source = resolve_backbone(model.backbone)
         if initial is not None:
             check_backbone(initial.backbone, source, model.init_checkpoint or "")
-            had = initial.model.get("lora_sharing", SHARED)
-            if had != model.lora_sharing:
-                raise UserError(
-                    f"init_checkpoint: {model.init_checkpoint} has lora_sharing {had!r}, not {model.lora_sharing!r}"
-                )
         dtype = model.dtype
         if dtype == "auto":
             dtype = "bfloat16" if torch.cuda.is_available() else "float32"
@@ -159,18 +155,15 @@ def build_model(
         derived |= {"backbone_size": hidden, "backbone_embedding_norm": embedding_norm(backbone)}
     sizes = model_feature_sizes(run, model, hidden)
     # What the adapter is told not to read need not be there at inference either.
-    sizes = {m: size for m, size in sizes.items() if adapter_options.get(f"use_{m}", True)} or sizes
-    config_options = {**adapter_options, **derived, "feature_sizes": sizes}
-    num_pseudo_tokens = int(
-        config_options.get("num_pseudo_tokens", adapter_class(model.adapter).config_class().num_pseudo_tokens)
-    )
+    sizes = {m: size for m, size in sizes.items() if getattr(config.adapter, f"use_{m}")} or sizes
+    adapter_config = dataclasses.replace(config.adapter, **derived, feature_sizes=sizes)
     processor = MerProcessor(
         tokenizer=tokenizer,
         tasks=run.tasks,
         prompts=[] if alone else load_prompts(data.prompts),
         feature_sizes=sizes,
         statistics=run.statistics,
-        num_pseudo_tokens=num_pseudo_tokens,
+        num_pseudo_tokens=adapter_config.num_pseudo_tokens,
         text_source=model.text_source,
         chat=data.chat,
         max_text_tokens=data.max_text_tokens,
@@ -181,12 +174,11 @@ def build_model(
     if adapter_class(model.adapter).uses_context:
         wrapped = _EmbeddingsOf(backbone) if backbone is not None else None
         vectors = attach_context(run.train, wrapped, processor).sizes
-        config_options["context_sizes"] = vectors
+        adapter_config = dataclasses.replace(adapter_config, context_sizes=vectors)
         if run.evaluation is not None:
             attach_context(run.evaluation, wrapped, processor, vectors)
-    adapter_config = build_adapter_config(model.adapter, config_options)
     try:
-        config = MerConfig(
+        model_config = MerConfig(
             text_config=backbone.config if backbone is not None else None,
             adapter=model.adapter,
             adapter_config=dataclasses.asdict(adapter_config),
@@ -194,18 +186,18 @@ def build_model(
             lora_sharing=model.lora_sharing if backbone is not None else SHARED,
         )
         if backbone is None:
-            built: Any = MerHeadModel(config)
+            built: Any = MerHeadModel(model_config)
             if model.init_checkpoint:
                 load_head_weights(built, Path(model.init_checkpoint))
             return BuiltModel(built, processor, None)
-        base = MerForConditionalGeneration.from_backbone(backbone, config)
+        base = MerForConditionalGeneration.from_backbone(backbone, model_config)
     except ValueError as error:
         raise UserError(f"adapter {model.adapter!r}: {error}") from error
     if processor.class_task is not None:
         adapter = fusion_adapter_of(base)
         adapter.initialise_from_backbone(label_vectors(base, processor, processor.class_task))
     if model.init_checkpoint:
-        return BuiltModel(_trainable(load_adapter_weights(base, Path(model.init_checkpoint))), processor, source)
+        return BuiltModel(_trainable(load_adapter_weights(base, Path(model.init_checkpoint)), model), processor, source)
     return BuiltModel(add_lora(base, model), processor, source)
 
 
@@ -221,11 +213,11 @@ class _EmbeddingsOf(MerForConditionalGeneration):
         return embeddings
 
 
-def _trainable(model: Any) -> Any:
-    for name, parameter in model.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:
+def _trainable(wrapped: Any, model: ModelArguments) -> Any:
+    for name, parameter in wrapped.named_parameters():
+        if ("lora_" in name and model.lora_r > 0) or "modules_to_save" in name:
             parameter.requires_grad_(True)
-    return model
+    return wrapped
 
 
 def add_lora(base: MerForConditionalGeneration, model: ModelArguments) -> Any:

@@ -1,14 +1,31 @@
-"""Options of a run: data, model and adapter, typed and documented once; the command line's help is made of them."""
+"""Options of a run: data, model and training, typed and documented once; the command line's help is made of them.
+
+Nothing heavy is imported here, so that help costs nothing. An option with a ``group`` in its metadata stands in the short
+help. The adapter's own options are declared by the adapter, those of the trainer that are not here by transformers and TRL.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
-from llm_mer.adapters import BUILT_IN, adapter_class
-from llm_mer.backbones.language_lora import LORA_SHARING, SHARED
+from llm_mer.adapters.registry import BUILT_IN
+from llm_mer.backbones.lora_sharing import LORA_SHARING, SHARED
 from llm_mer.errors import UserError
+
+RUN = "Run"
+DATA = "Data and questions"
+MODEL = "Model"
+ADAPTER = "Adapter"
+OPTIMISATION = "Optimisation"
+SAVING = "Evaluation and saving"
+RESOURCES = "Resources"
+GROUPS = (RUN, DATA, MODEL, ADAPTER, OPTIMISATION, SAVING, RESOURCES)
+"""Of the short help, in order."""
+
+SECRETS = ("hub_token",)
+"""Options that are read from the environment only: a command line is seen by others, a file is kept."""
 
 
 def check_values(options: Any, least: dict[str, float]) -> None:
@@ -17,7 +34,7 @@ def check_values(options: Any, least: dict[str, float]) -> None:
     Raises:
         UserError: naming the option and its value.
     """
-    hints = _resolved_hints(type(options))
+    hints = get_type_hints(type(options))
     for entry in dataclasses.fields(options):
         value = getattr(options, entry.name)
         if entry.name in least and value is not None and value < least[entry.name]:
@@ -37,22 +54,29 @@ class DataArguments:
     data: str = field(
         default="",
         metadata={
+            "group": DATA,
             "help": "a store written by `llm-mer extract`, or FORMAT:PATH to read a public format in place, "
-            "e.g. mosi:../shared/data/mosi (formats: `llm-mer prepare --help`)"
+            "e.g. mosi:../shared/data/mosi (formats: `llm-mer prepare --help`)",
         },
     )
     tasks: list[str] = field(
         default_factory=lambda: ["emotion"],
-        metadata={"help": "tasks to train together: built-in names (`llm-mer tasks`) or YAML files of your own"},
+        metadata={
+            "group": DATA,
+            "help": "tasks to train together: built-in names (`llm-mer tasks`) or YAML files of your own",
+        },
     )
     prompts: list[str] = field(
         default_factory=lambda: ["short"],
-        metadata={"help": "prompt templates: a style name, YAML files or folders; one must fit each task × language"},
+        metadata={
+            "group": DATA,
+            "help": "prompt templates: a style name, YAML files or folders; one must fit each task × language",
+        },
     )
-    languages: list[str] | None = field(default=None, metadata={"help": "keep only these languages (en, zh)"})
+    languages: list[str] | None = field(default=None, metadata={"group": DATA, "help": "keep only these languages (en, zh)"})
     train_split: str = field(default="train", metadata={"help": "split to train on"})
     eval_split: str = field(default="valid", metadata={"help": "split to evaluate on each epoch"})
-    limit_train: int | None = field(default=None, metadata={"help": "use only this many training utterances"})
+    limit_train: int | None = field(default=None, metadata={"group": DATA, "help": "use only this many training utterances"})
     limit_eval: int | None = field(default=None, metadata={"help": "use only this many evaluation utterances"})
     max_text_tokens: int = field(default=128, metadata={"help": "transcript tokens the adapter reads; longer is cut"})
     max_audio_steps: int = field(default=400, metadata={"help": "audio steps the adapter reads; longer is cut"})
@@ -61,7 +85,8 @@ class DataArguments:
         default=1024, metadata={"help": "a longer prompt loses its earliest dialogue turns, then is an error"}
     )
     context_window: int = field(
-        default=8, metadata={"help": "utterances per context window, the target included (adapters that read context)"}
+        default=8,
+        metadata={"group": DATA, "help": "utterances per context window, the target included (adapters that read context)"},
     )
     bidirectional_context: bool = field(default=False, metadata={"help": "let the window look ahead too (offline use only)"})
     missing_rate: float = field(
@@ -94,17 +119,23 @@ class ModelArguments:
     backbone: str = field(
         default="",
         metadata={
+            "group": MODEL,
             "help": "Llama, GLM or Qwen by local folder or hub name; `tiny:llama` and `tiny:glm` train a small one on the "
-            "spot (cached); `none` trains the adapter's own head without a language model"
+            "spot (cached); `none` trains the adapter's own head without a language model",
         },
     )
     adapter: str = field(
         default="egmf",
-        metadata={"help": f"fusion adapter: {', '.join(BUILT_IN)}, one of an installed package, or package.module:Class"},
+        metadata={
+            "group": ADAPTER,
+            "help": f"fusion adapter: {', '.join(BUILT_IN)}, one of an installed package, or package.module:Class; "
+            "--adapter NAME --help_all shows its own options",
+        },
     )
     text_source: str = field(
         default="backbone",
         metadata={
+            "group": ADAPTER,
             "help": "text the adapter reads: the backbone's own embeddings of the transcript, or features in the data",
             "choices": ["backbone", "features"],
         },
@@ -118,16 +149,19 @@ class ModelArguments:
     )
     quantization: str = field(
         default="none",
-        metadata={"help": "load the backbone quantised (bitsandbytes)", "choices": ["none", "int8", "nf4"]},
+        metadata={"group": MODEL, "help": "load the backbone quantised (bitsandbytes)", "choices": ["none", "int8", "nf4"]},
     )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa, eager, flash_attention_2 or flash_attention_3"}
     )
-    lora_r: int = field(default=8, metadata={"help": "LoRA rank; 0 freezes the backbone and trains the adapter alone"})
-    lora_alpha: int = field(default=16, metadata={"help": "LoRA scaling"})
+    lora_r: int = field(
+        default=8, metadata={"group": MODEL, "help": "LoRA rank; 0 freezes the backbone and trains the adapter alone"}
+    )
+    lora_alpha: int = field(default=16, metadata={"group": MODEL, "help": "LoRA scaling"})
     lora_sharing: str = field(
         default=SHARED,
         metadata={
+            "group": MODEL,
             "help": "one LoRA for all languages, one of lora_r ranks for each, or both; routed sample by sample",
             "choices": list(LORA_SHARING),
         },
@@ -145,13 +179,17 @@ class ModelArguments:
     )
     loss_weights: list[str] = field(
         default_factory=list,
-        metadata={"help": "weights of losses by name, e.g. lm=1.0 ce=0.5 apc=0.1; others keep the adapter's defaults"},
+        metadata={
+            "group": OPTIMISATION,
+            "help": "weights of losses by name, e.g. lm=1.0 ce=0.5 apc=0.1; others keep the adapter's defaults",
+        },
     )
     adapter_learning_rate: float | None = field(
-        default=None, metadata={"help": "learning rate of the adapter; default: the same as LoRA's"}
+        default=None, metadata={"group": OPTIMISATION, "help": "learning rate of the adapter; default: the same as LoRA's"}
     )
     init_checkpoint: str | None = field(
-        default=None, metadata={"help": "start from the weights of this checkpoint (same adapter and backbone)"}
+        default=None,
+        metadata={"group": RUN, "help": "start from the weights of this checkpoint (same adapter and backbone)"},
     )
 
     def __post_init__(self) -> None:
@@ -170,29 +208,93 @@ def parse_loss_weights(entries: list[str]) -> dict[str, float]:
     return weights
 
 
-def adapter_arguments(adapter: str) -> type:
-    """A dataclass of the named adapter's own options, for the command line (derived fields left out)."""
-    try:
-        config_class = adapter_class(adapter).config_class
-    except ValueError as error:
-        raise UserError(f"adapter: {error}") from None
-    hints = _resolved_hints(config_class)
-    fields = []
-    for entry in dataclasses.fields(config_class):
-        if entry.metadata.get("derived"):
-            continue
-        metadata = dict(entry.metadata)
-        if entry.default is not dataclasses.MISSING:
-            option = field(default=entry.default, metadata=metadata)
-        else:
-            option = field(default_factory=entry.default_factory, metadata=metadata)  # type: ignore[arg-type]
-        fields.append((entry.name, hints[entry.name], option))
-    return dataclasses.make_dataclass(
-        "AdapterArguments", fields, namespace={"__doc__": f"Options of the {adapter} adapter."}
+@dataclass
+class TrainingOptions:
+    """The trainer's options that people change, with this project's defaults; all others are transformers' and TRL's."""
+
+    output_dir: str | None = field(
+        default="runs/mer", metadata={"group": RUN, "help": "where checkpoints and the final model go"}
     )
-
-
-def _resolved_hints(cls: type) -> dict[str, Any]:
-    import typing
-
-    return typing.get_type_hints(cls)
+    seed: int = field(default=42, metadata={"group": RUN, "help": "of initial weights, order of the data and dropout"})
+    seeds: list[int] | None = field(
+        default=None,
+        metadata={
+            "group": RUN,
+            "help": "train once with each of these seeds, into OUTPUT_DIR/seed-N; what is finished there is kept",
+        },
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "group": RUN,
+            "help": "go on from OUTPUT_DIR/checkpoint-N; true takes the last whole one in output_dir, or begins",
+        },
+    )
+    num_train_epochs: float = field(
+        default=10.0, metadata={"group": OPTIMISATION, "help": "passes over the training questions"}
+    )
+    max_steps: int = field(
+        default=-1, metadata={"group": OPTIMISATION, "help": "steps of the optimiser, in place of epochs; -1: by epochs"}
+    )
+    per_device_train_batch_size: int = field(
+        default=16, metadata={"group": OPTIMISATION, "help": "questions per step and process"}
+    )
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"group": OPTIMISATION, "help": "batches whose gradients are added up for a step"}
+    )
+    learning_rate: float = field(default=1e-3, metadata={"group": OPTIMISATION, "help": "peak learning rate"})
+    weight_decay: float = field(default=0.01, metadata={"group": OPTIMISATION, "help": "AdamW weight decay"})
+    warmup_steps: float = field(
+        default=0.1, metadata={"group": OPTIMISATION, "help": "warm-up steps, or a share of all steps below 1"}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"group": OPTIMISATION, "help": "learning-rate schedule, e.g. linear, cosine, constant"}
+    )
+    per_device_eval_batch_size: int = field(
+        default=32, metadata={"group": SAVING, "help": "questions per evaluation step and process"}
+    )
+    eval_strategy: str = field(
+        default="epoch", metadata={"group": SAVING, "help": "when to evaluate: no, steps (with eval_steps), epoch"}
+    )
+    save_strategy: str = field(
+        default="epoch", metadata={"group": SAVING, "help": "when to save: no, steps (with save_steps), epoch"}
+    )
+    save_total_limit: int | None = field(
+        default=2, metadata={"group": SAVING, "help": "checkpoints kept, the best among them"}
+    )
+    load_best_model_at_end: bool = field(default=True, metadata={"group": SAVING, "help": "finish with the best checkpoint"})
+    metric_for_best_model: str | None = field(
+        default="score", metadata={"help": "score is the mean of each task's headline metric over languages"}
+    )
+    greater_is_better: bool | None = field(default=True, metadata={"help": "whether more of that metric is better"})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"group": SAVING, "help": "stop after so many evaluations without a better score"}
+    )
+    logging_steps: float = field(default=10, metadata={"group": SAVING, "help": "log every so many steps"})
+    bf16: bool | None = field(
+        default=None, metadata={"group": RESOURCES, "help": "bf16 mixed precision; default: on a GPU that has it"}
+    )
+    packing_length: int | None = field(
+        default=None,
+        metadata={
+            "group": RESOURCES,
+            "help": "put the questions of a step into rows of at most so many tokens, several in a row and each as if it "
+            "were alone: the same loss and gradients with less padding",
+        },
+    )
+    use_liger_kernel: bool = field(
+        default=False,
+        metadata={
+            "group": RESOURCES,
+            "help": "fused kernels of liger-kernel for the backbone's layers and the answer's loss (needs a GPU)",
+        },
+    )
+    deepspeed: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "group": RESOURCES,
+            "help": "a DeepSpeed configuration, e.g. deepspeed_configs/zero2.json (needs torchrun)",
+        },
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "fixed: the collator needs its column"})
+    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "old name of activation_checkpointing"})

@@ -2,81 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
 from argparse import ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from llm_mer.adapters import use_adapter
 from llm_mer.errors import UserError
 from llm_mer.resources.files import resolve_file
-from llm_mer.training.arguments import MerTrainingArguments
-from llm_mer.training.options import DataArguments, ModelArguments, adapter_arguments
+from llm_mer.training.declared_options import Option
+from llm_mer.training.options import SECRETS, ModelArguments
+from llm_mer.training.run_config import RunConfig, options_of_run
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-NOT_ON_A_COMMAND_LINE = ("parallelism_config",)
-"""Options whose value is an object that neither a command line nor a YAML file can hold."""
 
 
-@dataclass(frozen=True)
-class Option:
-    """One option of the command line and of the YAML file, as its dataclass declares it.
-
-    Attributes:
-        hint: its type. choices: the values it may have, where they are a closed set.
-    """
-
-    name: str
-    hint: Any
-    default: Any
-    help: str
-    choices: tuple[Any, ...] | None = None
-
-    @property
-    def kinds(self) -> tuple[Any, ...]:
-        """The types it may have, None left out."""
-        alternatives = get_args(self.hint) if get_origin(self.hint) in (Union, UnionType) else (self.hint,)
-        return tuple(kind for kind in alternatives if kind is not type(None))
-
-    @property
-    def optional(self) -> bool:
-        """Whether it may be None."""
-        return self.hint is not type(None) and type(None) in get_args(self.hint)
-
-    @property
-    def item(self) -> Any:
-        """The type of one entry of a list, None where the option is no list."""
-        (kind, *others) = self.kinds
-        return get_args(kind)[0] if not others and get_origin(kind) is list else None
-
-
-def options_of(group: type) -> list[Option]:
-    """The options that a dataclass declares; what is derived from the data is none."""
-    hints = get_type_hints(group)
-    found = []
-    for entry in dataclasses.fields(group):
-        if entry.metadata.get("derived") or entry.name in NOT_ON_A_COMMAND_LINE:
-            continue
-        default = entry.default_factory() if entry.default_factory is not dataclasses.MISSING else entry.default
-        choices = entry.metadata.get("choices")
-        hint = hints[entry.name]
-        if entry.name == "resume_from_checkpoint":
-            hint = bool | str | None  # true is the last whole checkpoint, a text is a folder
-        help_text = " ".join(str(entry.metadata.get("help", "")).split())
-        found.append(Option(entry.name, hint, default, help_text, None if choices is None else tuple(choices)))
-    return found
-
-
-def parse_arguments(
-    argv: Sequence[str] | None = None,
-) -> tuple[DataArguments, ModelArguments, MerTrainingArguments, dict[str, Any]]:
+def parse_arguments(argv: Sequence[str] | None = None) -> RunConfig:
     """YAML (``--config``) with command-line overrides, the chosen adapter's own options among them.
 
     Raises:
@@ -87,18 +32,19 @@ def parse_arguments(
     file, arguments = split_config(list(sys.argv[1:] if argv is None else argv))
     written = {} if file is None else read_options(resolve_file(file))
     adapter = use_adapter(_peek(arguments, written, "adapter") or ModelArguments.adapter)
-    types = (DataArguments, ModelArguments, MerTrainingArguments, adapter_arguments(adapter))
-    groups = [options_of(group) for group in types]
-    given = parse_options([option for group in groups for option in group], written, arguments)
-    built: list[Any] = []
-    for group, options in zip(types, groups, strict=True):
-        try:
-            built.append(group(**{option.name: given[option.name] for option in options if option.name in given}))
-        except ValueError as error:
-            raise UserError(" ".join(str(error).split())) from error
-    data, model, training, adapter_options = built
-    check_choices(data, model, training, adapter_options)
-    return data, model, training, dataclasses.asdict(adapter_options)
+    return RunConfig.build(parse_options(options_of_run(adapter), written, arguments))
+
+
+def parse_changes(adapter: str, texts: Mapping[str, str | Sequence[str]]) -> dict[str, Any]:
+    """Options given as texts (a list of texts for a list), by the types that a run with this adapter declares.
+
+    Raises:
+        UserError: as :func:`parse_arguments`.
+    """
+    arguments: list[str] = []
+    for name, value in texts.items():
+        arguments += [f"--{name}", value] if isinstance(value, str) else [f"--{name}", *value]
+    return parse_options(options_of_run(adapter), {}, arguments)
 
 
 def split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -133,6 +79,12 @@ def parse_options(options: Sequence[Option], written: Mapping[str, Any], argumen
         UserError: an option that is not known (abbreviations are not), or a value of another type.
     """
     known = {option.name: option for option in options}
+    for name in SECRETS:
+        if name in written or any(word.partition("=")[0] == f"--{name}" for word in arguments):
+            raise UserError(
+                f"{name}: a token on a command line or in a file is seen by others; set it in the environment: "
+                "export HF_TOKEN=…"
+            )
     unknown = [f"--{name}" for name in written if name not in known]
     if unknown:
         raise UserError(f"Unknown arguments from config file: {unknown}{suggest(unknown[0], known)}")
@@ -204,20 +156,6 @@ def _from_yaml(option: Option, value: Any) -> Any:
     if isinstance(value, dict):
         raise UserError(f"{option.name}: {value!r}; it must be a list of {'texts' if option.item is str else 'numbers'}")
     return [value]
-
-
-def check_choices(*groups: Any) -> None:
-    """Options with a closed set of values.
-
-    Raises:
-        UserError: naming the option, its value and the choices.
-    """
-    for group in groups:
-        for entry in dataclasses.fields(group):
-            value, choices = getattr(group, entry.name), entry.metadata.get("choices")
-            unset = value is None and entry.default is None
-            if choices is not None and value not in choices and not unset:
-                raise UserError(f"{entry.name}: {value!r} is not one of {', '.join(map(str, choices))}")
 
 
 def read_options(file: str) -> dict[str, Any]:

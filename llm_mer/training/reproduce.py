@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from llm_mer.adapters import use_adapter
-from llm_mer.checkpoints.run_differences import differences
+from llm_mer.checkpoints.run_differences import compare_settings, run_differences
 from llm_mer.checkpoints.run_manifest import RunManifest, weights_digest, weights_file
 from llm_mer.errors import UserError
+from llm_mer.training.declared_options import options_of
+from llm_mer.training.options import SECRETS
 from llm_mer.training.reproduce_options import ReproduceConfig
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -115,21 +115,22 @@ def largest_weight_difference(old: Path, new: Path) -> float | None:
     return max((float((one[n].double() - two[n].double()).abs().max()) for n in one if one[n].numel()), default=0.0)
 
 
-def rebuild(kind: type[T], options: dict[str, Any], changes: dict[str, Any]) -> tuple[T, list[str]]:
-    """Arguments from a manifest, and what it holds that this version does not know.
+def known_options(kind: type, options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The options of a manifest that this version knows, by their dataclass, and notes on those that one of both lacks.
 
     Raises:
         UserError: an unknown option that was given a value, which the run cannot do without.
     """
-    known = {entry.name for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = {entry.name for entry in dataclasses.fields(kind)}
     unknown = sorted(set(options) - known)
     needed = [name for name in unknown if options[name] not in (None, False, [], {}, "")]
     if needed:
         raise UserError(f"options {needed} of the run are unknown to this version; install the versions of its manifest")
-    missing = sorted(known - set(options))
+    settable = {option.name for option in options_of(kind)}
+    missing = sorted(settable - set(options) - set(SECRETS))
     notes = [f"option {name}: unknown to this version, left out" for name in unknown]
     notes += [f"option {name}: not in the manifest, its default now" for name in missing]
-    return kind(**{**{n: v for n, v in options.items() if n in known}, **changes}), notes
+    return {name: value for name, value in options.items() if name in settable}, notes
 
 
 def place_of_backbone(then: RunManifest, folder: Path, override: str) -> str:
@@ -140,6 +141,11 @@ def place_of_backbone(then: RunManifest, folder: Path, override: str) -> str:
     if not override and local and not name.startswith("tiny:") and not Path(name).is_dir():
         return next((str(copy) for copy in copies if (copy / "config.json").is_file()), name)
     return name
+
+
+def _fingerprint(manifest: RunManifest) -> str:
+    found = (manifest.backbone or {}).get("fingerprint")
+    return "none" if found is None else str(found)[:12]
 
 
 def reproduce(config: ReproduceConfig) -> Reproduction | None:
@@ -155,8 +161,9 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
 
     from llm_mer.data.reading import read_utterances
     from llm_mer.training.arguments import MerTrainingArguments
-    from llm_mer.training.options import DataArguments, ModelArguments, adapter_arguments
+    from llm_mer.training.options import DataArguments, ModelArguments
     from llm_mer.training.run import prepare_run, train_run
+    from llm_mer.training.run_config import RunConfig, config_class_of
 
     folder = Path(config.run)
     then = RunManifest.load(folder)
@@ -176,24 +183,28 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
             f"data: {source} has fingerprint {fingerprint[:12]}, the run was trained on "
             f"{str(then.data.get('fingerprint'))[:12]}: the data have changed"
         )
-    data, notes = rebuild(DataArguments, then.options["data"], {"data": source})
     backbone = place_of_backbone(then, folder, config.backbone)
-    model, more = rebuild(ModelArguments, then.options["model"], {"backbone": backbone})
-    adapter: Any
-    adapter, most = rebuild(adapter_arguments(model.adapter), then.options["adapter"], {})
-    changes = {"output_dir": str(output), "resume_from_checkpoint": None, "seeds": None}
+    given: dict[str, Any] = {}
+    notes: list[str] = []
+    adapter = config_class_of(str(then.options["model"]["adapter"]))
+    kinds = {"data": DataArguments, "model": ModelArguments, "adapter": adapter, "training": MerTrainingArguments}
+    for group, kind in kinds.items():
+        values, found = known_options(kind, then.options[group])
+        given |= values
+        notes += found
     torch.set_num_threads(then.hardware.threads)  # the order of sums follows it
-    training, rest = rebuild(MerTrainingArguments, then.options["training"], changes)
-    run = prepare_run(data, model, training, dataclasses.asdict(adapter), then.command)
-    moved = ("data", "backbone")  # the same by their fingerprints, wherever they lie
-    had, have = ({k: v for k, v in m.setup().items() if k not in moved} for m in (then, run.manifest))
-    if had.get("backbone (fingerprint)") != have.get("backbone (fingerprint)"):
+    moved = {"data": source, "backbone": backbone, "output_dir": str(output)}
+    wanted = RunConfig.build({**given, **moved, "resume_from_checkpoint": None, "seeds": None})
+    run = prepare_run(wanted, then.command)
+    different = run_differences(then.setup(), run.manifest.setup())
+    if any(difference.name == "backbone" for difference in different):
         raise UserError(
-            f"backbone: {backbone} has fingerprint {have.get('backbone (fingerprint)')}, the run was trained on "
-            f"{had.get('backbone (fingerprint)')}; name the right one with --backbone"
+            f"backbone: {backbone} has fingerprint {_fingerprint(run.manifest)}, the run was trained on "
+            f"{_fingerprint(then)}; name the right one with --backbone"
         )
     first = run.trainer.is_world_process_zero()
-    notes += [*more, *most, *rest, *differences(then.surroundings(), run.manifest.surroundings()), *differences(had, have)]
+    surroundings = compare_settings(then.surroundings(), run.manifest.surroundings())
+    notes += [str(difference) for difference in (*surroundings, *different)]
     if weights_file(folder) is not None and weights_digest(folder) != then.weights_sha256:
         notes.append(f"the weights in {folder} are not those that its manifest tells of; the manifest's are compared")
     if first:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from llm_mer.checkpoints.backbone_reference import folder_fingerprint
 from llm_mer.checkpoints.description import CheckpointDescription
+from llm_mer.checkpoints.run_differences import resume_may_differ, run_differences
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
-from llm_mer.model.configuration_mer import build_adapter_config
+from llm_mer.prompting.templates import load_prompts
 from llm_mer.training.arguments import MerTrainingArguments
 from llm_mer.training.atomic_checkpoints import (
     COMPLETION_MARKER,
@@ -20,9 +19,8 @@ from llm_mer.training.atomic_checkpoints import (
     last_complete_checkpoint,
     list_checkpoints,
 )
-from llm_mer.training.checks import check_loss_weights
-from llm_mer.training.describe import missing_steps
-from llm_mer.training.options import ModelArguments
+from llm_mer.training.describe import run_setup
+from llm_mer.training.run_config import RunConfig
 from llm_mer.training.run_data import RunData
 
 logger = logging.getLogger(__name__)
@@ -64,15 +62,8 @@ def resumed_folder(training: MerTrainingArguments) -> Path | None:
     return folder
 
 
-def check_resume(
-    folder: Path,
-    run: RunData,
-    model: ModelArguments,
-    training: MerTrainingArguments,
-    adapter_options: dict[str, Any],
-    backbone: str | None,
-) -> None:
-    """Refuse to go on from a checkpoint of another run.
+def check_resume(folder: Path, config: RunConfig, run: RunData, backbone: str | None) -> None:
+    """Refuse to go on from a checkpoint of another run; what may differ is :func:`~.run_differences.resume_may_differ`.
 
     Args:
         backbone: the folder or hub name it is loaded from; None for an adapter alone.
@@ -80,45 +71,24 @@ def check_resume(
     Raises:
         UserError: naming everything that differs, with the value of the checkpoint and of this run.
     """
-    saved = CheckpointDescription.load(folder)
-    alone = backbone is None
-    pairs: dict[str, tuple[Any, Any]] = {
-        "data (fingerprint)": (saved.data.get("fingerprint"), run.fingerprint),
-        "training questions": (saved.data.get("train_questions"), len(run.train)),
-        "missing steps": (saved.data.get("missing"), missing_steps(run.train)),
-        "tasks": (list(saved.processor.get("tasks", {})), [task.name for task in run.tasks]),
-        "adapter": (saved.model.get("adapter"), model.adapter),
-        "text_source": (saved.model.get("text_source"), "features" if alone else model.text_source),
-    }
-    if pairs["tasks"][0] == pairs["tasks"][1]:
-        for task in run.tasks:
-            pairs[f"task {task.name}"] = (saved.processor["tasks"][task.name], json.loads(json.dumps(task.to_dict())))
-    if pairs["adapter"][0] == pairs["adapter"][1]:
-        config, old = build_adapter_config(model.adapter, adapter_options), saved.model.get("adapter_config") or {}
-        implied = ("num_pseudo_tokens", "auxiliary_head") if alone else ()
-        for entry in dataclasses.fields(config):
-            if entry.name in old and entry.name not in implied and not entry.metadata.get("derived"):
-                pairs[entry.name] = (old[entry.name], json.loads(json.dumps(getattr(config, entry.name))))
-    reference = saved.backbone
-    if backbone is None or reference is None:
-        pairs["backbone"] = ("none" if reference is None else reference.name, "none" if backbone is None else backbone)
-    else:
-        local = Path(backbone).is_dir()
-        found = folder_fingerprint(Path(backbone)) if local else None
-        pairs["backbone"] = (
-            (f"{reference.name} ({reference.fingerprint[:12]}…)" if reference.fingerprint else reference.name),
-            (f"{Path(backbone).name} ({found[:12]}…)" if found else backbone),
+    saved = CheckpointDescription.load(folder).run
+    if saved is None:
+        raise UserError(
+            f"resume_from_checkpoint: {folder} was written by an earlier version, which did not note every option: whether "
+            "this is the same run cannot be told; train anew"
         )
-        if found is not None and found == reference.fingerprint:
-            del pairs["backbone"]
-        lora = saved.training.get("lora") or {}
-        now = {"r": model.lora_r, "alpha": model.lora_alpha, "dropout": model.lora_dropout}
-        pairs |= {f"lora_{name}": (lora.get(name), value) for name, value in now.items()}
-        pairs["lora_sharing"] = (saved.model.get("lora_sharing"), model.lora_sharing)
-        pairs["quantization"] = (reference.quantization, model.quantization)
-    pairs["seed"] = (saved.training.get("seed"), training.seed)
-    pairs["learning_rate"] = (saved.training.get("learning_rate"), training.learning_rate)
-    pairs["loss_weights"] = (saved.training.get("loss_weights"), check_loss_weights(model))
-    different = [f"{name}: {old!r} there, {new!r} here" for name, (old, new) in pairs.items() if old != new]
+    prompts = [] if backbone is None else load_prompts(config.data.prompts)
+    now = run_setup(config, run, prompts, identify_backbone(backbone))
+    different = run_differences(saved, now, resume_may_differ(saved.options))
     if different:
-        raise UserError(f"resume_from_checkpoint: {folder} is of another run: {'; '.join(different)}")
+        told = "; ".join(f"{d.name}: {d.before!r} there, {d.now!r} here" for d in different)
+        raise UserError(f"resume_from_checkpoint: {folder} is of another run: {told}")
+
+
+def identify_backbone(source: str | None) -> dict[str, Any] | None:
+    """Name and fingerprint of a backbone as a checkpoint notes them; the fingerprint of a hub name is None."""
+    if source is None:
+        return None
+    if not Path(source).is_dir():
+        return {"name": source, "fingerprint": None}
+    return {"name": Path(source).resolve().name, "fingerprint": folder_fingerprint(Path(source))}

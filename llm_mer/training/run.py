@@ -7,20 +7,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 
-from llm_mer.checkpoints.run_differences import given_options
 from llm_mer.checkpoints.run_manifest import RunManifest
 from llm_mer.checkpoints.run_manifest import begin as begin_manifest
 from llm_mer.checkpoints.weights import drop_training_only_parameters
 from llm_mer.model.modeling_mer import describe_parameters, fusion_adapter_of
-from llm_mer.training.arguments import MerTrainingArguments
 from llm_mer.training.atomic_checkpoints import disk_full_error, remove_checkpoints
 from llm_mer.training.evaluation import print_evaluation
 from llm_mer.training.interruption import Interrupted, SignalCallback
-from llm_mer.training.options import DataArguments, ModelArguments
+from llm_mer.training.run_config import RunConfig
 from llm_mer.training.setup import attention_of, build_trainer
 from llm_mer.training.trainer import HeadTrainer, MerTrainer
 
@@ -44,36 +41,24 @@ class Run:
     output: Path
 
 
-def prepare_run(
-    data: DataArguments,
-    model: ModelArguments,
-    training: MerTrainingArguments,
-    adapter_options: dict[str, Any],
-    command: Sequence[str],
-) -> Run:
+def prepare_run(config: RunConfig, command: Sequence[str]) -> Run:
     """Everything before the first step. ``command`` is what the manifest shows as the command line.
 
     Raises:
         UserError: as :func:`build_trainer`.
     """
-    trainer = build_trainer(data, model, training, adapter_options)
+    trainer = build_trainer(config)
     assert trainer.description is not None
-    options = {
-        "data": given_options(data),
-        "model": given_options(model),
-        "training": training.given,
-        "adapter": adapter_options,
-    }
+    assert trainer.description.run is not None
     manifest = begin_manifest(
         command,
-        options,
+        trainer.description.run,
         trainer.description,
-        trainer.processor,
-        training.device.type,
+        config.training.device.type,
         str(trainer.accelerator.mixed_precision),
         trainer.accelerator.num_processes,
     )
-    return Run(trainer, manifest, Path(str(training.output_dir)))
+    return Run(trainer, manifest, Path(str(config.training.output_dir)))
 
 
 def train_run(run: Run) -> RunManifest:

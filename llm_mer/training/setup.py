@@ -17,17 +17,15 @@ from llm_mer.distributed.fsdp import fsdp_requested
 from llm_mer.distributed.process_group import check_launch
 from llm_mer.errors import UserError
 from llm_mer.model.collator import MerCollator
-from llm_mer.model.configuration_mer import build_adapter_config
 from llm_mer.model.liger_kernels import check_liger, use_liger
 from llm_mer.model.modeling_mer import MerHeadModel, conditional_generation_of, fusion_adapter_of
 from llm_mer.model.packing import check_packing
 from llm_mer.prompting.templates import load_prompts
-from llm_mer.training.arguments import MerTrainingArguments
 from llm_mer.training.checks import check_loss_weights, check_sharding
 from llm_mer.training.describe import describe_run, with_missing_steps
 from llm_mer.training.model_builder import build_model, resolve_backbone
-from llm_mer.training.options import DataArguments, ModelArguments
 from llm_mer.training.resume import check_resume, resumed_folder
+from llm_mer.training.run_config import RunConfig
 from llm_mer.training.run_data import check_prompts, prepare_data
 from llm_mer.training.sampling import _BothSplits, question_lengths
 from llm_mer.training.trainer import HeadTrainer, MerTrainer
@@ -35,14 +33,13 @@ from llm_mer.training.trainer import HeadTrainer, MerTrainer
 logger = logging.getLogger(__name__)
 
 
-def build_trainer(
-    data: DataArguments, model: ModelArguments, training: MerTrainingArguments, adapter_options: dict[str, Any]
-) -> MerTrainer | HeadTrainer:
+def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
     """Everything up to ``train()``: checked data, model, collator, trainer.
 
     Raises:
         UserError: options, data, tasks, prompts or a checkpoint to go on from that do not fit one another.
     """
+    data, model, training = config.data, config.model, config.training
     check_launch(training.world_size, os.environ)
     if training.n_gpu > 1:
         raise UserError(
@@ -56,10 +53,9 @@ def build_trainer(
         check_liger(training.device.type, model.backbone, sharded, training.liger_kernel_config)
     if training.packing_length is not None and model.backbone == "none":
         raise UserError("packing_length: packs prompts, and backbone: none has none; leave it out")
-    build_adapter_config(model.adapter, adapter_options)
     resumed = resumed_folder(training)
     with_prompts = model.backbone != "none"
-    run = with_missing_steps(prepare_data(data, with_prompts=with_prompts), data, model, adapter_options)
+    run = with_missing_steps(config, prepare_data(data, with_prompts=with_prompts))
     if training.eval_strategy != "no":
         if run.evaluation is None or len(run.evaluation) == 0:
             raise UserError(
@@ -70,13 +66,13 @@ def build_trainer(
             check_prompts(run.evaluation, load_prompts(data.prompts))
     if resumed is not None:
         backbone = resolve_backbone(model.backbone) if with_prompts else None
-        check_resume(resumed, run, model, training, adapter_options, backbone)
+        check_resume(resumed, config, run, backbone)
     training.resume_from_checkpoint = None if resumed is None else str(resumed)
     if resumed is not None and training.process_index == 0:
         logger.warning("going on from %s", resumed)
     if is_deepspeed_zero3_enabled():
         init_deepspeed_process_group(training.world_size)
-    built = build_model(run, data, model, adapter_options, training.seed)
+    built = build_model(config, run)
     if training.use_liger_kernel:
         said = use_liger(built.model, training.liger_kernel_config)
         if training.process_index == 0:
@@ -85,7 +81,7 @@ def build_trainer(
         training.use_liger_kernel = False
     if training.packing_length is not None:
         check_packing(built.model.config.get_text_config(), data.max_prompt_tokens)
-    description = describe_run(run, built, data, model, training, loss_weights)
+    description = describe_run(config, run, built, loss_weights)
     adapter = fusion_adapter_of(built.model)
     if is_deepspeed_zero3_enabled():
         fill_zero3_auto_sizes(built.model, adapter, training.hf_deepspeed_config.config)

@@ -127,7 +127,7 @@ def trainer(folder: Path, store: Path, tmp_path_factory: pytest.TempPathFactory)
 
     torch.set_num_threads(1)
     changes = {"tasks": ["emotion", "sentiment"], "max_steps": 2, "warmup_steps": 0, "lora_r": 2}
-    return build_trainer(*parse_arguments(training_options(store, folder, tmp_path_factory.mktemp("run"), **changes)))
+    return build_trainer(parse_arguments(training_options(store, folder, tmp_path_factory.mktemp("run"), **changes)))
 
 
 def test_lora_targets_are_the_projections_of_every_block(family: str, folder: Path) -> None:

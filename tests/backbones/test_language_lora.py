@@ -102,7 +102,7 @@ def test_a_batch_whose_languages_are_not_said_or_of_another_batch_is_refused() -
 
 @pytest.mark.parametrize("sharing", LORA_SHARING)
 def test_each_block_has_the_rank_and_scaling_asked_for(sharing: str, arguments: Callable[..., list[str]]) -> None:
-    trainer = build_trainer(*parse_arguments(arguments(lora_sharing=sharing, lora_r=3, lora_alpha=6)))
+    trainer = build_trainer(parse_arguments(arguments(lora_sharing=sharing, lora_r=3, lora_alpha=6)))
     layers = [m for m in trainer.model.modules() if hasattr(m, "lora_A") and len(m.lora_A)]
     assert layers
     for layer in layers:
@@ -165,7 +165,7 @@ def test_the_language_decides_which_lora_answers(routed: Path, store: Path) -> N
 
 def test_a_checkpoint_of_other_sharing_is_no_start(routed: Path, arguments: Callable[..., list[str]]) -> None:
     with pytest.raises(UserError, match=r"init_checkpoint.*lora_sharing 'per_language', not 'shared'"):
-        build_trainer(*parse_arguments([*arguments(), *options(init_checkpoint=routed)]))
+        build_trainer(parse_arguments([*arguments(), *options(init_checkpoint=routed, lora_sharing="shared")]))
 
 
 def test_a_sharing_that_does_not_exist_is_refused(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -176,5 +176,5 @@ def test_a_sharing_that_does_not_exist_is_refused(arguments: Callable[..., list[
 
 
 def test_without_lora_nothing_but_the_adapter_is_trained(arguments: Callable[..., list[str]]) -> None:
-    trainer = build_trainer(*parse_arguments(arguments(lora_sharing="per_language", lora_r=0)))
+    trainer = build_trainer(parse_arguments(arguments(lora_sharing="per_language", lora_r=0)))
     assert all("fusion_adapter" in name for name, p in trainer.model.named_parameters() if p.requires_grad)

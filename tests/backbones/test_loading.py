@@ -41,7 +41,7 @@ def test_lora_sits_in_every_block_and_not_in_the_adapter(
     from llm_mer.training.parsing import parse_arguments
     from llm_mer.training.setup import build_trainer
 
-    trainer = build_trainer(*parse_arguments(training_options(store, backbones[architecture], tmp_path)))
+    trainer = build_trainer(parse_arguments(training_options(store, backbones[architecture], tmp_path)))
     adapted = {n.split(".lora_A")[0] for n, _ in trainer.model.named_parameters() if ".lora_A." in n}
     assert len(adapted) == 2 * len(TARGETS[architecture])
     assert all(".language_model." in name and "fusion_adapter" not in name for name in adapted)

@@ -50,7 +50,7 @@ def build(backbone: Path, store: Path, output: Path, quantization: str, **change
     from llm_mer.training.setup import build_trainer
 
     options = {"quantization": quantization, "max_steps": 2, "warmup_steps": 0, "lora_r": 2, **changes}
-    return build_trainer(*parse_arguments(training_options(store, backbone, output, **options)))
+    return build_trainer(parse_arguments(training_options(store, backbone, output, **options)))
 
 
 def test_every_projection_of_the_blocks_is_quantised_and_the_rest_is_not(quantization: str, backbone: Path) -> None:

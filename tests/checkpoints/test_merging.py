@@ -209,7 +209,7 @@ def test_what_cannot_be_merged_is_refused_with_its_reason(
         merge_checkpoint(plain, tmp_path / "again", dtype="float8")
     changes = {"init_checkpoint": merged}
     with pytest.raises(UserError, match="is merged and has no LoRA to go on with"):
-        build_trainer(*parse_arguments(training_options(store, merged / "backbone", tmp_path / "run", **changes)))
+        build_trainer(parse_arguments(training_options(store, merged / "backbone", tmp_path / "run", **changes)))
     description = json.loads((merged / "llm_mer.json").read_text(encoding="utf-8"))
     (merged / "llm_mer.json").write_text(json.dumps({**description, "backbone": None}), encoding="utf-8")
     with pytest.raises(UserError, match="holds an adapter alone"):

@@ -17,7 +17,7 @@ from conftest import adapter_weights
 from safetensors.torch import save_file
 
 from llm_mer.checkpoints.description import CheckpointDescription, stack_versions
-from llm_mer.checkpoints.run_differences import differences
+from llm_mer.checkpoints.run_differences import compare_settings
 from llm_mer.checkpoints.run_manifest import MANIFEST, RunManifest, git_state, weights_digest, without_secrets
 from llm_mer.cli.train import finetune
 from llm_mer.data.store import UtteranceStore
@@ -84,11 +84,20 @@ def test_a_run_that_stops_midway_leaves_a_manifest_that_says_it_is_not_whole(
 
 
 def test_a_token_on_the_command_line_or_among_the_options_is_not_written(
-    arguments: Callable[..., list[str]], tmp_path: Path
+    arguments: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = "not-a-real-token"
-    finetune(arguments(max_steps=1, limit_train=8, hub_token=secret))
-    assert secret not in (tmp_path / "run" / MANIFEST).read_text()
+    with pytest.raises(UserError, match="hub_token: a token on a command line or in a file is seen by others") as refused:
+        finetune(arguments(max_steps=1, limit_train=8, hub_token=secret))
+    assert secret not in str(refused.value)
+    (tmp_path / "run.yaml").write_text(f"hub_token: {secret}\n")
+    with pytest.raises(UserError, match="set it in the environment: export HF_TOKEN"):
+        finetune(arguments(max_steps=1, limit_train=8, config=tmp_path / "run.yaml"))
+    monkeypatch.setenv("HF_TOKEN", secret)
+    finetune(arguments(max_steps=1, limit_train=8, save_strategy="steps", save_steps=1))
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {MANIFEST, "training_args.bin"} <= {path.name for path in written}
+    assert not [path for path in written if secret.encode() in path.read_bytes()]
     assert without_secrets(["--hub-token=x", "--hub_token", "x", "--seed", "1"]) == [
         "--hub-token=…",
         "--hub_token",
@@ -124,8 +133,12 @@ def test_a_manifest_that_is_not_one_is_refused_by_its_file(
 
 
 def test_differences_name_both_values_and_what_is_missing() -> None:
-    found = differences({"torch": "2.7", "same": 1, "gone": 2}, {"torch": "2.8", "same": 1, "new": 3})
-    assert found == ["torch: '2.7' then, '2.8' now", "gone: 2 then, None now", "new: None then, 3 now"]
+    found = compare_settings({"torch": "2.7", "same": 1, "gone": 2}, {"torch": "2.8", "same": 1, "new": 3})
+    assert [str(difference) for difference in found] == [
+        "torch: '2.7' then, '2.8' now",
+        "gone: 2 then, None now",
+        "new: None then, 3 now",
+    ]
 
 
 def test_the_weights_digest_follows_values_and_not_the_file(trained: Path, tmp_path: Path) -> None:

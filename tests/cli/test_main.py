@@ -249,7 +249,7 @@ def test_every_shipped_configuration_parses(path: Path) -> None:
     from llm_mer.training.checks import check_loss_weights
     from llm_mer.training.parsing import parse_arguments
 
-    data, model, _, options = parse_arguments(["--config", str(path)])
-    assert [get_task(name).name for name in data.tasks]
-    build_adapter_config(model.adapter, options)
-    assert check_loss_weights(model)["lm"] == 1.0
+    config = parse_arguments(["--config", str(path)])
+    assert [get_task(name).name for name in config.data.tasks]
+    build_adapter_config(config.model.adapter, config.adapter_options)
+    assert check_loss_weights(config.model)["lm"] == 1.0

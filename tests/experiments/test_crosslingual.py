@@ -61,7 +61,7 @@ def test_a_training_on_one_language_fits_its_feature_statistics_on_that_language
     from llm_mer.training.parsing import parse_arguments
     from llm_mer.training.run_data import prepare_data
 
-    data, *_ = parse_arguments(["--config", str(config_file(store, tmp_path)), "--languages", "zh"])
+    data = parse_arguments(["--config", str(config_file(store, tmp_path)), "--languages", "zh"]).data
     prepared = prepare_data(data, with_prompts=False)
     spoken = [prepared.train.utterance(row) for row in prepared.train.rows]
     assert {u.language for u in spoken} == {"zh"}

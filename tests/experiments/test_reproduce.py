@@ -16,7 +16,7 @@ from llm_mer.cli.train import finetune
 from llm_mer.data.store import write_store
 from llm_mer.errors import UserError
 from llm_mer.training.arguments import MerTrainingArguments
-from llm_mer.training.reproduce import Agreement, ReproduceConfig, compare_runs, rebuild, reproduce
+from llm_mer.training.reproduce import Agreement, ReproduceConfig, compare_runs, known_options, reproduce
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_run_is_reproduced_bit_for_bit_with_exit_code_0(place: Path, capsys: p
     assert all(bool((one[name] == two[name]).all()) for name in one)
     first, second = RunManifest.load(place), RunManifest.load(Path(f"{place}-reproduced"))
     assert first.metrics == second.metrics
-    assert first.setup() == second.setup()
+    assert first.setup().settings() == second.setup().settings()
 
 
 def test_a_recorded_metric_that_was_tampered_with_does_not_agree(
@@ -156,8 +156,8 @@ def test_metrics_decide_within_the_tolerance_and_weights_alone_where_there_are_n
 
 def test_an_option_this_version_lacks_is_left_out_only_where_it_said_nothing(arguments: Callable[..., list[str]]) -> None:
     options = {"output_dir": "x", "gone_a": None, "gone_b": False}
-    _, notes = rebuild(MerTrainingArguments, options, {})
+    _, notes = known_options(MerTrainingArguments, options)
     assert "option gone_a: unknown to this version, left out" in notes
     assert "option seed: not in the manifest, its default now" in notes
     with pytest.raises(UserError, match=r"options \['gone_c'\] of the run are unknown"):
-        rebuild(MerTrainingArguments, {**options, "gone_c": 3}, {})
+        known_options(MerTrainingArguments, {**options, "gone_c": 3})

@@ -1133,7 +1133,7 @@ def options(path: Path, ground: Ground) -> Any:
         if f"--{name}" in argv:  # the command line would override the file
             place = argv.index(f"--{name}")
             del argv[place : place + 2]
-    return build_trainer(*parse_arguments([*argv, "--config", str(path)]))
+    return build_trainer(parse_arguments([*argv, "--config", str(path)]))
 
 
 def config(**content: Any) -> Build:

@@ -34,7 +34,7 @@ needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reaso
 
 
 def test_the_device_is_there_and_used(arguments: Callable[..., list[str]]) -> None:
-    trainer = build_trainer(*parse_arguments(arguments()))
+    trainer = build_trainer(parse_arguments(arguments()))
     assert trainer.args.device.type == torch.device(DEVICE).type
 
 
@@ -100,7 +100,7 @@ def test_packed_batches_on_the_device_have_the_loss_and_gradients_of_padded_ones
     attention: str, share: bool, arguments: Callable[..., list[str]]
 ) -> None:
     changes = {"packing_length": 300, "prompts": "preamble", "attn_implementation": attention, "dtype": "bfloat16"}
-    trainer = build_trainer(*parse_arguments(arguments(**changes)))
+    trainer = build_trainer(parse_arguments(arguments(**changes)))
     model, collator = trainer.model.to(DEVICE).eval(), trainer.data_collator.collator
     collator.share_prefixes = share
     packed = collator(ROWS)
@@ -132,7 +132,7 @@ def test_quantised_training_on_the_device_moves_adapter_and_lora(
 def test_fused_kernels_on_the_device_leave_loss_and_gradients(arguments: Callable[..., list[str]]) -> None:
     losses, found = [], []
     for use in ("false", "true"):
-        trainer = build_trainer(*parse_arguments(arguments(dtype="bfloat16", use_liger_kernel=use)))
+        trainer = build_trainer(parse_arguments(arguments(dtype="bfloat16", use_liger_kernel=use)))
         loss, gradient = gradients(trainer.model.to(DEVICE).eval(), trainer.data_collator.collator(ROWS))
         losses.append(loss)
         found.append(gradient)
@@ -141,7 +141,7 @@ def test_fused_kernels_on_the_device_leave_loss_and_gradients(arguments: Callabl
 
 
 def test_checkpointed_activations_leave_the_gradients(arguments: Callable[..., list[str]]) -> None:
-    trainer = build_trainer(*parse_arguments(arguments(dtype="bfloat16")))
+    trainer = build_trainer(parse_arguments(arguments(dtype="bfloat16")))
     model, batch = trainer.model.to(DEVICE), trainer.data_collator.collator(ROWS)
     one, expected = gradients(model, batch)
     conditional_generation_of(model).model.language_model.gradient_checkpointing_enable()

@@ -96,7 +96,7 @@ def restless(model: nn.Module) -> None:
 
 
 def built(arguments: Arguments, backbones: dict[str, Path], family: str, **changes: Any) -> Any:
-    trainer = build_trainer(*parse_arguments(arguments(backbone=backbones[family], **changes)))
+    trainer = build_trainer(parse_arguments(arguments(backbone=backbones[family], **changes)))
     assert trainer.model is not None
     restless(trainer.model)
     return trainer
@@ -213,7 +213,7 @@ def test_a_missing_liger_kernel_is_one_line_that_says_how_to_install_it(
     hidden = "liger_kernel"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == hidden else find(name, *rest))
     with pytest.raises(UserError, match=r"liger-kernel is not installed: pip install 'llm-mer\[liger\]'"):
-        build_trainer(*parse_arguments(arguments(use_liger_kernel="true")))
+        build_trainer(parse_arguments(arguments(use_liger_kernel="true")))
 
 
 @pytest.mark.parametrize(

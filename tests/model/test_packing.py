@@ -40,7 +40,7 @@ def doubled(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def built(arguments: Callable[..., list[str]], **changes: Any) -> Any:
     """A trainer whose LoRA is no longer at its start, where it would be zero, in float64."""
-    trainer = build_trainer(*parse_arguments(arguments(tasks=["emotion", "sentiment"], auxiliary_head="true", **changes)))
+    trainer = build_trainer(parse_arguments(arguments(tasks=["emotion", "sentiment"], auxiliary_head="true", **changes)))
     torch.manual_seed(3)
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():
@@ -247,7 +247,7 @@ def test_a_mistaken_option_is_refused_before_a_backbone_is_loaded(
     changes: dict[str, Any], message: str, arguments: Callable[..., list[str]], no_backbone: None
 ) -> None:
     with pytest.raises(UserError, match=message):
-        build_trainer(*parse_arguments(arguments(**changes)))
+        build_trainer(parse_arguments(arguments(**changes)))
 
 
 def test_a_backbone_in_which_samples_would_not_stay_apart_is_refused() -> None:
@@ -283,7 +283,7 @@ def test_training_in_groups_of_alike_length_walks_every_question_and_evaluates(
     arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     changes = {"train_sampling_strategy": "group_by_length", "eval_strategy": "epoch", "packing_length": 100}
-    trainer = build_trainer(*parse_arguments(arguments(**changes)))
+    trainer = build_trainer(parse_arguments(arguments(**changes)))
     seen: list[int] = []
     collator = trainer.data_collator.collator
     asked = collator.dataset.questions

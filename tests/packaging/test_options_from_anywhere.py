@@ -10,7 +10,8 @@ from llm_mer.training.parsing import parse_arguments
 
 def test_config_and_deepspeed_name_shipped_files_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    _, model, training, _ = parse_arguments(["--config", "configs/quickstart.yaml", "--use_cpu", "true"])
+    config = parse_arguments(["--config", "configs/quickstart.yaml", "--use_cpu", "true"])
+    model, training = config.model, config.training
     assert model.backbone == "tiny:llama"
     assert training.seed == 1111
 

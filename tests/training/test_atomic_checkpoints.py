@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
 ) -> None:
     file, spoil, reason = DAMAGES[case]
     spoil(copy / "checkpoint-3" / file)
-    _, _, training, _ = parse_arguments(arguments(backbone="none", output=copy, resume_from_checkpoint="true", **SAVING))
+    training = parse_arguments(arguments(backbone="none", output=copy, resume_from_checkpoint="true", **SAVING)).training
     with caplog.at_level(logging.WARNING):
         assert resumed_folder(training) == copy / "checkpoint-2"
     (warning,) = [record.message for record in caplog.records if "not whole" in record.message]
@@ -105,7 +105,7 @@ def test_true_without_a_whole_checkpoint_begins_anew_and_says_so(
     value: Any, arguments: Callable[..., list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "run" / "checkpoint-1").mkdir(parents=True)
-    _, _, training, _ = parse_arguments(arguments(backbone="none"))
+    training = parse_arguments(arguments(backbone="none")).training
     training.resume_from_checkpoint = value
     with caplog.at_level(logging.WARNING):
         assert resumed_folder(training) is None
@@ -156,7 +156,7 @@ def test_another_seed_or_learning_rate_is_another_run(
 ) -> None:
     given = {**SAVING, **changes, "resume_from_checkpoint": "true"}
     with pytest.raises(UserError, match=f"is of another run: {next(iter(changes))}: "):
-        build_trainer(*parse_arguments(arguments(backbone="none", output=copy, **given)))
+        build_trainer(parse_arguments(arguments(backbone="none", output=copy, **given)))
 
 
 def test_a_checkpoint_is_deleted_under_another_name_and_those_of_steps_to_come_go_first(tmp_path: Path) -> None:
@@ -367,5 +367,5 @@ def test_training_from_python_leaves_other_threads_signals_alone(arguments: Call
 def test_a_trainer_built_and_used_by_hand_saves_whole_checkpoints_too(
     arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    build_trainer(*parse_arguments(arguments(backbone="none", **SAVING))).train()
+    build_trainer(parse_arguments(arguments(backbone="none", **SAVING))).train()
     assert find_corruption(tmp_path / "run" / "checkpoint-3") is None

@@ -77,7 +77,7 @@ def test_an_adapter_told_to_read_nothing_is_one_clear_error(arguments: Callable[
 
 def test_training_can_start_from_the_weights_of_a_checkpoint(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
     first = finetune(arguments(output=tmp_path / "first", max_steps=2))
-    trainer = build_trainer(*parse_arguments(arguments(output=tmp_path / "second", init_checkpoint=first)))
+    trainer = build_trainer(parse_arguments(arguments(output=tmp_path / "second", init_checkpoint=first)))
     state, saved = trainer.model.state_dict(), adapter_weights(first)
     for name, value in saved.items():
         inner = name.replace("lora_A", "lora_A.default").replace("lora_B", "lora_B.default")
@@ -94,7 +94,7 @@ def test_an_adapter_alone_starts_from_the_weights_of_a_checkpoint_too(
 ) -> None:
     first = finetune(arguments(output=tmp_path / "first", backbone="none", max_steps=2))
     trainer = build_trainer(
-        *parse_arguments(arguments(output=tmp_path / "second", backbone="none", init_checkpoint=first, seed=8))
+        parse_arguments(arguments(output=tmp_path / "second", backbone="none", init_checkpoint=first, seed=8))
     )
     state = trainer.model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in adapter_weights(first).items())

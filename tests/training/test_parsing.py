@@ -20,7 +20,7 @@ def test_the_yaml_file_may_stand_before_between_or_after_the_options_that_overri
     path.write_text(yaml.safe_dump({"seed": 99, "num_train_epochs": 4, "seeds": [3, 4]}))
     argv = arguments(num_train_epochs=None)
     for place in (0, 2, len(argv)):
-        _, _, training, _ = parse_arguments([*argv[:place], "--config", str(path), *argv[place:]])
+        training = parse_arguments([*argv[:place], "--config", str(path), *argv[place:]]).training
         assert (training.seed, training.num_train_epochs, training.seeds) == (7, 4.0, [3, 4])
 
 
@@ -40,8 +40,8 @@ def test_the_yaml_file_may_stand_before_between_or_after_the_options_that_overri
     ],
 )
 def test_values_come_to_the_types_of_their_options(given: list[str], name: str, value: Any) -> None:
-    data, model, training, adapter = parse_arguments(["--data", "x", "--backbone", "none", *given])
-    found = {**adapter, **vars(data), **vars(model), **vars(training)}
+    config = parse_arguments(["--data", "x", "--backbone", "none", *given])
+    found = {**vars(config.adapter), **vars(config.data), **vars(config.model), **vars(config.training)}
     assert found[name] == value
 
 

@@ -46,9 +46,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
 def test_the_adapter_and_lora_move_and_the_frozen_backbone_does_not(
     arguments: Callable[..., list[str]], backbones: dict[str, Path], architecture: str
 ) -> None:
-    trainer = build_trainer(
-        *parse_arguments(arguments(backbone=backbones[architecture], max_steps=3, auxiliary_head="true"))
-    )
+    trainer = build_trainer(parse_arguments(arguments(backbone=backbones[architecture], max_steps=3, auxiliary_head="true")))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     after = trainer.model.state_dict()
@@ -66,7 +64,7 @@ def test_the_adapter_and_lora_move_and_the_frozen_backbone_does_not(
 
 
 def test_lora_rank_zero_trains_the_adapter_alone(arguments: Callable[..., list[str]]) -> None:
-    trainer = build_trainer(*parse_arguments(arguments(max_steps=2, lora_r=0)))
+    trainer = build_trainer(parse_arguments(arguments(max_steps=2, lora_r=0)))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     moved = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
@@ -144,7 +142,7 @@ def test_evaluation_logs_losses_scores_counts_and_trivial_baselines(
 def test_a_loss_weight_scales_its_gradient_and_zero_silences_it(arguments: Callable[..., list[str]]) -> None:
     gradients = {}
     for weights in (("lm=1", "ce=1"), ("lm=2", "ce=1"), ("lm=1", "ce=0"), ("lm=0", "ce=1")):
-        trainer = build_trainer(*parse_arguments(arguments(auxiliary_head="true", loss_weights=weights)))
+        trainer = build_trainer(parse_arguments(arguments(auxiliary_head="true", loss_weights=weights)))
         inputs = next(iter(trainer.get_train_dataloader()))
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = 1
@@ -159,7 +157,7 @@ def test_a_loss_weight_scales_its_gradient_and_zero_silences_it(arguments: Calla
 
 
 def test_the_adapter_gets_its_own_learning_rate(arguments: Callable[..., list[str]]) -> None:
-    trainer = build_trainer(*parse_arguments(arguments(adapter_learning_rate=0.25)))
+    trainer = build_trainer(parse_arguments(arguments(adapter_learning_rate=0.25)))
     optimizer = trainer.create_optimizer()
     names = {parameter: name for name, parameter in trainer.model.named_parameters()}
     grouped = [(names[p], group["lr"]) for group in optimizer.param_groups for p in group["params"]]
@@ -260,7 +258,8 @@ def test_a_list_of_one_may_be_written_without_brackets(arguments: Callable[..., 
     path = tmp_path / "run.yaml"
     path.write_text("tasks: sentiment\nprompts: short\nlanguages: en\nloss_weights: ce=0.5\n")
     argv = [a for a in arguments() if a not in ("--tasks", "emotion")]
-    data, model, _, _ = parse_arguments([f"--config={path}", *argv])
+    config = parse_arguments([f"--config={path}", *argv])
+    data, model = config.data, config.model
     assert (data.tasks, data.prompts, data.languages, model.loss_weights) == (["sentiment"], ["short"], ["en"], ["ce=0.5"])
 
 
@@ -280,7 +279,7 @@ def test_where_gradients_are_sharded_a_part_that_did_not_run_has_one_all_the_sam
     sharding: str | None, arguments: Callable[..., list[str]]
 ) -> None:
     """DeepSpeed and FSDP add up the gradients that each process has, which must be of the same parameters."""
-    trainer = build_trainer(*parse_arguments(arguments()))
+    trainer = build_trainer(parse_arguments(arguments()))
     unused = torch.nn.Parameter(torch.ones(2))
     fusion_adapter_of(trainer.model).register_parameter("unused", unused)
     if sharding is not None:
@@ -299,27 +298,27 @@ def test_fsdp_where_accelerate_would_leave_it_out_is_refused(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(UserError, match=r"FSDP, which it has for GPUs only.*zero3.json"):
-        build_trainer(*parse_arguments(arguments()))
+        build_trainer(parse_arguments(arguments()))
     with pytest.raises(UserError, match=r"FSDP shards.*'lsgmer'.*use ZeRO-2"):
-        build_trainer(*parse_arguments(arguments(adapter="lsgmer")))
+        build_trainer(parse_arguments(arguments(adapter="lsgmer")))
 
 
 def test_an_adapter_alone_needs_no_text_features(arguments: Callable[..., list[str]]) -> None:
     for source in ("backbone", "features"):
-        trainer = build_trainer(*parse_arguments(arguments(backbone="none", text_source=source)))
+        trainer = build_trainer(parse_arguments(arguments(backbone="none", text_source=source)))
         assert fusion_adapter_of(trainer.model).config.modalities == ("audio", "vision")
 
 
 def test_what_is_not_to_be_read_needs_no_features(arguments: Callable[..., list[str]]) -> None:
-    trainer = build_trainer(*parse_arguments(arguments(text_source="features", use_text="false")))
+    trainer = build_trainer(parse_arguments(arguments(text_source="features", use_text="false")))
     assert fusion_adapter_of(trainer.model).config.modalities == ("audio", "vision")
 
 
 @pytest.mark.usefixtures("no_backbone")
 def test_an_unknown_adapter_option_given_as_a_value_is_refused(arguments: Callable[..., list[str]]) -> None:
-    data, model, training, _ = parse_arguments(arguments())
+    config = parse_arguments(arguments())
     with pytest.raises(UserError, match=r"'egmf' has no option \['experts'\]"):
-        build_trainer(data, model, training, {"experts": 3})
+        config.replace(experts=3)
 
 
 @pytest.mark.usefixtures("no_backbone")
@@ -336,11 +335,11 @@ def test_the_command_line_overrides_the_yaml_file(arguments: Callable[..., list[
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({"adapter": "gated_projector", "use_gate": False, "hidden_size": 24, "seed": 99}))
     argv = [a for a in arguments(config=path) if a not in ("--adapter", "egmf")]
-    _, model, training, options = parse_arguments(argv)
-    assert model.adapter == "gated_projector"
-    assert options["use_gate"] is False
-    assert options["hidden_size"] == 16
-    assert training.seed == 7
+    config = parse_arguments(argv)
+    assert config.model.adapter == "gated_projector"
+    assert config.adapter_options["use_gate"] is False
+    assert config.adapter_options["hidden_size"] == 16
+    assert config.training.seed == 7
 
 
 # --- accumulation, resuming, choosing ---------------------------------------------------------------------------------
@@ -430,7 +429,7 @@ def test_resuming_in_the_middle_of_an_epoch_ends_with_bit_identical_weights(
 def test_resuming_from_another_run_is_refused_with_what_differs(
     arguments: Callable[..., list[str]], other_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saving = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    saving = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant"}
     output = finetune(arguments(**saving))
     again = {**saving, "max_steps": 2, "output": tmp_path / "again", "resume_from_checkpoint": output / "checkpoint-1"}
 
@@ -443,7 +442,7 @@ def test_resuming_from_another_run_is_refused_with_what_differs(
         ({"adapter": "gated_projector"}, "adapter: 'egmf' there, 'gated_projector' here$"),
         ({"hidden_size": 24}, "another run: hidden_size: 16 there, 24 here$"),
         ({"tasks": ["emotion", "sentiment"]}, r"tasks: \['emotion'\] there, \['emotion', 'sentiment'\] here"),
-        ({"missing_rate": 0.2}, r"missing steps: None there, \{'rate': 0.2, 'seed': 1111\} here$"),
+        ({"missing_rate": 0.2}, r"another run: missing_rate: 0\.0 there, 0\.2 here$"),
         ({"lora_r": 2}, "another run: lora_r: 4 there, 2 here$"),
         ({"data": data}, r"data \(fingerprint\): '.*' there, '.*' here; training questions: 96 there, 8 here$"),
         ({"backbone": other_backbone}, r"another run: backbone: 'backbone-llama \(.*' there, 'backbone-other \(.*' here$"),
@@ -451,11 +450,11 @@ def test_resuming_from_another_run_is_refused_with_what_differs(
     ]
     for changes, message in cases:
         with pytest.raises(UserError, match=message):
-            build_trainer(*parse_arguments(arguments(**{**again, **changes})))
+            build_trainer(parse_arguments(arguments(**{**again, **changes})))
     with pytest.raises(UserError, match="holds no state of a training"):
-        build_trainer(*parse_arguments(arguments(**{**again, "resume_from_checkpoint": output})))
+        build_trainer(parse_arguments(arguments(**{**again, "resume_from_checkpoint": output})))
     with pytest.raises(AssertionError, match="loaded"):
-        build_trainer(*parse_arguments(arguments(**again)))
+        build_trainer(parse_arguments(arguments(**again)))
 
 
 @pytest.mark.parametrize("rate", [0.5, 1.0])
@@ -464,7 +463,7 @@ def test_a_missing_rate_takes_steps_from_training_and_leaves_evaluation_and_stat
 ) -> None:
     evaluated = {"eval_strategy": "epoch", "limit_eval": 8, "limit_train": 32}
     trainers = {
-        r: build_trainer(*parse_arguments(arguments(missing_rate=r, use_text="false", **evaluated))) for r in (0.0, rate)
+        r: build_trainer(parse_arguments(arguments(missing_rate=r, use_text="false", **evaluated))) for r in (0.0, rate)
     }
     whole, damaged = (trainer.data_collator.collator.dataset for trainer in trainers.values())
     assert trainers[0.0].processor.statistics["audio"].mean == pytest.approx(
@@ -570,7 +569,7 @@ def test_every_intermediate_checkpoint_answers_by_itself(arguments: Callable[...
 
 
 def test_what_is_saved_to_answer_lacks_what_only_training_needs(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
-    trainer = build_trainer(*parse_arguments(arguments(backbone="none", adapter="lpgnet", max_steps=1)))
+    trainer = build_trainer(parse_arguments(arguments(backbone="none", adapter="lpgnet", max_steps=1)))
     left_out = fusion_adapter_of(trainer.model).training_only_parameters()
     whole, final = tmp_path / "whole", tmp_path / "final"
     trainer.save_model(str(whole))
@@ -614,10 +613,10 @@ def test_deepspeed_without_a_launcher_and_a_yaml_files_wrong_choice_are_refused_
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UserError, match=r"deepspeed: .*start with torchrun --standalone"):
-        build_trainer(*parse_arguments(arguments(deepspeed="deepspeed_configs/zero2.json")))
+        build_trainer(parse_arguments(arguments(deepspeed="deepspeed_configs/zero2.json")))
     options = tmp_path / "options.yaml"
     options.write_text("train_sampling_strategy: length\n")
     with pytest.raises(
         UserError, match="train_sampling_strategy: 'length' is not one of random, sequential, group_by_length"
     ):
-        build_trainer(*parse_arguments([*arguments(), "--config", str(options)]))
+        build_trainer(parse_arguments([*arguments(), "--config", str(options)]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import sys
@@ -10,11 +9,12 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from llm_mer.errors import UserError
 from llm_mer.experiments.comparison.idle_rows import without_idle_rows
 from llm_mer.experiments.comparison.results import RUN, RunResult, RunSettings, read_result
-from llm_mer.experiments.comparison.runs import train_and_predict, training_arguments
+from llm_mer.experiments.comparison.runs import base_config, run_config, train_and_predict
 from llm_mer.experiments.comparison.systems import System, check_metrics, plan
 from llm_mer.experiments.comparison.table import Comparison, markdown, tabulate
 from llm_mer.experiments.options import CompareConfig
@@ -31,7 +31,11 @@ def compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
     Raises:
         UserError: options or data that do not fit one another, or finished runs of other options.
     """
-    from llm_mer.training.parsing import parse_arguments
+    from llm_mer.checkpoints.run_differences import questions_digest
+    from llm_mer.data.reading import find_split, read_utterances
+    from llm_mer.prompting.templates import load_prompts
+    from llm_mer.training.model_builder import resolve_backbone
+    from llm_mer.training.resume import identify_backbone
     from llm_mer.training.run_data import prepare_data
 
     config = replace(config, config=resolve_file(config.config))
@@ -39,19 +43,41 @@ def compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
         raise UserError(f"--config {config.config}: no such file")
     check_metrics(config)
     systems, folder = plan(config), Path(config.output)
-    data, _, _, _ = parse_arguments(training_arguments(config, systems[0], config.seeds[0], folder))
-    prepared = prepare_data(data, with_prompts=False)
+    bases = {system.adapter: base_config(config, system.adapter) for system in systems}
+    configs = {
+        (system.name, seed): run_config(bases[system.adapter], system, seed, folder / system.folder(seed))
+        for system, seed in product(systems, config.seeds)
+    }
+    first = configs[systems[0].name, config.seeds[0]].data
+    find_split(read_utterances(first.data)[0], config.split, first.data)
+    prepared = prepare_data(first, with_prompts=False)
     if config.dialogue_decoder and all(task.kind != "classification" for task in prepared.tasks):
         raise UserError("--dialogue_decoder: no task has classes to decode")
-    systems = without_idle_rows(config, systems, prepared)
-    digest = hashlib.sha256(Path(config.config).read_bytes()).hexdigest()
-    shared = (config.split, list(config.conditions), config.dialogue_decoder, digest, prepared.fingerprint)
+    systems = without_idle_rows(config, systems, {s.name: configs[s.name, config.seeds[0]] for s in systems}, prepared)
+    fingerprint, tasks = prepared.fingerprint, prepared.tasks
     del prepared
+    identities: dict[str, dict[str, Any] | None] = {}
+
+    def identify(backbone: str) -> dict[str, Any] | None:
+        if backbone not in identities:
+            identities[backbone] = None if backbone == "none" else identify_backbone(resolve_backbone(backbone))
+        return identities[backbone]
+
     done: dict[Path, RunResult] = {}
     wanted: dict[Path, RunSettings] = {}
     for system, seed in product(systems, config.seeds):
         place = folder / system.folder(seed)
-        wanted[place] = RunSettings(training_arguments(config, system, seed, place), *shared)
+        own = configs[system.name, seed]
+        alone = own.model.backbone == "none"
+        wanted[place] = RunSettings(
+            own.options(),
+            config.split,
+            list(config.conditions),
+            config.dialogue_decoder,
+            fingerprint,
+            questions_digest(tasks, [] if alone else load_prompts(own.data.prompts)),
+            identify(own.model.backbone),
+        )
         if (place / RUN).is_file():
             done[place] = read_result(place / RUN)
             odd = done[place].differences(wanted[place])
@@ -66,7 +92,7 @@ def compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
         logger.warning("[%d/%d] %s, seed %d%s", number, len(wanted), system.name, seed, before)
         if not before:
             with redirect_stdout(sys.stderr):  # the trainer's log; standard output is the table's
-                done[place] = train_and_predict(config, system, seed, place, wanted[place])
+                done[place] = train_and_predict(config, bases[system.adapter], system, seed, place, wanted[place])
         runs.setdefault(system.name, []).append(done[place])
     comparison = tabulate(config, systems, runs)
     folder.mkdir(parents=True, exist_ok=True)

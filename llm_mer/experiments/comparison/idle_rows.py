@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm_mer.adapters import adapter_class
 from llm_mer.adapters.base import MODALITIES, AdapterConfig
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import parse_conditions
-from llm_mer.experiments.comparison.runs import training_arguments
 from llm_mer.experiments.comparison.systems import FULL, System
 from llm_mer.experiments.options import CompareConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llm_mer.training.options import ModelArguments
+    from llm_mer.training.run_config import RunConfig
     from llm_mer.training.run_data import RunData
 
 logger = logging.getLogger(__name__)
 
 
-def adapter_config(data: RunData, model: ModelArguments, options: dict[str, Any]) -> AdapterConfig:
+def adapter_config(config: RunConfig, data: RunData) -> AdapterConfig:
     """The adapter's configuration as this data make it: modalities that are not there are not used."""
     from llm_mer.training.model_builder import stand_in_config
 
-    found = stand_in_config(data, model, options)
+    found = stand_in_config(config, data)
     used: dict[str, Any] = {f"use_{m}": m in found.modalities for m in MODALITIES}
     return dataclasses.replace(found, **used)
 
@@ -79,8 +77,13 @@ def behaviour(adapter: str, config: AdapterConfig) -> dict[str, Tensor]:
     return shown
 
 
-def without_idle_rows(config: CompareConfig, systems: Sequence[System], data: RunData) -> list[System]:
+def without_idle_rows(
+    config: CompareConfig, systems: Sequence[System], configs: Mapping[str, RunConfig], data: RunData
+) -> list[System]:
     """The systems without ablations that change nothing on this data or cannot be built on it; each is warned about.
+
+    Args:
+        configs: the training of each system, by its name.
 
     Raises:
         UserError: an adapter that cannot be built as the YAML file says, or a condition its modalities do not allow.
@@ -90,18 +93,17 @@ def without_idle_rows(config: CompareConfig, systems: Sequence[System], data: Ru
     from llm_mer.adapters import build_adapter
     from llm_mer.prompting.templates import load_prompts
     from llm_mer.training.checks import check_loss_weights
-    from llm_mer.training.parsing import parse_arguments
     from llm_mer.training.run_data import check_prompts
 
     kept: list[System] = []
     seen: dict[tuple[str, str], list[tuple[str, Any]]] = {}
     shown: dict[str, dict[str, Tensor]] = {}
     for system in systems:
-        reading, model, _, options = parse_arguments(training_arguments(config, system, config.seeds[0], Path("unused")))
+        reading, model = configs[system.name].data, configs[system.name].model
         spoken = {data.train.language(row) for row in data.train.rows}
         if reading.languages is not None and not spoken & set(reading.languages):
             raise UserError(f"{system.name}: the data have no {', '.join(reading.languages)}, only {', '.join(spoken)}")
-        own = adapter_config(data, model, options)
+        own = adapter_config(configs[system.name], data)
         fate = ""
         try:
             weights = check_loss_weights(model)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llm_mer.checkpoints.run_differences import RunSetup, compare_settings, run_differences
 from llm_mer.errors import UserError
 
 RUN = "run.json"
@@ -16,32 +16,30 @@ RUN = "run.json"
 
 @dataclass
 class RunSettings:
-    """What the predictions of a run come from. A finished run is used again only where all of it is the same."""
+    """What the predictions of a run come from. A finished run is used again only where all of it is the same.
 
-    arguments: list[str]
+    Attributes:
+        options: of the training, :meth:`~llm_mer.training.run_config.RunConfig.options`.
+    """
+
+    options: dict[str, dict[str, Any]]
     split: str
     conditions: list[str]
     dialogue_decoder: bool
-    config_sha256: str
     data_fingerprint: str
+    questions_sha256: str
+    backbone: dict[str, Any] | None
+
+    def setup(self) -> RunSetup:
+        """What the training follows from."""
+        return RunSetup(self.options, self.data_fingerprint, self.questions_sha256, self.backbone)
 
     def differences(self, now: RunSettings) -> list[str]:
         """``split was 'valid', now 'test'`` for everything in which a run asked for now differs."""
-        had, wanted = _by_option(self.arguments), _by_option(now.arguments)
-        found = [(name, had.get(name), wanted.get(name)) for name in {**had, **wanted} if had.get(name) != wanted.get(name)]
-        for entry in dataclasses.fields(RunSettings):
-            before, after = getattr(self, entry.name), getattr(now, entry.name)
-            if before != after and entry.name != "arguments":
-                cut = 12 if entry.name in ("config_sha256", "data_fingerprint") else None
-                found.append((entry.name, before[:cut] if cut else before, after[:cut] if cut else after))
-        return [f"{name} was {before!r}, now {after!r}" for name, before, after in found]
-
-
-def _by_option(arguments: Sequence[str]) -> dict[str, str]:
-    """Options by name. Where a run lies is none of them: a folder may be moved."""
-    options = {name.removeprefix("--"): value for name, value in zip(arguments[::2], arguments[1::2], strict=False)}
-    options.pop("output_dir", None)
-    return options
+        scored = ("split", "conditions", "dialogue_decoder")
+        found = run_differences(self.setup(), now.setup())
+        found += compare_settings({n: getattr(self, n) for n in scored}, {n: getattr(now, n) for n in scored})
+        return [f"{d.name} was {d.before!r}, now {d.now!r}" for d in found]
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import json
 import logging
@@ -10,6 +9,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llm_mer.adapters.base import MODALITIES
 from llm_mer.distributed.process_group import ProcessGroup
@@ -30,6 +30,9 @@ from llm_mer.experiments.comparison.results import RUN, RunResult, RunSettings
 from llm_mer.experiments.comparison.systems import FULL, System
 from llm_mer.experiments.options import CompareConfig
 
+if TYPE_CHECKING:
+    from llm_mer.training.run_config import RunConfig
+
 logger = logging.getLogger(__name__)
 
 
@@ -46,49 +49,57 @@ def conditions_of(config: CompareConfig, system: System, available: list[str]) -
     return found
 
 
-def training_arguments(config: CompareConfig, system: System, seed: int, folder: Path) -> list[str]:
-    """The command line of one training. Data order follows the seed alone, so it is the same for every system."""
-    arguments = ["--config", config.config, "--adapter", system.adapter, "--output_dir", str(folder), "--seed", str(seed)]
-    arguments += ["--data_seed", str(seed)]
-    if system.backbone:
-        arguments += ["--backbone", system.backbone]
+def base_config(config: CompareConfig, adapter: str) -> RunConfig:
+    """The YAML file with the overrides, for one adapter: what every run of it starts from."""
+    from llm_mer.training.parsing import parse_arguments
+
+    arguments = ["--config", config.config, "--adapter", adapter]
     for text in config.overrides:
         name, separator, value = text.partition("=")
         if not separator:
             raise UserError(f"overrides: {text!r}; write option=value")
         arguments += [f"--{name}", value]
-    for name, value in system.options.items():
-        arguments += [f"--{name}", value]
-    return arguments
+    return parse_arguments(arguments)
 
 
-def scored_languages(config: CompareConfig, system: System) -> list[str] | None:
-    """The languages of the YAML file and the overrides: a system trained on one of them is scored on all."""
-    from llm_mer.training.parsing import parse_arguments
-
-    options = {name: value for name, value in system.options.items() if name != "languages"}
-    everywhere = dataclasses.replace(system, options=options)
-    data, _, _, _ = parse_arguments(training_arguments(config, everywhere, config.seeds[0], Path("unused")))
-    return data.languages
+def compare_command(config: CompareConfig, system: System, seed: int) -> list[str]:
+    """How a run of a comparison came about, for its manifest."""
+    return ["llm-mer", "compare", "--config", config.config, f"({system.name}, seed {seed})"]
 
 
-def train_and_predict(config: CompareConfig, system: System, seed: int, folder: Path, settings: RunSettings) -> RunResult:
-    """One training and its predictions on the scored split under every condition; nothing is written until all is done."""
+def run_config(base: RunConfig, system: System, seed: int, folder: Path) -> RunConfig:
+    """One training of a comparison. Data order follows the seed alone, so it is the same for every system."""
+    from llm_mer.training.parsing import parse_changes
+
+    changes: dict[str, Any] = parse_changes(system.adapter, system.options)
+    if system.backbone:
+        changes["backbone"] = system.backbone
+    return base.replace(**{"output_dir": str(folder), "seed": seed, "data_seed": seed, **changes})
+
+
+def train_and_predict(
+    config: CompareConfig, base: RunConfig, system: System, seed: int, folder: Path, settings: RunSettings
+) -> RunResult:
+    """One training and its predictions on the scored split under every condition; nothing is written until all is done.
+
+    The languages that are scored are those of the YAML file and the overrides, ``base``: a system trained on one of them is
+    scored on all.
+    """
     from llm_mer.data.dataset import MerDataset
     from llm_mer.data.reading import find_split, read_utterances
     from llm_mer.inference.predictor import Predictor
     from llm_mer.model.modeling_mer import describe_parameters, fusion_adapter_of
-    from llm_mer.training.parsing import parse_arguments
     from llm_mer.training.run import prepare_run, save_final
 
-    languages = scored_languages(config, system)  # first: parsing options resets what a trainer stands on
-    data, model, training, options = parse_arguments(settings.arguments)
+    languages = base.data.languages
+    scratch = tempfile.TemporaryDirectory(prefix="llm-mer-compare-")
+    chosen = run_config(base, system, seed, folder)
+    if not config.keep_models:
+        chosen = chosen.replace(output_dir=scratch.name, save_backbone="never")
+    data, training = chosen.data, chosen.training
     splits, _, _ = read_utterances(data.data)
     scored = find_split(splits, config.split, data.data)  # a wrong split is told before the training
-    scratch = tempfile.TemporaryDirectory(prefix="llm-mer-compare-")
-    if not config.keep_models:
-        training.output_dir, model.save_backbone = scratch.name, "never"
-    run = prepare_run(data, model, training, options, ["finetune.py", *settings.arguments])
+    run = prepare_run(chosen, compare_command(config, system, seed))
     trainer = run.trainer
     assert trainer.model is not None
     assert trainer.description is not None

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm_mer.adapters import adapter_class, adapter_names, use_adapter
 from llm_mer.adapters.base import MODALITIES, MODALITY_ABLATIONS
 from llm_mer.errors import UserError
 from llm_mer.experiments.options import METRICS, CompareConfig
-
-if TYPE_CHECKING:
-    pass
 
 FULL = "full"
 SINGLE_MODALITIES: dict[str, dict[str, bool]] = {
@@ -35,7 +32,7 @@ class System:
     adapter: str
     backbone: str
     ablation: str
-    options: dict[str, str]
+    options: dict[str, str | list[str]]
 
     @property
     def name(self) -> str:
@@ -71,14 +68,15 @@ def plan(config: CompareConfig) -> list[System]:
     systems = []
     for backbone in config.backbones or [""]:
         for name in names:
-            found: dict[str, dict[str, str]] = {FULL: {}}
+            found: dict[str, dict[str, str | list[str]]] = {FULL: {}}
             for text in config.ablations:
                 found |= _ablations(text, name, backbone)
             systems += [System(name, backbone, label, options) for label, options in found.items()]
     return systems
 
 
-def _ablations(text: str, adapter: str, backbone: str) -> dict[str, dict[str, str]]:
+def _ablations(text: str, adapter: str, backbone: str) -> dict[str, dict[str, str | list[str]]]:
+    from llm_mer.training.declared_options import options_of
     from llm_mer.training.options import DataArguments, ModelArguments
 
     cls = adapter_class(adapter)
@@ -92,7 +90,10 @@ def _ablations(text: str, adapter: str, backbone: str) -> dict[str, dict[str, st
     owners = [name for name in ("*", *adapter_names()) if text.startswith(f"{name}:")]
     owner = max(owners, key=len, default=text.partition(":")[0])  # a name may hold a colon itself: package.module:Class
     separator, rest = text[len(owner) : len(owner) + 1], text[len(owner) + 1 :]
-    pairs = dict(part.split("=", 1) for part in rest.split(",") if "=" in part)
+    pairs: dict[str, str | list[str]] = {}
+    for name, _, value in (part.partition("=") for part in rest.split(",") if "=" in part):
+        before = pairs.get(name)
+        pairs[name] = value if before is None else [*([before] if isinstance(before, str) else before), value]
     if not separator or not pairs:
         raise UserError(f"ablation {text!r}: write paper, lora, or ADAPTER:option=value")
     if owner not in ("*", adapter):
@@ -110,4 +111,8 @@ def _ablations(text: str, adapter: str, backbone: str) -> dict[str, dict[str, st
         raise UserError(
             f"ablation {text!r}: adapter {adapter!r} has no option {', '.join(unknown)}, nor have the model and the data"
         )
+    lists = {option.name for owner in classes for option in options_of(owner) if option.item is not None}
+    twice = sorted(name for name, value in pairs.items() if isinstance(value, list) and name not in lists)
+    if twice:
+        raise UserError(f"ablation {text!r}: {', '.join(twice)} is named twice, and it is no list")
     return {rest: pairs}

@@ -111,7 +111,7 @@ def seed_groups(systems: Sequence[tuple[str, Loaded]]) -> list[dict[int, Loaded]
         manifest = manifest_of(loaded)
         if manifest is None:
             continue
-        setup = manifest.setup()
+        setup = manifest.setup().settings()
         seed = setup.pop("seed")
         if setup.get("data_seed") == seed:
             del setup["data_seed"]

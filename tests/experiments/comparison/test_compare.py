@@ -18,8 +18,9 @@ from llm_mer.experiments.comparison import compare
 from llm_mer.experiments.comparison.compare import run
 from llm_mer.experiments.comparison.idle_rows import without_idle_rows
 from llm_mer.experiments.comparison.results import RunResult
-from llm_mer.experiments.comparison.runs import conditions_of, training_arguments
+from llm_mer.experiments.comparison.runs import base_config, conditions_of, run_config
 from llm_mer.experiments.comparison.systems import CompareConfig, System, plan
+from llm_mer.training.run_config import RunConfig
 from llm_mer.training.run_data import prepare_data
 
 
@@ -132,7 +133,7 @@ def test_a_comparison_has_every_system_its_cost_and_is_done_only_once(
     assert "weighted_f1" in both
     assert [r for r in again if r["metric"] == "accuracy"] == [r for r in rows if r["metric"] == "accuracy"]
     wanted.overrides = ["num_train_epochs=1"]
-    with pytest.raises(UserError, match="other options: num_train_epochs was None, now '1'; name another --output"):
+    with pytest.raises(UserError, match=r"other options: num_train_epochs was \d\.0, now 1\.0; name another --output"):
         run(wanted)
 
 
@@ -140,15 +141,14 @@ def test_a_comparison_has_every_system_its_cost_and_is_done_only_once(
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Trainings are only noted: every run leaves a right answer to every question."""
 
-    def answer(config: CompareConfig, system: System, seed: int, folder: Path, settings: Any) -> RunResult:
+    def answer(config: CompareConfig, base: RunConfig, system: System, seed: int, folder: Path, settings: Any) -> RunResult:
         from llm_mer.data.dataset import MerDataset
         from llm_mer.data.reading import read_utterances
         from llm_mer.evaluation.rows import save_predictions
         from llm_mer.inference.prediction import Prediction
         from llm_mer.prompting.tasks import get_task
-        from llm_mer.training.parsing import parse_arguments
 
-        data, *_ = parse_arguments(settings.arguments)
+        data = run_config(base, system, seed, folder).data
         tasks = [get_task(name) for name in data.tasks]
         dataset = MerDataset(read_utterances(data.data)[0][config.split], tasks)
         answers = []
@@ -211,14 +211,14 @@ def test_a_finished_run_of_another_yaml_or_other_data_is_not_used_again(
     config.backbones = ["none"]
     run(config)
     config_file(store, tmp_path, num_train_epochs=4)
-    with pytest.raises(UserError, match=r"config_sha256 was '[0-9a-f]{12}', now '[0-9a-f]{12}'"):
+    with pytest.raises(UserError, match=r"other options: num_train_epochs was \d\.0, now 4\.0; name"):
         run(config)
     utterances = [u for split in ("train", "valid", "test") for u in make_utterances(split, 24)]
     config_file(write_store(utterances, tmp_path / "store"), tmp_path)
     run(CompareConfig(config=config.config, output=str(tmp_path / "other"), backbones=["none"], resamples=20))
     utterances[0].text = "the train leaves at ten"
     write_store(utterances, tmp_path / "store")
-    with pytest.raises(UserError, match="data_fingerprint was"):
+    with pytest.raises(UserError, match=r"data \(fingerprint\) was '[0-9a-f]{12}', now '[0-9a-f]{12}'"):
         run(CompareConfig(config=config.config, output=str(tmp_path / "other"), backbones=["none"], resamples=20))
     assert len(quick) == 2
 
@@ -273,13 +273,12 @@ def test_the_dialogue_decoder_has_a_table_of_its_gain(store: Path, tmp_path: Pat
 
 def left(config: CompareConfig, caplog: pytest.LogCaptureFixture) -> tuple[list[str], dict[str, str]]:
     """The ablations that are kept of a plan, and why the others are not."""
-    from llm_mer.training.parsing import parse_arguments
-
     systems = plan(config)
-    data, *_ = parse_arguments(training_arguments(config, systems[0], 1, Path("unused")))
+    configs = {s.name: run_config(base_config(config, s.adapter), s, 1, Path("unused")) for s in systems}
+    prepared = prepare_data(configs[systems[0].name].data, with_prompts=False)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        kept = [s.ablation for s in without_idle_rows(config, systems, prepare_data(data, with_prompts=False))]
+        kept = [s.ablation for s in without_idle_rows(config, systems, configs, prepared)]
     why = {s.ablation: m for s in systems for m in caplog.messages if m.startswith(f"{s.name} is left out: ")}
     assert {*kept, *why} == {s.ablation for s in systems}
     return kept, why
@@ -371,14 +370,13 @@ def test_a_prompt_that_asks_none_of_the_tasks_is_told_before_any_training(
 
 
 def test_an_ablation_may_name_an_option_of_the_model(store: Path, tmp_path: Path, backbones: dict[str, Path]) -> None:
-    from llm_mer.training.parsing import parse_arguments
     from llm_mer.training.setup import build_trainer
 
     config = CompareConfig(config=str(config_file(store, tmp_path)), ablations=["egmf:lora_r=0"])
     config.backbones = [str(backbones["llama"])]
     trainable = []
     for system in plan(config):
-        trainer = build_trainer(*parse_arguments(training_arguments(config, system, 5, tmp_path / "run")))
+        trainer = build_trainer(run_config(base_config(config, system.adapter), system, 5, tmp_path / "run"))
         trainable.append({n for n, p in trainer.model.named_parameters() if p.requires_grad and "lora_" in n})
     assert trainable[0]
     assert not trainable[1]
@@ -451,7 +449,8 @@ PAPERS = sorted((ROOT / "configs" / "papers").glob("*.yaml"))
 def test_a_papers_recipe_parses_and_says_where_it_differs(path: Path) -> None:
     from llm_mer.training.parsing import parse_arguments
 
-    _, model, training, options = parse_arguments(["--config", str(path)])
+    config = parse_arguments(["--config", str(path)])
+    model, training, options = config.model, config.training, config.adapter_options
     assert model.adapter == path.stem
     head = "".join(line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines(True) if line[0] == "#")
     assert "Different or ours:" in head
@@ -494,13 +493,11 @@ def test_a_split_or_metric_that_is_none_is_told_before_any_training(
 
 
 def test_every_system_of_a_seed_sees_the_data_in_the_same_order(store: Path, tmp_path: Path) -> None:
-    from llm_mer.training.parsing import parse_arguments
     from llm_mer.training.setup import build_trainer
 
     config = CompareConfig(config=str(config_file(store, tmp_path)), adapters=["egmf", "gia_mic"], backbones=["none"])
     orders = []
     for system in plan(config):
-        arguments = training_arguments(config, system, 5, tmp_path / system.adapter)
-        trainer = build_trainer(*parse_arguments(arguments))
+        trainer = build_trainer(run_config(base_config(config, system.adapter), system, 5, tmp_path / system.adapter))
         orders.append([batch["class_targets"].tolist() for batch in trainer.get_train_dataloader()])
     assert orders[0] == orders[1]
