@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_mer.data.schema import Utterance
@@ -292,6 +292,7 @@ def test_an_open_quote_costs_its_own_line_and_no_other(tmp_path: Path) -> None:
     assert [where for where, _ in refused] == [f"{path}:9"]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.text(alphabet='ab,"\n\r ', max_size=8), min_size=1, max_size=12))
 def test_a_csv_that_was_written_by_the_csv_module_loses_no_row(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]
