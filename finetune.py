@@ -12,6 +12,7 @@ if __name__ == "__main__":
         finetune()
         shutdown_process_group()
     except UserError as error:
-        sys.exit(f"finetune.py: {error}")
+        print(f"finetune.py: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit("finetune.py: stopped")

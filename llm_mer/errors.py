@@ -5,8 +5,11 @@ class UserError(ValueError):
     """Bad input, described so that the reader can mend it.
 
     The message names the file, the field, what was found and what would be right. Command-line entry points print it
-    on one line and exit with status 2; library callers catch it as a ``ValueError``.
+    on one line and exit with status :attr:`exit_code`; library callers catch it as a ``ValueError``.
     """
+
+    exit_code = 2
+    """Of the program that it ends: 2 for a mistake in what was given."""
 
 
 def first_line(error: BaseException) -> str:

@@ -23,6 +23,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interrupted(UserError):
     """Training was stopped by a signal; the message names the checkpoint to resume from."""
 
+    exit_code = 1
+
 
 class SignalCallback(TrainerCallback):
     """Ends training on SIGTERM or Ctrl-C.

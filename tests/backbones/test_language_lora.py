@@ -11,7 +11,8 @@ import torch
 from conftest import options
 from torch import nn
 
-from llm_mer.backbones.language_lora import LORA_SHARING, LanguageRouter, language_blocks, route_by_language
+from llm_mer.backbones.language_lora import LanguageRouter, language_blocks, route_by_language
+from llm_mer.backbones.lora_sharing import LORA_SHARING
 from llm_mer.checkpoints.loading import load_checkpoint
 from llm_mer.cli.train import finetune
 from llm_mer.data.store import UtteranceStore

@@ -68,7 +68,7 @@ def test_accelerate_trains_evaluates_and_leaves_a_checkpoint_that_answers(
 def test_a_mistake_ends_in_one_line_without_a_traceback(store: Path, tmp_path: Path) -> None:
     argv = training_options(store, "none", tmp_path / "run", tasks=["mood"])
     result = launch([sys.executable], argv)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "finetune.py: unknown task 'mood'" in result.stderr
     assert "Traceback" not in result.stderr
 
