@@ -47,8 +47,8 @@ class Variant:
     reference: str = OWN
 
     def asks(self, task: Task) -> bool:
-        """Whether a template is for this kind of task."""
-        return any(template.kind == task.kind for template in self.templates)
+        """Whether a template is for this task."""
+        return any(template.can_ask(task) for template in self.templates)
 
     def task(self, task: Task) -> Task:
         """The task with its labels in this order, so that the list, the indices and the answers keep together."""

@@ -23,7 +23,7 @@ def mean_token_embeddings(model: nn.Module, processor: MerProcessor, texts: Sequ
     rows = []
     with torch.no_grad(), gathered_parameters(table.parameters()):
         for text in texts:
-            ids = processor.encode(text)[: processor.max_text_tokens] or [processor.filler_id]
+            ids = processor.encode_words(text)[: processor.max_text_tokens] or [processor.filler_id]
             rows.append(table(torch.tensor(ids, device=device)).float().mean(dim=0).cpu().numpy())
         weight = table.weight
         assert isinstance(weight, Tensor)

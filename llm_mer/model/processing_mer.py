@@ -16,6 +16,7 @@ from llm_mer.errors import UserError
 from llm_mer.prompting.rendering import HistoryTurn, RenderedPrompt, render, render_chat, render_plain
 from llm_mer.prompting.tasks import Task
 from llm_mer.prompting.templates import PromptTemplate, select_prompt
+from llm_mer.prompting.verbatim import Piece, VerbatimEncoder
 
 
 @dataclass
@@ -70,6 +71,7 @@ class MerProcessor:
     max_vision_steps: int = 200
     max_prompt_tokens: int = 1024
     filler_id: int = field(init=False, default=0)
+    _encoder: VerbatimEncoder | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None:
@@ -82,9 +84,18 @@ class MerProcessor:
     # --- text -----------------------------------------------------------------------------------------------------
 
     def encode(self, text: str) -> list[int]:
-        """Token ids without special tokens."""
+        """Token ids of a template's or an answer's text, without special tokens of the tokenizer's own."""
+        return self._encode([Piece(text)])
+
+    def encode_words(self, text: str) -> list[int]:
+        """Token ids of a user's text, in which special tokens are words (:mod:`llm_mer.prompting.verbatim`)."""
+        return self._encode([Piece(text, quoted=True)])
+
+    def _encode(self, pieces: Sequence[Piece]) -> list[int]:
         assert self.tokenizer is not None
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if self._encoder is None:
+            self._encoder = VerbatimEncoder(self.tokenizer)
+        return self._encoder.encode(pieces)
 
     def prefix_ids(self) -> list[int]:
         """Special tokens the tokenizer opens a plain prompt with (``<s>``, or GLM's ``[gMASK] sop``)."""
@@ -126,8 +137,9 @@ class MerProcessor:
         turns = list(history)[-template.context_turns :] if template.context_turns else []
         while True:
             rendered = self.render(template, task, text, turns, speaker)
-            head = self.encode(rendered.before) if self.uses_chat else self.prefix_ids() + self.encode(rendered.before)
-            ids = head + [self.filler_id] * self.num_pseudo_tokens + self.encode(rendered.after)
+            before = self._encode(rendered.before_pieces)
+            head = before if self.uses_chat else self.prefix_ids() + before
+            ids = head + [self.filler_id] * self.num_pseudo_tokens + self._encode(rendered.after_pieces)
             if len(ids) <= self.max_prompt_tokens:
                 return PromptIds(ids, len(head), self.num_pseudo_tokens)
             if not turns:
@@ -230,7 +242,7 @@ class MerProcessor:
                 style = self.answer_style(task, utterance.language)
                 answer = [*self.encode(task.answer_text(truth, utterance.language, style)), self.end_token_id]
             if self.text_source == "backbone" and "text" in self.feature_sizes and utterance.text:
-                text_ids = self.encode(utterance.text)[: self.max_text_tokens] or None
+                text_ids = self.encode_words(utterance.text)[: self.max_text_tokens] or None
         features = self.features(utterance)
         if not features and text_ids is None:
             raise UserError(f"{where} has none of the modalities the model reads ({', '.join(self.feature_sizes)})")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import Formatter
 
 from transformers import PreTrainedTokenizerBase
 
 from llm_mer.errors import UserError
 from llm_mer.prompting.tasks import Task
-from llm_mer.prompting.templates import PromptTemplate
+from llm_mer.prompting.templates import PromptTemplate, select_prompt
+from llm_mer.prompting.verbatim import Piece, VerbatimEncoder, joined
 
 SENTINEL = "\u2060pseudo\u2060tokens\u2060"
-"""Stands for the pseudo tokens while a chat template is applied; word joiners keep it out of any user's text."""
+"""Stands for the pseudo tokens while a chat template is applied."""
+STAND_IN = re.compile("\u2060words\u2060(\\d+)\u2060")
+"""Stands for the words of a user meanwhile, so that no chat template reads or changes them."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,26 @@ class HistoryTurn:
 
 @dataclass(frozen=True)
 class RenderedPrompt:
-    """A prompt's text before and after the pseudo tokens, and the system message that goes in front of it."""
+    """A prompt before and after the pseudo tokens, and the system message that goes in front of it, in pieces.
 
-    before: str
-    after: str
-    system: str = ""
+    :attr:`before`, :attr:`after` and :attr:`system` are their texts.
+    """
+
+    before_pieces: tuple[Piece, ...]
+    after_pieces: tuple[Piece, ...]
+    system_pieces: tuple[Piece, ...] = ()
+
+    @property
+    def before(self) -> str:
+        return joined(self.before_pieces)
+
+    @property
+    def after(self) -> str:
+        return joined(self.after_pieces)
+
+    @property
+    def system(self) -> str:
+        return joined(self.system_pieces)
 
 
 def render(
@@ -39,51 +59,116 @@ def render(
     history: Sequence[HistoryTurn] = (),
     speaker: str | None = None,
 ) -> RenderedPrompt:
-    """Fill a template in. The user's text goes in as it is: braces in it are text, not placeholders."""
+    """Fill a template in. The user's text goes in as it is: braces in it are text, not placeholders.
+
+    Raises:
+        UserError: a template for another kind of task or for other tasks, or a placeholder that means nothing there.
+    """
     if template.kind != task.kind:
         raise UserError(f"prompt {template.name!r} is for {template.kind}, task {task.name!r} is {task.kind}")
-    values: dict[str, str] = {
-        "transcript": text if text else template.missing_transcript,
-        "speaker": speaker or template.unknown_speaker,
+    if template.tasks and task.name not in template.tasks:
+        raise UserError(f"prompt {template.name!r} is for {', '.join(template.tasks)}, not for task {task.name!r}")
+
+    def said(words: str | None, otherwise: str) -> tuple[Piece, ...]:
+        return (Piece(words, quoted=True),) if words else (Piece(otherwise),)
+
+    def own(words: str) -> tuple[Piece, ...]:
+        return (Piece(words),)
+
+    values: dict[str, tuple[Piece, ...]] = {
+        "transcript": said(text, template.missing_transcript),
+        "speaker": said(speaker, template.unknown_speaker),
+        "task": own(task.name),
     }
+    if template.language in task.question:
+        values["question"] = own(task.question[template.language])
     if task.kind == "classification":
         words = task.words(template.language)
         joiner = "、" if template.language == "zh" else ", "
-        values["labels"] = joiner.join(words)
-        values["indexed_labels"] = joiner.join(f"{i} = {word}" for i, word in enumerate(words))
+        values["labels"] = own(joiner.join(words))
+        values["indexed_labels"] = own(joiner.join(f"{i} = {word}" for i, word in enumerate(words)))
     else:
         low, high = task.require_range()
-        values["low"], values["high"] = task.format_score(low), task.format_score(high)
+        values["low"], values["high"] = own(task.format_score(low)), own(task.format_score(high))
+
+    def fill(part: str, known: dict[str, tuple[Piece, ...]]) -> tuple[Piece, ...]:
+        pieces: list[Piece] = []
+        for literal, name, _, _ in Formatter().parse(part):
+            if literal:
+                pieces.append(Piece(literal))
+            if name == "question" and name not in known:
+                raise UserError(
+                    f"task {task.name!r} has no question in language {template.language!r}, which prompt {template.name!r} "
+                    f"asks; write question: {{{template.language}: …}} in its file"
+                )
+            if name is not None and name not in known:
+                raise UserError(f"prompt {template.name!r}: {{{name}}} has no meaning for task {task.name!r}")
+            pieces += known[name] if name is not None else ()
+        return tuple(pieces)
+
     turns = list(history)[-template.context_turns :] if template.context_turns else []
-    values["context"] = "".join(
-        template.context_line.format(
-            speaker=turn.speaker or template.unknown_speaker, text=turn.text or template.missing_transcript
-        )
+    values["context"] = tuple(
+        piece
         for turn in turns
+        for piece in fill(
+            template.context_line,
+            {
+                "speaker": said(turn.speaker, template.unknown_speaker),
+                "text": said(turn.text, template.missing_transcript),
+            },
+        )
+    )
+    return RenderedPrompt(
+        fill(template.prefix, values),
+        fill(template.suffix, values) + fill(template.task, values),
+        fill(template.system, values),
     )
 
-    def fill(part: str) -> str:
-        try:
-            return part.format(**values)
-        except KeyError as error:
-            raise UserError(f"prompt {template.name!r}: {{{error.args[0]}}} has no meaning for task {task.name!r}") from None
 
-    return RenderedPrompt(fill(template.prefix), fill(template.suffix) + fill(template.task), fill(template.system))
+def check_prompts_differ(templates: Sequence[PromptTemplate], tasks: Sequence[Task], language: str) -> None:
+    """Two tasks whose prompts are alike would get one answer, since the model could not know which is asked.
+
+    Raises:
+        UserError: naming both tasks, the template, and what to write.
+    """
+    seen: dict[tuple[str, str, str], Task] = {}
+    for task in tasks:
+        template = select_prompt(templates, task, language)
+        prompt = render(template, task, "…", [HistoryTurn("A", "…")], "A")
+        first = seen.setdefault((prompt.system, prompt.before, prompt.after), task)
+        if first is not task:
+            raise UserError(
+                f"tasks {first.name!r} and {task.name!r} have the same prompt in language {language!r} ({template.name}), "
+                f"so they would get the same answer; write a question: {{{language}: …}} in each task's file and use "
+                f"prompts: [question], or a prompt file for each with tasks: [{first.name}] and tasks: [{task.name}]"
+            )
 
 
 def render_plain(rendered: RenderedPrompt) -> RenderedPrompt:
     """A prompt for a backbone without a chat template: the system message is its first line."""
-    head = f"{rendered.system}\n" if rendered.system else ""
-    return RenderedPrompt(head + rendered.before, rendered.after)
+    head = (*rendered.system_pieces, Piece("\n")) if rendered.system else ()
+    return RenderedPrompt(head + rendered.before_pieces, rendered.after_pieces)
 
 
 def render_chat(rendered: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
     """Put a prompt into the tokenizer's chat template; the pseudo tokens stay inside the user's turn.
 
     A template without a system role gets the system message at the head of the user's turn. One that lets the model think
-    first (Qwen3) is told not to: the answer begins where the prompt ends.
+    first (Qwen3) is told not to: the answer begins where the prompt ends. The words of a user are put in when the chat
+    template has been applied.
     """
-    user = rendered.before + SENTINEL + rendered.after
+    quoted: list[Piece] = []
+
+    def stand_in(pieces: Sequence[Piece]) -> str:
+        text = ""
+        for piece in pieces:
+            text += f"\u2060words\u2060{len(quoted)}\u2060" if piece.quoted else piece.text
+            if piece.quoted:
+                quoted.append(piece)
+        return text
+
+    system = stand_in(rendered.system_pieces)
+    user = stand_in(rendered.before_pieces) + SENTINEL + stand_in(rendered.after_pieces)
 
     def apply(messages: list[dict[str, str]]) -> str:
         return str(
@@ -91,22 +176,30 @@ def render_chat(rendered: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) ->
         )
 
     text = ""
-    if rendered.system:
-        messages = [{"role": "system", "content": rendered.system}, {"role": "user", "content": user}]
+    if system:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         try:
             text = apply(messages)
         except Exception as error:  # chat templates refuse a role by raising jinja2's TemplateError
             if "TemplateError" not in {cls.__name__ for cls in type(error).__mro__}:
                 raise
-        if rendered.system not in text:
+        if system not in text:
             text = ""
     if not text:
-        head = rendered.system + "\n" if rendered.system else ""
+        head = system + "\n" if system else ""
         text = apply([{"role": "user", "content": head + user}])
-    if text.count(SENTINEL) != 1:
+    places = [int(place) for place in STAND_IN.findall(text)]
+    if text.count(SENTINEL) != 1 or places != list(range(len(quoted))):
         raise UserError("the tokenizer's chat template does not carry the user's text through once")
     before, after = text.split(SENTINEL)
-    return RenderedPrompt(before, after, "")
+
+    def put_back(part: str) -> tuple[Piece, ...]:
+        pieces = [
+            quoted[int(found)] if number % 2 else Piece(found) for number, found in enumerate(STAND_IN.split(part)) if found
+        ]
+        return tuple(pieces)
+
+    return RenderedPrompt(put_back(before), put_back(after))
 
 
 def preview(
@@ -131,8 +224,7 @@ def preview(
         rendered.before + marks + rendered.after + f"⟨{shown}⟩",
     ]
     if tokenizer is not None:
-        before, after = (
-            len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (rendered.before, rendered.after)
-        )
+        encoder = VerbatimEncoder(tokenizer)
+        before, after = (len(encoder.encode(pieces)) for pieces in (rendered.before_pieces, rendered.after_pieces))
         lines.append(f"# tokens: {before} before, {num_pseudo_tokens} pseudo, {after} after")
     return "\n".join(lines)

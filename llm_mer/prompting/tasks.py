@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_mer.errors import UserError
+from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.storage.quoting import quote
 from llm_mer.storage.yaml_text import parse_yaml, read_yaml
 
@@ -40,6 +41,7 @@ class Task:
         ignored: labels of the data that are outside the set on purpose: such an utterance is not asked about.
         score_range: inclusive, in the unit of the data; None for classification.
         decimals: digits after the point of a numeric answer; the grid of admissible answers follows from it.
+        question: in words, by language, for prompts that show ``{question}``; it tells two tasks of one kind apart.
         metrics: convention of :mod:`llm_mer.evaluation.metrics`: ``classification``, ``iemocap``, ``mosi``, ``sims``.
     """
 
@@ -52,6 +54,7 @@ class Task:
     score_range: tuple[float, float] | None = None
     decimals: int = 1
     metrics: str = "classification"
+    question: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -153,6 +156,8 @@ class Task:
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for a checkpoint's own description; :meth:`from_dict` reads them back."""
         entry: dict[str, Any] = {"kind": self.kind, "target": self.target, "metrics": self.metrics}
+        if self.question:
+            entry["question"] = dict(self.question)
         if self.labels:
             entry["labels"] = [{"name": label.name, **label.words} for label in self.labels]
         if self.aliases:
@@ -169,7 +174,7 @@ class Task:
         """Build and check a task from its YAML form."""
         if not isinstance(entry, dict):
             raise UserError(f"{where}: task {name!r} is {entry!r}; it must be a mapping of keys to values")
-        known = {"kind", "target", "labels", "aliases", "ignored", "range", "decimals", "metrics"}
+        known = {"kind", "target", "labels", "aliases", "ignored", "range", "decimals", "metrics", "question"}
         unknown = sorted(set(entry) - known)
         if unknown:
             raise UserError(f"{where}: task {name!r} has unknown keys {unknown}; known are {sorted(known)}")
@@ -180,6 +185,11 @@ class Task:
         if metrics not in CONVENTIONS[kind]:
             allowed = " or ".join(CONVENTIONS[kind])
             raise UserError(f"{where}: task {name!r} has metrics {metrics!r}; a {kind} task has {allowed}")
+        question = entry.get("question") or {}
+        if not isinstance(question, dict) or not all(isinstance(v, str) and v.strip() for v in question.values()):
+            raise UserError(f"{where}: task {name!r} has question {question!r}; it must be {{en: …, zh: …}}, text in each")
+        if unspoken := sorted(str(language) for language in question if language not in LANGUAGES):
+            raise UserError(f"{where}: task {name!r} has a question in {unspoken}; languages are {', '.join(LANGUAGES)}")
         if kind == "classification":
             labels = []
             given = entry.get("labels") or []
@@ -229,6 +239,7 @@ class Task:
                 aliases=aliases,
                 ignored=tuple(ignored),
                 metrics=metrics,
+                question=dict(question),
             )
         if entry.get("ignored"):
             raise UserError(f"{where}: task {name!r} is regression; only a classification task has ignored labels")
@@ -250,6 +261,7 @@ class Task:
             score_range=(low, high),
             decimals=decimals,
             metrics=metrics,
+            question=dict(question),
         )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -16,7 +17,17 @@ from llm_mer.prompting.tasks import ANSWER_STYLES, Task
 from llm_mer.resources.files import resource
 from llm_mer.storage.yaml_text import read_yaml
 
-PLACEHOLDERS: tuple[str, ...] = ("transcript", "labels", "indexed_labels", "low", "high", "context", "speaker")
+PLACEHOLDERS: tuple[str, ...] = (
+    "transcript",
+    "labels",
+    "indexed_labels",
+    "low",
+    "high",
+    "context",
+    "speaker",
+    "question",
+    "task",
+)
 
 
 @dataclass(frozen=True)
@@ -30,9 +41,11 @@ class PromptTemplate:
         system: the system message of a chat backbone.
         context_turns: earlier turns shown at ``{context}``. context_line: how one is written.
         missing_transcript, unknown_speaker: words that stand in.
+        tasks: names of the tasks it is for; empty for every task of its kind.
 
     Placeholders in ``system``, ``prefix``, ``suffix`` and ``task``: ``{transcript}``, ``{labels}`` (words, in label
-    order), ``{indexed_labels}`` (``0 = neutral, …``), ``{low}``, ``{high}`` (score range), ``{context}``, ``{speaker}``.
+    order), ``{indexed_labels}`` (``0 = neutral, …``), ``{low}``, ``{high}`` (score range), ``{context}``, ``{speaker}``,
+    ``{question}`` (the task's own, in the template's language), ``{task}`` (its name).
     """
 
     name: str
@@ -47,6 +60,7 @@ class PromptTemplate:
     context_line: str = "{speaker}: {text}\n"
     missing_transcript: str = ""
     unknown_speaker: str = "?"
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"prompt {self.name!r}"
@@ -73,7 +87,20 @@ class PromptTemplate:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in the YAML file."""
-        return dataclasses.asdict(self)
+        entry = dataclasses.asdict(self)
+        tasks = entry.pop("tasks")
+        return {**entry, "tasks": list(tasks)} if tasks else entry
+
+    def can_ask(self, task: Task) -> bool:
+        """Whether it is for a task: of its kind, among its ``tasks``, and with the question it shows."""
+        asks = not self.shows_question or self.language in task.question
+        return self.kind == task.kind and (not self.tasks or task.name in self.tasks) and asks
+
+    @cached_property
+    def shows_question(self) -> bool:
+        """Whether ``{question}`` stands in it."""
+        parts = (self.system, self.prefix, self.suffix, self.task)
+        return any("question" in _placeholders(part, PLACEHOLDERS, self.name) for part in parts)
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any], where: str = "checkpoint") -> PromptTemplate:
@@ -85,12 +112,16 @@ class PromptTemplate:
         missing = sorted({"name", "language", "kind", "answer", "task"} - set(entry))
         if missing:
             raise UserError(f"{where}: missing keys {missing}")
+        entry = dict(entry)
+        tasks = entry.pop("tasks", [])
+        if not isinstance(tasks, list | tuple) or not all(isinstance(task, str) for task in tasks):
+            raise UserError(f"{where}: tasks is {tasks!r}; it must be a list of names of tasks")
         for key, value in entry.items():
             wanted = int if key == "context_turns" else str
             if not isinstance(value, wanted) or isinstance(value, bool):
                 raise UserError(f"{where}: {key} is {value!r}; it must be {'a whole number' if wanted is int else 'text'}")
         try:
-            return cls(**entry)
+            return cls(**entry, tasks=tuple(tasks))
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
 
@@ -153,11 +184,23 @@ def load_prompts(sources: str | Sequence[str]) -> list[PromptTemplate]:
 
 
 def select_prompt(templates: Sequence[PromptTemplate], task: Task, language: str) -> PromptTemplate:
-    """The first template for a task's kind and a language. Raises :class:`UserError` naming what there is."""
-    for template in templates:
-        if template.language == language and template.kind == task.kind:
-            return template
-    offered = ", ".join(f"{t.name} ({t.language}, {t.kind})" for t in templates) or "none"
+    """The first template of a language that names the task among its ``tasks``, else the first for all of the task's kind.
+
+    Raises:
+        UserError: there is none; it names what is loaded, or the question that the task lacks.
+    """
+    spoken = [template for template in templates if template.language == language]
+    fitting = [template for template in spoken if template.can_ask(task)]
+    if fitting:
+        return next((template for template in fitting if task.name in template.tasks), fitting[0])
+    if unasked := [t for t in spoken if t.kind == task.kind and t.shows_question and (not t.tasks or task.name in t.tasks)]:
+        raise UserError(
+            f"task {task.name!r} has no question in language {language!r}, which prompt {unasked[0].name!r} asks; "
+            f"write question: {{{language}: …}} in its file"
+        )
+    offered = (
+        ", ".join(f"{t.name} ({t.language}, {t.kind}{''.join(f', {n}' for n in t.tasks)})" for t in templates) or "none"
+    )
     raise UserError(f"no prompt for {task.kind} task {task.name!r} in language {language!r}; loaded are: {offered}")
 
 

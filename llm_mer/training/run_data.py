@@ -11,7 +11,7 @@ from llm_mer.data.reading import find_split, read_utterances
 from llm_mer.data.statistics import FeatureStatistics, RunningStatistics
 from llm_mer.data.store import FEATURE_COLUMNS, UtteranceTable, check_utterance
 from llm_mer.errors import UserError
-from llm_mer.prompting.rendering import HistoryTurn, render
+from llm_mer.prompting.rendering import HistoryTurn, check_prompts_differ, render
 from llm_mer.prompting.tasks import Task, get_task
 from llm_mer.prompting.templates import PromptTemplate, load_prompts, select_prompt
 
@@ -75,13 +75,17 @@ def check_prompts(dataset: MerDataset, templates: Sequence[PromptTemplate]) -> N
     """Every task and language of the questions needs a template that can be filled in, and words to answer with.
 
     Raises:
-        UserError: naming the task and language without one, or the placeholder that means nothing there.
+        UserError: naming the task and language without one, the placeholder that means nothing there, or two tasks of one
+            prompt.
     """
     for task in dataset.tasks:
         for language in sorted({dataset._language[q.row] for q in dataset.questions if q.task is task}):
             template = select_prompt(templates, task, language)
             render(template, task, "…", [HistoryTurn("A", "…")], "A")
             task.answers(language, template.answer)
+    for language in sorted({dataset._language[q.row] for q in dataset.questions}):
+        asked = {q.task.name for q in dataset.questions if dataset._language[q.row] == language}
+        check_prompts_differ(templates, [task for task in dataset.tasks if task.name in asked], language)
 
 
 def measure_features(train: MerDataset) -> tuple[dict[str, int], dict[str, FeatureStatistics]]:

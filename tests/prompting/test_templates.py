@@ -57,7 +57,7 @@ def test_there_are_shipped_templates_and_the_folder_is_found_from_anywhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert sorted(prompt_folder().glob("*.yaml")) == SHIPPED
-    assert styles() == ["context", "index", "instruct", "notext", "preamble", "short"]
+    assert styles() == ["context", "index", "instruct", "notext", "preamble", "question", "short"]
     assert [t.name for t in load_prompts("short")] == [p.stem for p in SHIPPED if p.stem.startswith("short_")]
 
 
@@ -101,7 +101,7 @@ def test_a_shipped_template_survives_its_description(path: Path) -> None:
     assert PromptTemplate.from_dict(prompt.to_dict()) == prompt
 
 
-@pytest.mark.parametrize("style", ["short", "instruct", "context", "notext"])
+@pytest.mark.parametrize("style", ["short", "instruct", "context", "notext", "question"])
 def test_every_general_style_serves_both_kinds_in_both_languages(style: str) -> None:
     prompts = load_prompts(style)
     for task in TASKS.values():
@@ -137,7 +137,7 @@ def test_a_style_is_the_shipped_one_whatever_the_working_directory_holds(
     monkeypatch.chdir(tmp_path)
     assert [t.task for t in load_prompts("short")] == shipped
     assert load_prompts("short_en_classification.yaml")[0].task == shipped[0]
-    assert styles() == ["context", "index", "instruct", "notext", "preamble", "short"]
+    assert styles() == ["context", "index", "instruct", "notext", "preamble", "question", "short"]
     for own_source in ("./short", "prompts", "prompts/short_en_classification.yaml", "short/short_en_classification.yaml"):
         assert [t.task for t in load_prompts(own_source)] == ["Mine: {transcript}"]
 
