@@ -56,6 +56,7 @@ COMMANDS: dict[str, Command] = {
         "convert_chatglm3", "turn published ChatGLM3 weights and tokenizer into a GLM folder of transformers"
     ),
     "convert-llama2c": Command("convert_llama2c", "turn a llama2.c model and tokenizer into a Llama folder of transformers"),
+    "train": Command("train", "fine-tune: from a YAML file and options to a checkpoint", takes_arguments=True),
     "infer": Command("infer", "answer about clips, text, features or a whole manifest, as JSONL"),
     "merge": Command("merge", "a checkpoint with LoRA merged into plain backbone weights"),
     "prompts list": Command("prompts_list", "list the prompt templates"),
@@ -84,7 +85,7 @@ def usage() -> str:
     return (
         "usage: llm-mer COMMAND [options]\n\n" + "\n".join(lines) + "\n\n"
         "llm-mer COMMAND --help lists the options of one; llm-mer --version tells the version.\n"
-        "Training is `accelerate launch finetune.py --config FILE`, inference `python infer.py --checkpoint FOLDER …`.\n\n"
+        "`accelerate launch finetune.py --config FILE` and torchrun start several processes of `llm-mer train`.\n\n"
         "examples:\n"
         "  llm-mer evaluate --checkpoint runs/quickstart/egmf --data runs/quickstart/features\n"
         '  llm-mer infer --checkpoint runs/quickstart/egmf --text "I am so happy"'

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from llm_mer.cli.train_help import EXAMPLES, wanted_help
+
+__all__ = ["EXAMPLES", "Options", "finetune", "run"]
+
+
+@dataclass
+class Options:
+    """None here: the words of the command line are parsed by :mod:`llm_mer.training.parsing`."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """``llm-mer train``: see :func:`finetune`."""
+    finetune(arguments, "llm-mer train")
 
 
 def finetune(argv: Sequence[str] | None = None, program: str = "finetune.py") -> Path:
@@ -12,12 +27,19 @@ def finetune(argv: Sequence[str] | None = None, program: str = "finetune.py") ->
 
     Returns:
         The folder of the final checkpoint; with ``seeds`` the folder that holds one for each.
+
+    Raises:
+        SystemExit: 0 where help was asked for, which is printed.
+        UserError: options, data or a checkpoint that do not fit one another.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if (text := wanted_help(arguments, program)) is not None:
+        print(text, end="")
+        raise SystemExit(0)
     from llm_mer.training.many_seeds import train_seeds
     from llm_mer.training.parsing import parse_arguments
     from llm_mer.training.run import prepare_run, train_run
 
-    arguments = list(sys.argv[1:] if argv is None else argv)
     config = parse_arguments(arguments)
     command = [program, *arguments]
     if config.training.seeds is not None:

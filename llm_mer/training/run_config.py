@@ -91,10 +91,19 @@ def config_class_of(adapter: str) -> type[AdapterConfig]:
         raise UserError(f"adapter: {error}") from None
 
 
+def option_groups_of_run(adapter: str) -> dict[str, list[Option]]:
+    """Every option of a run with this adapter, by what declares it."""
+    return {
+        "Data": options_of(DataArguments),
+        "Model": options_of(ModelArguments),
+        f"Adapter {adapter}": options_of(config_class_of(adapter)),
+        "Training": options_of(MerTrainingArguments),
+    }
+
+
 def options_of_run(adapter: str) -> list[Option]:
     """Every option of a run with this adapter."""
-    groups: tuple[type, ...] = (DataArguments, ModelArguments, config_class_of(adapter), MerTrainingArguments)
-    return [option for group in groups for option in options_of(group)]
+    return [option for options in option_groups_of_run(adapter).values() for option in options]
 
 
 def lora_of_init_checkpoint(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""Help of a training: first the options that people change, by group; all of them on request."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+
+from llm_mer.training.declared_options import Option, options_of
+from llm_mer.training.options import GROUPS, DataArguments, ModelArguments, TrainingOptions
+
+HELP = ("-h", "--help")
+HELP_ALL = "--help_all"
+EXAMPLES = (
+    "accelerate launch finetune.py --config configs/quickstart.yaml --data runs/quickstart/features",
+    "llm-mer train --config configs/mosi.yaml --adapter lsgmer --num_train_epochs 5 --output_dir runs/lsgmer",
+    "torchrun --standalone --nproc_per_node 2 finetune.py --config configs/mosi.yaml --seeds 1111 2222 3333",
+)
+ABOUT_CONFIG = "YAML file of options, one of your own or a shipped one; options on the command line override it"
+
+
+def wanted_help(arguments: Sequence[str], program: str) -> str | None:
+    """The help that a command line asks for; None where it asks for none."""
+    words = [word.replace("-", "_").replace("__", "--", 1) if word.startswith("--") else word for word in arguments]
+    if HELP_ALL in words:
+        named = [b for a, b in zip(words, arguments[1:], strict=False) if a == "--adapter"]
+        named += [word.partition("=")[2] for word in words if word.startswith("--adapter=")]
+        return whole_help(program, named[-1] if named else ModelArguments.adapter)
+    if any(word in HELP for word in words):
+        return short_help(program)
+    return None
+
+
+def short_help(program: str) -> str:
+    """The options with a group of their own, nothing heavy imported."""
+    declared = [option for group in (TrainingOptions, DataArguments, ModelArguments) for option in options_of(group)]
+    groups = {name: [option for option in declared if option.group == name] for name in GROUPS}
+    return _format(program, groups, f"{HELP_ALL} [--adapter NAME] shows every option, those of an adapter among them.")
+
+
+def whole_help(program: str, adapter: str) -> str:
+    """Every option of a run with this adapter. Imports transformers and TRL, which declare most of them.
+
+    Raises:
+        UserError: an adapter that is not known.
+    """
+    from llm_mer.adapters import use_adapter
+    from llm_mer.training.run_config import option_groups_of_run
+
+    return _format(program, option_groups_of_run(use_adapter(adapter)), "")
+
+
+def _format(program: str, groups: dict[str, list[Option]], more: str) -> str:
+    lines = ["examples:", *(f"  {line}" for line in EXAMPLES), *(["", more] if more else [])]
+    parser = argparse.ArgumentParser(
+        prog=program,
+        usage=f"{program} --config FILE.yaml [--option value …]",
+        description="Fine-tune: from options and data to a checkpoint.",
+        epilog="\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    for title, options in groups.items():
+        group = parser.add_argument_group(title)
+        if title == next(iter(groups)):
+            group.add_argument("--config", metavar="FILE.yaml", help=ABOUT_CONFIG)
+        _add(group, options)
+    return parser.format_help()
+
+
+def _add(group: argparse._ArgumentGroup, options: Iterable[Option]) -> None:
+    for option in options:
+        text = option.help.replace("%", "%%")
+        if option.default not in (None, "", []):
+            shown = " ".join(map(str, option.default)) if isinstance(option.default, list) else option.default
+            text += f" (default: {str(shown).replace('%', '%%')})"
+        metavar = (
+            "{" + ",".join(map(str, option.choices)) + "}" if option.choices else option.name.rpartition("_")[2].upper()
+        )
+        group.add_argument(f"--{option.name}", metavar=metavar, help=text, nargs="+" if option.item is not None else None)
