@@ -168,7 +168,7 @@ def reference_loss(model: MerForConditionalGeneration, inputs: dict[str, Tensor]
     logits = model.lm_head(output.last_hidden_state).float()
     shifted = logits[:, :-1].reshape(-1, logits.shape[-1])
     loss = F.cross_entropy(shifted, inputs["labels"][:, 1:].reshape(-1))
-    return loss + sum(output.aux_losses.values(), torch.zeros(()))
+    return loss + sum(output.fusion.aux_losses.values(), torch.zeros(()))
 
 
 @torch.no_grad()
@@ -193,7 +193,7 @@ def reference_answers(setting: Setting, model: Any, inputs: dict[str, Tensor], t
 def our_loss(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """As the trainer calls the model: logits where there is an answer."""
     output = model(**inputs, use_cache=False)
-    loss: Tensor = output.loss + sum(output.aux_losses.values(), torch.zeros(()))
+    loss: Tensor = output.loss + sum(output.fusion.aux_losses.values(), torch.zeros(()))
     return loss
 
 

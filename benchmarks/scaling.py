@@ -79,7 +79,7 @@ class _Loss(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> torch.Tensor:
         output = self.model(**batch, use_cache=False)
-        total: torch.Tensor = output.loss + sum(output.aux_losses.values())
+        total: torch.Tensor = output.loss + sum(output.fusion.aux_losses.values())
         return total
 
 

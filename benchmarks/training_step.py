@@ -89,7 +89,7 @@ def mer_step(size: Size, batch: dict[str, Tensor], adapter: str, pseudo_tokens: 
 
     def loss() -> Tensor:
         output = model(**batch, use_cache=False)
-        return output.loss + weighted(output.aux_losses)
+        return output.loss + weighted(output.fusion.aux_losses)
 
     fuse = conditional_generation_of(model).model.fuse
 

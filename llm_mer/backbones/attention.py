@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -13,6 +16,26 @@ MASKED: tuple[str, ...] = ("eager", "sdpa")
 SLIDING = "sliding_attention"
 WITHOUT_MASKS: tuple[str, ...] = ("bloom", "mpt")
 """Families whose attention makes its own mask (ALiBi)."""
+
+
+def attention_implementation(config: PreTrainedConfig) -> str | None:
+    """The implementation a backbone attends with.
+
+    Transformers (5.23) has no public name for it; nothing else here reads or sets the private one.
+    """
+    return config._attn_implementation
+
+
+@contextmanager
+def attention_by_mask(config: PreTrainedConfig) -> Iterator[bool]:
+    """Attention of a kind that obeys a mask: SDPA in place of flash attention, meanwhile. Yields whether it is eager."""
+    chosen = attention_implementation(config)
+    if chosen not in MASKED:
+        config._attn_implementation = "sdpa"
+    try:
+        yield chosen == "eager"
+    finally:
+        config._attn_implementation = chosen
 
 
 def attends_by_positions(implementation: str | None) -> bool:

@@ -189,6 +189,20 @@ class MerDataset:
         language: str = self._language[row]
         return language
 
+    def dialogue(self, row: int) -> str | None:
+        """The conversation of a row, None without one."""
+        name: str | None = self._dialogue[row]
+        return name
+
+    def speaker(self, row: int) -> str | None:
+        """Who speaks in a row, None where unknown."""
+        name: str | None = self._speaker[row]
+        return name
+
+    def label_names(self) -> list[str]:
+        """Names of the labels that any utterance of the table has, known to a task or not."""
+        return sorted({name for labels in self._labels for name in labels})
+
     def window(self, row: int) -> Window:
         """The conversation around a row: the last ``context_window`` utterances up to it, or centred on it."""
         rows, place = self._place[row]

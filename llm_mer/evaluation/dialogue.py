@@ -60,7 +60,7 @@ def check_dialogues(dataset: MerDataset, tasks: Sequence[Task], shifts: dict[str
     if any(name not in shifts for name in classified):
         raise UserError(f"the training data of {checkpoint} had no dialogues: no p0 for the dialogue decoder")
     for row in sorted({q.row for q in dataset.questions if q.task.name in classified}):
-        if dataset._dialogue[row] is not None and dataset._speaker[row] is None:
+        if dataset.dialogue(row) is not None and dataset.speaker(row) is None:
             raise UserError(
-                f"dialogue {dataset._dialogue[row]!r} has utterances without a speaker; the dialogue decoder needs them"
+                f"dialogue {dataset.dialogue(row)!r} has utterances without a speaker; the dialogue decoder needs them"
             )

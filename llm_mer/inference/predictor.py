@@ -24,7 +24,7 @@ from llm_mer.model.modeling_mer import MerForConditionalGeneration, conditional_
 from llm_mer.model.processing_mer import MerProcessor
 from llm_mer.prompting.tasks import Task
 from llm_mer.scoring.answer_scorer import PrefixCache
-from llm_mer.scoring.answer_tree import begins_another
+from llm_mer.scoring.answer_tree import has_prefix_conflict
 from llm_mer.scoring.engines.base import MAX_ANSWER_TOKENS, AnswerScorer, Engine
 from llm_mer.scoring.engines.transformers_engine import TransformersEngine
 from llm_mer.scoring.score_distribution import ScoreDistribution
@@ -200,7 +200,7 @@ class Predictor:
         key = (task.name, language)
         if key not in self._scorers:
             answers = self.processor.answers(task, language)
-            if not self.answer_end and begins_another(answers):
+            if not self.answer_end and has_prefix_conflict(answers):
                 raise UserError(
                     f"answer_end: an answer to task {task.name!r} in language {language!r} begins with another's tokens, "
                     "and only its end tells them apart; leave answer_end true"

@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from llm_mer.adapters import adapter_class
 from llm_mer.adapters.base import AdapterConfig
+from llm_mer.backbones.attention import attention_implementation
 from llm_mer.backbones.language_lora import SHARED
 from llm_mer.errors import UserError
 
@@ -54,7 +55,7 @@ class MerConfig(PreTrainedConfig):
             self.text_config = AutoConfig.for_model(entry.pop("model_type"), **entry)
         if isinstance(self.text_config, PreTrainedConfig):
             # transformers pushes the composite's choice down, and an unset one would undo the loaded backbone's.
-            kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
+            kwargs.setdefault("attn_implementation", attention_implementation(self.text_config))
         super().__post_init__(**kwargs)
         if self.text_config is not None and getattr(self.text_config, "tie_word_embeddings", False):
             self.tie_word_embeddings = True

@@ -8,14 +8,13 @@ gradient checkpointing therefore work on it unchanged.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput
 
 from llm_mer.adapters import adapter_class, build_adapter
 from llm_mer.adapters.base import (
@@ -27,10 +26,11 @@ from llm_mer.adapters.base import (
     FusionTargets,
     ModalitySequence,
 )
-from llm_mer.backbones.attention import attends_by_positions
+from llm_mer.backbones.attention import attends_by_positions, attention_implementation
 from llm_mer.backbones.language_lora import LanguageRouter
 from llm_mer.distributed.sharded_parameters import full_numel
 from llm_mer.model.configuration_mer import MerConfig
+from llm_mer.model.outputs import MerOutput, NextTokens
 from llm_mer.model.packing import block_causal_mask
 
 FUSION_KEYS: tuple[str, ...] = (
@@ -44,6 +44,10 @@ FUSION_KEYS: tuple[str, ...] = (
     "score_targets",
 )
 """Flat tensor names under which a batch carries :class:`FusionInputs` through trainers, DDP and ``generate``."""
+
+
+CHUNK_ELEMENTS = 2**26
+"""Logit values held at once (256 MB in float32); longer work is cut into chunks of rows."""
 
 
 def fusion_inputs(tensors: dict[str, Tensor | None], embed: nn.Module | None = None) -> FusionInputs:
@@ -93,45 +97,6 @@ def fusion_inputs(tensors: dict[str, Tensor | None], embed: nn.Module | None = N
     return FusionInputs(sequence("text"), sequence("audio"), sequence("vision"), context, targets)
 
 
-@dataclass
-class MerModelOutput(ModelOutput):
-    """Output of :class:`MerModel`: the backbone's, with what the adapter said when it ran in this pass."""
-
-    last_hidden_state: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    aux_losses: dict[str, Tensor] | None = None
-    diagnostics: dict[str, Tensor] | None = None
-    head_logits: Tensor | None = None
-    head_scores: Tensor | None = None
-    fused_features: Tensor | None = None
-
-
-@dataclass
-class MerOutput(ModelOutput):
-    """Output of :class:`MerForConditionalGeneration`.
-
-    Attributes:
-        loss: mean negative log-likelihood of the answer tokens, when labels are given.
-        loss_sum: their sum; a trainer divides it by the count over a global batch.
-        logits: ``(N, V)`` at the ``N`` positions that predict an answer token when labels are given, else ``(B, L, V)``;
-            None beside a loss that never holds them (``answer_loss``).
-    """
-
-    loss: Tensor | None = None
-    loss_sum: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    aux_losses: dict[str, Tensor] | None = None
-    diagnostics: dict[str, Tensor] | None = None
-    head_logits: Tensor | None = None
-    head_scores: Tensor | None = None
-    fused_features: Tensor | None = None
-
-
 class MerPreTrainedModel(PreTrainedModel):
     """What both classes tell transformers about themselves."""
 
@@ -177,21 +142,38 @@ class MerModel(MerPreTrainedModel):
 
         With ``sample_ids (R, L)`` mask and embeddings are of ``R`` rows that hold the ``B`` samples one after another.
         """
-        if sample_ids is None:
-            found = pseudo_token_mask.sum(dim=1)
-        else:
-            # One more than there are samples: padding, numbered -1, is counted too and must hold none. Nor must beginnings,
-            # numbered after the samples.
-            found = (sample_ids[pseudo_token_mask] + 1).bincount(minlength=pseudo_tokens.shape[0] + 1)
-            if int(found[0]) or found.shape[0] != pseudo_tokens.shape[0] + 1:
-                raise ValueError("pseudo-token places stand in padding, or in samples that the features do not have")
-            found = found[1:]
-        if not bool((found == pseudo_tokens.shape[1]).all()):
-            raise ValueError(
-                f"each prompt must hold {pseudo_tokens.shape[1]} pseudo-token places, found "
-                f"{found.tolist()}; was a prompt truncated?"
-            )
+        self._check_places(pseudo_token_mask, pseudo_tokens.shape[0], pseudo_tokens.shape[1], sample_ids)
         return embeds.masked_scatter(pseudo_token_mask.unsqueeze(-1), pseudo_tokens.to(embeds.dtype))
+
+    @staticmethod
+    def _check_places(places: Tensor, samples: int, count: int, sample_ids: Tensor | None) -> None:
+        """Each sample must have ``count`` places for its pseudo tokens.
+
+        On a CPU the error says what was found. On another device reading a number would make the host wait for all the work
+        queued before it, once a step: there the device itself checks, and stops with a shorter message.
+
+        Raises:
+            ValueError: on a CPU. Elsewhere the device's own assertion fails.
+        """
+        if sample_ids is None:
+            found = places.sum(dim=1)
+            outside = places.new_zeros(1)
+        else:
+            # How many places each number has: one more in front for padding, numbered -1, and one more behind for shared
+            # beginnings, numbered after the samples. Neither of these may hold a pseudo token.
+            numbers = (sample_ids + 1).clamp(max=samples + 1)
+            counts = numbers.new_zeros(samples + 2).scatter_add(0, numbers.flatten(), places.long().flatten())
+            found, outside = counts[1:-1], counts[:: samples + 1]
+        if places.device.type != "cpu":
+            whole = (found == count).all() & ~outside.any()
+            torch._assert_async(whole, f"each prompt must hold {count} pseudo-token places; was a prompt truncated?")
+            return
+        if bool(outside.any()):
+            raise ValueError("pseudo-token places stand in padding, or in samples that the features do not have")
+        if not bool((found == count).all()):
+            raise ValueError(
+                f"each prompt must hold {count} pseudo-token places, found {found.tolist()}; was a prompt truncated?"
+            )
 
     def forward(
         self,
@@ -201,17 +183,19 @@ class MerModel(MerPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         pseudo_token_mask: Tensor | None = None,
+        fusion: FusionOutput | None = None,
         language_ids: Tensor | None = None,
         sample_ids: Tensor | None = None,
         shared_prefix_ids: Tensor | None = None,
         **kwargs: Any,
-    ) -> MerModelOutput:
+    ) -> MerOutput:
         """Embed, inject, run the backbone.
 
         Args:
             input_ids: ``(B, L)``; the ids at pseudo-token places are not read.
             attention_mask: ``(B, L)`` or a 4D mask. pseudo_token_mask: ``(B, L)`` bool, K True a row; None runs the
                 bare backbone (later steps of generation).
+            fusion: what the adapter said of these samples before; it does not run again.
             language_ids: ``(B,)`` place of each sample's language in ``LANGUAGES``; read where LoRA is routed by language.
             sample_ids, shared_prefix_ids: ``(R, L)`` of a packed batch, in which input_ids, position_ids and
                 pseudo_token_mask are ``(R, L)`` and hold several of the ``B`` samples a row; see
@@ -223,19 +207,19 @@ class MerModel(MerPreTrainedModel):
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        fused: FusionOutput | None = None
         if pseudo_token_mask is not None:
-            fused = self.fuse(tensors)
+            if fusion is None:
+                fusion = self.fuse(tensors)
             mask = pseudo_token_mask.bool()
             missing = inputs_embeds.shape[1] - mask.shape[1]
             if missing > 0:  # generation without a cache: the answer so far follows the prompt
                 mask = F.pad(mask, (0, missing))
-            inputs_embeds = self.inject(inputs_embeds, mask, fused.pseudo_tokens, sample_ids)
+            inputs_embeds = self.inject(inputs_embeds, mask, fusion.pseudo_tokens, sample_ids)
         shape = inputs_embeds.shape
         if sample_ids is not None:
             if language_ids is not None:
                 language_ids = language_ids[sample_ids.clamp(min=0)]  # (R, L)
-            implementation = self.language_model.config._attn_implementation
+            implementation = attention_implementation(self.language_model.config)
             if attends_by_positions(implementation):  # which it does in a single row
                 if shared_prefix_ids is not None:
                     raise ValueError(f"{implementation} cannot let samples share a beginning: pack without it")
@@ -255,16 +239,12 @@ class MerModel(MerPreTrainedModel):
             past_key_values=past_key_values,
             **kwargs,
         )
-        return MerModelOutput(
+        return MerOutput(
             last_hidden_state=outputs.last_hidden_state.view(*shape[:2], -1),
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            aux_losses=fused.aux_losses if fused else None,
-            diagnostics=fused.diagnostics if fused else None,
-            head_logits=fused.logits if fused else None,
-            head_scores=fused.scores if fused else None,
-            fused_features=fused.features if fused else None,
+            fusion=fusion,
         )
 
 
@@ -323,12 +303,13 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         pseudo_token_mask: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
+        next_tokens: NextTokens | None = None,
         **kwargs: Any,
     ) -> MerOutput:
         """Logits, and the answer's loss when ``labels (B, L)`` (-100 outside the answer) are given.
 
         With labels, logits are computed at answer positions only: of ``B · L`` rows of vocabulary size, the few that the
-        loss reads.
+        loss reads. With ``next_tokens`` there are none, only the log-probabilities of the tokens asked for.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -340,8 +321,10 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        loss = loss_sum = None
-        if labels is None:
+        loss = loss_sum = logits = answer_log_probs = None
+        if next_tokens is not None:
+            answer_log_probs = self._log_probs(hidden, next_tokens)
+        elif labels is None:
             kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
             logits = self.lm_head(kept)  # (B, L, V)
         else:
@@ -361,19 +344,29 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
             loss=loss,
             loss_sum=loss_sum,
             logits=logits,
+            last_hidden_state=hidden if labels is None else None,
+            answer_log_probs=answer_log_probs,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            aux_losses=outputs.aux_losses,
-            diagnostics=outputs.diagnostics,
-            head_logits=outputs.head_logits,
-            head_scores=outputs.head_scores,
-            fused_features=outputs.fused_features,
+            fusion=outputs.fusion,
         )
+
+    def _log_probs(self, hidden: Tensor, asked: NextTokens) -> Tensor:
+        """``(B, L, H) -> (B, E)`` log-probabilities of the tokens asked for; a bounded part of the logits at a time."""
+        rows = torch.arange(hidden.shape[0], device=hidden.device).unsqueeze(1)
+        predicting = hidden[rows, asked.places]  # (B, N, H)
+        size = max(1, CHUNK_ELEMENTS // max(self.config.get_text_config().vocab_size * predicting.shape[1], 1))
+        parts = []
+        for chunk in predicting.split(size):
+            logits = self.lm_head(chunk).float()  # (b, N, V)
+            normaliser = logits.logsumexp(dim=-1)  # (b, N)
+            parts.append(logits[:, asked.nodes, asked.tokens] - normaliser[:, asked.nodes])
+        return torch.cat(parts)
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """Fusion tensors reach :meth:`forward` as ``**kwargs``, where ``generate`` cannot see that they are used."""
-        kept = {k: v for k, v in model_kwargs.items() if k not in FUSION_KEYS and k != "language_ids"}
+        kept = {k: v for k, v in model_kwargs.items() if k not in (*FUSION_KEYS, "language_ids", "fusion")}
         # GenerationMixin declares a self for another type checker, with members that no model has.
         super()._validate_model_kwargs(kept)  # type: ignore[misc]
 
@@ -385,7 +378,7 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
             input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
         )
         if use_cache and not is_first_iteration:
-            for name in ("pseudo_token_mask", *FUSION_KEYS):
+            for name in ("pseudo_token_mask", "fusion", *FUSION_KEYS):
                 inputs.pop(name, None)
         return inputs
 
@@ -406,13 +399,7 @@ class MerHeadModel(MerPreTrainedModel):
         """Run the adapter on the tensors of :data:`FUSION_KEYS`; others (prompt ids, labels) are not read."""
         tensors = {name: kwargs.get(name) for name in FUSION_KEYS}
         fused: FusionOutput = self.fusion_adapter(fusion_inputs(tensors))
-        return MerOutput(
-            aux_losses=fused.aux_losses,
-            diagnostics=fused.diagnostics,
-            head_logits=fused.logits,
-            head_scores=fused.scores,
-            fused_features=fused.features,
-        )
+        return MerOutput(fusion=fused)
 
 
 def describe_parameters(model: nn.Module) -> dict[str, int]:
@@ -448,7 +435,6 @@ __all__ = [
     "MerForConditionalGeneration",
     "MerHeadModel",
     "MerModel",
-    "MerModelOutput",
     "MerOutput",
     "adapter_class",
     "conditional_generation_of",

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from llm_mer.backbones.attention import MASKED, SLIDING, additive_mask, attends_by_positions, layer_kinds
+from llm_mer.backbones.attention import (
+    MASKED,
+    SLIDING,
+    additive_mask,
+    attends_by_positions,
+    attention_implementation,
+    layer_kinds,
+)
 from llm_mer.errors import UserError
 
 SHARED_FROM = 8
@@ -103,7 +110,7 @@ def check_packing(config: PreTrainedConfig, max_prompt_tokens: int) -> None:
     Raises:
         UserError: naming what the backbone has and what to do.
     """
-    implementation = config._attn_implementation
+    implementation = attention_implementation(config)
     if implementation not in MASKED and not attends_by_positions(implementation):
         raise UserError(
             f"packing_length: attention {implementation!r} is not one of eager, sdpa, flash_attention_2; choose "

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from llm_mer.backbones.attention import MASKED, additive_mask, check_mask
+from llm_mer.backbones.attention import additive_mask, attention_by_mask, check_mask
 from llm_mer.model.packing import SHARED_FROM
 from llm_mer.scoring.answer_tree import AnswerTree
 
@@ -80,19 +79,6 @@ def config_of(body: nn.Module) -> PreTrainedConfig:
     return config
 
 
-@contextmanager
-def attention_by_mask(body: nn.Module) -> Iterator[bool]:
-    """Attention of a kind that obeys a mask: SDPA in place of flash attention, meanwhile. Yields whether it is eager."""
-    config = config_of(body)
-    chosen = config._attn_implementation
-    if chosen not in MASKED:
-        config._attn_implementation = "sdpa"
-    try:
-        yield chosen == "eager"
-    finally:
-        config._attn_implementation = chosen
-
-
 class LabelScorer:
     """Scores a fixed set of answers after any prompt.
 
@@ -105,7 +91,7 @@ class LabelScorer:
         model: ``.model`` (returns ``last_hidden_state`` and ``past_key_values``) and ``.lm_head``: a transformers causal
             language model or :class:`~llm_mer.model.modeling_mer.MerForConditionalGeneration`.
         answers: token ids of each answer. end_token_id: closes an answer, so that "1" and "1.5" do not share mass; None
-            scores the tokens alone, which is less work (:func:`begins_another` says where it is still a distribution).
+            scores the tokens alone, which is less work (:func:`has_prefix_conflict` says where it is still a distribution).
     """
 
     def __init__(self, model: ScoredModel, answers: Sequence[Sequence[int]], end_token_id: int | None) -> None:
@@ -144,7 +130,7 @@ class LabelScorer:
             arguments["pseudo_token_mask"] = nn.functional.pad(arguments["pseudo_token_mask"], (0, count))
         visible = self._visible(real.bool(), shared)
         check_mask(config_of(self.model.model), visible.shape[-1])
-        with attention_by_mask(self.model.model) as eager:
+        with attention_by_mask(config_of(self.model.model)) as eager:
             # Eager attention adds the mask to scores of any type, and takes the softmax in float32.
             arguments["attention_mask"] = additive_mask(visible, torch.float32) if eager else visible
             output = self.model.model(**arguments, past_key_values=cache, use_cache=cache is not None)

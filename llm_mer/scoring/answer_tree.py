@@ -75,7 +75,7 @@ class AnswerTree:
         return matrix
 
 
-def begins_another(answers: Sequence[Sequence[int]]) -> bool:
+def has_prefix_conflict(answers: Sequence[Sequence[int]]) -> bool:
     """Whether the tokens of an answer are the first of another's, so that only their ends tell them apart."""
     ordered = sorted(tuple(answer) for answer in answers)
     return any(second[: len(first)] == first for first, second in pairwise(ordered))

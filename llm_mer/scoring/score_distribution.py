@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-
-from llm_mer.prompting.tasks import Task
-from llm_mer.scoring.answer_scorer import LabelScorer, ScoredModel
 
 
 @dataclass
@@ -26,6 +21,8 @@ class ScoreDistribution:
     def __post_init__(self) -> None:
         self.grid = np.asarray(self.grid, dtype=np.float64)
         total = np.asarray(self.probabilities, dtype=np.float64)
+        if total.shape[1] != len(self.grid):
+            raise ValueError(f"{len(self.grid)} admissible scores, {total.shape[1]} answers were given")
         self.probabilities = total / total.sum(axis=1, keepdims=True)
 
     @property
@@ -52,17 +49,3 @@ class ScoreDistribution:
         """``(B, 2)`` central interval: the quantiles that leave half of the rest on either side."""
         tail = (1.0 - coverage) / 2
         return np.stack([self.quantile(tail), self.quantile(1.0 - tail)], axis=1)
-
-
-class NumberScorer:
-    """Scores a regression task's whole grid after a prompt (a ``LabelScorer`` over decimals)."""
-
-    def __init__(self, model: ScoredModel, task: Task, answers: Sequence[Sequence[int]], end_token_id: int | None) -> None:
-        self.grid = np.asarray(task.grid())
-        if len(answers) != len(self.grid):
-            raise ValueError(f"task {task.name} has {len(self.grid)} admissible scores, {len(answers)} answers were given")
-        self.scorer = LabelScorer(model, answers, end_token_id)
-
-    def distribution(self, inputs: Mapping[str, Any]) -> ScoreDistribution:
-        """The distribution of the score after each prompt of the batch."""
-        return ScoreDistribution(self.grid, self.scorer.log_probabilities(inputs).exp().double().cpu().numpy())

@@ -59,7 +59,7 @@ def prepare_data(arguments: DataArguments, with_prompts: bool = True) -> RunData
     train = dataset(arguments.train_split, arguments.limit_train)
     for task in tasks:
         if not train.truths(task):
-            known = sorted({target for labels in train._labels for target in labels})
+            known = train.label_names()
             raise UserError(
                 f"{arguments.data}: no training utterance has a label {task.target!r} for task {task.name!r}; "
                 f"labels in the data: {', '.join(known) or 'none'}"
@@ -79,7 +79,7 @@ def check_prompts(dataset: MerDataset, templates: Sequence[PromptTemplate]) -> N
             prompt.
     """
     for task in dataset.tasks:
-        for language in sorted({dataset._language[q.row] for q in dataset.questions if q.task is task}):
+        for language in sorted({dataset.language(q.row) for q in dataset.questions if q.task is task}):
             template = select_prompt(templates, task, language)
             render(template, task, "…", [HistoryTurn("A", "…")], "A")
             task.answers(language, template.answer)

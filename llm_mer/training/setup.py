@@ -11,7 +11,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from llm_mer.backbones.attention import attends_by_positions
+from llm_mer.backbones.attention import attends_by_positions, attention_implementation
 from llm_mer.distributed.deepspeed import fill_zero3_auto_sizes, init_deepspeed_process_group
 from llm_mer.distributed.fsdp import fsdp_requested
 from llm_mer.distributed.process_group import check_launch
@@ -129,4 +129,4 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
 def attention_of(model: nn.Module) -> str:
     """The backbone's attention implementation, transformers' own choice where none was asked for; ``no`` without one."""
     text_config = conditional_generation_of(model).config.text_config
-    return str(text_config._attn_implementation) if isinstance(text_config, PreTrainedConfig) else "no"
+    return str(attention_implementation(text_config)) if isinstance(text_config, PreTrainedConfig) else "no"

@@ -101,7 +101,7 @@ class MerTraining:
                 share = scale * outputs.loss_sum / count
             total = weight * share
             self.note(f"{mode}loss_lm", share, num_items_in_batch is None)
-        for name, value in (outputs.aux_losses or {}).items():
+        for name, value in (outputs.fusion.aux_losses if outputs.fusion is not None else {}).items():
             weight = self.loss_weights.get(name, 0.0)
             share = value * self.share_of(name, inputs, num_items_in_batch is None)
             self.note(f"{mode}loss_{name}", share, num_items_in_batch is None)

@@ -80,7 +80,7 @@ def gradients(model: Any, batch: dict[str, Any]) -> tuple[float, torch.Tensor]:
     given = {name: value.to(DEVICE) for name, value in batch.items()}
     with torch.autocast(torch.device(DEVICE).type, torch.bfloat16):
         output = model(**given, use_cache=False)
-        loss = output.loss + sum((output.aux_losses or {}).values())
+        loss = output.loss + sum(output.fusion.aux_losses.values())
     loss.backward()
     found = [p.grad.float().flatten().cpu() for p in model.parameters() if p.grad is not None]
     return float(loss.detach()), torch.cat(found)

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import ARCHITECTURES, AUDIO_SIZE, VISION_SIZE
+from torch.utils import _pytree
 
 from llm_mer.adapters import adapter_class, adapter_names
+from llm_mer.adapters.base import FusionOutput
 from llm_mer.backbones.loading import embedding_norm, load_backbone
 from llm_mer.model.configuration_mer import MerConfig, build_adapter_config
 from llm_mer.model.modeling_mer import (
@@ -21,6 +23,7 @@ from llm_mer.model.modeling_mer import (
     fusion_adapter_of,
     fusion_inputs,
 )
+from llm_mer.model.outputs import tensors_in
 
 FILLER, COUNT, END = 0, 3, 2
 
@@ -267,10 +270,38 @@ def test_the_head_model_reads_the_adapters_head_only() -> None:
     model = MerHeadModel(MerConfig(adapter="egmf", adapter_config=HEAD_OPTIONS)).eval()
     given = {k: v for k, v in features(2).items() if not k.startswith("text")}
     output = model(**given, class_targets=torch.tensor([1, -100]), score_targets=torch.tensor([float("nan"), 1.0]))
-    assert output.head_logits.shape == (2, 4)
-    assert output.head_scores.shape == (2,)
-    assert set(output.aux_losses) == {"ce", "l1"}
+    assert output.fusion.logits.shape == (2, 4)
+    assert output.fusion.scores.shape == (2,)
+    assert set(output.fusion.aux_losses) == {"ce", "l1"}
     assert output.loss_sum is None
+
+
+def test_ddp_and_fsdp_find_every_tensor_of_the_output_the_adapters_among_them(model: MerForConditionalGeneration) -> None:
+    inputs = prompts(left=False)
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    output = model(**inputs, **features(2), labels=labels)
+    found = {id(tensor) for tensor in tensors_in(output)}
+    fusion = output.fusion
+    assert {id(fusion.pseudo_tokens), id(output.loss_sum), *map(id, fusion.diagnostics.values())} <= found
+    # What DDP does: flatten, replace every tensor, rebuild.
+    leaves, spec = _pytree.tree_flatten(output)
+    again = _pytree.tree_unflatten([leaf + 1 if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], spec)
+    assert type(again.fusion) is type(fusion)
+    assert torch.equal(again.fusion.pseudo_tokens, fusion.pseudo_tokens + 1)
+
+
+def test_no_value_is_read_from_another_device_in_a_forward(model: MerForConditionalGeneration) -> None:
+    # Without a mask of padding, of which transformers itself asks the device whether it has any.
+    inputs = {name: value.to("meta") for name, value in prompts().items() if name != "attention_mask"}
+    given = FusionOutput(torch.zeros(2, COUNT, model.config.get_text_config().hidden_size, device="meta"))
+    packed = {
+        "sample_ids": torch.zeros_like(inputs["input_ids"]),
+        "position_ids": torch.zeros_like(inputs["input_ids"]),
+        **inputs,
+    }
+    away = model.to("meta")  # whose tensors have no values: to read one is an error
+    for batch in (inputs, packed):
+        assert away(**batch, fusion=given).logits.shape[:2] == inputs["input_ids"].shape
 
 
 def test_features_without_a_mask_and_ids_without_a_table_are_refused() -> None:
@@ -311,5 +342,5 @@ def test_every_adapter_answers_alike_after_saving_and_loading(adapter: str, tmp_
     given = {name: value for name, value in features(3).items() if not name.startswith("text")}
     with torch.no_grad():
         expected, found = model(**given), again(**given)
-    torch.testing.assert_close(expected.head_logits, found.head_logits, atol=1e-6, rtol=0)
-    torch.testing.assert_close(expected.head_scores, found.head_scores, atol=1e-6, rtol=0)
+    torch.testing.assert_close(expected.fusion.logits, found.fusion.logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(expected.fusion.scores, found.fusion.scores, atol=1e-6, rtol=0)

@@ -30,7 +30,7 @@ def gradients(model: Any, batch: dict[str, torch.Tensor]) -> tuple[Any, dict[str
     """The model's output and the gradient of language-model and auxiliary losses together."""
     model.zero_grad()
     output = model(**batch, use_cache=False)
-    (output.loss + sum((output.aux_losses or {}).values())).backward()
+    (output.loss + sum(output.fusion.aux_losses.values())).backward()
     return output, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -64,9 +64,9 @@ def assert_equal(trainer: Any) -> dict[str, torch.Tensor]:
     (one, expected), (other, found) = gradients(trainer.model, padded), gradients(trainer.model, packed)
     torch.testing.assert_close(other.loss, one.loss, rtol=1e-6, atol=0)
     torch.testing.assert_close(other.loss_sum, one.loss_sum, rtol=1e-6, atol=0)
-    assert set(one.aux_losses) == set(other.aux_losses) != set()
-    for name, value in one.aux_losses.items():
-        torch.testing.assert_close(other.aux_losses[name], value, rtol=1e-6, atol=1e-9)
+    assert set(one.fusion.aux_losses) == set(other.fusion.aux_losses) != set()
+    for name, value in one.fusion.aux_losses.items():
+        torch.testing.assert_close(other.fusion.aux_losses[name], value, rtol=1e-6, atol=1e-9)
     assert any("lora_" in name for name in expected)
     assert any("fusion_adapter" in name for name in expected)
     assert set(found) == set(expected)

@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 
 from llm_mer.prompting.tasks import get_task
-from llm_mer.scoring.answer_scorer import LabelScorer
-from llm_mer.scoring.score_distribution import NumberScorer, ScoreDistribution
+from llm_mer.scoring.score_distribution import ScoreDistribution
 
 GRID = np.asarray(get_task("mosi").grid())
 
@@ -95,17 +93,16 @@ def test_masses_are_normalised_a_row() -> None:
     np.testing.assert_allclose(scores.mean, [0.75, 0.5])
 
 
-def test_the_number_scorer_spreads_the_scorers_probabilities_over_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = get_task("sims")
-    answers = [[3 + i] for i in range(21)]
-    expected = torch.log_softmax(torch.linspace(-40, 5, 21)[None], dim=-1)
-    monkeypatch.setattr(LabelScorer, "log_probabilities", lambda self, inputs: expected)
-    scores = NumberScorer(torch.nn.Linear(1, 1), task, answers, end_token_id=2).distribution({})
-    assert scores.grid.tolist() == list(task.grid())
+def test_a_tasks_grid_takes_the_probabilities_of_its_answers() -> None:
+    grid = get_task("sims").grid()
+    expected = np.exp(np.linspace(-40, 5, 21))[None]
+    expected /= expected.sum()
+    scores = ScoreDistribution(grid, expected)
+    assert scores.grid.tolist() == list(grid)
     assert scores.mode[0] == 1.0
-    np.testing.assert_allclose(scores.probabilities, expected.exp().numpy(), atol=1e-7)
+    np.testing.assert_allclose(scores.probabilities, expected, atol=1e-7)
 
 
 def test_a_grid_without_an_answer_for_each_score_is_an_error() -> None:
     with pytest.raises(ValueError, match="21 admissible scores, 2 answers"):
-        NumberScorer(torch.nn.Linear(1, 1), get_task("sims"), [[3], [4]], end_token_id=2)
+        ScoreDistribution(get_task("sims").grid(), np.full((1, 2), 0.5))
