@@ -22,7 +22,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_mer.adapters import adapter_class
 from llm_mer.model.configuration_mer import MerConfig, build_adapter_config
-from llm_mer.model.modeling_mer import MerForConditionalGeneration
+from llm_mer.model.modeling_mer import FUSION_KEYS, MerForConditionalGeneration
+from llm_mer.model.processing_mer import PromptIds
+from llm_mer.scoring.answer_tree import AnswerTree
+from llm_mer.scoring.prompt_layout import TaskPrompts
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PSEUDO_TOKENS, PSEUDO_START = 4, 3
@@ -123,6 +126,18 @@ def mer_batch(
         batch["class_targets"] = torch.randint(CLASSES, (rows,), generator=generator)
         batch["score_targets"] = torch.rand(rows, generator=generator) * 6 - 3
     return batch
+
+
+def answer_prompts(
+    batch: dict[str, Tensor], answers: Sequence[Sequence[int]], end: int | None
+) -> tuple[TaskPrompts, dict[str, Any]]:
+    """The prompts of :func:`mer_batch` as a scorer takes them, with their answers, and what else the model reads."""
+    starts = batch["pseudo_token_mask"].int().argmax(dim=1).tolist()
+    counts = batch["pseudo_token_mask"].sum(dim=1).tolist()
+    rows = zip(batch["input_ids"].tolist(), starts, counts, strict=True)
+    prompts = [PromptIds(ids, start, count) for ids, start, count in rows]
+    given = {name: value for name, value in batch.items() if name in FUSION_KEYS}
+    return TaskPrompts(prompts, AnswerTree.build(answers, end)), given
 
 
 def _send(measure: Callable[..., Any], arguments: Sequence[Any], sender: Any) -> None:

@@ -1,9 +1,9 @@
 """What does scoring every admissible answer cost, against one prefill of the same prompts and against greedy decoding?
 
-Aim: at most 1.1 × one prefill. ``LabelScorer`` makes one pass of the prompt and all answers behind it under a tree mask. It
-is timed over 7 labels of one to three tokens and over the 61 scores from -3.0 to 3.0 written digit by digit, against the
-prefix pass alone (with logits at the last position), greedy ``generate`` of as many tokens as the longest answer has, and
-one full forward per answer, with which its scores must agree.
+Aim: at most 1.1 × one prefill. ``AnswerTreeScorer`` makes one pass of the prompt and all answers behind it under a tree
+mask. It is timed over 7 labels of one to three tokens and over the 61 scores from -3.0 to 3.0 written digit by digit,
+against the prefix pass alone (with logits at the last position), greedy ``generate`` of as many tokens as the longest
+answer has, and one full forward per answer, with which its scores must agree.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from common import (
     PSEUDO_TOKENS,
     Size,
     alternate,
+    answer_prompts,
     backbone,
     mer_batch,
     mer_model,
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from llm_mer.model.modeling_mer import MerForConditionalGeneration
 from llm_mer.prompting.tasks import builtin_tasks
-from llm_mer.scoring.answer_scorer import LabelScorer
+from llm_mer.scoring.answer_scorer import AnswerTreeScorer
 
 END = 2
 LABELS = [[101], [102], [103], [104, 105], [106, 107], [106, 108], [109, 110, 111]]
@@ -76,11 +77,12 @@ def measure(
     repetitions: int,
 ) -> list[str]:
     """The cells of one row."""
-    scorer = LabelScorer(model, answers, end)
+    scorer = AnswerTreeScorer(model)
+    asked, given = answer_prompts(inputs, answers, end)
     longest = max(map(len, answers)) + (end is not None)
     limits = {"max_new_tokens": longest, "min_new_tokens": longest, "do_sample": False}
     sides: dict[str, Callable[[], object]] = {
-        "scorer": lambda: scorer.score(inputs),
+        "scorer": lambda: scorer.score([asked], given),
         "prefill": lambda: prefill(model, inputs),
         "greedy": lambda: model.generate(**inputs, **limits),
     }
@@ -89,12 +91,12 @@ def measure(
     found: list[Tensor] = []
     once = alternate({"brute": lambda: found.append(brute_force(model, inputs, checked, end))}, 1, warmup=0)["brute"][0]
     brute = once * len(answers) / len(checked)
-    chosen = scorer.score(inputs)[:, [answers.index(answer) for answer in checked]]
+    chosen = scorer.score([asked], given)[0].unnormalised[:, [answers.index(answer) for answer in checked]]
     times = [milliseconds(taken[side]) for side in sides] + [f"{1000 * brute:.0f}"]
     ratios = [ratio(taken["scorer"], taken["prefill"]), ratio(taken["scorer"], taken["greedy"])]
     ratios.append(statistics.median(taken["scorer"]) / brute)
     difference = float((chosen - found[0]).abs().max())
-    return [str(len(scorer.tree.tokens)), *times, *(f"{value:.2f} ×" for value in ratios), f"{difference:.1e}"]
+    return [str(len(asked.answers.tokens)), *times, *(f"{value:.2f} ×" for value in ratios), f"{difference:.1e}"]
 
 
 def main() -> None:

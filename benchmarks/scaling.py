@@ -1,7 +1,7 @@
 """How do a training step, an answer and their memory grow with batch, length, vocabulary, pseudo tokens, labels and ranks?
 
 One thing varies at a time from a middle setting. A training step is LoRA and EGMF with its losses; an answer is the
-probability of every label (``LabelScorer``).
+probability of every label (``AnswerTreeScorer``).
 """
 
 from __future__ import annotations
@@ -17,12 +17,24 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from common import PSEUDO_TOKENS, Size, alternate, backbone, in_fork, mer_batch, mer_model, options, report, threads
+from common import (
+    PSEUDO_TOKENS,
+    Size,
+    alternate,
+    answer_prompts,
+    backbone,
+    in_fork,
+    mer_batch,
+    mer_model,
+    options,
+    report,
+    threads,
+)
 from torch import nn
 from training_step import mer_step, optimiser_step
 from vocabulary_memory import resident
 
-from llm_mer.scoring.answer_scorer import LabelScorer
+from llm_mer.scoring.answer_scorer import AnswerTreeScorer
 from llm_mer.training.model_builder import add_lora
 from llm_mer.training.options import ModelArguments
 
@@ -50,8 +62,9 @@ def work(point: Point) -> tuple[Callable[[], object], Callable[[], object]]:
     tokens = point.pseudo_tokens
     inputs = mer_batch(point.size, point.batch, point.length, pseudo_tokens=tokens)
     asked = mer_batch(point.size, point.batch, point.length, answer=False, pseudo_tokens=tokens)
-    scorer = LabelScorer(mer_model(backbone(point.size), pseudo_tokens=tokens).eval(), answers(point.labels), END)
-    return mer_step(point.size, inputs, "egmf", tokens)[0], lambda: scorer.score(asked)
+    scorer = AnswerTreeScorer(mer_model(backbone(point.size), pseudo_tokens=tokens).eval())
+    prompts, given = answer_prompts(asked, answers(point.labels), END)
+    return mer_step(point.size, inputs, "egmf", tokens)[0], lambda: scorer.score([prompts], given)
 
 
 def measure(point: Point, repetitions: int) -> tuple[float, float, float, float]:

@@ -155,7 +155,7 @@ def infer(config: InferConfig) -> int:
     diagnostics = pipeline.predictor.adapter.diagnostic_info()
     asked = [task.name for task in pipeline.dataset([], config.tasks).tasks]
     decodes = config.dialogue_decoder != "none" and any(name in pipeline.description.shift_probability for name in asked)
-    whole = pipeline.predictor.use_context or config.dialogue_decoder != "none"
+    whole = pipeline.predictor.adapter.uses_context or config.dialogue_decoder != "none"
     live = Conversations(pipeline, config.tasks, config.dialogue_decoder == "online") if config.stdin else None
     answered = 0
     with (

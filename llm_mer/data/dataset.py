@@ -98,6 +98,7 @@ class MerDataset:
             self.rows = self.rows[: self.limit]
         self.questions = self._ask()
         self._place = self._dialogues()
+        self._lengths: list[int] | None = None
 
     def _describe(self) -> None:
         """Descriptive columns of every row, without touching features."""
@@ -175,6 +176,12 @@ class MerDataset:
         else:
             texts = [utterance.text for utterance in self.utterances]
         return list(zip(self._id, self._language, texts, strict=True))
+
+    def text_length(self, row: int) -> int:
+        """Characters of a row's own transcript, whatever is changed about it; 0 without one."""
+        if self._lengths is None:
+            self._lengths = [len(text or "") for _, _, text in self.transcripts()]
+        return self._lengths[row]
 
     def position(self, row: int) -> int | None:
         """1 for the first utterance of the row's conversation in the table, 2 for the next, …; None without one."""

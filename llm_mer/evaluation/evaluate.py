@@ -155,7 +155,7 @@ def predict_conditions(
     by_condition = {}
     for name, dataset in {AS_IS: planned.dataset, **planned.changed}.items():
         predictor.generate = config.generate and name == AS_IS
-        prepare_damage(dataset, predictor.use_context, processes, f"features, {name}" if progress else None)
+        prepare_damage(dataset, predictor.adapter.uses_context, processes, f"features, {name}" if progress else None)
         by_condition[name] = predict_all(predictor, dataset, name, processes, journal, progress)
     return by_condition
 

@@ -20,7 +20,6 @@ from llm_mer.errors import UserError, first_line
 from llm_mer.inference.clips import as_utterance, utterance_from_fields
 from llm_mer.inference.prediction import Prediction
 from llm_mer.inference.predictor import Predictor
-from llm_mer.model.modeling_mer import fusion_adapter_of
 from llm_mer.prompting.languages import LANGUAGES, require_language
 from llm_mer.prompting.tasks import Task
 from llm_mer.scoring.engines.base import open_engine
@@ -84,11 +83,7 @@ class MerPipeline:
         trained_with = loaded.description.model["adapter"]
         if adapter is not None and adapter != trained_with:
             raise UserError(f"adapter: {folder} was trained with {trained_with}, not {adapter}")
-        fusion_adapter = fusion_adapter_of(loaded.model)
-        predictor = Predictor(
-            loaded.model, loaded.processor, use_context=fusion_adapter.uses_context, engine=opened.engine, **options
-        )
-        return cls(predictor, loaded.description)
+        return cls(Predictor(loaded.model, loaded.processor, engine=opened.engine, **options), loaded.description)
 
     @property
     def tasks(self) -> list[Task]:

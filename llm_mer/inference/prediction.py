@@ -16,6 +16,8 @@ class Prediction:
         probabilities: ``{answer: p}`` over every label name, summing to 1; for regression over every admissible score
             written as text.
         log_probabilities: natural logs of the same, in label or grid order.
+        outside_mass: natural log of the probability that a free answer of the language model would be none of these; -15.94
+            where it is too small for float32. None for an adapter alone.
         mean, median, mode, interval: of a score's distribution; ``interval`` is the central 80 %. None for classes.
         truth: label name or score when the data knows it.
         generated: text of a free generation when one was asked for. parsed: its value, None when unparseable.
@@ -33,6 +35,7 @@ class Prediction:
     value: str | float
     probabilities: dict[str, float] = field(default_factory=dict)
     log_probabilities: list[float] = field(default_factory=list)
+    outside_mass: float | None = None
     mean: float | None = None
     median: float | None = None
     mode: float | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from llm_mer.adapters.base import FusionOutput
@@ -18,37 +18,45 @@ from llm_mer.adapters.context_window import vector_sizes
 from llm_mer.data.dataset import MerDataset
 from llm_mer.errors import UserError
 from llm_mer.inference.prediction import Prediction
-from llm_mer.model.collator import MerCollator
+from llm_mer.model.collator import MerCollator, UtteranceBatch
 from llm_mer.model.context_vectors import attach_context
-from llm_mer.model.modeling_mer import MerForConditionalGeneration, conditional_generation_of, fusion_adapter_of
-from llm_mer.model.processing_mer import MerProcessor
+from llm_mer.model.modeling_mer import (
+    FUSION_KEYS,
+    MerForConditionalGeneration,
+    conditional_generation_of,
+    fusion_adapter_of,
+)
+from llm_mer.model.processing_mer import MerProcessor, PromptIds
 from llm_mer.prompting.tasks import Task
 from llm_mer.scoring.answer_scorer import PrefixCache
-from llm_mer.scoring.answer_tree import has_prefix_conflict
-from llm_mer.scoring.engines.base import MAX_ANSWER_TOKENS, AnswerScorer, Engine
+from llm_mer.scoring.answer_tree import AnswerTree, has_prefix_conflict
+from llm_mer.scoring.engines.base import MAX_ANSWER_TOKENS, Engine
 from llm_mer.scoring.engines.transformers_engine import TransformersEngine
+from llm_mer.scoring.prompt_layout import TaskPrompts
 from llm_mer.scoring.score_distribution import ScoreDistribution
 
 SCORE_STATISTICS: tuple[str, ...] = ("median", "mean", "mode")
 
 
-@contextmanager
-def recorded_fusion(adapter: nn.Module) -> Iterator[list[FusionOutput]]:
-    """Collect what the adapter says while a scorer runs the model around it."""
-    outputs: list[FusionOutput] = []
-    handle = adapter.register_forward_hook(lambda _module, _args, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
+@dataclass(frozen=True)
+class Batch:
+    """Questions of a dataset, by index, that are answered together: the same tasks about utterances of one language.
+
+    All questions about an utterance stand next to one another, in the order of ``tasks``.
+    """
+
+    questions: tuple[int, ...]
+    tasks: tuple[Task, ...]
+    language: str
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Questions of a dataset, by index, that are answered in one forward: one task, one language."""
+class _Answers:
+    """One task's answers about a batch: ``(B, C)`` log-probabilities (None for a head's score) and ``(B,)`` outside mass."""
 
-    questions: tuple[int, ...]
-    language: str
+    fusion: FusionOutput
+    log_probabilities: np.ndarray | None
+    outside_mass: np.ndarray | None = None
 
 
 @dataclass
@@ -57,7 +65,7 @@ class Predictor:
 
     Args:
         model: bare or PEFT-wrapped; used in eval mode. processor: the one it was trained with.
-        batch_size: questions per forward. use_context: build conversation windows.
+        batch_size: utterances per forward, whatever is asked about them.
         score_statistic: which point of a score's distribution is its value: median, mean or mode.
         generate: also generate freely; the text is kept and parsed, never mapped to a class when it cannot be.
         answer_end: score the token that ends an answer too. Without it a label is as probable as its own tokens, whatever
@@ -69,14 +77,13 @@ class Predictor:
     model: nn.Module
     processor: MerProcessor
     batch_size: int = 32
-    use_context: bool = False
     score_statistic: str = "median"
     generate: bool = False
     answer_end: bool = True
     keep_features: bool = False
     engine: Engine | None = None
-    _scorers: dict[tuple[str, str], AnswerScorer] = field(default_factory=dict, repr=False)
-    _kept: dict[tuple[str, str], PrefixCache] | None = field(default=None, repr=False)
+    _trees: dict[tuple[str, str], AnswerTree] = field(default_factory=dict, repr=False)
+    _kept: dict[tuple[str, ...], PrefixCache] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.score_statistic not in SCORE_STATISTICS:
@@ -86,26 +93,27 @@ class Predictor:
         self.core = conditional_generation_of(self.model)
         self.adapter = fusion_adapter_of(self.model)
         self.device = next(self.core.parameters()).device
-        self.answering = TransformersEngine(self.core) if self.engine is None else self.engine
+        core: Any = self.core  # an adapter alone is never asked
+        self.answering: Engine = TransformersEngine(core) if self.engine is None else self.engine
 
     def batches(self, dataset: MerDataset, questions: Sequence[int] | None = None) -> list[Batch]:
-        """The questions (default: all of the dataset) in batches of one task and language, sorted by length.
-
-        Questions of one task and language share their answers, so they are scored together.
-        """
+        """The questions (default: all of the dataset) in batches of one language and the same tasks, sorted by length."""
         indices = range(len(dataset)) if questions is None else questions
-        groups: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        asked: dict[int, list[int]] = {}
         for index in indices:
-            question = dataset.questions[index]
-            utterance = dataset.utterance(question.row)
-            groups.setdefault((question.task.name, utterance.language), []).append((len(utterance.text or ""), index))
-        found = []
-        for (_, language), members in groups.items():
-            members.sort(key=lambda member: member[0])
-            ordered = [index for _, index in members]
-            for start in range(0, len(ordered), self.batch_size):
-                found.append(Batch(tuple(ordered[start : start + self.batch_size]), language))
-        return found
+            asked.setdefault(dataset.questions[index].row, []).append(index)
+        groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        for row, found in asked.items():
+            names = tuple(dataset.questions[index].task.name for index in found)
+            groups.setdefault((dataset.language(row), names), []).append(row)
+        batches = []
+        for (language, _), rows in groups.items():
+            rows.sort(key=dataset.text_length)
+            tasks = tuple(dataset.questions[index].task for index in asked[rows[0]])
+            for start in range(0, len(rows), self.batch_size):
+                part = rows[start : start + self.batch_size]
+                batches.append(Batch(tuple(index for row in part for index in asked[row]), tasks, language))
+        return batches
 
     def predict(
         self, dataset: MerDataset, questions: Sequence[int] | None = None, progress: str | None = None
@@ -116,7 +124,7 @@ class Predictor:
         quiet, batches = progress is None, self.batches(dataset, indices)
         with (
             self.evaluating(len(batches) > 1),
-            tqdm(total=len(indices), desc=progress, unit="utterance", disable=quiet, leave=False) as bar,
+            tqdm(total=len(indices), desc=progress, unit="answer", disable=quiet, leave=False) as bar,
         ):
             for batch in batches:
                 found.update(zip(batch.questions, self.predict_batch(dataset, batch), strict=True))
@@ -127,7 +135,7 @@ class Predictor:
     def evaluating(self, several: bool = True) -> Iterator[None]:
         """The model in evaluation mode, and as it was afterwards; its weights must stay meanwhile.
 
-        With ``several`` batches of a task and language, what their prompts begin with is computed once for all.
+        With ``several`` batches of the same tasks and language, what their prompts begin with is computed once for all.
         """
         was_training, kept = self.model.training, self._kept
         self.model.eval()
@@ -142,72 +150,96 @@ class Predictor:
     @torch.no_grad()
     def predict_batch(self, dataset: MerDataset, batch: Batch) -> list[Prediction]:
         """Predictions of one batch, in its order."""
-        if self.use_context and dataset.context is None:
+        if self.adapter.uses_context and dataset.context is None:
             attach_context(dataset, self.model, self.processor, vector_sizes(self.adapter.config))
-        collator = MerCollator(dataset, self.processor, self.use_context)
-        questions, language = [dataset.questions[i] for i in batch.questions], batch.language
-        utterances = [dataset.utterances[question.row] for question in questions]
+        collator = MerCollator(dataset, self.processor, self.adapter.uses_context)
+        questions, tasks = [dataset.questions[i] for i in batch.questions], batch.tasks
         began = time.perf_counter()
-        task = questions[0].task
-        inputs = collator.batch(questions, with_answer=False).to(self.device).model_inputs()
-        log_probs: np.ndarray | None
-        with recorded_fusion(self.adapter) as fusions:
-            if isinstance(self.core, MerForConditionalGeneration):
-                kept = None if self._kept is None else self._kept.setdefault((task.name, language), PrefixCache())
-                log_probs = self.scorer(task, language).log_probabilities(inputs, kept).float().cpu().numpy()
-            else:
-                self.core(**inputs)
-                log_probs = self._head_log_probabilities(task, fusions[0])
-        fusion = fusions[0]
-        generated = self._generate(inputs) if self.generate and self.processor.tokenizer is not None else None
-        head_values = self._head_values(task, fusion)
-        seconds = (time.perf_counter() - began) / len(questions)
+        read = collator.utterances([question.row for question in questions[:: len(tasks)]], tasks)
+        inputs: dict[str, Any] = dict(read.inputs.to(self.device).model_inputs())
+        answers = self._score(read, inputs, batch)
+        fusion = answers[0].fusion
+        inputs = {name: value for name, value in inputs.items() if name not in FUSION_KEYS}
+        inputs["fusion"] = fusion
+        heads = [self._head_values(task, fusion) for task in tasks]
+        generated: list[list[str]] | None = None
+        if self.generate and self.processor.tokenizer is not None:
+            generated = [self._generate(prompts, inputs) for prompts in read.prompts]
         diagnostics = {name: value.double().cpu().numpy() for name, value in fusion.diagnostics.items()}
         if self.keep_features and fusion.features is not None:
             diagnostics["features"] = fusion.features.double().cpu().numpy()
+        seconds = (time.perf_counter() - began) / len(questions)
         predictions = []
-        for i, (question, utterance) in enumerate(zip(questions, utterances, strict=True)):
+        for place, question in enumerate(questions):
+            row, number = divmod(place, len(tasks))
+            task, utterance, scored = tasks[number], read.utterances[row], answers[number]
             prediction = Prediction(
                 id=utterance.id,
                 task=task.name,
-                language=language,
+                language=batch.language,
                 value="",
                 truth=question.truth,
-                diagnostics={name: np.round(value[i], 5).tolist() for name, value in diagnostics.items()},
+                diagnostics={name: np.round(value[row], 5).tolist() for name, value in diagnostics.items()},
                 tags=utterance.tags,
                 dialogue_id=utterance.dialogue_id,
                 turn=utterance.turn,
                 speaker=utterance.speaker,
                 seconds=round(seconds, 6),
             )
-            self._fill_value(prediction, task, None if log_probs is None else log_probs[i], head_values, i)
+            if scored.outside_mass is not None:
+                prediction.outside_mass = float(scored.outside_mass[row])
+            log_probs = None if scored.log_probabilities is None else scored.log_probabilities[row]
+            self._fill_value(prediction, task, log_probs, heads[number], row)
             if generated is not None:
-                prediction.generated = generated[i]
-                parsed = task.parse(generated[i], language, self.processor.answer_style(task, language))
-                if parsed is not None and task.kind == "classification":
-                    prediction.parsed = task.label_names[int(parsed)]
-                else:
-                    prediction.parsed = parsed
+                self._fill_generated(prediction, task, generated[number][row])
             predictions.append(prediction)
         return predictions
 
-    def scorer(self, task: Task, language: str) -> AnswerScorer:
-        """The scorer over every admissible answer of a task in a language.
+    def _score(self, read: UtteranceBatch, inputs: dict[str, Any], batch: Batch) -> list[_Answers]:
+        """The answers to each task, on the CPU: the language model's, or those of an adapter's own head."""
+        if isinstance(self.core, MerForConditionalGeneration):
+            asked = [
+                TaskPrompts(prompts, self.answer_tree(task, batch.language))
+                for task, prompts in zip(batch.tasks, read.prompts, strict=True)
+            ]
+            kept = None
+            if self._kept is not None:
+                key = (batch.language, *(task.name for task in batch.tasks))
+                kept = self._kept.setdefault(key, PrefixCache())
+            found = []
+            for scores in self.answering.score(asked, inputs, kept):
+                assert scores.fusion is not None
+                log_probs, outside = (t.float().cpu().numpy() for t in (scores.log_probabilities, scores.outside_mass))
+                found.append(_Answers(scores.fusion, log_probs, outside))
+            return found
+        fusion = self.core(**inputs).fusion
+        return [_Answers(fusion, self._head_log_probabilities(task, fusion)) for task in batch.tasks]
+
+    def answer_tree(self, task: Task, language: str) -> AnswerTree:
+        """Every admissible answer of a task in a language.
 
         Raises:
             UserError: without ends, where the tokens of one answer begin another's.
         """
         key = (task.name, language)
-        if key not in self._scorers:
+        if key not in self._trees:
             answers = self.processor.answers(task, language)
             if not self.answer_end and has_prefix_conflict(answers):
                 raise UserError(
                     f"answer_end: an answer to task {task.name!r} in language {language!r} begins with another's tokens, "
                     "and only its end tells them apart; leave answer_end true"
                 )
-            end = self.processor.end_token_id if self.answer_end else None
-            self._scorers[key] = self.answering.scorer(answers, end)
-        return self._scorers[key]
+            self._trees[key] = AnswerTree.build(answers, self.processor.end_token_id if self.answer_end else None)
+        return self._trees[key]
+
+    def _fill_generated(self, prediction: Prediction, task: Task, text: str) -> None:
+        """The text of a free generation, and its value where it has one."""
+        prediction.generated = text
+        parsed = task.parse(text, prediction.language, self.processor.answer_style(task, prediction.language))
+        if parsed is not None and task.kind == "classification":
+            prediction.parsed = task.label_names[int(parsed)]
+        else:
+            prediction.parsed = parsed
 
     def _fill_value(
         self, prediction: Prediction, task: Task, log_probs: np.ndarray | None, head_values: Any, row: int
@@ -258,9 +290,9 @@ class Predictor:
         low, high = task.require_range()
         return [float(v) for v in fusion.scores.float().clamp(low, high).tolist()]
 
-    def _generate(self, inputs: dict[str, Tensor]) -> list[str]:
+    def _generate(self, prompts: Sequence[PromptIds], inputs: dict[str, Any]) -> list[str]:
         """Greedy free generation."""
         processor = self.processor
         assert processor.tokenizer is not None
-        ids = self.answering.generate(inputs, processor.end_token_id, processor.filler_id, MAX_ANSWER_TOKENS)
+        ids = self.answering.generate(prompts, inputs, processor.end_token_id, processor.filler_id, MAX_ANSWER_TOKENS)
         return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]

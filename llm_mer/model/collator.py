@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from llm_mer.data.dataset import MerDataset, Question
+from llm_mer.data.schema import Utterance
 from llm_mer.model.packing import Group, pack_groups
-from llm_mer.model.processing_mer import MerProcessor, PreparedSample
+from llm_mer.model.processing_mer import MerProcessor, PreparedSample, PreparedUtterance, PromptIds
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.rendering import HistoryTurn
+from llm_mer.prompting.tasks import Task
 
 
 @dataclass
@@ -93,19 +95,44 @@ def pad_ids(rows: Sequence[Sequence[int]], fill: int, left: bool = False) -> tup
     return ids, mask
 
 
+def pad_prompts(prompts: Sequence[PromptIds], fill: int, left: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts to ids, a mask of 0 and 1, and where pseudo tokens stand: all ``(B, max L)``."""
+    ids, mask = pad_ids([prompt.ids for prompt in prompts], fill, left)
+    places = torch.zeros(ids.shape, dtype=torch.bool)
+    for i, prompt in enumerate(prompts):
+        start = prompt.start + (ids.shape[1] - len(prompt.ids) if left else 0)
+        places[i, start : start + prompt.count] = True
+    return ids, mask.long(), places
+
+
+@dataclass
+class UtteranceBatch:
+    """Utterances and what is asked about them, at inference.
+
+    Attributes:
+        utterances: as they were read, corruptions applied.
+        inputs: what the adapter reads of them, and their languages.
+        prompts: of each task, one an utterance; empty for an adapter alone.
+    """
+
+    utterances: list[Utterance]
+    inputs: MerBatch
+    prompts: list[list[PromptIds]]
+
+
 @dataclass
 class MerCollator:
-    """Questions of one dataset to batches.
+    """Questions of one dataset to batches of training, and its utterances to batches of inference.
 
-    Called by a trainer with rows ``{"question": index}`` and by inference with :class:`Question` objects through
-    :meth:`batch`. Training pads on the right and appends the answer; inference pads on the left and leaves it out. With
+    Called by a trainer with rows ``{"question": index}``; :meth:`batch` pads prompts and answers on the right, and prompts
+    alone on the left. Inference takes :meth:`utterances` with all that is asked about them. With
     ``packing_length`` prompts with answers share rows of at most so many tokens and, with ``share_prefixes`` (which needs
     attention under a mask), what they begin with before the pseudo tokens.
     """
 
     dataset: MerDataset
     processor: MerProcessor
-    use_context: bool = False
+    uses_context: bool = False
     packing_length: int | None = None
     share_prefixes: bool = True
 
@@ -113,12 +140,47 @@ class MerCollator:
         questions = [self.dataset.questions[int(row["question"])] for row in rows]
         return self.batch(questions, with_answer=True).model_inputs()
 
+    def history(self, utterance: Utterance, row: int, tasks: Sequence[Task]) -> list[HistoryTurn]:
+        """As many earlier turns of a row's dialogue as any of the tasks' prompts shows."""
+        turns = max(self.processor.context_turns(task, utterance.language) for task in tasks)
+        return [HistoryTurn(speaker, text) for speaker, text in self.dataset.history(row, turns)]
+
     def prepare(self, question: Question, with_answer: bool) -> PreparedSample:
         """Look one question up and prepare it."""
-        utterance = self.dataset.utterance(question.row)
-        turns = self.processor.context_turns(question.task, utterance.language)
-        history = [HistoryTurn(speaker, text) for speaker, text in self.dataset.history(question.row, turns)]
-        return self.processor.prepare(utterance, question.task, question.truth if with_answer else None, history)
+        return self._prepare_all([question], with_answer)[0]
+
+    def _prepare_all(self, questions: Sequence[Question], with_answer: bool) -> list[PreparedSample]:
+        """Prepare questions; an utterance that several are about is read, checked and normalised once."""
+        read: dict[int, tuple[Utterance, PreparedUtterance]] = {}
+        samples = []
+        for question in questions:
+            if question.row not in read:
+                utterance = self.dataset.utterance(question.row)
+                read[question.row] = (utterance, self.processor.prepare_utterance(utterance))
+            utterance, prepared = read[question.row]
+            history = self.history(utterance, question.row, [question.task])
+            truth = question.truth if with_answer else None
+            samples.append(self.processor.prepare(utterance, question.task, truth, history, prepared))
+        return samples
+
+    def utterances(self, rows: Sequence[int], tasks: Sequence[Task]) -> UtteranceBatch:
+        """Utterances by their rows, each read once, and a prompt of each task about each."""
+        read = [self.dataset.utterance(row) for row in rows]
+        inputs = MerBatch()
+        self._pad_features(inputs, [self.processor.prepare_utterance(utterance) for utterance in read])
+        prompts: list[list[PromptIds]] = [[] for _ in tasks]
+        if self.processor.tokenizer is not None:
+            ids = [LANGUAGES.index(utterance.language) for utterance in read]
+            inputs.language_ids = torch.tensor(ids, dtype=torch.long)
+            for row, utterance in zip(rows, read, strict=True):
+                history = self.history(utterance, row, tasks)
+                for task, found in zip(tasks, prompts, strict=True):
+                    prompt = self.processor.prepare_prompt(utterance, task, history)
+                    assert prompt is not None
+                    found.append(prompt)
+        if self.uses_context:
+            self._pad_context(inputs, rows)
+        return UtteranceBatch(read, inputs, prompts)
 
     def length(self, question: Question) -> int:
         """Tokens of a question with its answer; 0 for an adapter alone."""
@@ -127,7 +189,7 @@ class MerCollator:
 
     def batch(self, questions: Sequence[Question], with_answer: bool) -> MerBatch:
         """Prepare and pad, or pack; in a packed batch samples stand in the order of their rows."""
-        samples = [self.prepare(question, with_answer) for question in questions]
+        samples = self._prepare_all(questions, with_answer)
         batch = MerBatch()
         if self.processor.tokenizer is not None:
             languages = [self.dataset.language(question.row) for question in questions]
@@ -141,6 +203,15 @@ class MerCollator:
             else:
                 self._pad_prompts(batch, samples, with_answer)
             batch.language_ids = torch.tensor([LANGUAGES.index(language) for language in languages], dtype=torch.long)
+        self._pad_features(batch, samples)
+        if self.uses_context:
+            self._pad_context(batch, [question.row for question in questions])
+        if with_answer:
+            batch.class_targets = torch.tensor([s.class_target for s in samples], dtype=torch.long)
+            batch.score_targets = torch.tensor([s.score_target for s in samples], dtype=torch.float32)
+        return batch
+
+    def _pad_features(self, batch: MerBatch, samples: Sequence[PreparedUtterance | PreparedSample]) -> None:
         for modality, size in self.processor.feature_sizes.items():
             if modality == "text" and self.processor.text_source == "backbone":
                 continue
@@ -149,31 +220,21 @@ class MerCollator:
             setattr(batch, f"{modality}_mask", mask)
         if self.processor.text_source == "backbone" and "text" in self.processor.feature_sizes:
             batch.text_ids, batch.text_mask = pad_ids([s.text_ids or [] for s in samples], self.processor.filler_id)
-        if self.use_context:
-            self._pad_context(batch, questions)
-        if with_answer:
-            batch.class_targets = torch.tensor([s.class_target for s in samples], dtype=torch.long)
-            batch.score_targets = torch.tensor([s.score_target for s in samples], dtype=torch.float32)
-        return batch
 
     def _pad_prompts(self, batch: MerBatch, samples: list[PreparedSample], with_answer: bool) -> None:
-        prompts = [sample.prompt for sample in samples]
-        assert all(prompt is not None for prompt in prompts)
-        rows = [p.ids + (s.answer if with_answer else []) for p, s in zip(prompts, samples, strict=True) if p is not None]
         left = not with_answer
-        batch.input_ids, mask = pad_ids(rows, self.processor.filler_id, left)
-        batch.attention_mask = mask.long()
-        length = batch.input_ids.shape[1]
-        batch.pseudo_token_mask = torch.zeros(len(rows), length, dtype=torch.bool)
+        rows = []
+        for sample in samples:
+            assert sample.prompt is not None
+            answer = sample.answer if with_answer else []
+            rows.append(PromptIds(sample.prompt.ids + answer, sample.prompt.start, sample.prompt.count))
+        fill = self.processor.filler_id
+        batch.input_ids, batch.attention_mask, batch.pseudo_token_mask = pad_prompts(rows, fill, left)
         if with_answer:
-            batch.labels = torch.full((len(rows), length), -100, dtype=torch.long)
-        for i, (prompt, sample) in enumerate(zip(prompts, samples, strict=True)):
-            assert prompt is not None
-            offset = length - len(rows[i]) if left else 0
-            batch.pseudo_token_mask[i, offset + prompt.start : offset + prompt.start + prompt.count] = True
-            if batch.labels is not None:
-                begin = len(prompt.ids)
-                batch.labels[i, begin : begin + len(sample.answer)] = torch.tensor(sample.answer, dtype=torch.long)
+            batch.labels = torch.full(batch.input_ids.shape, -100, dtype=torch.long)
+            for i, (sample, row) in enumerate(zip(samples, rows, strict=True)):
+                begin = len(row.ids) - len(sample.answer)
+                batch.labels[i, begin : len(row.ids)] = torch.tensor(sample.answer, dtype=torch.long)
 
     def _rows(self, samples: list[PreparedSample], languages: list[str]) -> list[list[Group]]:
         """Which samples stand in which row, and which of them behind one beginning."""
@@ -228,11 +289,11 @@ class MerCollator:
         if beginning > len(samples):
             batch.shared_prefix_ids = padded("beginnings", -2)
 
-    def _pad_context(self, batch: MerBatch, questions: Sequence[Question]) -> None:
+    def _pad_context(self, batch: MerBatch, rows: Sequence[int]) -> None:
         context = self.dataset.context
         if context is None:
             raise ValueError("this adapter reads conversation context, but no context vectors were computed")
-        windows = [self.dataset.window(question.row) for question in questions]
+        windows = [self.dataset.window(row) for row in rows]
         longest = max(len(window.rows) for window in windows)
         batch.context_mask = torch.zeros(len(windows), longest, dtype=torch.bool)
         batch.context_speakers = torch.full((len(windows), longest), -1, dtype=torch.long)

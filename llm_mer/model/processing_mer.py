@@ -29,6 +29,19 @@ class PromptIds:
 
 
 @dataclass
+class PreparedUtterance:
+    """What the adapter reads of an utterance, whatever is asked about it.
+
+    Attributes:
+        text_ids: transcript tokens the adapter reads, None when text comes as features or is missing.
+        features: ``{modality: (T_m, D_m)}`` normalised; a missing modality is absent.
+    """
+
+    text_ids: list[int] | None
+    features: dict[str, np.ndarray]
+
+
+@dataclass
 class PreparedSample:
     """One question ready to be padded into a batch.
 
@@ -230,28 +243,50 @@ class MerProcessor:
 
     # --- a whole sample -------------------------------------------------------------------------------------------
 
-    def prepare(
-        self, utterance: Utterance, task: Task, truth: str | float | None, history: Sequence[HistoryTurn] = ()
-    ) -> PreparedSample:
-        """Tokenise the question and normalise the features of one utterance."""
-        where = f"utterance {utterance.id!r}"
-        prompt, answer, text_ids = None, [], None
-        if self.tokenizer is not None:
-            prompt = self.encode_prompt(task, utterance.language, utterance.text, history, where, utterance.speaker)
-            if truth is not None:
-                style = self.answer_style(task, utterance.language)
-                answer = [*self.encode(task.answer_text(truth, utterance.language, style)), self.end_token_id]
-            if self.text_source == "backbone" and "text" in self.feature_sizes and utterance.text:
-                text_ids = self.encode_words(utterance.text)[: self.max_text_tokens] or None
+    def prepare_utterance(self, utterance: Utterance) -> PreparedUtterance:
+        """Check and normalise what the adapter reads of an utterance.
+
+        Raises:
+            UserError: nothing that the model reads, or see :meth:`checked_features`.
+        """
+        text_ids = None
+        if self.tokenizer is not None and self.text_source == "backbone" and "text" in self.feature_sizes and utterance.text:
+            text_ids = self.encode_words(utterance.text)[: self.max_text_tokens] or None
         features = self.features(utterance)
         if not features and text_ids is None:
-            raise UserError(f"{where} has none of the modalities the model reads ({', '.join(self.feature_sizes)})")
+            raise UserError(
+                f"utterance {utterance.id!r} has none of the modalities the model reads ({', '.join(self.feature_sizes)})"
+            )
+        return PreparedUtterance(text_ids, features)
+
+    def prepare_prompt(self, utterance: Utterance, task: Task, history: Sequence[HistoryTurn] = ()) -> PromptIds | None:
+        """The prompt that asks a task of an utterance; None for an adapter alone."""
+        if self.tokenizer is None:
+            return None
+        where = f"utterance {utterance.id!r}"
+        return self.encode_prompt(task, utterance.language, utterance.text, history, where, utterance.speaker)
+
+    def prepare(
+        self,
+        utterance: Utterance,
+        task: Task,
+        truth: str | float | None,
+        history: Sequence[HistoryTurn] = (),
+        prepared: PreparedUtterance | None = None,
+    ) -> PreparedSample:
+        """Tokenise the question, and normalise the features of one utterance unless they are ``prepared``."""
+        where = f"utterance {utterance.id!r}"
+        prompt, answer = self.prepare_prompt(utterance, task, history), []
+        if self.tokenizer is not None and truth is not None:
+            style = self.answer_style(task, utterance.language)
+            answer = [*self.encode(task.answer_text(truth, utterance.language, style)), self.end_token_id]
+        known = self.prepare_utterance(utterance) if prepared is None else prepared
         class_target, score_target = -100, float("nan")
         if truth is not None and self.class_task is not None and task.name == self.class_task.name:
             class_target = task.class_index(truth, where)
         if truth is not None and self.score_task is not None and task.name == self.score_task.name:
             score_target = task.score(truth, where)
-        return PreparedSample(prompt, answer, text_ids, features, class_target, score_target)
+        return PreparedSample(prompt, answer, known.text_ids, known.features, class_target, score_target)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the tokenizer as plain containers, for the checkpoint's own description."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -56,6 +57,7 @@ class AnswerTree:
             tree.paths.append(path)
         return tree
 
+    @cached_property
     def ancestors(self) -> Tensor:
         """``(M, M)`` bool: node ``i`` may look at node ``j`` (itself and the nodes on its way to the prompt)."""
         count = len(self.tokens)
@@ -66,6 +68,7 @@ class AnswerTree:
             seen[node, node] = True
         return seen
 
+    @cached_property
     def path_matrix(self) -> Tensor:
         """``(C, E)`` of zeros and ones: the log-probability of an answer is its row times the edges' log-probabilities."""
         matrix = torch.zeros(len(self.paths), len(self.edges))

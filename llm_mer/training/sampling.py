@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,5 +52,5 @@ class _BothSplits:
         if rows[0]["question"] < boundary:
             return self.collator(rows)
         assert self.evaluation is not None
-        other = MerCollator(self.evaluation, self.collator.processor, self.collator.use_context)
+        other = dataclasses.replace(self.collator, dataset=self.evaluation, packing_length=None)
         return other([{"question": row["question"] - boundary} for row in rows])

@@ -228,13 +228,7 @@ class MerTraining:
         # Where parameters are sharded, every forward needs every process: all answer all questions, in the same order.
         alone = is_sharded(trainer.model)
         rank, world = (0, 1) if alone else (trainer.accelerator.process_index, trainer.accelerator.num_processes)
-        adapter = fusion_adapter_of(trainer.model)
-        predictor = Predictor(
-            trainer.model,
-            self.processor,
-            batch_size=trainer.args.per_device_eval_batch_size,
-            use_context=adapter.uses_context,
-        )
+        predictor = Predictor(trainer.model, self.processor, batch_size=trainer.args.per_device_eval_batch_size)
         quiet = trainer.args.disable_tqdm or not trainer.is_world_process_zero()
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
             return predict_all(predictor, dataset, "evaluate", ProcessGroup(rank, world), progress=not quiet)

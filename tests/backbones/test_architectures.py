@@ -17,7 +17,9 @@ from llm_mer.backbones.loading import load_backbone, lora_targets
 from llm_mer.inference.predictor import Predictor
 from llm_mer.model.collator import MerCollator
 from llm_mer.model.modeling_mer import conditional_generation_of, fusion_adapter_of
-from llm_mer.scoring.answer_scorer import LabelScorer
+from llm_mer.scoring.answer_scorer import AnswerTreeScorer
+from llm_mer.scoring.answer_tree import AnswerTree
+from llm_mer.scoring.prompt_layout import TaskPrompts
 
 SEPARATE = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 JOINED = ["down_proj", "gate_up_proj", "k_proj", "o_proj", "q_proj", "v_proj"]
@@ -182,8 +184,9 @@ def test_scores_equal_one_whole_forward_for_each_answer(trainer: Any, task: str,
     answers = processor.answers(questions[0].task, language)
     answers = answers if len(answers) < 10 else answers[::12]
     end = processor.end_token_id
-    inputs = collator.batch(questions, with_answer=False).model_inputs()
-    scores = LabelScorer(core, answers, end).score(inputs)
+    read = collator.utterances([question.row for question in questions], [questions[0].task])
+    asked = TaskPrompts(read.prompts[0], AnswerTree.build(answers, end))
+    scores = AnswerTreeScorer(core).score([asked], read.inputs.model_inputs())[0].unnormalised
     for row, question in enumerate(questions):
         single = collator.batch([question], with_answer=False).model_inputs()
         length = single["input_ids"].shape[1]

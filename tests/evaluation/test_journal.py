@@ -101,7 +101,7 @@ def test_an_interrupted_evaluation_does_the_rest_and_ends_with_the_same_files(
         return EvaluateConfig(checkpoint=str(trained), data=[str(store)], output=str(tmp_path / name), **given)
 
     done: list[int] = []
-    stop_after = 21
+    stop_after = 11
     predict_batch = Predictor.predict_batch
 
     def counted(self: Predictor, *arguments: Any) -> list[Prediction]:
@@ -119,7 +119,7 @@ def test_an_interrupted_evaluation_does_the_rest_and_ends_with_the_same_files(
     done.clear()
     stop_after = -1
     text = run(config("part"))
-    assert len(done) == 32 - 21, "of 2 conditions x 64 answers / 4"
+    assert len(done) == 16 - 11, "of 2 conditions x 32 utterances / 4"
     whole = run(config("whole"))
     assert sorted(path.name for path in (tmp_path / "part").iterdir()) == ["evaluation.json", "predictions.jsonl"]
     assert lines(tmp_path / "part") == lines(tmp_path / "whole")

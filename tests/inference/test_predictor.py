@@ -83,7 +83,11 @@ def test_without_its_end_an_answer_is_as_probable_as_its_tokens(trained: Path, u
     dataset = pipeline.dataset(utterances[:3], ["emotion"])
     with torch.no_grad(), predictor.evaluating():
         for prediction, question in zip(predictor.predict(dataset), dataset.questions, strict=True):
-            inputs = MerCollator(dataset, predictor.processor, predictor.use_context).batch([question], False).model_inputs()
+            inputs = (
+                MerCollator(dataset, predictor.processor, predictor.adapter.uses_context)
+                .batch([question], False)
+                .model_inputs()
+            )
             expected = []
             for answer in predictor.processor.answers(task, prediction.language):
                 tail = torch.tensor([answer])

@@ -158,7 +158,7 @@ def test_a_question_asks_with_the_history_of_its_own_dialogue_and_language(token
 def test_context_windows_are_padded_and_marked(tokenizer: Any) -> None:
     utterances = make_utterances("train", 8)
     collator = build(tokenizer, utterances)
-    collator.use_context = True
+    collator.uses_context = True
     questions = [q for q in collator.dataset.questions if q.task.name == "emotion"][:6]
     with pytest.raises(ValueError, match="no context vectors were computed"):
         collator.batch(questions, True)

@@ -235,9 +235,10 @@ def test_what_is_generated_along_a_path_reads_back_as_its_answer(vocabulary: Any
         assert max(map(len, paths)) < MAX_ANSWER_TOKENS
         longest = max(map(len, paths)) + 1
         rows = torch.tensor([[*p, made.end_token_id, *[made.filler_id] * (longest - 1 - len(p))] for p in paths])
-        prompt = torch.tensor([made.encode_prompt(task, language, "hello", []).ids] * len(paths))
-        engine = TransformersEngine(SimpleNamespace(generate=lambda rows=rows, **_: rows))
-        generated = Predictor._generate(SimpleNamespace(processor=made, answering=engine), {"input_ids": prompt})  # type: ignore[arg-type]
+        prompts_asked = [made.encode_prompt(task, language, "hello", [])] * len(paths)
+        model = SimpleNamespace(generate=lambda rows=rows, **_: rows, parameters=lambda: iter([torch.zeros(1)]))
+        engine = TransformersEngine(model)
+        generated = Predictor._generate(SimpleNamespace(processor=made, answering=engine), prompts_asked, {})  # type: ignore[arg-type]
         assert generated == list(texts)
         expected = list(range(task.num_classes)) if task.kind == "classification" else list(task.grid())
         assert [task.parse(text, language, style) for text in generated] == expected

@@ -586,7 +586,7 @@ def test_what_is_saved_to_answer_lacks_what_only_training_needs(arguments: Calla
 def test_an_adapter_that_reads_context_trains_on_dialogues(arguments: Callable[..., list[str]], store: Path) -> None:
     output = finetune(arguments(adapter="gated_xlstm", max_steps=2, context_window=4, **EVALUATED, eval_steps=2))
     pipeline = MerPipeline.from_pretrained(output)
-    assert pipeline.predictor.use_context
+    assert pipeline.predictor.adapter.uses_context
     assert pipeline.description.context == {"window": 4, "bidirectional": False}
     utterances = [u for u in UtteranceStore.open(store).split("test") if u.dialogue_id == "test-en-0"]
     together = pipeline(utterances)

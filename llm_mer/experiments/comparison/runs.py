@@ -121,9 +121,7 @@ def train_and_predict(
     trainer.train()
     seconds = time.perf_counter() - began
     adapter = fusion_adapter_of(trainer.model)
-    predictor = Predictor(
-        trainer.model, trainer.processor, batch_size=training.per_device_eval_batch_size, use_context=adapter.uses_context
-    )
+    predictor = Predictor(trainer.model, trainer.processor, batch_size=training.per_device_eval_batch_size)
     began = time.perf_counter()
     by_condition = {AS_IS: predictor.predict(dataset)}
     per_answer = 1000 * (time.perf_counter() - began) / len(dataset)

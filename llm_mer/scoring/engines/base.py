@@ -12,10 +12,10 @@ from llm_mer.errors import UserError
 from llm_mer.storage.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from llm_mer.checkpoints.loading import LoadedCheckpoint
-    from llm_mer.scoring.answer_scorer import PrefixCache
+    from llm_mer.model.processing_mer import PromptIds
+    from llm_mer.scoring.answer_scorer import AnswerScores, PrefixCache
+    from llm_mer.scoring.prompt_layout import TaskPrompts
 
 ENGINES: dict[str, str] = {
     "transformers": "llm_mer.scoring.engines.transformers_engine",
@@ -26,26 +26,30 @@ MAX_ANSWER_TOKENS = 16
 """New tokens of a free generation."""
 
 
-class AnswerScorer(Protocol):
-    """Scores a fixed set of answers after any prompts."""
-
-    def log_probabilities(self, inputs: Mapping[str, Any], kept: PrefixCache | None = None) -> Tensor:
-        """``(B, C)`` float32 natural logs, normalised over the ``C`` answers, of a batch of ``B`` prompts.
-
-        An answer's score before that is ``Σ_i log p(token_i | prompt, token_<i)``, over its end token too where it has one.
-        """
-
-
 class Engine(Protocol):
-    """Answers batches of prompts, given as the model's keyword arguments: ``MerBatch.model_inputs()``.
+    """Answers prompts about a batch of ``B`` utterances.
 
-    Both ways run the fusion adapter once in this process, so that a hook on it sees what it says.
+    ``inputs`` are what the model reads beside prompts, on its device: tensors of ``FUSION_KEYS`` or what the adapter said
+    before (``fusion``), and ``language_ids (B,)``. The adapter runs in this process, once a call at most.
     """
 
-    def scorer(self, answers: Sequence[Sequence[int]], end_token_id: int | None) -> AnswerScorer:
-        """A scorer over the token ids of every admissible answer; None leaves their ends out."""
+    def score(
+        self, asked: Sequence[TaskPrompts], inputs: Mapping[str, Any], kept: PrefixCache | None = None
+    ) -> list[AnswerScores]:
+        """The scores of every task's answers.
 
-    def generate(self, inputs: Mapping[str, Any], end_token_id: int, filler_id: int, max_tokens: int) -> list[list[int]]:
+        An answer's is ``Σ_i log p(token_i | prompt, token_<i)``, over its end token too where its tree has one. ``kept``
+        holds what the prompts of batches before began with, for an engine that makes use of it.
+        """
+
+    def generate(
+        self,
+        prompts: Sequence[PromptIds],
+        inputs: Mapping[str, Any],
+        end_token_id: int,
+        filler_id: int,
+        max_tokens: int,
+    ) -> list[list[int]]:
         """Greedy free generation: the new token ids of each prompt, which may end in ``end_token_id`` and fillers."""
 
 

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from llm_mer.adapters.base import FusionOutput
 from llm_mer.backbones.language_lora import SHARED
 from llm_mer.checkpoints.backbone_reference import find_backbone
 from llm_mer.checkpoints.description import DESCRIPTION_FILE, CheckpointDescription, check_description
@@ -32,10 +33,11 @@ from llm_mer.checkpoints.weights import load_merged_weights
 from llm_mer.errors import UserError, first_line
 from llm_mer.model.configuration_mer import MerConfig
 from llm_mer.model.modeling_mer import FUSION_KEYS, MerForConditionalGeneration
-from llm_mer.model.processing_mer import MerProcessor
-from llm_mer.scoring.answer_scorer import PrefixCache
+from llm_mer.model.processing_mer import MerProcessor, PromptIds
+from llm_mer.scoring.answer_scorer import AnswerScores, PrefixCache
 from llm_mer.scoring.answer_tree import AnswerTree
 from llm_mer.scoring.engines.base import MAX_ANSWER_TOKENS, OpenedCheckpoint
+from llm_mer.scoring.prompt_layout import TaskPrompts
 
 TOKENS_ASKED = 128
 """Tokens whose log-probabilities one request may name: vLLM's own limit."""
@@ -99,18 +101,41 @@ class VLLMEngine:
     def __init__(self, model: MerForConditionalGeneration, language_model: LanguageModel, sampling_params: Any) -> None:
         self.model, self.language_model, self.sampling_params = model, language_model, sampling_params
 
-    def scorer(self, answers: Sequence[Sequence[int]], end_token_id: int | None) -> VLLMScorer:
-        """See :class:`VLLMScorer`."""
-        return VLLMScorer(self, answers, end_token_id)
+    def score(
+        self, asked: Sequence[TaskPrompts], inputs: Mapping[str, Any], kept: PrefixCache | None = None
+    ) -> list[AnswerScores]:
+        """See :meth:`llm_mer.scoring.engines.base.Engine.score`. ``kept`` is left alone: vLLM keeps prefixes by itself."""
+        fusion = self._fuse(inputs)
+        return [AnswerScores(self._score(own, fusion), fusion) for own in asked]
+
+    def _score(self, own: TaskPrompts, fusion: FusionOutput) -> Tensor:
+        """``(B, C)`` float32 natural-log probabilities of a task's answers."""
+        prompts, tree = self._embed_prompts(own.prompts, fusion), own.answers
+        questions = questions_of(tree)
+        edges = torch.zeros(len(prompts), len(tree.edges))
+        # First the prompts by themselves, so that all other requests find their blocks in the prefix cache.
+        for part in ([q for q in questions if not q.path], [q for q in questions if q.path]):
+            places = [(row, question) for row in range(len(prompts)) for question in part]
+            found = self.ask([(prompts[row], question) for row, question in places])
+            for (row, question), values in zip(places, found, strict=True):
+                edges[row, list(question.edges)] = torch.tensor(values)
+        return edges @ tree.path_matrix.T
 
     @torch.no_grad()
-    def prompts(self, inputs: Mapping[str, Any]) -> list[Tensor]:
-        """The embeddings ``(L_i, H)`` of each prompt on the CPU, pseudo tokens among them, without padding."""
-        embeds = self.model.get_input_embeddings()(inputs["input_ids"])
-        fused = self.model.model.fuse({name: inputs[name] for name in FUSION_KEYS if name in inputs})
-        embeds = self.model.model.inject(embeds, inputs["pseudo_token_mask"].bool(), fused.pseudo_tokens).cpu()
-        real = inputs["attention_mask"].bool().cpu()
-        return [row[places] for row, places in zip(embeds, real, strict=True)]
+    def _fuse(self, inputs: Mapping[str, Any]) -> FusionOutput:
+        """What the adapter says of a batch, or said before."""
+        known: FusionOutput | None = inputs.get("fusion")
+        return known or self.model.model.fuse({name: inputs[name] for name in FUSION_KEYS if name in inputs})
+
+    @torch.no_grad()
+    def _embed_prompts(self, prompts: Sequence[PromptIds], fusion: FusionOutput) -> list[Tensor]:
+        """The embeddings ``(L_i, H)`` of each prompt on the CPU, pseudo tokens among them."""
+        found = []
+        for prompt, tokens in zip(prompts, fusion.pseudo_tokens.cpu(), strict=True):
+            embeds = self.token_embeddings(prompt.ids)
+            embeds[prompt.start : prompt.start + prompt.count] = tokens.to(embeds.dtype)
+            found.append(embeds)
+        return found
 
     @torch.no_grad()
     def token_embeddings(self, tokens: Sequence[int]) -> Tensor:
@@ -155,38 +180,20 @@ class VLLMEngine:
             raise UserError(f"engine vllm: {first_line(error)}") from error
         return [output.outputs[0] for output in outputs]
 
-    def generate(self, inputs: Mapping[str, Any], end_token_id: int, filler_id: int, max_tokens: int) -> list[list[int]]:
+    def generate(
+        self,
+        prompts: Sequence[PromptIds],
+        inputs: Mapping[str, Any],
+        end_token_id: int,
+        filler_id: int,
+        max_tokens: int,
+    ) -> list[list[int]]:
         """Greedy free generation; the end token may stand last, fillers never."""
         parameters = self.sampling_params(
             temperature=0.0, max_tokens=max_tokens, stop_token_ids=[end_token_id], detokenize=False
         )
-        return [list(output.token_ids) for output in self._run(self.prompts(inputs), parameters)]
-
-
-class VLLMScorer:
-    """Scores of a fixed set of answers, defined as :class:`~llm_mer.scoring.answer_scorer.LabelScorer` defines them."""
-
-    def __init__(self, engine: VLLMEngine, answers: Sequence[Sequence[int]], end_token_id: int | None) -> None:
-        self.engine = engine
-        self.tree = AnswerTree.build(answers, end_token_id)
-        self.paths = self.tree.path_matrix()
-        self.questions = questions_of(self.tree)
-
-    def score(self, inputs: Mapping[str, Any]) -> Tensor:
-        """``(B, C)`` float32 natural-log probabilities of the answers."""
-        prompts = self.engine.prompts(inputs)
-        edges = torch.zeros(len(prompts), len(self.tree.edges))
-        # First the prompts by themselves, so that all other requests find their blocks in the prefix cache.
-        for asked in ([q for q in self.questions if not q.path], [q for q in self.questions if q.path]):
-            places = [(row, question) for row in range(len(prompts)) for question in asked]
-            found = self.engine.ask([(prompts[row], question) for row, question in places])
-            for (row, question), values in zip(places, found, strict=True):
-                edges[row, list(question.edges)] = torch.tensor(values)
-        return edges @ self.paths.T
-
-    def log_probabilities(self, inputs: Mapping[str, Any], kept: PrefixCache | None = None) -> Tensor:
-        """``(B, C)`` scores normalised over the answers. ``kept`` is left alone: vLLM keeps beginnings by itself."""
-        return torch.log_softmax(self.score(inputs), dim=-1)
+        embeds = self._embed_prompts(prompts, self._fuse(inputs))
+        return [list(output.token_ids) for output in self._run(embeds, parameters)]
 
 
 def import_vllm() -> Any:

@@ -22,14 +22,16 @@ from transformers import AutoModelForCausalLM
 
 from llm_mer.checkpoints.merging import merge_checkpoint
 from llm_mer.cli.train import finetune
+from llm_mer.data.dataset import MerDataset
 from llm_mer.data.store import UtteranceStore
 from llm_mer.errors import UserError
 from llm_mer.inference.pipeline import MerPipeline
-from llm_mer.scoring.answer_scorer import LabelScorer
+from llm_mer.model.collator import MerCollator, UtteranceBatch
 from llm_mer.scoring.answer_tree import AnswerTree
 from llm_mer.scoring.engines import vllm_engine
 from llm_mer.scoring.engines.base import ENGINES, open_engine, read_options
 from llm_mer.scoring.engines.vllm_engine import TOKENS_ASKED, questions_of
+from llm_mer.scoring.prompt_layout import TaskPrompts
 
 INSTALLED = importlib.util.find_spec("vllm") is not None
 
@@ -191,28 +193,27 @@ def test_scores_values_diagnostics_and_free_text_are_those_of_transformers(check
     assert len({p.value for p in found if p.task == "emotion"}) > 1
 
 
-def test_unnormalised_scores_are_the_label_scorers(glm: Path, store: Path, kind: str) -> None:
+def test_unnormalised_scores_are_those_of_transformers(glm: Path, store: Path, kind: str) -> None:
     utterances = list(UtteranceStore.open(store).split("test"))[:3]
     plain = MerPipeline.from_pretrained(glm).predictor
     predictor = MerPipeline.from_pretrained(glm, engine="vllm", engine_options=eager(kind), device="cpu").predictor
     for task, language in ((task, language) for task in plain.processor.tasks for language in ("en", "zh")):
-        inputs = inputs_of(plain, utterances, task)
+        read = read_batch(plain, utterances, task)
+        inputs = read.inputs.model_inputs()
         answers = plain.processor.answers(task, language)
         for end in (plain.processor.end_token_id, None):
-            expected = LabelScorer(plain.core, answers, end).score(inputs)  # type: ignore[arg-type]
-            found = predictor.answering.scorer(answers, end).score(inputs)  # type: ignore[attr-defined]
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0.0)
+            asked = [TaskPrompts(read.prompts[0], AnswerTree.build(answers, end))]
+            (expected,) = plain.answering.score(asked, inputs)
+            (found,) = predictor.answering.score(asked, inputs)
+            torch.testing.assert_close(found.unnormalised, expected.unnormalised, atol=1e-4, rtol=0.0)
 
 
-def inputs_of(predictor: Any, utterances: list[Any], task: Any) -> dict[str, Any]:
-    """A left-padded batch."""
-    from llm_mer.data.dataset import MerDataset
-    from llm_mer.model.collator import MerCollator
-
+def read_batch(predictor: Any, utterances: list[Any], task: Any) -> UtteranceBatch:
+    """A batch of prompts of several lengths."""
     dataset = MerDataset(utterances, [task], require_truth=False)
-    inputs: dict[str, Any] = MerCollator(dataset, predictor.processor).batch(dataset.questions, False).model_inputs()
-    assert int(inputs["attention_mask"].sum(dim=1).unique().numel()) > 1
-    return inputs
+    read = MerCollator(dataset, predictor.processor).utterances(range(len(utterances)), [task])
+    assert len({len(prompt.ids) for prompt in read.prompts[0]}) > 1
+    return read
 
 
 def test_a_merged_checkpoint_answers_where_it_lies(glm: Path, store: Path, tmp_path: Path, kind: str) -> None:
