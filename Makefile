@@ -2,7 +2,7 @@
 
 quickstart:
 	scripts/setup.sh media,dev
-	scripts/quickstart.sh $(UTTERANCES)
+	.venv/bin/llm-mer quickstart $(if $(UTTERANCES),--utterances $(UTTERANCES))
 
 setup:
 	scripts/setup.sh media,deepspeed,dev

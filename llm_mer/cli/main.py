@@ -45,6 +45,7 @@ class CommandModule(Protocol):
 
 
 COMMANDS: dict[str, Command] = {
+    "quickstart": Command("quickstart", "the main job end to end, from clips to a report, on a corpus made on the spot"),
     "make-corpus": Command("make_corpus", "make the synthetic bilingual corpus of mp4 clips"),
     "extract": Command("extract", "features of every clip of a manifest, as a store"),
     "prepare": Command("prepare", "write a public data set's files (NAME PATH) as a store"),
@@ -74,6 +75,7 @@ COMMANDS: dict[str, Command] = {
     "crosslingual": Command(
         "crosslingual", "trained on English, Chinese or both × tested on each, with the gap to training in the language"
     ),
+    "files": Command("files", "where the shipped prompts, configurations and scripts lie"),
     "completion": Command("completion", "print a completion script for bash or zsh"),
 }
 

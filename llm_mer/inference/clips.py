@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_mer.data.schema import Utterance
 from llm_mer.errors import UserError
-from llm_mer.prompting.languages import LANGUAGES, detect_language
+from llm_mer.prompting.languages import LANGUAGES
 
 MEDIA = ("video", "audio")
 FIELDS: tuple[str, ...] = (
@@ -32,6 +32,7 @@ def utterance_from_fields(fields: Mapping[str, Any], place: int | None = None) -
     """An utterance from any of :data:`FIELDS`.
 
     A video's sound is used too, if it has any and no ``audio`` is named. Without ``language`` the transcript tells it.
+    Where there is none it stays open, and is refused later unless the checkpoint speaks one language only.
     Without ``id`` it is the file's name without its ending, or ``text``; ``place`` in a list is added to it (``clip-0``).
 
     Raises:
@@ -56,9 +57,7 @@ def utterance_from_fields(fields: Mapping[str, Any], place: int | None = None) -
 
         given["audio"] = sound_of(video)
     given.setdefault("id", stem if place is None else f"{stem}-{place}")
-    if "language" not in given:
-        given["language"] = detect_language(given.get("text"))
-    elif given["language"] not in LANGUAGES:
+    if given.get("language", LANGUAGES[0]) not in LANGUAGES:
         raise UserError(f"language: {given['language']!r} is not one of {', '.join(LANGUAGES)}")
     return Utterance(split="test", vision=video, **given)
 

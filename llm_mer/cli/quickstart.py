@@ -1,0 +1,154 @@
+"""``llm-mer quickstart``: the main job on real media, from clips to a report, on a corpus that is made on the spot."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llm_mer.errors import UserError
+from llm_mer.resources.files import resource
+
+EXAMPLES = ("llm-mer quickstart", "llm-mer quickstart --utterances 600")
+UTTERANCES = 360
+HELD_OUT = ("en-test-000-02", "zh-test-000-02")
+"""The clips that are answered about at the end."""
+SHOWN_CONDITIONS = ("as is ", "audio and vision shuffled ")
+LLM_MER = (sys.executable, "-m", "llm_mer")
+ACCELERATE = (
+    *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no"),
+)
+
+
+@dataclass
+class Options:
+    """Options of ``llm-mer quickstart``."""
+
+    utterances: int = field(default=UTTERANCES, metadata={"help": "utterances of each language; 600 is the full corpus"})
+    output: str = field(
+        default="", metadata={"help": "folder of all that is made (default: runs/quickstart, other sizes beside it)"}
+    )
+
+
+class Steps:
+    """Runs the steps of the job as programs of their own, and says which it is at and since how many seconds."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        threads = os.environ.get("OMP_NUM_THREADS", "1")
+        self._environment = {**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+
+    def announce(self, text: str) -> None:
+        """The headline of a step."""
+        bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+        print(f"\n{bold}== {text} ({time.monotonic() - self._start:.0f} s){plain}", flush=True)
+
+    def run(self, *command: str | Path, output: Path | None = None) -> None:
+        """Run a program; its standard output goes on, or into a file.
+
+        Raises:
+            UserError: it failed. What it had to say is on standard error.
+        """
+        with open(output or os.devnull, "w", encoding="utf-8") as stream:
+            done = subprocess.run(
+                [str(word) for word in command],
+                env=self._environment,
+                stdout=None if output is None else stream,
+                check=False,
+            )
+        _check(command, done.returncode)
+
+    @contextmanager
+    def beside(self, log: Path, *command: str | Path) -> Iterator[None]:
+        """Run a program beside what the block does, its output in ``log``, and wait for it at the end.
+
+        Raises:
+            UserError: it failed; the end of its log is shown.
+        """
+        with log.open("w", encoding="utf-8") as stream:
+            process = subprocess.Popen(
+                [str(word) for word in command], env=self._environment, stdout=stream, stderr=subprocess.STDOUT
+            )
+        try:
+            yield
+            process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        if process.returncode:
+            print("\n".join(log.read_text(encoding="utf-8").splitlines()[-30:]), file=sys.stderr)
+        _check(command, process.returncode)
+
+
+def _check(command: Sequence[str | Path], code: int) -> None:
+    if code:
+        words = [str(word) for word in command if str(word) != sys.executable]
+        raise UserError(f"a step ended with exit code {code}: {' '.join(words)}")
+
+
+def held_out_manifest(corpus: Path) -> Path:
+    """A manifest of the clips of :data:`HELD_OUT` alone, beside the corpus's own."""
+    lines = (corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if json.loads(line)["id"] in HELD_OUT]
+    path = corpus / "held_out.jsonl"
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return path
+
+
+def run(options: Options) -> None:
+    """Corpus and backbone, features, training with and without sound and pictures, evaluation, answers, report.
+
+    Raises:
+        UserError: too few utterances, or a step that failed.
+    """
+    if options.utterances < 1:
+        raise UserError(f"--utterances {options.utterances}: it must be at least 1")
+    own = "runs/quickstart" if options.utterances == UTTERANCES else f"runs/quickstart-{options.utterances}"
+    folder = Path(options.output or own)
+    corpus, features, egmf, text = (folder / name for name in ("corpus", "features", "egmf", "text"))
+    answers, report = folder / "answers.jsonl", folder / "report.html"
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = Steps()
+
+    steps.announce("1/6 a bilingual corpus of real clips, and beside it a tiny bilingual language model")
+    with steps.beside(folder / "backbone.log", *LLM_MER, "train-backbone"):
+        count = str(options.utterances)
+        steps.run(*LLM_MER, "make-corpus", "--output", corpus, "--utterances_per_language", count)
+        steps.announce("2/6 features")
+        steps.run(*LLM_MER, "extract", "--manifest", corpus / "manifest.jsonl", "--output", features)
+
+    steps.announce("3/6 fine-tuning: EGMF, and beside it the same model without audio and vision")
+    train = (*ACCELERATE, resource("finetune.py"), "--data", features, "--config")
+    with steps.beside(folder / "text.log", *train, "configs/quickstart_text.yaml", "--output_dir", text):
+        steps.run(*train, "configs/quickstart.yaml", "--output_dir", egmf)
+
+    steps.announce("4/6 evaluation on held-out speakers")
+    evaluate = (*LLM_MER, "evaluate", "--data", features, "--checkpoint")
+    with steps.beside(folder / "text_evaluation.log", *evaluate, text):
+        steps.run(
+            *(*evaluate, egmf, "--conditions", "shuffle:audio,vision", "without:audio,vision", "without:text"),
+            *("--generate", "--dialogue_decoder", "offline", "--keep_features"),
+            output=folder / "evaluation.txt",
+        )
+        for line in (folder / "evaluation.txt").read_text(encoding="utf-8").splitlines():
+            if line.startswith(SHOWN_CONDITIONS):
+                print(line, flush=True)
+
+    steps.announce("5/6 inference on a held-out English and a held-out Chinese clip")
+    answers.unlink(missing_ok=True)
+    manifest = held_out_manifest(corpus)
+    infer = (sys.executable, resource("infer.py"), "--checkpoint", egmf)
+    steps.run(*infer, "--manifest", manifest, "--output", answers, "--echo")
+
+    steps.announce("6/6 report")
+    compared = ("--evaluations", egmf, "--text_only", text, "--inference", answers)
+    steps.run(*LLM_MER, "report", *compared, "--facts", "quickstart", "--output", report)
+    steps.announce(f"done: open {report}")
