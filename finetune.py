@@ -2,17 +2,16 @@
 
 import sys
 
-from llm_mer.errors import UserError
+from llm_mer.cli.entry_point import run_program
+
+
+def work() -> int:
+    """Train; the options are parsed on the way."""
+    from llm_mer.cli.train import finetune
+
+    finetune()
+    return 0
+
 
 if __name__ == "__main__":
-    from llm_mer.cli.train import finetune
-    from llm_mer.distributed.process_group import shutdown_process_group
-
-    try:
-        finetune()
-        shutdown_process_group()
-    except UserError as error:
-        print(f"finetune.py: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit("finetune.py: stopped")
+    sys.exit(run_program("finetune.py", work, "stopped"))

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import (
     GlmConfig,
     GlmForCausalLM,
@@ -29,6 +28,7 @@ from transformers import (
 
 from llm_mer.backbones.tiny_options import TinyBackboneConfig
 from llm_mer.backbones.tiny_text import GENERATOR_VERSION, generate, label_sets
+from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
@@ -193,7 +193,9 @@ def fit(config: TinyBackboneConfig, vocabulary: int, rows: Tensor, progress: boo
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     model.train()
-    bar = tqdm(range(config.steps), desc=f"train tiny {config.architecture}", disable=not progress)
+    bar = track_progress(
+        range(config.steps), description=f"train tiny {config.architecture}", unit="step", hidden=not progress
+    )
     for _ in bar:
         batch = rows[torch.randint(len(rows), (config.batch_size,))]
         loss = model(input_ids=batch, labels=batch).loss

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from llm_mer.checkpoints.merge_options import MERGED_DTYPES
+from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
 
@@ -103,7 +103,7 @@ def merge_lora(model: nn.Module, language: str | None, dtype: torch.dtype) -> An
         if isinstance(module, LoraLayer) or (is_quantised(module) and not name.endswith("base_layer"))
     }
     with torch.no_grad():
-        for name, adapted in tqdm(names.items(), desc="merge", unit="layer", leave=False):
+        for name, adapted in track_progress(names.items(), description="merge", unit="layer", keep=False):
             module: Any = core.get_submodule(name)
             base = module.get_base_layer() if adapted else module
             weight = plain_weight(base).float()

@@ -9,11 +9,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.data.schema import Utterance
 from llm_mer.distributed.process_group import ProcessGroup
+from llm_mer.distributed.progress import track_progress, write_line
 from llm_mer.errors import UserError
 from llm_mer.inference.conversations import Conversations
 from llm_mer.inference.inputs import InferConfig, inputs
@@ -161,7 +160,7 @@ def infer(config: InferConfig) -> int:
     with (
         pipeline.predictor.evaluating(),
         answer_file(config.output, processes, len(asked)) as out,
-        tqdm(desc="infer", unit="utterance", disable=config.output is None or not processes.is_first) as bar,
+        track_progress(description="infer", unit="utterance", hidden=config.output is None or not processes.is_first) as bar,
     ):
         held: list[tuple[int, dict[str, Any]]] = []
         stopped: list[tuple[int, UserError]] = []
@@ -268,7 +267,7 @@ def infer(config: InferConfig) -> int:
                     continue
                 write(places[prediction.id], entry if config.full else shorten(entry))
                 if config.echo and config.output is not None:
-                    tqdm.write(readable(prediction, diagnostics))
+                    write_line(readable(prediction, diagnostics))
             settle(stopped[0][0] - 1 if stopped else given[-1][0])
             if stopped:
                 raise stopped[0][1]

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from tqdm import tqdm
 
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.feature_settings import FeatureSettings
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS
 from llm_mer.data.words import join_words, split_words
+from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 
 
@@ -131,7 +131,10 @@ class Corruption(ABC):
         """Where it is slow, damage these utterances once, under a bar, so that their features wait in the cache."""
         if self.slow:
             quiet = progress is None
-            for utterance in tqdm(utterances, total=total, desc=progress, unit="clip", disable=quiet, leave=False):
+            shown = track_progress(
+                utterances, total=total, description=progress or "", unit="clip", hidden=quiet, keep=False
+            )
+            for utterance in shown:
                 self(utterance)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from llm_mer.data.sources import SOURCES, read_source
 from llm_mer.data.sources.common import with_neighbours
 from llm_mer.data.store import write_store
+from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
 
@@ -70,7 +71,6 @@ def prepare(config: PrepareConfig) -> Path:
     Raises:
         UserError: an unknown format, an option the format does not have, or files that do not follow it.
     """
-    from tqdm import tqdm
 
     if config.name not in SOURCES:
         raise UserError(f"name is {config.name!r}; it must be one of {', '.join(sorted(SOURCES))}")
@@ -87,6 +87,5 @@ def prepare(config: PrepareConfig) -> Path:
         options["neighbours"] = config.neighbours
     total = len(utterances) if isinstance(utterances, Sized) else None
     description = {"source": config.name, "path": config.path, **options}
-    # disable=None: a bar on a terminal, silence in a log.
-    with tqdm(utterances, total=total, desc=config.name, unit=" utterances", disable=None) as bar:
+    with track_progress(utterances, total=total, description=config.name, unit="utterance") as bar:
         return write_store(bar, Path(config.output or f"data/{config.name}"), description=description)

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from llm_mer.checkpoints.run_differences import compare_settings
 from llm_mer.data.words import split_words
 from llm_mer.distributed.process_group import ProcessGroup
+from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.inference.prediction import Prediction
 
@@ -130,7 +129,9 @@ def predict_all(
     shown = progress and processes.is_first
     with (
         predictor.evaluating(),
-        tqdm(total=len(dataset), initial=len(found), desc=condition, unit="answer", disable=not shown, leave=False) as bar,
+        track_progress(
+            total=len(dataset), initial=len(found), description=condition, unit="answer", hidden=not shown, keep=False
+        ) as bar,
     ):
         for start in range(0, len(rest), processes.world_size):
             turn = rest[start : start + processes.world_size]

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from llm_mer.data.feature_settings import FeatureSettings
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import write_store
+from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.features.acoustic import OPENSMILE_NOTICE
 from llm_mer.features.extractor import Extracted, Extractor, Rejected, with_features
@@ -136,8 +136,8 @@ def extract(config: ExtractConfig, utterances: Sequence[Utterance], progress: bo
     parts.mkdir(parents=True, exist_ok=True)
     places = [_part_path(parts, utterance, settings) for utterance in utterances]
     missing = [(u, p) for u, p in zip(utterances, places, strict=True) if not p.is_file()]
-    with tqdm(
-        total=len(places), initial=len(places) - len(missing), desc="extract", unit="clip", disable=not progress
+    with track_progress(
+        total=len(places), initial=len(places) - len(missing), description="extract", unit="clip", hidden=not progress
     ) as bar:
         _run(missing, settings, config.workers, bar)
     rejected: list[Rejected] = []

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from llm_mer.adapters.base import FusionOutput
 from llm_mer.adapters.context_window import vector_sizes
 from llm_mer.data.dataset import MerDataset
+from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.inference.prediction import Prediction
 from llm_mer.model.collator import MerCollator, UtteranceBatch
@@ -124,7 +124,7 @@ class Predictor:
         quiet, batches = progress is None, self.batches(dataset, indices)
         with (
             self.evaluating(len(batches) > 1),
-            tqdm(total=len(indices), desc=progress, unit="answer", disable=quiet, leave=False) as bar,
+            track_progress(total=len(indices), description=progress or "", unit="answer", hidden=quiet, keep=False) as bar,
         ):
             for batch in batches:
                 found.update(zip(batch.questions, self.predict_batch(dataset, batch), strict=True))

@@ -48,7 +48,7 @@ def train_seeds(config: RunConfig, command: Sequence[str]) -> Path:
         first = training.process_index == 0
         if first:
             kept = ", finished before" if seed in done else ""
-            logger.warning("[%d/%d] seed %d%s", number, len(training.seeds), seed, kept)
+            logger.info("[%d/%d] seed %d%s", number, len(training.seeds), seed, kept)
         if seed not in done:
             # Built anew: the trainer before has reset what these arguments stand on.
             own = for_seed(config, seed, output / f"seed-{seed}")

@@ -82,7 +82,7 @@ def _train_run(run: Run) -> RunManifest:
     parameters = describe_parameters(trainer.model)
     if first:
         assert isinstance(trainer.train_dataset, Dataset)
-        logger.warning(
+        logger.info(
             "training %s: %d trainable of %d parameters (adapter %d), %d questions, %s attention",
             run.manifest.options["model"]["adapter"],
             parameters["trainable"],

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from llm_mer.data.dataset import MerDataset
+from llm_mer.distributed.progress import track_progress
 from llm_mer.model.collator import MerCollator
 from llm_mer.training.arguments import MerTrainingArguments
 
@@ -20,7 +20,9 @@ from llm_mer.training.arguments import MerTrainingArguments
 def question_lengths(collator: MerCollator, what: str, training: MerTrainingArguments) -> list[int]:
     """Tokens of every question of a dataset, by which batches are grouped."""
     quiet = training.disable_tqdm or training.process_index != 0
-    bar = tqdm(collator.dataset.questions, desc=f"lengths ({what})", unit="question", disable=quiet, leave=False)
+    bar = track_progress(
+        collator.dataset.questions, description=f"lengths ({what})", unit="question", hidden=quiet, keep=False
+    )
     return [collator.length(question) for question in bar]
 
 

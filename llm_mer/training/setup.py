@@ -24,6 +24,7 @@ from llm_mer.prompting.templates import load_prompts
 from llm_mer.training.checks import check_loss_weights, check_sharding
 from llm_mer.training.describe import describe_run, with_missing_steps
 from llm_mer.training.model_builder import build_model, resolve_backbone
+from llm_mer.training.progress import log_progress_without_terminal
 from llm_mer.training.resume import check_resume, resumed_folder
 from llm_mer.training.run_config import RunConfig
 from llm_mer.training.run_data import check_prompts, prepare_data
@@ -69,14 +70,14 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
         check_resume(resumed, config, run, backbone)
     training.resume_from_checkpoint = None if resumed is None else str(resumed)
     if resumed is not None and training.process_index == 0:
-        logger.warning("going on from %s", resumed)
+        logger.info("going on from %s", resumed)
     if is_deepspeed_zero3_enabled():
         init_deepspeed_process_group(training.world_size)
     built = build_model(config, run)
     if training.use_liger_kernel:
         said = use_liger(built.model, training.liger_kernel_config)
         if training.process_index == 0:
-            logger.warning(said)
+            logger.info(said)
         # What transformers and TRL make of the option concerns the outermost model, which liger-kernel does not know.
         training.use_liger_kernel = False
     if training.packing_length is not None:
@@ -121,6 +122,7 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
             "accelerate launch was asked for FSDP, which it has for GPUs only: here it would train unsharded and say "
             "nothing; use torchrun --standalone --nproc_per_node N finetune.py --deepspeed deepspeed_configs/zero3.json"
         )
+    log_progress_without_terminal(trainer)
     evaluation = run.evaluation if evaluation_rows is not None else None
     trainer.set_up(built.processor, loss_weights, model.adapter_learning_rate, description, evaluation)
     return trainer

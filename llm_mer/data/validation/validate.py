@@ -14,6 +14,7 @@ from llm_mer.data.sources import read_source, split_source
 from llm_mer.data.store import UtteranceStore
 from llm_mer.data.validation.checks import Inspection
 from llm_mer.data.validation.findings import ADVICE, ERROR, Finding, ValidationReport
+from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.prompting.tasks import get_task
 
@@ -74,7 +75,6 @@ def validate(config: ValidateConfig) -> ValidationReport:
     Raises:
         UserError: an unknown task or format, or data that cannot be opened.
     """
-    from tqdm import tqdm
 
     if config.json and not Path(config.json).parent.is_dir():
         raise UserError(f"json: {Path(config.json).parent}: no such folder")
@@ -90,7 +90,7 @@ def validate(config: ValidateConfig) -> ValidationReport:
         tables = [store.split(split) for split in info.counts]
         utterances, total = itertools.chain.from_iterable(tables), sum(info.counts.values())
         inspection = Inspection(tasks, info.feature_sizes, info.feature_names, _rates(info.description))
-    with tqdm(utterances, total=total, desc="validate", unit=" utterances", disable=None) as bar:
+    with track_progress(utterances, total=total, description="validate", unit="utterance") as bar:
         report = check_utterances(bar, config.data, inspection)
     if config.json:
         text = json.dumps(report.to_dict(), ensure_ascii=False, indent=1)

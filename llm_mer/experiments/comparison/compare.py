@@ -89,7 +89,7 @@ def compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
     for number, (system, seed) in enumerate(product(systems, config.seeds), start=1):
         place = folder / system.folder(seed)
         before = " (done before)" if place in done else ""
-        logger.warning("[%d/%d] %s, seed %d%s", number, len(wanted), system.name, seed, before)
+        logger.info("[%d/%d] %s, seed %d%s", number, len(wanted), system.name, seed, before)
         if not before:
             with redirect_stdout(sys.stderr):  # the trainer's log; standard output is the table's
                 done[place] = train_and_predict(config, bases[system.adapter], system, seed, place, wanted[place])

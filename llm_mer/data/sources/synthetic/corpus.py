@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from llm_mer.data.sources.synthetic.face import Look, envelope, look_of, render
 from llm_mer.data.sources.synthetic.sentences import sentence
 from llm_mer.data.sources.synthetic.speech import Synthesiser, Voice, speak
+from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 
 EMOTIONS: tuple[str, ...] = ("neutral", "joy", "sadness", "anger", "fear", "surprise")
@@ -323,7 +323,9 @@ def make_corpus(config: CorpusConfig, progress: bool = True) -> Path:
     description.write_text(text, encoding="utf-8")
     plans = plan_corpus(config)
     missing = [plan for plan in plans if not clip_path(folder, plan).is_file()]
-    bar = tqdm(total=len(plans), initial=len(plans) - len(missing), desc="make clips", unit="clip", disable=not progress)
+    bar = track_progress(
+        total=len(plans), initial=len(plans) - len(missing), description="make clips", unit="clip", hidden=not progress
+    )
     if config.workers == 1:
         _start_worker(config)
         for plan in missing:
