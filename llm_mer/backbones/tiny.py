@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
 import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +27,11 @@ from llm_mer.backbones.tiny_options import TinyBackboneConfig
 from llm_mer.backbones.tiny_text import GENERATOR_VERSION, generate, label_sets
 from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
+from llm_mer.storage.atomic_files import replaced_folder
+from llm_mer.storage.fingerprints import json_sha256
+from llm_mer.storage.json_files import read_json_object
 
+DESCRIPTION_FILE = "tiny_backbone.json"
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 
 
@@ -50,7 +51,7 @@ def cache_folder() -> Path:
 def cache_key(config: TinyBackboneConfig) -> str:
     """Changes with any option and with the text generator's version."""
     entry = {**asdict(config), "output": None, "text": GENERATOR_VERSION}
-    return f"{config.architecture}-{hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]}"
+    return f"{config.architecture}-{json_sha256(entry, sort_keys=True, ensure_ascii=True)[:12]}"
 
 
 def train_tokenizer(lines: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -147,11 +148,11 @@ def train_tiny_backbone(config: TinyBackboneConfig, cache: Path | None = None, p
     Deterministic in the configuration for a given number of threads and library versions; written whole or not at all.
     """
     folder = Path(config.output) if config.output else (cache or cache_folder()) / cache_key(config)
-    stamp = folder / "tiny_backbone.json"
+    description = folder / DESCRIPTION_FILE
     wanted = {**asdict(config), "output": None, "text": GENERATOR_VERSION}
-    if stamp.is_file() and json.loads(stamp.read_text())["config"] == wanted:
+    if description.is_file() and read_json_object(description).get("config") == wanted:
         return folder
-    if folder.exists() and any(folder.iterdir()) and not stamp.is_file():
+    if folder.exists() and any(folder.iterdir()) and not description.is_file():
         raise UserError(f"{folder} exists and is no tiny backbone; name another output")
     lines = list(generate(config.seed, config.lines))
     held_out = list(generate(config.seed + 1, 600))
@@ -161,17 +162,18 @@ def train_tiny_backbone(config: TinyBackboneConfig, cache: Path | None = None, p
         torch.manual_seed(config.seed)
         model = fit(config, len(tokenizer), rows, progress)
     report = evaluate_tiny(model, rows, pack(tokenizer, held_out, config.length))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    model.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
     entry = {"config": wanted, "report": asdict(report)}
-    (scratch / "tiny_backbone.json").write_text(json.dumps(entry, indent=1), encoding="utf-8")
-    os.chmod(scratch, 0o755)
-    if folder.exists():
-        shutil.rmtree(folder)
-    scratch.rename(folder)
+    with replaced_folder(folder, is_backbone_file) as staging:
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        (staging / DESCRIPTION_FILE).write_text(json.dumps(entry, indent=1), encoding="utf-8")
     return folder
+
+
+def is_backbone_file(name: str) -> bool:
+    """Whether a file in a folder of a tiny backbone is one that :func:`train_tiny_backbone` writes."""
+    known = ("config.json", "generation_config.json", "model.safetensors", "special_tokens_map.json", DESCRIPTION_FILE)
+    return name in known or name.startswith("tokenizer")
 
 
 def pack(tokenizer: PreTrainedTokenizerFast, lines: list[str], length: int) -> Tensor:

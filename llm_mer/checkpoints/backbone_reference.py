@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 
 from llm_mer.checkpoints.description import BackboneReference
 from llm_mer.errors import UserError
+from llm_mer.storage.atomic_files import replaced_folder
+from llm_mer.storage.fingerprints import files_sha256
 
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+BACKBONE_SUFFIXES = (".json", ".safetensors", ".bin", ".gguf", ".model", ".jinja", ".txt")
 BACKBONE_COPY = "backbone"
 """Folder of a backbone that lies in a checkpoint, or one folder up."""
 COPY_LIMIT = 200 * 2**20
@@ -17,16 +20,15 @@ COPY_LIMIT = 200 * 2**20
 
 def folder_fingerprint(folder: Path) -> str:
     """SHA-256 over ``config.json`` and every weight file of a local backbone."""
-    digest = hashlib.sha256()
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"backbone: {folder} has no config.json; a backbone folder is one written by save_pretrained")
-    for path in sorted([config, *folder.glob("*.safetensors")]):
-        digest.update(path.name.encode())
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return files_sha256([config, *(path for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern))])
+
+
+def is_backbone_file(name: str) -> bool:
+    """Whether a file in a copied backbone's folder may come from a backbone, and be replaced by another one's."""
+    return name.endswith(BACKBONE_SUFFIXES)
 
 
 def save_backbone_reference(source: str, output: Path, save: str, quantization: str, dtype: str) -> BackboneReference:
@@ -40,11 +42,8 @@ def save_backbone_reference(source: str, output: Path, save: str, quantization: 
     if save == "always" or (save == "auto" and size <= COPY_LIMIT):
         target = output / BACKBONE_COPY
         if not (target.is_dir() and folder_fingerprint(target) == fingerprint):
-            scratch = output / ".backbone"
-            shutil.rmtree(scratch, ignore_errors=True)
-            shutil.copytree(path, scratch)
-            shutil.rmtree(target, ignore_errors=True)
-            scratch.rename(target)  # under its name only when whole
+            with replaced_folder(target, is_backbone_file) as staging:
+                shutil.copytree(path, staging, dirs_exist_ok=True)
         folder = BACKBONE_COPY
     return BackboneReference(path.name, folder, fingerprint, quantization, dtype)
 

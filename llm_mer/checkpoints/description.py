@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +13,8 @@ from llm_mer.checkpoints.run_differences import RunSetup
 from llm_mer.errors import UserError, first_line
 from llm_mer.model.configuration_mer import build_adapter_config
 from llm_mer.model.processing_mer import MerProcessor
+from llm_mer.storage.atomic_files import write_json_atomically
+from llm_mer.storage.json_files import read_json
 
 TRAJECTORIES = "trajectories.jsonl"
 """Where the vectors that an adapter follows stood at the start and after each epoch, beside the checkpoint."""
@@ -76,19 +77,13 @@ class CheckpointDescription:
 
     def save(self, folder: Path) -> None:
         """Write ``llm_mer.json``."""
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
-        (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+        write_json_atomically(folder / DESCRIPTION_FILE, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> CheckpointDescription:
         """Read ``llm_mer.json``. Raises :class:`UserError` when the folder is no checkpoint of ours."""
         path = folder / DESCRIPTION_FILE
-        if not path.is_file():
-            raise UserError(f"{folder}: no {DESCRIPTION_FILE}; it is not a checkpoint written by finetune.py")
-        try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}: damaged or cut off, not JSON: {error}") from None
+        entry = read_json(path, f"{folder}: no {DESCRIPTION_FILE}; it is not a checkpoint written by finetune.py")
         found = entry.get("format") if isinstance(entry, dict) else None
         if found != FORMAT_VERSION:
             raise UserError(f"{path}: format {found!r}, this program reads {FORMAT_VERSION}")

@@ -20,6 +20,7 @@ from llm_mer.checkpoints.merge_options import MERGED_DTYPES
 from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
+from llm_mer.storage.atomic_files import new_folder
 
 
 def merge_checkpoint(
@@ -38,7 +39,6 @@ def merge_checkpoint(
         UserError: no checkpoint, one without LoRA (an adapter alone, or merged already), a language that is missing,
             unknown or without need, an output that is not empty, or no room.
     """
-    from llm_mer.backbones.convert.folders import new_folder
     from llm_mer.backbones.language_lora import SHARED
     from llm_mer.checkpoints.backbone_reference import BACKBONE_COPY, folder_fingerprint
     from llm_mer.checkpoints.description import BackboneReference, CheckpointDescription
@@ -69,21 +69,21 @@ def merge_checkpoint(
     core = merge_lora(model, language, getattr(torch, wanted))
     holder = plain_backbone(core)
     needed = sum(value.nbytes for value in holder.state_dict().values())
-    with new_folder(output, needed) as scratch:
-        holder.save_pretrained(scratch / BACKBONE_COPY)
-        processor.tokenizer.save_pretrained(scratch / BACKBONE_COPY)
-        processor.tokenizer.save_pretrained(scratch)
-        save_fusion_adapter(core.model.fusion_adapter, scratch)
+    with new_folder(output, needed) as staging:
+        holder.save_pretrained(staging / BACKBONE_COPY)
+        processor.tokenizer.save_pretrained(staging / BACKBONE_COPY)
+        processor.tokenizer.save_pretrained(staging)
+        save_fusion_adapter(core.model.fusion_adapter, staging)
         text_config = holder.config.to_dict()
         text_config.pop("_name_or_path", None)
-        fingerprint = folder_fingerprint(scratch / BACKBONE_COPY)
+        fingerprint = folder_fingerprint(staging / BACKBONE_COPY)
         dataclasses.replace(
             description,
             model={**description.model, "text_config": text_config, "lora_sharing": SHARED},
             processor=processor.to_dict(),
             backbone=BackboneReference(f"{reference.name} with LoRA", BACKBONE_COPY, fingerprint, "none", wanted),
             merged={"language": language, "lora_sharing": sharing, "quantization": reference.quantization},
-        ).save(scratch)
+        ).save(staging)
     return output
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import platform
@@ -17,6 +16,9 @@ from typing import Any
 from llm_mer.checkpoints.description import CheckpointDescription, stack_versions
 from llm_mer.checkpoints.run_differences import OPTION_GROUPS, RunSetup
 from llm_mer.errors import UserError
+from llm_mer.storage.atomic_files import write_json_atomically
+from llm_mer.storage.fingerprints import safetensors_sha256
+from llm_mer.storage.json_files import read_json
 
 MANIFEST = "run_manifest.json"
 MANIFEST_FORMAT = 1
@@ -100,21 +102,14 @@ class RunManifest:
     def save(self, folder: Path) -> None:
         """Write ``run_manifest.json``, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = folder / f".{MANIFEST}"
-        scratch.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1), encoding="utf-8")
-        scratch.replace(folder / MANIFEST)
+        write_json_atomically(folder / MANIFEST, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> RunManifest:
         """Read ``run_manifest.json``. Raises :class:`UserError` where there is none, or one that cannot be read."""
         path = folder / MANIFEST
-        if not path.is_file():
-            raise UserError(f"{folder}: no {MANIFEST}; name a folder that finetune.py of this version wrote")
-        try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}: damaged or cut off, not JSON: {error}") from None
-        return cls.from_dict(entry, str(path))
+        missing = f"{folder}: no {MANIFEST}; name a folder that finetune.py of this version wrote"
+        return cls.from_dict(read_json(path, missing), str(path))
 
     @classmethod
     def from_dict(cls, entry: Any, where: str) -> RunManifest:
@@ -246,16 +241,5 @@ def weights_file(folder: Path) -> Path | None:
 
 def weights_digest(folder: Path) -> str | None:
     """SHA-256 over names, types, shapes and bytes of a checkpoint's weights in the order of their names."""
-    import torch
-    from safetensors import safe_open
-
     path = weights_file(folder)
-    if path is None:
-        return None
-    digest = hashlib.sha256()
-    with safe_open(path, "pt") as stream:
-        for name in sorted(stream.keys()):
-            value = stream.get_tensor(name).contiguous()
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return None if path is None else safetensors_sha256(path)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,8 @@ from llm_mer.data.store import FEATURE_COLUMNS
 from llm_mer.data.words import join_words, split_words
 from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
+from llm_mer.storage.atomic_files import open_atomically
+from llm_mer.storage.fingerprints import json_sha256
 
 
 class FeatureCache:
@@ -37,7 +38,7 @@ class FeatureCache:
 
     def get(self, key: Sequence[Any], make: Callable[[], np.ndarray]) -> np.ndarray:
         """The array of this key, made where it is not there yet; a damaged file is made again."""
-        name = hashlib.sha256(json.dumps(key, ensure_ascii=False).encode()).hexdigest()[:32]
+        name = json_sha256(key)[:32]
         if self.folder is None:
             if name not in self._kept:
                 self._kept[name] = make()
@@ -50,10 +51,8 @@ class FeatureCache:
                 path.unlink(missing_ok=True)
         values = np.asarray(make(), dtype=np.float32)
         self.folder.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        with scratch.open("wb") as stream:
+        with open_atomically(path, "wb") as stream:
             np.save(stream, values)
-        scratch.replace(path)
         return values
 
 

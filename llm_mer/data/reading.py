@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources import read_source, split_source
-from llm_mer.data.store import Fingerprint, UtteranceStore
+from llm_mer.data.store import UtteranceFingerprint, UtteranceStore
 from llm_mer.errors import UserError
 
 
@@ -18,7 +18,7 @@ def read_utterances(source: str) -> tuple[dict[str, Sequence[Utterance]], dict[s
     public = split_source(source)
     if public is not None:
         splits: dict[str, list[Utterance]] = {}
-        fingerprint = Fingerprint()
+        fingerprint = UtteranceFingerprint()
         for utterance in read_source(*public):
             splits.setdefault(utterance.split, []).append(utterance)
             fingerprint.update(utterance)

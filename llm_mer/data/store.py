@@ -9,10 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -24,10 +21,15 @@ from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.statistics import FeatureStatistics, RunningStatistics
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import require_language
+from llm_mer.storage.atomic_files import replaced_folder, write_json_atomically, write_text_atomically
+from llm_mer.storage.fingerprints import json_sha256
+from llm_mer.storage.json_files import read_json_object
 
 logger = logging.getLogger(__name__)
 
 STORE_FILE = "store.json"
+QUARANTINE_FILE = "quarantine.jsonl"
+"""Files that ``llm-mer extract`` could not use, one line each, beside the store."""
 STORE_VERSION = 1
 DESCRIPTIVE_COLUMNS: tuple[str, ...] = (
     "id",
@@ -89,7 +91,7 @@ class StoreInfo:
 def info_digest(entry: dict[str, Any]) -> str:
     """SHA-256 of what ``store.json`` says beside its own digest."""
     content = {name: value for name, value in entry.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json_sha256(content, sort_keys=True, ensure_ascii=True)
 
 
 def check_values(features: np.ndarray, where: str) -> None:
@@ -194,7 +196,7 @@ class SeenIds:
         return True
 
 
-class Fingerprint:
+class UtteranceFingerprint:
     """SHA-256 over the content of utterances in order."""
 
     def __init__(self) -> None:
@@ -220,71 +222,67 @@ def write_store(
     folder: Path,
     feature_names: dict[str, list[str]] | None = None,
     description: dict[str, Any] | None = None,
+    extra_files: Callable[[], Mapping[str, str]] | None = None,
 ) -> Path:
     """Write utterances to ``folder``, one pass, constant memory; an existing store is replaced only once all is written.
 
-    Raises:
-        UserError: a duplicate id, a wrong split or language, feature sizes that differ, NaN, or no utterance at all.
-    """
-    from datasets.arrow_writer import ArrowWriter
+    Files in ``folder`` that no store writer made stay there.
 
+    Args:
+        extra_files: called when all utterances are written; names and texts of files that belong to the store.
+
+    Raises:
+        UserError: a folder that is not a store, a duplicate id, a wrong split or language, feature sizes that differ, NaN,
+            no utterance at all, or a full disk.
+    """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        writers: dict[str, Any] = {}
-        sizes: dict[str, int] = {}
-        running: dict[str, RunningStatistics] = {}
-        counts: dict[str, int] = {}
-        seen = SeenIds()
-        fingerprint = Fingerprint()
-        for utterance in utterances:
-            check_utterance(utterance, sizes)
-            if not seen.add(utterance.id):
-                raise UserError(f"utterance id {utterance.id!r} occurs twice; ids must be unique within a dataset")
-            if utterance.split not in writers:
-                writers[utterance.split] = ArrowWriter(
-                    features=_arrow_features(), path=str(scratch / f"{utterance.split}.arrow"), writer_batch_size=64
-                )
-            writers[utterance.split].write(_arrow_row(utterance))
-            counts[utterance.split] = counts.get(utterance.split, 0) + 1
-            fingerprint.update(utterance)
-            if utterance.split == "train":
-                for modality, features in _features(utterance).items():
-                    running.setdefault(modality, RunningStatistics()).update(features)
-        if not writers:
-            raise UserError(f"{folder}: there is no utterance to store")
-        for writer in writers.values():
-            writer.finalize()
-        statistics = {m: result for m, r in running.items() if (result := r.result()) is not None}
-        checksums = {split: compute_checksums(scratch / f"{split}.arrow", DESCRIPTIVE_COLUMNS) for split in writers}
-        info = StoreInfo(
-            sizes, statistics, counts, fingerprint.hexdigest(), feature_names or {}, description or {}, checksums
-        )
-        (scratch / STORE_FILE).write_text(json.dumps(info.to_dict(), ensure_ascii=False, indent=1), encoding="utf-8")
-        os.chmod(scratch, 0o755)
-        _exchange(scratch, folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / STORE_FILE).is_file())):
+        raise UserError(f"{folder} exists and is not a store; name an empty or new folder")
+    with replaced_folder(folder, is_store_file) as staging:
+        info = _write_splits(utterances, staging, folder)
+        info.feature_names, info.description = feature_names or {}, description or {}
+        write_json_atomically(staging / STORE_FILE, info.to_dict())
+        for name, text in (extra_files() if extra_files is not None else {}).items():
+            write_text_atomically(staging / name, text)
     return folder
 
 
-def _exchange(scratch: Path, folder: Path) -> None:
-    """Put ``scratch`` in the place of ``folder``; the old store is deleted only when the new one stands there."""
-    if not folder.exists():
-        scratch.rename(folder)
-        return
-    if any(folder.iterdir()) and not (folder / STORE_FILE).is_file():
-        raise UserError(f"{folder} exists and is not a store; name an empty or new folder")
-    old = scratch.with_name(f"{scratch.name}-old")
-    folder.rename(old)
-    try:
-        scratch.rename(folder)
-    except BaseException:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def is_store_file(name: str) -> bool:
+    """Whether a file in a store's folder is one that :func:`write_store` writes, and may replace."""
+    return name in (STORE_FILE, QUARANTINE_FILE, *(f"{split}.arrow" for split in SPLITS))
+
+
+def _write_splits(utterances: Iterable[Utterance], staging: Path, folder: Path) -> StoreInfo:
+    """Write ``<split>.arrow`` files into ``staging``. ``folder`` is what messages name."""
+    from datasets.arrow_writer import ArrowWriter
+
+    writers: dict[str, Any] = {}
+    sizes: dict[str, int] = {}
+    running: dict[str, RunningStatistics] = {}
+    counts: dict[str, int] = {}
+    seen = SeenIds()
+    fingerprint = UtteranceFingerprint()
+    for utterance in utterances:
+        check_utterance(utterance, sizes)
+        if not seen.add(utterance.id):
+            raise UserError(f"utterance id {utterance.id!r} occurs twice; ids must be unique within a dataset")
+        if utterance.split not in writers:
+            writers[utterance.split] = ArrowWriter(
+                features=_arrow_features(), path=str(staging / f"{utterance.split}.arrow"), writer_batch_size=64
+            )
+        writers[utterance.split].write(_arrow_row(utterance))
+        counts[utterance.split] = counts.get(utterance.split, 0) + 1
+        fingerprint.update(utterance)
+        if utterance.split == "train":
+            for modality, features in _features(utterance).items():
+                running.setdefault(modality, RunningStatistics()).update(features)
+    if not writers:
+        raise UserError(f"{folder}: there is no utterance to store")
+    for writer in writers.values():
+        writer.finalize()
+    statistics = {m: result for m, r in running.items() if (result := r.result()) is not None}
+    checksums = {split: compute_checksums(staging / f"{split}.arrow", DESCRIPTIVE_COLUMNS) for split in writers}
+    return StoreInfo(sizes, statistics, counts, fingerprint.hexdigest(), checksums=checksums)
 
 
 class UtteranceTable(Sequence[Utterance]):
@@ -370,14 +368,7 @@ class UtteranceStore:
         """Open a folder written by :func:`write_store`. Raises :class:`UserError` when it is not one."""
         folder = Path(folder)
         path = folder / STORE_FILE
-        if not path.is_file():
-            raise UserError(f"{folder}: no {STORE_FILE} here; a store is written by `llm-mer extract`")
-        try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}: damaged, not JSON: {error}") from None
-        if not isinstance(entry, dict):
-            raise UserError(f"{path}: damaged, holds {type(entry).__name__} in place of an object")
+        entry = read_json_object(path, f"{folder}: no {STORE_FILE} here; a store is written by `llm-mer extract`")
         if entry.get("version") != STORE_VERSION:
             raise UserError(f"{path}: version {entry.get('version')!r}, this program reads {STORE_VERSION}")
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,8 @@ from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.inference.prediction import Prediction
+from llm_mer.storage.atomic_files import write_text_atomically
+from llm_mer.storage.fingerprints import files_sha256
 
 if TYPE_CHECKING:
     from llm_mer.data.dataset import MerDataset
@@ -24,14 +25,8 @@ JOURNAL = "predictions.partial.jsonl"
 
 def checkpoint_fingerprint(folder: Path | str) -> str:
     """SHA-256 over what a checkpoint answers with: its description, weights and tokenizer."""
-    digest = hashlib.sha256()
     names = ("llm_mer.json", "*.safetensors", "tokenizer*.json", "*.jinja", "*.model")
-    for path in sorted({path for pattern in names for path in Path(folder).glob(pattern)}):
-        digest.update(path.name.encode())
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return files_sha256(path for pattern in names for path in Path(folder).glob(pattern))
 
 
 @dataclass
@@ -72,7 +67,7 @@ class Journal:
                 "another --output, or delete the file"
             )
         if rest:
-            path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
+            write_text_atomically(path, "".join(f"{line}\n" for line in whole))
         return journal
 
     def append(self, condition: str, questions: tuple[int, ...], predictions: list[Prediction]) -> None:

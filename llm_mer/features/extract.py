@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
-import shutil
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,17 +20,20 @@ import numpy as np
 
 from llm_mer.data.feature_settings import FeatureSettings
 from llm_mer.data.schema import Utterance
-from llm_mer.data.store import write_store
+from llm_mer.data.store import QUARANTINE_FILE, write_store
 from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.features.acoustic import OPENSMILE_NOTICE
 from llm_mer.features.extractor import Extracted, Extractor, Rejected, with_features
 from llm_mer.prompting.languages import require_language
+from llm_mer.storage.atomic_files import open_atomically
+from llm_mer.storage.fingerprints import json_sha256
 
 logger = logging.getLogger(__name__)
-QUARANTINE = "quarantine.jsonl"
-IN_FLIGHT = 8
+TASKS_PER_WORKER = 8
 """Utterances handed to each worker ahead of time."""
+PART_FILE = re.compile(r"\.?[0-9a-f]{32}\.(npz|(npz\.)?\d+(\.[0-9a-f]{8})?\.tmp)")
+"""Names of finished and unfinished results of single utterances."""
 
 
 @dataclass
@@ -94,15 +97,13 @@ def _part_path(folder: Path, utterance: Utterance, settings: FeatureSettings) ->
     for media in (utterance.audio, utterance.vision):
         state = os.stat(media) if media is not None and os.path.isfile(media) else None
         key.append([media, state.st_size, state.st_mtime_ns] if state else [media])
-    return folder / f"{hashlib.sha256(json.dumps(key, ensure_ascii=False).encode()).hexdigest()[:32]}.npz"
+    return folder / f"{json_sha256(key)[:32]}.npz"
 
 
 def _save_part(path: Path, found: Extracted) -> None:
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
     rejected = json.dumps([asdict(r) for r in found.rejected], ensure_ascii=False)
-    with scratch.open("wb") as stream:
+    with open_atomically(path, "wb") as stream:
         np.savez(stream, rejected=np.array(rejected), **found.features)  # type: ignore[arg-type]
-    scratch.replace(path)
 
 
 def _load_part(path: Path) -> Extracted:
@@ -151,19 +152,30 @@ def extract(config: ExtractConfig, utterances: Sequence[Utterance], progress: bo
             if has_any and not (found.rejected and config.on_bad_media == "drop"):
                 yield kept
 
+    def quarantine() -> dict[str, str]:
+        lines = [json.dumps(asdict(r), ensure_ascii=False) for r in rejected]
+        return {QUARANTINE_FILE: "".join(f"{line}\n" for line in lines)}
+
     description = {"source": Path(config.manifest).name, "features": settings.to_dict()}
     try:
-        write_store(stored(), output, names, description)
+        write_store(stored(), output, names, description, quarantine)
     except UserError as error:
         if rejected:
             raise UserError(f"{error}; {len(rejected)} files were rejected, the first: {rejected[0].message}") from None
         raise
-    lines = [json.dumps(asdict(r), ensure_ascii=False) for r in rejected]
-    (output / QUARANTINE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     if rejected:
-        logger.warning("%d files could not be used; %s names each with its reason", len(rejected), output / QUARANTINE)
-    shutil.rmtree(parts)
+        logger.warning("%d files could not be used; %s names each with its reason", len(rejected), output / QUARANTINE_FILE)
+    remove_parts(parts)
     return output
+
+
+def remove_parts(folder: Path) -> None:
+    """Delete the results that waited in a folder, those of killed workers included, and the folder where nothing is left."""
+    for path in folder.iterdir():
+        if PART_FILE.fullmatch(path.name):
+            path.unlink()
+    with suppress(OSError):  # not empty: what else lies there is not ours
+        folder.rmdir()
 
 
 def extract_manifest(config: ExtractConfig) -> Path:
@@ -201,7 +213,7 @@ def _run_pool(
     tasks: list[tuple[Utterance, Path]], settings: FeatureSettings, workers: int, bar: Any, in_flight: int | None = None
 ) -> tuple[list[tuple[Utterance, Path]], list[tuple[Utterance, Path]]]:
     """Run tasks in a pool; returns those a worker may have died of, and those not begun by then."""
-    limit = in_flight or workers * IN_FLIGHT
+    limit = in_flight or workers * TASKS_PER_WORKER
     waiting = list(reversed(tasks))
     running: dict[Future[None], tuple[Utterance, Path]] = {}
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (settings, 1)) as pool:

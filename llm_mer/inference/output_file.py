@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 import shutil
 import sys
 from array import array
@@ -18,6 +17,7 @@ import numpy as np
 
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
+from llm_mer.storage.atomic_files import open_atomically
 
 PROBABILITY_FLOOR = 0.0005
 """Probabilities below this are left out of a score's printed distribution; they stay in ``--full`` output."""
@@ -112,19 +112,15 @@ class PartFiles:
                         offsets.append(offset)
                     offset += len(line)
         order = np.argsort(np.asarray(places, dtype=np.int64), kind="stable")
-        scratch = self.output.with_name(f".{self.output.name}.merging")
         with ExitStack() as stack:
             streams = [stack.enter_context(part.open("rb")) for part in parts]
-            out = stack.enter_context(scratch.open("wb"))
+            out = stack.enter_context(open_atomically(self.output, "wb", fsync=True))
             if self.output.is_file():
                 with self.output.open("rb") as kept:
                     shutil.copyfileobj(kept, out)
             for index in order:
                 streams[files[index]].seek(offsets[index])
                 out.write(streams[files[index]].readline().partition(b"\t")[2])
-            out.flush()
-            os.fsync(out.fileno())
-        scratch.replace(self.output)
         for part in parts:
             part.unlink()
 

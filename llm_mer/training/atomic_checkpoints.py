@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import logging
 import os
 import re
@@ -15,6 +12,9 @@ from pathlib import Path
 
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
+from llm_mer.storage.atomic_files import fsync_folder, is_disk_full, write_json_atomically
+from llm_mer.storage.fingerprints import file_sha256
+from llm_mer.storage.json_files import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,8 @@ def write_completion_marker(folder: Path) -> None:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
-    with (folder / COMPLETION_MARKER).open("w", encoding="utf-8") as stream:
-        json.dump({"files": files}, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+    write_json_atomically(folder / COMPLETION_MARKER, {"files": files})
 
 
 def find_corruption(folder: Path) -> str | None:
@@ -43,8 +39,8 @@ def find_corruption(folder: Path) -> str | None:
     if not (folder / COMPLETION_MARKER).is_file():
         return f"no {COMPLETION_MARKER}: it was not finished, or an earlier version wrote it"
     try:
-        files = json.loads((folder / COMPLETION_MARKER).read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, TypeError):
+        files = read_json_object(folder / COMPLETION_MARKER)["files"]
+    except (UserError, KeyError):
         return f"{COMPLETION_MARKER} is damaged"
     for name, entry in files.items():
         path = folder / name
@@ -53,9 +49,8 @@ def find_corruption(folder: Path) -> str | None:
         if (size := path.stat().st_size) != entry["size"]:
             return f"{name} has {size} bytes, {entry['size']} were written"
     for name, entry in files.items():
-        with (folder / name).open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
-                return f"{name} is not what was written"
+        if file_sha256(folder / name) != entry["sha256"]:
+            return f"{name} is not what was written"
     return None
 
 
@@ -139,11 +134,7 @@ class CheckpointWriter:
         if target.exists():  # from a run of which this one repeats the step
             target.rename(self.staging / f"{self.name}.before")
         source.rename(target)
-        folder = os.open(self.output, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        fsync_folder(self.output)
         self._rotate(keep, best)
         shutil.rmtree(self.staging, ignore_errors=True)
 
@@ -187,12 +178,3 @@ def error_chain(error: BaseException) -> Sequence[BaseException]:
         found.append(following)
         following = following.__cause__ or following.__context__
     return found
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error means a full disk: Python's by its number, safetensors' by its text, torch's by a short write."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    message = str(error)
-    short = isinstance(error, RuntimeError) and "inline_container" in message and "unexpected pos" in message
-    return short or "os error 28" in message

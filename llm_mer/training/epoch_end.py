@@ -12,6 +12,7 @@ from llm_mer.checkpoints.description import TRAJECTORIES
 from llm_mer.distributed.deepspeed import gathered_master_parameters
 from llm_mer.distributed.sharded_parameters import keep_parameters_gathered, reduce_gradients_in_parameter_order
 from llm_mer.model.modeling_mer import fusion_adapter_of
+from llm_mer.storage.atomic_files import write_text_atomically
 
 
 class _EpochEnd(TrainerCallback):
@@ -43,9 +44,7 @@ class _EpochEnd(TrainerCallback):
         elif state.is_world_process_zero and path.is_file():  # a resumed run walks the epochs after its checkpoint again
             # A line without its end was being written when the run was killed.
             lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            scratch = path.with_name(f".{path.name}")
-            scratch.write_text("".join(line for line in lines if json.loads(line)["epoch"] <= (state.epoch or 0)))
-            scratch.replace(path)
+            write_text_atomically(path, "".join(line for line in lines if json.loads(line)["epoch"] <= (state.epoch or 0)))
 
     def follow(self, args: Any, state: Any) -> None:
         """Append where the followed vectors stand now. Every rank comes here: they may be sharded."""

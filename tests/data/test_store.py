@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -304,6 +307,39 @@ def test_a_finished_write_replaces_the_old_store_whole(tmp_path: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == [STORE_FILE, "train.arrow"]
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
     assert same(old[0], corpus()[1])  # a reader of the old store keeps what it mapped
+
+
+def test_files_of_others_in_a_stores_folder_stay_when_it_is_written_again(tmp_path: Path) -> None:
+    folder = write_store(corpus(), tmp_path / "store")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "thesis.txt").write_text("years of work")
+    (folder / "labels.csv").write_text("mine")
+    write_store([utterance("z", 1)], folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["labels.csv", "notes", STORE_FILE, "train.arrow"]
+    assert (folder / "labels.csv").read_text() == "mine"
+    assert (folder / "notes" / "thesis.txt").read_text() == "years of work"
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+import numpy as np
+from llm_mer.data.schema import Utterance
+from llm_mer.data.store import write_store
+def utterances():
+    for i in range(200):
+        yield Utterance(str(i), text="x", audio_features=np.ones((100, 50), np.float32))
+    os.kill(os.getpid(), signal.SIGKILL)
+write_store(utterances(), Path("store"))
+"""
+
+
+def test_what_a_killed_writer_left_is_gone_after_the_next_write(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert sum(p.stat().st_size for p in tmp_path.rglob("*.arrow")) > 1_000_000
+    write_store(corpus(), tmp_path / "store")
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
 
 
 def test_an_empty_folder_may_be_written_to_and_parents_are_made(tmp_path: Path) -> None:

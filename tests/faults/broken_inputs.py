@@ -693,7 +693,7 @@ STORES = (
     Fault(
         "store: no store", lambda g: g.folder, store_splits, "no store.json here; a store is written by `llm-mer extract`"
     ),
-    Fault("store: not JSON", copied_store(lambda f: cut(f / "store.json")), store_splits, "damaged, not JSON"),
+    Fault("store: not JSON", copied_store(lambda f: cut(f / "store.json")), store_splits, "damaged or cut off, not JSON"),
     Fault(
         "store: a list",
         copied_store(lambda f: edit(f / "store.json", lambda e: [e])),

@@ -16,10 +16,10 @@ from media_files import clip, tone, work_or_die, write_mp4, write_wav
 from llm_mer.data.feature_settings import FeatureSettings
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.manifest import write_manifest
-from llm_mer.data.store import UtteranceStore
+from llm_mer.data.store import QUARANTINE_FILE, UtteranceStore
 from llm_mer.errors import UserError
 from llm_mer.features import extract as module
-from llm_mer.features.extract import QUARANTINE, ExtractConfig, extract, extract_manifest
+from llm_mer.features.extract import ExtractConfig, extract, extract_manifest
 from llm_mer.features.extractor import Extractor, extract_one
 from llm_mer.features.media import MediaError, read_audio, read_frames
 
@@ -89,7 +89,7 @@ def stored(store: UtteranceStore) -> dict[str, Utterance]:
 
 
 def quarantine(store: UtteranceStore) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (store.folder / QUARANTINE).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (store.folder / QUARANTINE_FILE).read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_one_and_two_workers_write_the_same_store(good: list[Utterance], one_wor
     two = run(tmp_path / "store", good, workers=2)
     assert two.info.fingerprint == one_worker.info.fingerprint
     assert two.info.to_dict() == one_worker.info.to_dict()
-    assert (two.folder / QUARANTINE).read_text() == (one_worker.folder / QUARANTINE).read_text() == ""
+    assert (two.folder / QUARANTINE_FILE).read_text() == (one_worker.folder / QUARANTINE_FILE).read_text() == ""
 
 
 def test_the_store_holds_every_utterance_with_both_modalities(good: list[Utterance], one_worker: UtteranceStore) -> None:
@@ -137,6 +137,17 @@ def test_extract_one_gives_the_features_of_extract(good: list[Utterance], one_wo
 def test_nothing_but_the_store_is_left(good: list[Utterance], here: list[str], tmp_path: Path) -> None:
     run(tmp_path / "store", good, **LIGHT)
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
+
+
+def test_files_of_others_beside_and_in_the_store_stay(good: list[Utterance], here: list[str], tmp_path: Path) -> None:
+    run(tmp_path / "store", good, **LIGHT)
+    (tmp_path / "store.parts").mkdir()
+    for place in ("store/notes.txt", "store.parts/notes.txt", "store.parts/features.npz"):
+        (tmp_path / place).write_text("mine")
+    run(tmp_path / "store", good[:2], **LIGHT)
+    assert sorted(p.name for p in (tmp_path / "store.parts").iterdir()) == ["features.npz", "notes.txt"]
+    assert (tmp_path / "store" / "notes.txt").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["store", "store.parts"]
 
 
 def test_a_manifest_on_disk_is_extracted(good: list[Utterance], here: list[str], tmp_path: Path) -> None:
@@ -203,7 +214,7 @@ def test_bad_media_are_dropped_and_each_named_with_its_reason(
     assert (fields.pop("silent"), fields.pop("short")) == (["audio"], ["audio"])
     assert all(found == ["audio", "vision"] for found in fields.values())
     assert f"{len(entries)} files could not be used" in caplog.text
-    assert str(store.folder / QUARANTINE) in caplog.text
+    assert str(store.folder / QUARANTINE_FILE) in caplog.text
 
 
 def test_bad_media_can_be_kept_as_missing_modalities(
@@ -434,8 +445,8 @@ def test_after_a_crash_only_what_was_in_work_is_retried_alone(tmp_path: Path, mo
     assert all(part.read_text() == utterance.id for utterance, part in tasks if utterance.id != "t3")
     alone = [name for workers, ids in made if workers == 1 for name in ids]
     assert "t3" in alone
-    assert len(alone) <= 4 * module.IN_FLIGHT + 1
-    assert len(made[-1][1]) == 100 - 4 * module.IN_FLIGHT
+    assert len(alone) <= 4 * module.TASKS_PER_WORKER + 1
+    assert len(made[-1][1]) == 100 - 4 * module.TASKS_PER_WORKER
     assert made[-1][0] == 4  # the rest is done by all workers again
 
 

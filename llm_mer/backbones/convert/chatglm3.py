@@ -15,10 +15,11 @@ from tokenizers import AddedToken, processors
 from torch import Tensor
 from transformers import GenerationConfig, GlmConfig, PreTrainedTokenizerFast
 
-from llm_mer.backbones.convert.folders import ShardWriter, new_folder
+from llm_mer.backbones.convert.folders import ShardWriter
 from llm_mer.backbones.convert.llama2c import BOS, DEFAULT_SHARD_BYTES, EOS, UNK
 from llm_mer.backbones.convert.sentencepiece import bpe_tokenizer, read_sentencepiece
 from llm_mer.errors import UserError, first_line
+from llm_mer.storage.atomic_files import new_folder
 
 # In the order of their ids, which follow the SentencePiece pieces directly.
 SPECIAL_TOKENS = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
@@ -77,8 +78,8 @@ def convert_chatglm3(source: Path, target: Path, max_shard_bytes: int = DEFAULT_
     plan = weight_plan(config)
     seen: set[str] = set()
     dtypes: set[torch.dtype] = set()
-    with new_folder(target, sum(path.stat().st_size for path in files)) as scratch:
-        writer = ShardWriter(scratch, max_shard_bytes)
+    with new_folder(target, sum(path.stat().st_size for path in files)) as staging:
+        writer = ShardWriter(staging, max_shard_bytes)
         for path in files:
             for key, tensor in read_tensors(path):
                 if key == "transformer.rotary_pos_emb.inv_freq":
@@ -102,12 +103,12 @@ def convert_chatglm3(source: Path, target: Path, max_shard_bytes: int = DEFAULT_
             raise UserError(f"{source}: its weight files lack {len(missing)} weights, e.g. {missing[0]!r}")
         writer.close()
         config.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-        config.save_pretrained(scratch)
+        config.save_pretrained(staging)
         # The published chat stops at the end token and where the model would speak for the user or a tool.
         ids = tokenizer.get_vocab()
         stops = [ids[EOS], ids["<|user|>"], ids["<|observation|>"]]
-        GenerationConfig(eos_token_id=stops, pad_token_id=0).save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
+        GenerationConfig(eos_token_id=stops, pad_token_id=0).save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
     return target
 
 

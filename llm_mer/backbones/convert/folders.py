@@ -1,52 +1,15 @@
-"""Folders of converted backbones: written beside the target and put in its place when whole, in shards of bounded size."""
+"""Converted backbones in shards of bounded size."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from llm_mer.errors import UserError
-
-
-@contextmanager
-def new_folder(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
-    """A scratch folder beside ``target`` that becomes ``target`` when the block ends well and vanishes when it does not.
-
-    Args:
-        target: must not exist, or be an empty folder. needed_bytes: free space to ask for before anything is written.
-
-    Raises:
-        UserError: the target is taken, or the disk is full, read-only or otherwise refuses.
-    """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists already; name a folder that is new or empty")
-    scratch: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(target.parent).free
-        if needed_bytes > free:
-            raise UserError(f"{target}: needs {needed_bytes / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free on that disk")
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        yield scratch
-        os.chmod(scratch, 0o755)  # mkdtemp makes it private
-        scratch.rename(target)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error}") from error
-    except SafetensorError as error:  # how safetensors reports a failed write
-        raise UserError(f"{target} cannot be written: {error}") from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 class ShardWriter:

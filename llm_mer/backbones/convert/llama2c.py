@@ -17,7 +17,7 @@ from tokenizers import processors
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from llm_mer.backbones.convert.folders import ShardWriter, new_folder
+from llm_mer.backbones.convert.folders import ShardWriter
 from llm_mer.backbones.convert.sentencepiece import (
     BYTE,
     CONTROL,
@@ -29,6 +29,7 @@ from llm_mer.backbones.convert.sentencepiece import (
     read_sentencepiece,
 )
 from llm_mer.errors import UserError
+from llm_mer.storage.atomic_files import new_folder
 
 HEADER_BYTES = 28
 VERSIONED_MAGIC = 0x616B3432  # "ak42": llama2.c's later layouts, which carry a version after it
@@ -115,15 +116,15 @@ def convert_llama2c(source: Path, target: Path, tokenizer: Path | None = None) -
         architectures=["LlamaForCausalLM"],
         dtype="float32",
     )
-    with new_folder(target, source.stat().st_size) as scratch:
-        writer = ShardWriter(scratch, DEFAULT_SHARD_BYTES)
+    with new_folder(target, source.stat().st_size) as staging:
+        writer = ShardWriter(staging, DEFAULT_SHARD_BYTES)
         for name, array in tensors(source, header):
             writer.add(name, array)
         writer.close()
-        config.save_pretrained(scratch)
+        config.save_pretrained(staging)
         # llama2.c's own models were trained on <s> story <s> story …: there <s> ends a text.
-        GenerationConfig(bos_token_id=1, eos_token_id=[2, 1], pad_token_id=0).save_pretrained(scratch)
-        fast.save_pretrained(scratch)
+        GenerationConfig(bos_token_id=1, eos_token_id=[2, 1], pad_token_id=0).save_pretrained(staging)
+        fast.save_pretrained(staging)
     return target
 
 

@@ -14,10 +14,10 @@ import sentencepiece
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from llm_mer.backbones.convert.folders import new_folder
 from llm_mer.backbones.convert.llama2c import convert_llama2c, load_tokenizer
 from llm_mer.backbones.loading import load_backbone
 from llm_mer.errors import UserError
+from llm_mer.storage.atomic_files import new_folder
 
 SHARED = Path(os.environ.get("LLM_MER_SHARED_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
 STORIES = SHARED / "stories260k" / "stories260K.bin"

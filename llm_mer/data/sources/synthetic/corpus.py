@@ -18,6 +18,8 @@ from llm_mer.data.sources.synthetic.sentences import sentence
 from llm_mer.data.sources.synthetic.speech import Synthesiser, Voice, speak
 from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
+from llm_mer.storage.atomic_files import open_atomically, write_json_atomically
+from llm_mer.storage.json_files import read_json_object
 
 EMOTIONS: tuple[str, ...] = ("neutral", "joy", "sadness", "anger", "fear", "surprise")
 SHARES: dict[str, float] = {"train": 0.62, "valid": 0.12, "test": 0.26}
@@ -313,14 +315,13 @@ def make_corpus(config: CorpusConfig, progress: bool = True) -> Path:
     settings = {k: v for k, v in asdict(config).items() if k not in ("output", "workers")}
     description = folder / DESCRIPTION
     if description.is_file():
-        found = json.loads(description.read_text(encoding="utf-8"))["settings"]
+        found = read_json_object(description).get("settings", {})
         if found != settings:
             changed = sorted(k for k in settings if found.get(k) != settings[k])
             raise UserError(f"{folder} holds a corpus made with other {', '.join(changed)}; name another output")
     versions = {name: metadata.version(name) for name in ("numpy", "av", "opencv-python-headless", "espeakng-loader")}
     note = "A synthetic test bench: espeak-ng voices and drawn faces. Scores on it are not scores on people."
-    text = json.dumps({"settings": settings, "versions": versions, "note": note}, indent=1)
-    description.write_text(text, encoding="utf-8")
+    write_json_atomically(description, {"settings": settings, "versions": versions, "note": note})
     plans = plan_corpus(config)
     missing = [plan for plan in plans if not clip_path(folder, plan).is_file()]
     bar = track_progress(
@@ -337,8 +338,7 @@ def make_corpus(config: CorpusConfig, progress: bool = True) -> Path:
                 bar.update()
     bar.close()
     manifest = folder / MANIFEST
-    scratch = manifest.with_suffix(".part")
-    with scratch.open("w", encoding="utf-8") as stream:
+    with open_atomically(manifest) as stream:
         for plan in plans:
             clip = str(clip_path(Path(), plan))
             entry = {
@@ -356,5 +356,4 @@ def make_corpus(config: CorpusConfig, progress: bool = True) -> Path:
                 "tags": plan.tags,
             }
             stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
-    scratch.replace(manifest)
     return manifest
