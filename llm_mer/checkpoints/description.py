@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,9 @@ class CheckpointDescription:
     format: int = FORMAT_VERSION
 
     def save(self, folder: Path) -> None:
-        """Write ``llm_mer.json``."""
-        write_json_atomically(folder / DESCRIPTION_FILE, asdict(self))
+        """Write ``llm_mer.json``; folders of this machine say nothing elsewhere and are left out."""
+        written = self if self.run is None else replace(self, run=self.run.without_places())
+        write_json_atomically(folder / DESCRIPTION_FILE, asdict(written))
 
     @classmethod
     def load(cls, folder: Path) -> CheckpointDescription:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from llm_mer.prompting.tasks import Task
@@ -117,6 +118,21 @@ class RunSetup:
         for group in OPTION_GROUPS:
             flat |= {name: value for name, value in self.options[group].items() if name not in left_out}
         return flat
+
+    def without_places(self) -> RunSetup:
+        """The same setup without the folders of one machine: an absolute path that is never compared keeps its last part."""
+
+        def name(value: Any) -> Any:
+            if isinstance(value, list):
+                return [name(entry) for entry in value]
+            return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+        places = {*BOOKKEEPING, *COMPARED_BY_CONTENT}
+        options = {
+            group: {option: name(value) if option in places else value for option, value in values.items()}
+            for group, values in self.options.items()
+        }
+        return replace(self, options=options)
 
     def _shown_backbone(self) -> str:
         assert self.backbone is not None

@@ -767,6 +767,16 @@ def checkpoint(path: Path, ground: Ground) -> Any:
     return MerPipeline.from_pretrained(own if own.is_dir() else path)
 
 
+def another_adapter(name: str, **changes: Any) -> Build:
+    """A checkpoint, older than the record of where its adapter came from, that says it is of another adapter."""
+
+    def change(entry: Any) -> None:
+        entry["model"].update(adapter=name, **changes)
+        entry["adapter"] = None
+
+    return described(change)
+
+
 def described(change: Callable[[Any], Any]) -> Build:
     """A checkpoint with a change in what it says of itself."""
     return lambda ground: edit(ground.checkpoint() / "llm_mer.json", change)
@@ -834,17 +844,19 @@ CHECKPOINTS = (
     ),
     Fault(
         "checkpoint: unknown adapter",
-        described(lambda e: e["model"].update(adapter="perceiver")),
+        another_adapter("perceiver"),
         checkpoint,
         "unknown adapter 'perceiver'; choose one of egmf",
     ),
     Fault(
+        "checkpoint: two adapters named",
+        described(lambda e: e["model"].update(adapter="lsgmer")),
+        checkpoint,
+        "damaged or edited: .*adapter is 'egmf', the model's 'lsgmer'",
+    ),
+    Fault(
         "checkpoint: another adapter",
-        described(
-            lambda e: e["model"].update(
-                adapter="gated_projector", adapter_config={"feature_sizes": {"audio": 6}, "backbone_size": 48}
-            )
-        ),
+        another_adapter("gated_projector", adapter_config={"feature_sizes": {"audio": 6}, "backbone_size": 48}),
         checkpoint,
         "weights do not fit the description",
         "adapter_model.safetensors",
