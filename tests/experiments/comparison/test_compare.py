@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import yaml
 from conftest import ROOT, make_utterances, training_options
 
-from llm_mer.adapters import adapter_class, adapter_names
+from llm_mer.adapters import adapter_class, adapter_names, build_adapter
+from llm_mer.adapters.gia_mic import GIAMICConfig
 from llm_mer.checkpoints.run_manifest import RunManifest
 from llm_mer.errors import UserError
 from llm_mer.experiments.comparison import compare
@@ -420,10 +422,14 @@ def test_gates_on_conflict_names_gia_mics_gates_in_their_order_and_leaves_out_th
             used = [1.0, 1.0, float(index != 1), float(index != 1), 1.0, 1.0]
             gates = {"gate_mean": [0.1, 0.2, 0.3 if index != 1 else 0.9, 0.4, 0.5, 0.6], "gate_used": used}
             lines.append({"task": "emotion", "condition": "as is", "tags": [tag], "diagnostics": gates})
-    for name, modalities in (("three", None), ("two", ["text", "vision"])):
+    for name, modalities in (("three", ("text", "audio", "vision")), ("two", ("text", "vision"))):
         (tmp_path / name).mkdir()
-        if modalities is not None:
-            (tmp_path / name / "run.json").write_text(json.dumps({"modalities": modalities}), encoding="utf-8")
+        gates_in_order = build_adapter(
+            "gia_mic", GIAMICConfig(feature_sizes=dict.fromkeys(modalities, 4), num_classes=3, backbone_size=8)
+        ).diagnostic_info()
+        described = {"diagnostics": [dataclasses.asdict(info) for info in gates_in_order]}
+        (tmp_path / name / "run.json").write_text(json.dumps(described), encoding="utf-8")
+        if name == "two":
             for line in lines:
                 line["diagnostics"] = {"gate_mean": [0.1, 0.2], "gate_used": [1.0, 0.0]}
         text = "".join(json.dumps(line) + "\n" for line in lines)
