@@ -13,7 +13,7 @@ from conftest import make_utterances
 from llm_mer.checkpoints.description import CheckpointDescription
 from llm_mer.checkpoints.run_differences import RunSetup, resume_may_differ, run_differences
 from llm_mer.cli.train import finetune
-from llm_mer.data.store import Fingerprint
+from llm_mer.data.store import UtteranceFingerprint
 from llm_mer.errors import UserError
 from llm_mer.experiments.comparison.systems import plan
 from llm_mer.experiments.options import CompareConfig
@@ -86,6 +86,9 @@ def test_a_checkpoint_holds_every_option_of_its_run(saved: Path, arguments: Argu
     setup = CheckpointDescription.load(saved).run
     assert isinstance(setup, RunSetup)
     options = parse_arguments(arguments(**SAVING)).options()
+    places = options["data"].pop("data"), options["model"].pop("backbone")
+    named = setup.options["data"].pop("data"), setup.options["model"].pop("backbone")
+    assert named == tuple(Path(place).name for place in places), "a folder of this machine says nothing elsewhere"
     assert setup.options["data"] == options["data"]
     assert setup.options["adapter"] == options["adapter"]
     assert setup.options["model"] == options["model"]
@@ -129,7 +132,7 @@ def test_the_data_fingerprint_follows_what_places_an_utterance_in_a_dialogue(cha
     found = []
     (utterance,) = make_utterances("train", 1)
     for each in (utterance, dataclasses.replace(utterance, **change)):
-        fingerprint = Fingerprint()
+        fingerprint = UtteranceFingerprint()
         fingerprint.update(each)
         found.append(fingerprint.hexdigest())
     assert found[0] != found[1]
