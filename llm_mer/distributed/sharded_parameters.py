@@ -2,7 +2,7 @@
 
 DeepSpeed marks a parameter that ZeRO-3 shards with ``ds_id`` and its full size with ``ds_numel``; FSDP2's are DTensors with
 a ``device_mesh``. These, ``persistent_parameters``, ``is_external_param``, ``coalesce_grad_reduction`` and accelerate's
-``deepspeed_engine_wrapped`` are no public interfaces: seen in DeepSpeed 0.19 and accelerate 1.14, checked against what is
+``deepspeed_engine_wrapped`` are no public interfaces: seen in DeepSpeed 0.19 and accelerate 1.15, checked against what is
 installed by ``tests/distributed/test_private_parts.py``.
 """
 
