@@ -1,0 +1,132 @@
+"""What does an answer cost, against one forward of the tokens that only its utterance has, and what does a second task cost?
+
+Limits: one task at most 1.2 × a forward of the utterances' own prompt tokens; a second task on the same utterances at most
+the share of tokens that it adds. The instruction that all prompts begin with is kept from batch to batch, as ``Predictor``
+keeps it. Tasks: 7 labels of one to three tokens, and the 61 scores from -3.0 to 3.0 written digit by digit.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import (
+    PSEUDO_TOKENS,
+    Size,
+    alternate,
+    backbone,
+    mer_batch,
+    mer_model,
+    milliseconds,
+    options,
+    ratio,
+    report,
+    threads,
+)
+from label_scoring import END, LABELS, prefill, scores
+from torch import Tensor
+
+from llm_mer.model.modeling_mer import FUSION_KEYS
+from llm_mer.model.processing_mer import PromptIds
+from llm_mer.scoring.answer_scorer import AnswerTreeScorer, PrefixCache
+from llm_mer.scoring.answer_tree import AnswerTree
+from llm_mer.scoring.prompt_layout import PromptLayout, TaskPrompts
+
+INSTRUCTION, QUESTION = 64, 12
+"""Tokens that all prompts begin with, and tokens at the end of a prompt that ask for one task."""
+LIMIT = 1.2
+
+
+def task_prompts(own: Tensor, answers: list[list[int]], task: int, vocabulary: int) -> TaskPrompts:
+    """One task's prompts: the instruction, pseudo tokens and text ``own (B, T)``, whose last places ask for the task."""
+    generator = torch.Generator().manual_seed(7)
+    instruction = torch.randint(3, vocabulary, (INSTRUCTION,), generator=generator).tolist()
+    # No question begins like another: its first token is the task's own.
+    question = [3 + task, *torch.randint(3, vocabulary, (QUESTION - 1,), generator=generator).tolist()]
+    prompts = [PromptIds(instruction + row[:-QUESTION] + question, INSTRUCTION, PSEUDO_TOKENS) for row in own.tolist()]
+    return TaskPrompts(prompts, AnswerTree.build(answers, END))
+
+
+def verdict(value: float, limit: float) -> str:
+    """The ratio with its limit beside it."""
+    return f"{value:.3f} × (limit {limit:.3f} ×: {'met' if value <= limit else 'missed'})"
+
+
+def plain_inputs(size: Size, rows: int, tokens: int) -> dict[str, Tensor]:
+    """A batch of ``tokens`` places a row whose pseudo tokens stand first, as they do behind the instruction."""
+    batch = mer_batch(size, rows, tokens, answer=False)
+    batch["pseudo_token_mask"].zero_()
+    batch["pseudo_token_mask"][:, :PSEUDO_TOKENS] = True
+    return batch
+
+
+def measure(size: Size, rows: int, tokens: int, repetitions: int) -> list[str]:
+    """The cells of one row."""
+    model = mer_model(backbone(size)).eval()
+    scorer = AnswerTreeScorer(model)
+    inputs = plain_inputs(size, rows, tokens)
+    given: dict[str, Any] = {name: value for name, value in inputs.items() if name in FUSION_KEYS}
+    labels = task_prompts(inputs["input_ids"], LABELS, 0, size.vocabulary)
+    values = task_prompts(inputs["input_ids"], scores(), 1, size.vocabulary)
+    widths = [PromptLayout.build(asked, single=True).input_ids.shape[1] for asked in ([labels], [labels, values])]
+    with_answers = plain_inputs(size, rows, widths[0])
+    kept = [PrefixCache() for _ in range(4)]
+
+    def apart() -> None:
+        scorer.score([labels], given, kept[2])
+        scorer.score([values], given, kept[3])
+
+    sides: dict[str, Callable[[], object]] = {
+        "own": lambda: prefill(model, inputs),
+        "own and answers": lambda: prefill(model, with_answers),
+        "one": lambda: scorer.score([labels], given, kept[0]),
+        "one, nothing kept": lambda: scorer.score([labels], given),
+        "two": lambda: scorer.score([labels, values], given, kept[1]),
+        "apart": apart,
+    }
+    taken = alternate(sides, repetitions)
+    return [
+        f"{tokens}, {widths[0]}, {widths[1]}",
+        *(milliseconds(taken[side]) for side in sides),
+        verdict(ratio(taken["one"], taken["own"]), LIMIT),
+        f"{ratio(taken['one'], taken['own and answers']):.2f} ×",
+        verdict(ratio(taken["two"], taken["one"]), widths[1] / widths[0]),
+        f"{ratio(taken['apart'], taken['two']):.2f} ×",
+    ]
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--rows", type=int, default=8, help="utterances in a batch")
+    parser.add_argument("--repetitions", type=int, default=7)
+    arguments = parser.parse_args()
+    sizes = [Size(4, 128, 4000), Size(6, 256, 4000), Size(8, 512, 4000)]
+    plan = [(size, tokens) for size in sizes for tokens in (64, 192)]
+    rows, repetitions = arguments.rows, arguments.repetitions
+    if arguments.quick:
+        plan, rows, repetitions = [(Size(2, 128, 4000), 64)], 4, 2
+    table = []
+    with threads(arguments.threads):
+        for size, tokens in plan:
+            table.append([str(size), *measure(size, rows, tokens, repetitions)])
+            print(*table[-1], sep=" | ", file=sys.stderr, flush=True)
+    head = ["layers × size", "places a row: own prompt, with 7 labels, with both tasks", "own forward, ms"]
+    head += ["own and answers forward, ms", "one task, ms", "one task, nothing kept, ms", "two tasks, ms", "asked apart, ms"]
+    head += ["one task ÷ own forward", "÷ own and answers forward", "two tasks ÷ one (limit: places)", "apart ÷ two tasks"]
+    notes = (
+        f"Batch {rows}, vocabulary {plan[0][0].vocabulary}, {INSTRUCTION} tokens of instruction that all prompts share, "
+        f"then {PSEUDO_TOKENS} pseudo tokens of EGMF, text, and {QUESTION} tokens that ask for the task: all behind the "
+        f"instruction is an utterance's own. {arguments.threads} thread(s), float32, random weights; processor time, "
+        f"medians of {repetitions} turns, sides in turn, ratios within a turn. `own forward` runs the adapter and the "
+        "backbone causally over the own prompt tokens alone (no instruction, no answers) with logits at the last place; "
+        "the limit of 1.2 × is against it. `own and answers forward` is the same over as many tokens as the scorer's row "
+        "has, the tokens of the answer tree included. `nothing kept` computes the instruction again in each batch. `asked "
+        "apart` scores the two tasks one after another, each with the adapter, each with its instruction kept."
+    )
+    report("answer_cost", __doc__, head, table, notes, arguments.quick)
+
+
+if __name__ == "__main__":
+    main()
