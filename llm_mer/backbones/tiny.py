@@ -178,7 +178,7 @@ def is_backbone_file(name: str) -> bool:
 
 def pack(tokenizer: PreTrainedTokenizerFast, lines: list[str], length: int) -> Tensor:
     """Lines with their begin and end tokens, joined and cut into rows of ``length``: ``(N, length)``."""
-    eos = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+    eos = int(tokenizer.eos_token_id)
     stream = [token for ids in tokenizer(lines)["input_ids"] for token in (*ids, eos)]
     count = len(stream) // length
     return torch.tensor(stream[: count * length]).view(count, length)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
-from llm_mer.adapters.base import IGNORE_CLASS
 from llm_mer.checkpoints.description import CheckpointDescription
 from llm_mer.data.dataset import MerDataset
 from llm_mer.distributed.process_group import ProcessGroup
@@ -29,21 +27,20 @@ from llm_mer.model.processing_mer import MerProcessor
 from llm_mer.training.atomic_checkpoints import CheckpointWriter
 from llm_mer.training.epoch_end import _EpochEnd
 from llm_mer.training.evaluation import summarise
+from llm_mer.training.losses import (
+    STEP_TARGETS,
+    LossNotes,
+    StepTargets,
+    auxiliary_share,
+    known_targets,
+    language_model_share,
+)
 from llm_mer.training.sampling import GroupedByLength
 
 logger = logging.getLogger(__name__)
 
 
-def known_targets(batch: Mapping[str, Any]) -> tuple[int, int]:
-    """How many samples of a batch have a class, and how many a score."""
-    classes, scores = batch.get("class_targets"), batch.get("score_targets")
-    return (
-        0 if classes is None else int((classes != IGNORE_CLASS).sum()),
-        0 if scores is None else int((~torch.isnan(scores)).sum()),
-    )
-
-
-class MerTraining:
+class MerTraining(Trainer):
     """What both trainers share: the sum of named losses, their logs, and evaluation by the tasks' own metrics.
 
     The language-model loss is a sum over answer tokens divided by their count ``N`` in the whole global batch. An auxiliary
@@ -54,7 +51,9 @@ class MerTraining:
         L = w_lm · n · Σ_local nll / N_global  +  Σ_i w_i · n · aux_i · C_i,local / C_i,global
 
     A loss without such a count (GIA-MIC's contrast, LPGNet's distillation) weighs the same in each of ``g`` micro-batches:
-    ``aux_i / g``.
+    ``aux_i / g``. The terms are computed in :mod:`~llm_mer.training.losses`.
+
+    In ``MerTrainer`` the calls to ``super()`` reach TRL's trainer, which stands between this class and transformers'.
     """
 
     def set_up(
@@ -72,11 +71,11 @@ class MerTraining:
         self.description = description
         self.evaluation = evaluation
         self._records: dict[str, list[float]] = {}
-        self._shares: dict[str, dict[int, float]] = {}
-        self._targets: tuple[int, int] | None = None
+        self._shares = LossNotes()
+        self._evaluation_losses: dict[str, list[Tensor]] = {}
         self.current_gradient_accumulation_steps = 1  # set anew by each step
         self._staging_folder: Path | None = None
-        self.add_callback(_EpochEnd(self))  # type: ignore[attr-defined]
+        self.add_callback(_EpochEnd(self))
 
     # --- losses ---------------------------------------------------------------------------------------------------
 
@@ -86,6 +85,7 @@ class MerTraining:
         """The weighted sum of the language-model loss and the adapter's auxiliary losses."""
         trainer: Any = self
         inputs = dict(inputs)
+        targets = inputs.pop(STEP_TARGETS, None)
         if "labels" in inputs:
             inputs["use_cache"] = False
         outputs = model(**inputs)
@@ -96,14 +96,13 @@ class MerTraining:
             if num_items_in_batch is None:
                 share = outputs.loss
             else:
-                count = torch.as_tensor(num_items_in_batch, device=outputs.loss_sum.device).clamp(min=1)
-                scale = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
-                share = scale * outputs.loss_sum / count
+                processes = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
+                share = language_model_share(outputs.loss_sum, num_items_in_batch, processes)
             total = weight * share
             self.note(f"{mode}loss_lm", share, num_items_in_batch is None)
         for name, value in (outputs.fusion.aux_losses if outputs.fusion is not None else {}).items():
             weight = self.loss_weights.get(name, 0.0)
-            share = value * self.share_of(name, inputs, num_items_in_batch is None)
+            share = value * self.share_of(name, targets, num_items_in_batch is None)
             self.note(f"{mode}loss_{name}", share, num_items_in_batch is None)
             if weight == 0.0:
                 continue
@@ -128,36 +127,33 @@ class MerTraining:
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """The micro-batches of a step; their known targets are counted over all processes."""
         trainer: Any = self
-        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:  # every process has as many
-            known = torch.tensor([known_targets(batch) for batch in batches], device=device).sum(dim=0)
-            classes, scores = trainer.accelerator.reduce(known, reduction="sum").tolist()
-            self._targets = (classes, scores)
+            local = torch.stack([known_targets(batch, device) for batch in batches])  # (g, 2)
+            whole = trainer.accelerator.reduce(local.sum(dim=0), reduction="sum")
+            # Read once a step, for all its micro-batches.
+            *rows, (classes, scores) = torch.cat([local, whole.unsqueeze(0)]).tolist()
+            for batch, row in zip(batches, rows, strict=True):
+                batch[STEP_TARGETS] = StepTargets((row[0], row[1]), (classes, scores))
         return batches, count
 
-    def share_of(self, name: str, inputs: dict[str, Any], averaged: bool) -> float:
+    def share_of(self, name: str, targets: StepTargets | None, averaged: bool) -> float:
         """What an auxiliary loss of a micro-batch is multiplied by; ``averaged``: the trainer divides by the steps too."""
         trainer: Any = self
-        if not trainer.model.training or self._targets is None:
+        if not trainer.model.training or targets is None:
             return 1.0
-        steps = trainer.current_gradient_accumulation_steps
-        adapter = fusion_adapter_of(trainer.model)
-        local, whole = adapter.loss_count(name, *known_targets(inputs)), adapter.loss_count(name, *self._targets)
-        share = 1.0 / steps
-        if local is not None and whole is not None:
-            share = trainer.accelerator.num_processes * local / max(whole, 1)
-        return share * steps if averaged else share
+        adapter, processes = fusion_adapter_of(trainer.model), trainer.accelerator.num_processes
+        return auxiliary_share(adapter, name, targets, trainer.current_gradient_accumulation_steps, processes, averaged)
 
     def note(self, name: str, share: Tensor, averaged: bool) -> None:
         """Note a micro-batch's share in a loss; the next log line has its sum over a step, the mean over steps."""
         trainer: Any = self
-        value = float(share.detach())
         if not trainer.model.training:
-            self.record(name, value)
+            self._evaluation_losses.setdefault(name, []).append(share.detach().clone())
             return
-        noted = self._shares.setdefault(name, {})
-        step = trainer.state.global_step
-        noted[step] = noted.get(step, 0.0) + value / (trainer.current_gradient_accumulation_steps if averaged else 1)
+        self._shares.add(
+            name, trainer.state.global_step, share, trainer.current_gradient_accumulation_steps if averaged else 1
+        )
 
     def record(self, name: str, value: float) -> None:
         """Note a value; the next log line carries the mean of all notes, over every process."""
@@ -168,22 +164,25 @@ class MerTraining:
         trainer: Any = self
         evaluating = any(key.startswith("eval_") for key in logs)
         if not evaluating:
-            for name, noted in self._shares.items():
-                self._records.setdefault(name, []).extend(noted.values())
-            self._shares.clear()
+            for name, sums in self._shares.take().items():
+                self._records.setdefault(name, []).extend(sums)
+        else:
+            for name, values in self._evaluation_losses.items():
+                self._records.setdefault(name, []).extend(torch.stack(values).tolist())
+            self._evaluation_losses.clear()
         names = sorted(n for n in self._records if n.startswith("eval_") == evaluating)
         if names:
             means = torch.tensor([float(np.mean(self._records.pop(n))) for n in names], device=trainer.args.device)
             means = trainer.accelerator.reduce(means, reduction="mean")
             logs = {**logs, **{n: round(float(v), 6) for n, v in zip(names, means, strict=True)}}
-        super().log(logs, start_time)  # type: ignore[misc]
+        super().log(logs, start_time)
 
     # --- optimiser ------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """The trainer's own optimiser, with the adapter in groups of its own learning rate when one is set."""
         trainer: Any = self
-        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)  # type: ignore[misc]
+        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
         if self.adapter_learning_rate is None or getattr(self, "_groups_split", False):
             return optimizer
         adapter = {p for n, p in trainer.model.named_parameters() if "fusion_adapter" in n}
@@ -204,7 +203,7 @@ class MerTraining:
         """
         trainer: Any = self
         if trainer.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+            return super()._get_train_sampler(train_dataset)
         seed = trainer.args.seed if trainer.args.data_seed is None else trainer.args.data_seed
         rows = (trainer.train_dataset if train_dataset is None else train_dataset)[trainer.args.length_column_name]
         return GroupedByLength(trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps, list(rows), seed)
@@ -213,12 +212,13 @@ class MerTraining:
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
         """The trainer's loop for the loss, then the tasks' metrics on the same questions."""
-        output = super().evaluation_loop(dataloader, description, *args, **kwargs)  # type: ignore[misc]
+        trainer: Any = self
+        output: Any = super().evaluation_loop(dataloader, description, *args, **kwargs)
         if self.evaluation is not None:
             prefix = kwargs.get("metric_key_prefix", "eval")
             predictions = self.predict_distributed(self.evaluation)
             output.metrics.update(summarise(predictions, self.processor.tasks, prefix))
-            for warning in diagnose(fusion_adapter_of(self.model), predictions):  # type: ignore[attr-defined]
+            for warning in diagnose(fusion_adapter_of(trainer.model), predictions):
                 logger.warning(warning)
         return output
 
@@ -242,7 +242,7 @@ class MerTraining:
         """The folder of ``checkpoint-N``: while one is being written, that of unfinished ones."""
         if getattr(self, "_staging_folder", None) is not None:
             return str(self._staging_folder)
-        return str(super()._get_output_dir(trial))  # type: ignore[misc]
+        return str(super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """``checkpoint-N`` appears under its name when it is whole; only then are older ones deleted."""
@@ -254,7 +254,7 @@ class MerTraining:
         writer.prepare()
         self._staging_folder = writer.staging
         try:
-            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            super()._save_checkpoint(model, trial)
             # The folder may have moved since the best was saved: it is named by where it lies now.
             best = writer.output / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
             if state.best_global_step and (best.name == name or best.is_dir()):
@@ -274,7 +274,7 @@ class MerTraining:
         folder = Path(output_dir or trainer.args.output_dir)
         card = folder / "README.md"
         before = card.read_bytes() if card.is_file() else None
-        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        super()._save(output_dir, state_dict)
         # Every rank comes here; only the first knows where the backbone's copy lies.
         if not trainer.args.should_save:
             return
@@ -294,5 +294,5 @@ class MerTrainer(MerTraining, SFTTrainer):
     """
 
 
-class HeadTrainer(MerTraining, Trainer):
+class HeadTrainer(MerTraining):
     """Transformers' trainer for an adapter alone (``--backbone none``): there is no language model to fine-tune."""

@@ -69,7 +69,7 @@ def _scalar(dtype: object, content: object) -> Any:
 
 def _dtype_state(dtype: np.dtype, state: object) -> tuple[Any, ...] | None:
     """The state to give: the one that the dtype's name implies, in the file's byte order. None if it is another."""
-    own = np.dtype(dtype.str).__reduce__()[2]  # type: ignore[index]
+    own = np.dtype(dtype.str).__reduce__()[2]
     if not isinstance(state, tuple) or len(state) != len(own) or state[0] != own[0] or state[2:] != own[2:]:
         return None
     if state[1] != own[1] and (state[1] not in ("<", ">") or own[1] not in ("<", ">")):
@@ -175,7 +175,7 @@ class SafeUnpickler(pickle._Unpickler):
             content += piece
         self.append(content)  # type: ignore[attr-defined]
 
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8  # type: ignore[assignment]
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def load_build(self) -> None:
         """Give an object its state: arrays and dtypes only, and a dtype only the state its name implies."""
@@ -191,7 +191,7 @@ class SafeUnpickler(pickle._Unpickler):
             raise UserError(f"{self.path}: refused: the pickle asks for {wrong}")
         target.__setstate__(checked)
 
-    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 def load_pickle(path: Path | str) -> Any:

@@ -271,13 +271,13 @@ def write_clip(path: Path, pixels: np.ndarray, samples: np.ndarray, fps: int, ra
         video = container.add_stream(
             "libx264", rate=fps, options={"preset": "veryfast", "crf": "20", "threads": "1", "x264-params": "no-mbtree=1"}
         )
-        video.height, video.width, video.pix_fmt = pixels.shape[1], pixels.shape[2], "yuv420p"  # type: ignore[attr-defined]
+        video.height, video.width, video.pix_fmt = pixels.shape[1], pixels.shape[2], "yuv420p"
         audio: Any = container.add_stream("aac", rate=rate)
         audio.bit_rate = 64000
         audio.layout = "mono"
         for frame in pixels:
-            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))  # type: ignore[attr-defined]
-        container.mux(video.encode())  # type: ignore[attr-defined]
+            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(video.encode())
         sound = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="fltp", layout="mono")
         sound.sample_rate = rate
         fifo = av.AudioFifo()
