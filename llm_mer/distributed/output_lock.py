@@ -1,0 +1,34 @@
+"""The lock of an output that several processes of one job write together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from llm_mer.distributed.process_group import ProcessGroup
+from llm_mer.errors import UserError
+from llm_mer.storage.locks import lock_output
+
+
+@contextmanager
+def lock_outputs(targets: Sequence[Path], processes: ProcessGroup) -> Iterator[None]:
+    """Hold the locks of these places for the whole job: rank 0 takes them, and where it is refused every rank is.
+
+    Collective where the block is entered, and not where it is left.
+
+    Raises:
+        UserError: on every rank, as :func:`~llm_mer.storage.locks.lock_output`.
+    """
+    with ExitStack() as held:
+        refused: str | None = None
+        if processes.is_first:
+            try:
+                for target in targets:
+                    held.enter_context(lock_output(target))
+            except UserError as error:
+                refused = str(error)
+        refused = processes.broadcast_from_first(refused)
+        if refused is not None:
+            raise UserError(refused)
+        yield
