@@ -33,6 +33,7 @@ IGNORED: dict[str, str] = {
     "model_init_kwargs": "say dtype, quantization or attn_implementation",
     "trust_remote_code": "no remote code is run",
     "remove_unused_columns": "the collator needs its column",
+    "logging_nan_inf_filter": "a loss that is NaN or infinite stops the training",
 }
 """TRL's and transformers' options that have no effect here, and what does; any other value than the default is refused."""
 
@@ -85,6 +86,8 @@ class MerTrainingArguments(TrainingOptions, SFTConfig):  # type: ignore[misc]
             given = json.loads(given)
         self.dataset_kwargs = {**given, "skip_prepare_dataset": True}
         super().__post_init__()
+        # It would wait for the accelerator after every micro-batch, to hide what training/finite.py stops at.
+        self.logging_nan_inf_filter = False
 
 
 def check_seeds(seeds: Any) -> list[int]:

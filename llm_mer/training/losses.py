@@ -96,6 +96,12 @@ class LossNotes:
         self._sums.clear()
         return sums
 
+    def of_step(self, step: int) -> dict[str, float]:
+        """Every loss's sum over a step, by name; all stays noted."""
+        for name in list(self._pending):
+            self._read(name)
+        return {name: of_steps[step] for name, of_steps in self._sums.items() if step in of_steps}
+
     def _read(self, name: str) -> None:
         """Read all that is pending of a loss at once."""
         pending, sums = self._pending.pop(name), self._sums.setdefault(name, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from llm_mer.model.processing_mer import MerProcessor
 from llm_mer.training.atomic_checkpoints import CheckpointWriter
 from llm_mer.training.epoch_end import _EpochEnd
 from llm_mer.training.evaluation import summarise
+from llm_mer.training.finite import StopWhenNotFinite
 from llm_mer.training.losses import (
     STEP_TARGETS,
     LossNotes,
@@ -75,6 +77,8 @@ class MerTraining(Trainer):
         self._evaluation_losses: dict[str, list[Tensor]] = {}
         self.current_gradient_accumulation_steps = 1  # set anew by each step
         self._staging_folder: Path | None = None
+        self.finite = StopWhenNotFinite(self)
+        self.add_callback(self.finite)  # before whatever would use the step's result
         self.add_callback(_EpochEnd(self))
 
     # --- losses ---------------------------------------------------------------------------------------------------
@@ -113,6 +117,8 @@ class MerTraining(Trainer):
             # Every parameter gets a gradient on every process, though its part may not have run on this one: both put
             # the gradients there are one after another, and add the processes' rows up place by place.
             total = total + 0.0 * sum(p.sum() for p in fusion_adapter_of(trainer.model).parameters() if p.requires_grad)
+        if trainer.model.training:
+            self.finite.note(total)
         return (total, outputs) if return_outputs else total
 
     def prediction_step(
@@ -155,6 +161,16 @@ class MerTraining(Trainer):
             name, trainer.state.global_step, share, trainer.current_gradient_accumulation_steps if averaged else 1
         )
 
+    def losses_of_step(self, step: int) -> dict[str, float]:
+        """What has been noted of a step on this process, by the losses' names."""
+        return self._shares.of_step(step)
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where ``checkpoint-N`` folders are."""
+        trainer: Any = self
+        return Path(trainer.args.output_dir)
+
     def record(self, name: str, value: float) -> None:
         """Note a value; the next log line carries the mean of all notes, over every process."""
         self._records.setdefault(name, []).append(value)
@@ -175,7 +191,8 @@ class MerTraining(Trainer):
             means = torch.tensor([float(np.mean(self._records.pop(n))) for n in names], device=trainer.args.device)
             means = trainer.accelerator.reduce(means, reduction="mean")
             logs = {**logs, **{n: round(float(v), 6) for n, v in zip(names, means, strict=True)}}
-        super().log(logs, start_time)
+        # A number that is none is left out: the norm of gradients that float16's scaler skipped, a correlation of constants.
+        super().log({name: value for name, value in logs.items() if _is_known(value)}, start_time)
 
     # --- optimiser ------------------------------------------------------------------------------------------------
 
@@ -284,6 +301,10 @@ class MerTraining(Trainer):
             card.unlink(missing_ok=True)  # PEFT's form, with nothing filled in
         if self.description is not None:
             self.description.save(folder)
+
+
+def _is_known(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 class MerTrainer(MerTraining, SFTTrainer):
