@@ -24,6 +24,7 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 from llm_mer.backbones.attention import MASKED
 from llm_mer.distributed.sharded_parameters import gathered_parameters
 from llm_mer.errors import UserError
+from llm_mer.storage.finite_tensors import require_finite
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -32,6 +33,10 @@ FLASH: dict[str, Callable[[], bool]] = {
     "flash_attention_3": is_flash_attn_3_available,
 }
 """Attention that finds samples by their positions, and whether this machine has it."""
+PICKLED = (
+    "has no .safetensors file, and a .bin file is a pickle, which is not opened; where you trust it, write it anew with "
+    "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) of transformers"
+)
 GENERAL_TOKENIZERS: tuple[str, ...] = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """What ``tokenizer_config.json`` names where ``tokenizer.json`` says everything; the second is the older name."""
 
@@ -50,15 +55,17 @@ def load_backbone(
     quantization: str = "none",
     attn_implementation: str | None = None,
 ) -> LoadedBackbone:
-    """Load a causal language model and its tokenizer. No remote code is run; a folder never touches the network.
+    """Load a causal language model and its tokenizer. No remote code is run and no pickle is opened (weights are read from
+    ``.safetensors`` files only); a folder never touches the network.
 
     Args:
         source: local folder or hub name. dtype: ``float32``, ``bfloat16`` or ``float16``.
         quantization: ``none``, ``int8`` or ``nf4`` (bitsandbytes). attn_implementation: transformers' own choice when None.
 
     Raises:
-        UserError: no such folder, attention that is not there, no or a foreign configuration, weights missing from the
-            files, an unreachable hub, or a quantisation that this machine or this model cannot have.
+        UserError: no such folder, attention that is not there, no or a foreign configuration, weights that are missing from
+            the files, pickled or not finite, an unreachable hub, or a quantisation that this machine or this model cannot
+            have.
     """
     source = str(source)
     local = Path(source).is_dir()
@@ -69,7 +76,12 @@ def load_backbone(
     if dtype not in DTYPES:
         raise UserError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     check_attention(attn_implementation)
-    options: dict[str, Any] = {"dtype": DTYPES[dtype], "trust_remote_code": False, "local_files_only": local}
+    options: dict[str, Any] = {
+        "dtype": DTYPES[dtype],
+        "trust_remote_code": False,
+        "local_files_only": local,
+        "use_safetensors": True,  # a .bin file is a pickle
+    }
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if quantization != "none":
@@ -82,6 +94,8 @@ def load_backbone(
         )
         tokenizer = read_tokenizer(source, local)
     except OSError as error:
+        if "use_safetensors" in str(error):
+            raise UserError(f"backbone {source!r} {PICKLED}") from error
         raise UserError(f"backbone {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     except ValueError as error:
         raise UserError(f"backbone {source!r} is not a causal language model: {str(error).splitlines()[0]}") from error
@@ -91,6 +105,7 @@ def load_backbone(
     missing = sorted(str(key) for key in info["missing_keys"])
     if missing:
         raise UserError(f"backbone {source!r}: its files lack {len(missing)} weights, e.g. {missing[0]!r}")
+    require_finite(model.named_parameters(), f"backbone {source!r}")
     text_config = model.config.get_text_config()
     for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"):
         if getattr(text_config, name, None) not in (None, 1, 1.0):
@@ -146,6 +161,8 @@ def _check_folder(folder: Path) -> None:
             f"{folder} holds ChatGLM weights in their published layout; convert them once without running their code:\n"
             f"  llm-mer convert-chatglm3 --source {folder} --target OUTPUT_FOLDER"
         )
+    if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+        raise UserError(f"backbone {str(folder)!r} {PICKLED}")
 
 
 def quantization_config(name: str, compute_dtype: torch.dtype) -> Any:

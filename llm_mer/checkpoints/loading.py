@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from llm_mer.checkpoints.backbone_reference import find_backbone
 from llm_mer.checkpoints.description import DESCRIPTION_FILE, CheckpointDescription, check_description
 from llm_mer.checkpoints.hub import resolve_checkpoint
+from llm_mer.checkpoints.integrity import verify_checkpoint
 from llm_mer.checkpoints.weights import load_adapter_weights, load_head_weights, load_merged_weights
 from llm_mer.errors import UserError, first_line
 from llm_mer.model.configuration_mer import MerConfig
@@ -43,7 +44,8 @@ def load_checkpoint(
         dtype: of the backbone; default: float32 on a CPU, else the one it was trained with.
 
     Raises:
-        UserError: not a checkpoint, a missing or different backbone, or weights that do not fit.
+        UserError: not a checkpoint, a missing or different backbone, weights that do not fit or are not finite, or a file
+            that is not the one written.
     """
     folder = resolve_checkpoint(checkpoint, revision)
     description = CheckpointDescription.load(folder)
@@ -68,6 +70,8 @@ def load_checkpoint(
         model = load_adapter_weights(base, folder) if description.merged is None else load_merged_weights(base, folder)
         tokenizer = load_tokenizer(folder)
     processor = MerProcessor.from_dict(description.processor, tokenizer)
+    # Last, so that a file that cannot be read at all is told by what is wrong in it.
+    verify_checkpoint(folder)
     if description.backbone is None or description.backbone.quantization == "none":
         model = model.to(device)
     return LoadedCheckpoint(model.eval(), processor, description)

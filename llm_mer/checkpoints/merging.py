@@ -42,6 +42,7 @@ def merge_checkpoint(
     from llm_mer.backbones.language_lora import SHARED
     from llm_mer.checkpoints.backbone_reference import BACKBONE_COPY, folder_fingerprint
     from llm_mer.checkpoints.description import BackboneReference, CheckpointDescription
+    from llm_mer.checkpoints.integrity import write_checksums
     from llm_mer.checkpoints.loading import load_checkpoint
 
     description = CheckpointDescription.load(checkpoint)
@@ -84,6 +85,7 @@ def merge_checkpoint(
             backbone=BackboneReference(f"{reference.name} with LoRA", BACKBONE_COPY, fingerprint, "none", wanted),
             merged={"language": language, "lora_sharing": sharing, "quantization": reference.quantization},
         ).save(staging)
+        write_checksums(staging)
     return output
 
 

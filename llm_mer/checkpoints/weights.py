@@ -9,22 +9,25 @@ import torch
 from llm_mer.backbones.language_lora import route_by_language
 from llm_mer.errors import UserError
 from llm_mer.model.modeling_mer import MerForConditionalGeneration, fusion_adapter_of
+from llm_mer.storage.finite_tensors import require_finite
 
 FUSION_ADAPTER_FILE = "fusion_adapter.safetensors"
 """The adapter's weights in a merged checkpoint, which has no LoRA beside them."""
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file. Raises :class:`UserError` when it is missing or cut off."""
+    """Tensors of a safetensors file. Raises :class:`UserError` when it is missing, cut off, or not finite."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise UserError(f"{path.parent}: no {path.name}")
     try:
-        return dict(load_file(path))
+        state = dict(load_file(path))
     except SafetensorError as error:
         raise UserError(f"{path}: damaged or cut off: {error}") from None
+    require_finite(state.items(), str(path))
+    return state
 
 
 def is_training_only(name: str, prefixes: tuple[str, ...]) -> bool:
@@ -33,12 +36,12 @@ def is_training_only(name: str, prefixes: tuple[str, ...]) -> bool:
 
 
 def validate_state_dict(
-    path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Size], model: torch.nn.Module
+    path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], model: torch.nn.Module
 ) -> None:
-    """Compare names and shapes with those of the model; training-only parameters may be missing.
+    """Compare names, shapes and kinds with those of the model; training-only parameters may be missing.
 
     Raises:
-        UserError: naming missing and unexpected parameters, or one of another shape.
+        UserError: naming missing and unexpected parameters, one of another shape, or whole numbers in place of real ones.
     """
     prefixes = fusion_adapter_of(model).training_only_parameters()
     missing = sorted(name for name in expected if name not in state and not is_training_only(name, prefixes))
@@ -46,10 +49,12 @@ def validate_state_dict(
     if missing or unexpected:
         raise UserError(f"{path}: weights do not fit the description: missing {missing[:4]}, unexpected {unexpected[:4]}")
     for name, value in state.items():
-        if value.shape != expected[name]:
+        if value.shape != expected[name].shape:
             raise UserError(
-                f"{path}: {name} has shape {tuple(value.shape)}, the description asks for {tuple(expected[name])}"
+                f"{path}: {name} has shape {tuple(value.shape)}, the description asks for {tuple(expected[name].shape)}"
             )
+        if value.is_floating_point() != expected[name].is_floating_point():
+            raise UserError(f"{path}: {name} is {value.dtype}, the description asks for {expected[name].dtype}")
 
 
 def load_adapter_weights(base: MerForConditionalGeneration, folder: Path) -> torch.nn.Module:
@@ -68,7 +73,7 @@ def load_adapter_weights(base: MerForConditionalGeneration, folder: Path) -> tor
     model = get_peft_model(base, peft_config)
     # Training-only parameters, which a checkpoint leaves out, keep their initial values: PEFT fails on a missing key.
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    validate_state_dict(path, state, {name: value.shape for name, value in own.items()}, model)
+    validate_state_dict(path, state, own, model)
     set_peft_model_state_dict(model, {**own, **state})
     assert isinstance(peft_config, LoraConfig)
     base.model.language_router = route_by_language(base, base.config.lora_sharing, peft_config.r)
@@ -80,7 +85,7 @@ def load_merged_weights(base: MerForConditionalGeneration, folder: Path) -> torc
     path = folder / FUSION_ADAPTER_FILE
     state = read_weights(path)
     adapter = fusion_adapter_of(base)
-    validate_state_dict(path, state, {name: value.shape for name, value in adapter.state_dict().items()}, base)
+    validate_state_dict(path, state, adapter.state_dict(), base)
     adapter.load_state_dict(state, strict=False)
     return base
 
@@ -89,7 +94,7 @@ def load_head_weights(model: torch.nn.Module, folder: Path) -> None:
     """Load the weights of a model without a backbone (``--backbone none``). Raises ``UserError`` when they do not match."""
     path = folder / "model.safetensors"
     state = read_weights(path)
-    validate_state_dict(path, state, {name: value.shape for name, value in model.state_dict().items()}, model)
+    validate_state_dict(path, state, model.state_dict(), model)
     model.load_state_dict(state, strict=False)
 
 

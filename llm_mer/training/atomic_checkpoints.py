@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llm_mer.checkpoints.integrity import COMPLETION_MARKER
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import fsync_folder, is_disk_full, write_json_atomically
@@ -18,8 +19,6 @@ from llm_mer.storage.json_files import read_json_object
 
 logger = logging.getLogger(__name__)
 
-COMPLETION_MARKER = "complete.json"
-"""Written last into a checkpoint: size and SHA-256 of each of its other files."""
 STAGING_FOLDER = ".unfinished"
 """Where a checkpoint is written before it is renamed: inside the output folder, and so on the same file system."""
 

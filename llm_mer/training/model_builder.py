@@ -18,6 +18,7 @@ from llm_mer.backbones.attention import check_mask
 from llm_mer.backbones.language_lora import SHARED, language_blocks, route_by_language
 from llm_mer.checkpoints.backbone_reference import check_backbone
 from llm_mer.checkpoints.description import CheckpointDescription
+from llm_mer.checkpoints.integrity import verify_checkpoint
 from llm_mer.checkpoints.weights import load_adapter_weights, load_head_weights
 from llm_mer.errors import UserError
 from llm_mer.model.configuration_mer import MerConfig
@@ -132,6 +133,8 @@ def build_model(config: RunConfig, run: RunData) -> BuiltModel:
             f"init_checkpoint: {model.init_checkpoint} is merged and has no LoRA to go on with; name the checkpoint it was "
             "merged from"
         )
+    if initial is not None:
+        verify_checkpoint(Path(model.init_checkpoint or ""))
     derived = derived_options(run, alone)
     if alone:
         model = dataclasses.replace(model, text_source="features")

@@ -8,13 +8,13 @@ from typing import Any
 
 from llm_mer.checkpoints.backbone_reference import folder_fingerprint
 from llm_mer.checkpoints.description import CheckpointDescription
+from llm_mer.checkpoints.integrity import COMPLETION_MARKER
 from llm_mer.checkpoints.run_differences import resume_may_differ, run_differences
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.prompting.templates import load_prompts
 from llm_mer.training.arguments import MerTrainingArguments
 from llm_mer.training.atomic_checkpoints import (
-    COMPLETION_MARKER,
     find_corruption,
     last_complete_checkpoint,
     list_checkpoints,

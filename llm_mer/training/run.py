@@ -10,6 +10,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from llm_mer.checkpoints.integrity import write_checksums
 from llm_mer.checkpoints.run_manifest import RunManifest
 from llm_mer.checkpoints.run_manifest import begin as begin_manifest
 from llm_mer.checkpoints.weights import drop_training_only_parameters
@@ -30,6 +31,7 @@ def save_final(trainer: MerTrainer | HeadTrainer, output: Path) -> None:
     if trainer.is_world_process_zero():
         assert trainer.model is not None
         drop_training_only_parameters(output, fusion_adapter_of(trainer.model).training_only_parameters())
+        write_checksums(output)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import make_utterances
 
+from llm_mer.checkpoints.integrity import write_checksums
 from llm_mer.data.store import write_store
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, GENERATION, Condition, parse_conditions
@@ -204,6 +205,7 @@ def test_a_checkpoint_without_p0_and_speech_without_speakers_are_told_before_any
         evaluate(EvaluateConfig(checkpoint=str(copied), data=[str(data)], dialogue_decoder="offline"), progress=False)
     path = copied / "llm_mer.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "shift_probability": {}}))
+    write_checksums(copied)
     with pytest.raises(UserError, match="no p0 for the dialogue decoder"):
         evaluate(EvaluateConfig(checkpoint=str(copied), data=[str(store)], dialogue_decoder="offline"), progress=False)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llm_mer.checkpoints.integrity import write_checksums
 from llm_mer.data.store import write_store
 from llm_mer.errors import UserError
 from llm_mer.evaluation.evaluate import EvaluateConfig
@@ -141,5 +142,6 @@ def test_answers_of_another_checkpoint_or_other_data_are_not_taken(
     with pytest.raises(UserError, match="data was"):
         run(EvaluateConfig(checkpoint=str(copied), data=[str(other)], output=str(tmp_path / "out"), resamples=20))
     (copied / "llm_mer.json").write_text((copied / "llm_mer.json").read_text() + " ")
+    write_checksums(copied)
     with pytest.raises(UserError, match="checkpoint was"):
         run(config)

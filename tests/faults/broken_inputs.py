@@ -811,6 +811,53 @@ def reshaped(ground: Ground) -> Path:
     return path
 
 
+def reweighted(change: Callable[[torch.Tensor], torch.Tensor], record: bool = True) -> Build:
+    """A checkpoint with a change in one of its tensors; without ``record`` it is one that records no digests."""
+
+    def build(ground: Ground) -> Path:
+        from safetensors.torch import load_file, save_file
+
+        path = ground.checkpoint() / "adapter_model.safetensors"
+        state = load_file(path)
+        name = next(name for name in sorted(state) if "fusion_adapter" in name)
+        save_file({**state, name: change(state[name].clone())}, path, metadata={"format": "pt"})
+        if not record:
+            for record_file in ("checksums.json", "run_manifest.json"):
+                (path.parent / record_file).unlink()
+        return path
+
+    return build
+
+
+def flipped(name: str) -> Build:
+    """A checkpoint with one bit of a file changed in its middle."""
+
+    def build(ground: Ground) -> Path:
+        path = ground.checkpoint() / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(bytes(content))
+        return path
+
+    return build
+
+
+def pickled_backbone(ground: Ground) -> Path:
+    """A backbone whose weights are a pickle."""
+    from safetensors.torch import load_file
+
+    folder = Path(shutil.copytree(ground.backbone, ground.folder / "backbone"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def backbone_alone(path: Path, ground: Ground) -> Any:
+    from llm_mer.backbones.loading import load_backbone
+
+    return load_backbone(path)
+
+
 def reproduced(path: Path, ground: Ground) -> Any:
     from llm_mer.training.reproduce import ReproduceConfig, reproduce
 
@@ -889,6 +936,21 @@ CHECKPOINTS = (
     ),
     Fault("checkpoint: no weights", damaged("adapter_model.safetensors"), checkpoint, "no adapter_model.safetensors"),
     Fault("checkpoint: weights cut off", damaged("adapter_model.safetensors", 0.7), checkpoint, "damaged or cut off"),
+    Fault(
+        "checkpoint: a bit of its weights", flipped("adapter_model.safetensors"), checkpoint, r"SHA-256 \w+…, \w+… was writ"
+    ),
+    Fault("checkpoint: a bit of its LoRA settings", flipped("adapter_config.json"), checkpoint, "damaged"),
+    Fault("checkpoint: weights of another type", reweighted(torch.Tensor.half), checkpoint, "bytes, .* were written"),
+    Fault("checkpoint: weights negated", reweighted(torch.neg), checkpoint, r"SHA-256 \w+…, \w+… was written"),
+    Fault(
+        "checkpoint: a weight that is NaN",
+        reweighted(lambda value: value.fill_(float("nan")), record=False),
+        checkpoint,
+        "fusion_adapter.* holds NaN or infinity",
+    ),
+    Fault(
+        "checkpoint: a pickled backbone", pickled_backbone, backbone_alone, r"a \.bin file is a pickle, which is not opened"
+    ),
     Fault("checkpoint: weights of another shape", reshaped, checkpoint, r"has shape \(3, 3, 3\), the description asks for"),
     Fault(
         "checkpoint: no LoRA settings",

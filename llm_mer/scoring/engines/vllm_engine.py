@@ -27,6 +27,7 @@ from llm_mer.adapters.base import FusionOutput
 from llm_mer.backbones.language_lora import SHARED
 from llm_mer.checkpoints.backbone_reference import find_backbone
 from llm_mer.checkpoints.description import DESCRIPTION_FILE, CheckpointDescription, check_description
+from llm_mer.checkpoints.integrity import verify_checkpoint
 from llm_mer.checkpoints.loading import LoadedCheckpoint, load_tokenizer
 from llm_mer.checkpoints.merging import merge_checkpoint
 from llm_mer.checkpoints.weights import load_merged_weights
@@ -319,6 +320,7 @@ def without_blocks(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     load_merged_weights(model, checkpoint)
+    verify_checkpoint(checkpoint)
     return model
 
 

@@ -1,0 +1,90 @@
+"""Whether the files of a checkpoint are those that were written: size and SHA-256 of each, checked when it is loaded.
+
+A training and a merge write :data:`CHECKSUMS_FILE` beside the final weights; ``checkpoint-N`` has its completion marker of
+the same form, and ``run_manifest.json`` the digest of the trained weights. What a checkpoint does not record, as one of an
+earlier version, is not checked. The backbone has a fingerprint of its own
+(:mod:`~llm_mer.checkpoints.backbone_reference`).
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from llm_mer.checkpoints.run_manifest import MANIFEST, RunManifest, weights_digest, weights_file
+from llm_mer.errors import UserError
+from llm_mer.storage.atomic_files import write_json_atomically
+from llm_mer.storage.fingerprints import file_sha256
+from llm_mer.storage.json_files import read_json_object
+
+CHECKSUMS_FILE = "checksums.json"
+COMPLETION_MARKER = "complete.json"
+"""Written last into ``checkpoint-N``, over each of its files."""
+ANSWERING_FILES: tuple[str, ...] = (
+    "llm_mer.json",
+    "*.safetensors",
+    "adapter_config.json",
+    "tokenizer*",
+    "*token*.json",
+    "vocab.*",
+    "merges.txt",
+    "*.jinja",
+)
+"""What answers come from, apart from the backbone. The rest, such as an optimizer's state, may be deleted."""
+
+
+def answering_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint that its answers come from, in the order of their names."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and _answers(path.name))
+
+
+def _answers(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in ANSWERING_FILES)
+
+
+def write_checksums(folder: Path) -> None:
+    """Write :data:`CHECKSUMS_FILE` over the files that answers come from."""
+    files = {path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in answering_files(folder)}
+    write_json_atomically(folder / CHECKSUMS_FILE, {"files": files})
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Compare the files that answers come from with every digest that the checkpoint records.
+
+    Raises:
+        UserError: naming the file that is missing or is not the one written, with both digests.
+    """
+    for record in (CHECKSUMS_FILE, COMPLETION_MARKER):
+        if (folder / record).is_file():
+            _verify_record(folder, record)
+    if not (folder / MANIFEST).is_file():
+        return
+    manifest, path = RunManifest.load(folder), weights_file(folder)
+    if not manifest.complete or manifest.weights_sha256 is None:
+        return
+    if path is None:
+        raise UserError(f"{folder}: its weights are missing; {MANIFEST} records their SHA-256")
+    found = weights_digest(folder)
+    if found != manifest.weights_sha256:
+        raise UserError(f"{path}: {_differ(found, manifest.weights_sha256)} by the run that {MANIFEST} describes")
+
+
+def _verify_record(folder: Path, record: str) -> None:
+    try:
+        files: dict[str, Any] = read_json_object(folder / record)["files"]
+        recorded = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items() if _answers(name)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / record}: damaged or edited: {error!r}") from None
+    for name, (size, digest) in recorded.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: the file is missing; it was written with the checkpoint")
+        if path.stat().st_size != size:
+            raise UserError(f"{path}: damaged or edited: it has {path.stat().st_size} bytes, {size} were written")
+        if (found := file_sha256(path)) != digest:
+            raise UserError(f"{path}: damaged or edited: {_differ(found, digest)}")
+
+
+def _differ(found: str | None, written: str) -> str:
+    return f"it has SHA-256 {str(found)[:12]}…, {written[:12]}… was written"
