@@ -5,6 +5,7 @@ Importing this package imports no adapter and not torch; :func:`adapter_class` i
 
 from llm_mer.adapters.registry import (
     BUILT_IN,
+    DEFAULT_ADAPTER,
     AdapterReference,
     adapter_class,
     adapter_names,
@@ -17,6 +18,7 @@ from llm_mer.adapters.registry import (
 
 __all__ = [
     "BUILT_IN",
+    "DEFAULT_ADAPTER",
     "AdapterReference",
     "adapter_class",
     "adapter_names",

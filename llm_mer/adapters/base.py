@@ -223,6 +223,9 @@ class FusionAdapter(nn.Module, ABC):
     """True when the adapter reads :attr:`FusionInputs.context`, so the loader builds windows."""
     ablations: ClassVar[dict[str, dict[str, bool | str]]] = {}
     """Rows of the paper's ablation table: the options each one changes. :data:`MODALITY_ABLATIONS` come on top."""
+    example_options: ClassVar[tuple[dict[str, bool | int | str], ...]] = ({},)
+    """Small configurations the contract tests build, the default first, one for each option value that computes in another
+    way; sizes of the adapter's own are set here to what keeps a test quick."""
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()

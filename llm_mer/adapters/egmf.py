@@ -117,6 +117,7 @@ class EGMFAdapter(FusionAdapter):
 
     name: ClassVar[str] = "egmf"
     config_class: ClassVar[type[AdapterConfig]] = EGMFConfig
+    example_options: ClassVar[tuple[dict[str, bool | int | str], ...]] = ({}, {"audio_visual_encoder": "transformer"})
     ablations: ClassVar[dict[str, dict[str, bool | str]]] = {
         "w/o E1": {"use_expert_local": False},
         "w/o E2": {"use_expert_semantic": False},

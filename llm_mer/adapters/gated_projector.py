@@ -59,4 +59,6 @@ class GatedProjectorAdapter(FusionAdapter):
         return FusedFeatures(fused, diagnostics={"modality_gates": gates})
 
     def diagnostic_info(self, labels: Sequence[str] = ()) -> list[DiagnosticInfo]:
+        if not self.config.use_gate:
+            return []
         return [DiagnosticInfo("modality_gates", "Modality gates", self.config.modalities, "gates", "modality gates")]

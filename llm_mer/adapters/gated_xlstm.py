@@ -253,6 +253,11 @@ class GatedXLSTMAdapter(FusionAdapter):
     name: ClassVar[str] = "gated_xlstm"
     config_class: ClassVar[type[AdapterConfig]] = GatedXLSTMConfig
     uses_context: ClassVar[bool] = True
+    example_options: ClassVar[tuple[dict[str, bool | int | str], ...]] = (
+        {"num_steps": 3, "step_size": 8, "max_frames": 16},
+        {"num_steps": 3, "step_size": 8, "max_frames": 16, "level": "frame"},
+        {"num_steps": 1, "step_size": 8, "max_frames": 16},  # vectors of 8 values are one step, cut as they are
+    )
     ablations: ClassVar[dict[str, dict[str, bool | str]]] = {
         "w/o interlocutor": {"use_interlocutor": False},
         "w/o gates": {"use_gates": False},

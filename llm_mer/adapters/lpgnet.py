@@ -180,6 +180,7 @@ class LPGNetAdapter(FusionAdapter):
     config_class: ClassVar[type[AdapterConfig]] = LPGNetConfig
     default_loss_weights: ClassVar[dict[str, float]] = {"ce": 1.5, "l1": 1.5, "distill_ce": 1.0, "distill_kl": 0.3}
     uses_context: ClassVar[bool] = True
+    example_options: ClassVar[tuple[dict[str, bool | int | str], ...]] = ({}, {"level": "frame"})
     ablations: ClassVar[dict[str, dict[str, bool | str]]] = {
         "w/o inter": {"use_inter": False},
         "w/o intra": {"use_intra": False},

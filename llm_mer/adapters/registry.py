@@ -41,6 +41,9 @@ BUILT_IN: dict[str, str] = {
 }
 """``{name: module:class}``, imported when the adapter is asked for."""
 
+DEFAULT_ADAPTER = "egmf"
+"""The one that is used where none is named."""
+
 _registered: dict[str, type[FusionAdapter]] = {}
 _packages: dict[str, tuple[str, str]] = {}
 """``{name: (distribution, version)}`` of those that came by an entry point."""

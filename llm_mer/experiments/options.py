@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llm_mer.adapters.registry import DEFAULT_ADAPTER
+
 METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "ova_accuracy", "mae", "corr")
 
 
@@ -13,7 +15,7 @@ class CompareConfig:
 
     config: str = field(default="", metadata={"help": "training YAML every run starts from", "required": True})
     output: str = field(default="runs/compare", metadata={"help": "folder; finished runs in it are kept, the rest is done"})
-    adapters: list[str] = field(default_factory=lambda: ["egmf"], metadata={"help": "adapters, or all"})
+    adapters: list[str] = field(default_factory=lambda: [DEFAULT_ADAPTER], metadata={"help": "adapters, or all"})
     ablations: list[str] = field(
         default_factory=list,
         metadata={
@@ -54,7 +56,7 @@ class CrosslingualConfig:
     output: str = field(
         default="runs/crosslingual", metadata={"help": "folder; finished runs in it are kept, the rest is done"}
     )
-    adapters: list[str] = field(default_factory=lambda: ["egmf"], metadata={"help": "adapters, or all"})
+    adapters: list[str] = field(default_factory=lambda: [DEFAULT_ADAPTER], metadata={"help": "adapters, or all"})
     backbones: list[str] = field(
         default_factory=list, metadata={"help": "backbones (none is the adapter's own head); default: the YAML's"}
     )
@@ -95,7 +97,7 @@ class PromptComparisonConfig:
     limit: int | None = field(default=None, metadata={"help": "only so many utterances"})
     seeds: list[int] = field(default_factory=lambda: [1111], metadata={"help": "of the trainings (with --config)"})
     adapter: str = field(
-        default="egmf",
+        default=DEFAULT_ADAPTER,
         metadata={"help": "of the trainings (with --config); package.module:Class where a checkpoint's is a class of yours"},
     )
     overrides: list[str] = field(default_factory=list, metadata={"help": "option=value for every training (with --config)"})

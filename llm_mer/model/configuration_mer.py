@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from llm_mer.adapters import adapter_class
+from llm_mer.adapters import DEFAULT_ADAPTER, adapter_class
 from llm_mer.adapters.base import AdapterConfig
 from llm_mer.backbones.attention import attention_implementation
 from llm_mer.backbones.language_lora import SHARED
@@ -43,7 +43,7 @@ class MerConfig(PreTrainedConfig):
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
 
     text_config: dict | PreTrainedConfig | None = None
-    adapter: str = "egmf"
+    adapter: str = DEFAULT_ADAPTER
     adapter_config: dict | None = None
     text_source: str = "backbone"
     lora_sharing: str = SHARED

@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_type_hints
 
-from llm_mer.adapters.registry import BUILT_IN
+from llm_mer.adapters.registry import BUILT_IN, DEFAULT_ADAPTER
 from llm_mer.backbones.lora_sharing import LORA_SHARING, SHARED
 from llm_mer.errors import UserError
 
@@ -125,7 +125,7 @@ class ModelArguments:
         },
     )
     adapter: str = field(
-        default="egmf",
+        default=DEFAULT_ADAPTER,
         metadata={
             "group": ADAPTER,
             "help": f"fusion adapter: {', '.join(BUILT_IN)}, one of an installed package, or package.module:Class; "

@@ -17,7 +17,6 @@ from builders import (
     CLASSES,
     LENGTHS,
     TASKS,
-    VARIANTS,
     Case,
     build,
     drop,
@@ -37,22 +36,16 @@ from llm_mer.adapters import adapter_class, adapter_names, build_adapter
 from llm_mer.adapters.base import (
     IGNORE_CLASS,
     MODALITIES,
+    MODALITY_ABLATIONS,
     AdapterConfig,
     FusionAdapter,
     FusionInputs,
     FusionOutput,
     FusionTargets,
 )
-from llm_mer.adapters.gated_xlstm import StreamEncoder
-from llm_mer.adapters.gia_mic import GatedInteractiveAttention
-from llm_mer.adapters.layers import MultiHeadAttention, masked_mean
-from llm_mer.adapters.lpgnet import InteractionPath
-from llm_mer.adapters.lsgmer import LabelSignalEnhancement
+from llm_mer.adapters.layers import MultiHeadAttention
 
 SUBSETS = list(chain(combinations(MODALITIES, 1), combinations(MODALITIES, 2)))
-ZERO_GRADIENT: dict[str, set[str]] = {}
-"""Parameters of an adapter whose gradient is zero by mathematics, by name. The key bias of every ``MultiHeadAttention`` is
-one too (it adds the same to all scores of a softmax) and need not be listed."""
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_adapter = pytest.mark.parametrize("case", [c for c in CASES if c.task == "both"], ids=str)
@@ -236,10 +229,10 @@ def test_modality_dropout_hides_in_training_only_and_never_everything(case: Case
 # --- 4. gradients -----------------------------------------------------------------------------------------------------
 
 
-def zero_gradient(case: Case, adapter: torch.nn.Module) -> set[str]:
-    """Names of parameters that mathematics leaves without a gradient."""
+def zero_gradient(adapter: torch.nn.Module) -> set[str]:
+    """Parameters that mathematics leaves without a gradient: a key's bias adds the same to all scores of a softmax."""
     attentions = {n for n, module in adapter.named_modules() if isinstance(module, MultiHeadAttention)}
-    return {f"{name}.key.bias" for name in attentions} | ZERO_GRADIENT.get(case.adapter, set())
+    return {f"{name}.key.bias" for name in attentions}
 
 
 @every_case
@@ -249,7 +242,7 @@ def test_gradients_reach_every_trainable_parameter(case: Case) -> None:
     direction = torch.randn(output.pseudo_tokens.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     ((output.pseudo_tokens * direction).sum() + weighted_loss(adapter, output)).backward()
     parameters = {name: p for name, p in adapter.named_parameters() if p.requires_grad}
-    zero = zero_gradient(case, adapter)
+    zero = zero_gradient(adapter)
     assert zero <= parameters.keys()
     for name, parameter in parameters.items():
         assert parameter.grad is not None, f"{name} is outside the graph"
@@ -307,8 +300,9 @@ def test_bfloat16_autocast_agrees_with_float32(case: Case) -> None:
 
 @every_adapter
 def test_bfloat16_autocast_agrees_with_float32_over_long_sequences(case: Case) -> None:
-    options: dict[str, Any] = {"max_frames": 200} if case.adapter == "gated_xlstm" else {}
-    adapter = build(case, hidden_size=32, num_heads=4, **options)
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(adapter_class(case.adapter).config_class)}
+    sizes = {name: defaults[name] for name, value in case.options.items() if type(value) is int}  # as large as a user's
+    adapter = build(case, hidden_size=32, num_heads=4, **sizes)
     generator = torch.Generator().manual_seed(4)
 
     def long(name: str, tensor: Tensor) -> Tensor:
@@ -344,82 +338,17 @@ def test_bfloat16_autocast_trains(case: Case) -> None:
     assert all(torch.isfinite(p.grad).all() for p in adapter.parameters() if p.grad is not None)
 
 
-NOBODY, EVERYBODY = torch.tensor([[False] * 3, [True] * 3]), torch.ones(2, 3, dtype=torch.bool)
-"""The first sample has no real key."""
-
-
-def check_multi_head(module: MultiHeadAttention) -> None:
-    values = torch.randn(2, 3, module.query.in_features)
-    output = module(values, values, values, NOBODY)
-    assert not output[0].any()
-    assert output[1].any()
-
-
-def check_label_enhancement(module: LabelSignalEnhancement) -> None:
-    """No signal: half of the step itself is left, by a gate of σ(0)."""
-    h_0, h_1 = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
-    enhanced, gate, share = module(torch.randn(4, 8), h_0, h_1, NOBODY)
-    assert not share[0].any()
-    assert bool((gate[0] == 0.5).all())
-    assert torch.equal(enhanced[0], 0.5 * h_0[0])
-    assert not torch.equal(enhanced[1], 0.5 * h_0[1])
-
-
-def check_gated_interaction(module: GatedInteractiveAttention) -> None:
-    """Nothing to take from the other modality: the gate, its bias alone, keeps a part of the query."""
-    h_a, h_b = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
-    mixed, gate = module(h_a, EVERYBODY, h_b, NOBODY)
-    torch.testing.assert_close(gate[0], torch.sigmoid(module.gate.bias))
-    torch.testing.assert_close(mixed[0], (1 - gate[0]) * h_a[0])
-    assert not torch.allclose(mixed[1], (1 - gate[1]) * h_a[1])
-
-
-def check_interaction_path(module: InteractionPath) -> None:
-    """What is added to the query is what the layers behind the attention make of zeros, whatever the keys say."""
-    query, key = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
-    output = module(query, EVERYBODY, key, NOBODY)
-    nothing = torch.zeros(1, 8)
-    context = torch.nn.functional.leaky_relu(module.norm_context(module.compress(nothing.unsqueeze(-1)).squeeze(-1)))
-    torch.testing.assert_close(output[0], module.norm(query[0] + context + module.feed_forward(nothing)))
-    other = module(query, EVERYBODY, torch.randn(2, 3, 8), NOBODY)
-    assert torch.equal(other[0], output[0])
-    assert not torch.equal(other[1], output[1])
-
-
-MASKED_KEYS: dict[type[torch.nn.Module], Any] = {
-    MultiHeadAttention: check_multi_head,
-    LabelSignalEnhancement: check_label_enhancement,
-    GatedInteractiveAttention: check_gated_interaction,
-    InteractionPath: check_interaction_path,
-}
-ATTENTIONS: dict[str, set[type[torch.nn.Module]]] = {
-    "egmf": {MultiHeadAttention},
-    "lsgmer": {MultiHeadAttention, LabelSignalEnhancement},
-    "gia_mic": {MultiHeadAttention, GatedInteractiveAttention},
-    "lpgnet": {InteractionPath},
-    "gated_xlstm": set(),  # a recurrence: a stream without a step is zeros, see the test below
-    "gated_projector": set(),  # a masked mean
-}
-"""Modules of each adapter that attend."""
-
-
 @every_adapter
 def test_attention_over_masked_keys_alone_adds_nothing(case: Case) -> None:
-    """As :data:`MASKED_KEYS` says for each kind of attention; an adapter without any is named in :data:`ATTENTIONS`."""
+    """For the shared attention; an adapter's own kinds of attention are tested beside its equations."""
     torch.manual_seed(5)
-    modules = [module for module in build(case).modules() if type(module) in MASKED_KEYS]
-    assert {type(module) for module in modules} == ATTENTIONS[case.adapter]
-    for module in modules:
-        MASKED_KEYS[type(module)](module)
-
-
-def test_what_takes_the_place_of_attention_is_zero_over_masked_steps_alone() -> None:
-    encoder = next(m for m in build(Case("gated_xlstm", "both")).modules() if isinstance(m, StreamEncoder))
-    encoded = encoder(torch.randn(2, 3, 8), NOBODY)
-    pooled = masked_mean(torch.randn(2, 3, 8), NOBODY)  # gated_projector's
-    for output in (encoded, pooled):
-        assert not output[0].any()
-        assert output[1].any()
+    nobody = torch.tensor([[False] * 3, [True] * 3])  # the first sample has no real key
+    for module in build(case).modules():
+        if isinstance(module, MultiHeadAttention):
+            values = torch.randn(2, 3, module.query.in_features)
+            output = module(values, values, values, nobody)
+            assert not output[0].any()
+            assert output[1].any()
 
 
 # --- 7. scale of the output -------------------------------------------------------------------------------------------
@@ -479,6 +408,36 @@ def test_warnings_are_text_for_any_diagnostics_of_the_adapter(case: Case) -> Non
     adapter = build(case)
     warnings = adapter.warnings_from(adapter(make_inputs(case)).diagnostics)
     assert all(isinstance(warning, str) and warning for warning in warnings)
+
+
+def ablated_cases() -> list[Case]:
+    """Every adapter for both kinds of task, with its example options and under each of its ablations."""
+    found = [case for case in CASES if case.task == "both"]
+    for name in adapter_names():
+        cls = adapter_class(name)
+        small = cls.example_options[0]
+        found += [Case(name, "both", {**small, **changes}) for changes in {**MODALITY_ABLATIONS, **cls.ablations}.values()]
+    return found
+
+
+@pytest.mark.parametrize("case", ablated_cases(), ids=str)
+def test_what_an_adapter_says_of_its_diagnostics_is_what_it_returns(case: Case) -> None:
+    adapter = build(case, train=True)
+    known = adapter.diagnostic_info([f"label {i}" for i in range(CLASSES)])
+    assert len({info.name for info in known}) == len(known)
+    values = adapter(make_inputs(case, targets=True)).diagnostics
+    parts = {info.name: (len(info.parts),) for info in known if info.of_samples}
+    assert parts == {name: tuple(value.shape[1:]) for name, value in values.items()}
+    for info in known:
+        if info.kind in ("weights", "gates"):
+            assert float(values[info.name].min()) >= 0.0
+            assert float(values[info.name].max()) <= 1.0 + 1e-6
+        if info.kind == "weights":
+            torch.testing.assert_close(values[info.name].sum(dim=1), torch.ones(BATCH))
+    followed = {name: len(vectors) for name, vectors in adapter.followed_vectors().items()}
+    assert {info.name: len(info.parts) for info in known if info.kind == "trajectory"} == followed
+    logged = adapter.on_epoch_end()
+    assert {info.name: len(info.parts) for info in known if info.kind == "epoch_value"} == dict.fromkeys(logged, 1)
 
 
 @train_and_eval
@@ -604,10 +563,13 @@ def test_registered_adapters_describe_themselves(name: str) -> None:
 
 
 def test_unknown_adapters_and_foreign_configurations_are_clear_errors() -> None:
-    with pytest.raises(ValueError, match="choose one of egmf, lsgmer"):
+    with pytest.raises(ValueError, match="choose one of " + ", ".join(map(re.escape, adapter_names()))):
         adapter_class("nope")
-    with pytest.raises(TypeError, match="EGMFConfig"):
-        build_adapter("egmf", AdapterConfig())
+    for name in adapter_names():
+        own = adapter_class(name).config_class
+        if own is not AdapterConfig:
+            with pytest.raises(TypeError, match=own.__name__):
+                build_adapter(name, AdapterConfig())
 
 
 @every_adapter
@@ -618,9 +580,6 @@ def test_an_adapter_without_any_modality_is_a_clear_error(case: Case) -> None:
 
 def test_every_adapter_and_task_is_a_case() -> None:
     assert {(c.adapter, c.task) for c in CASES} == {(a, t) for a in adapter_names() for t in TASKS}
-    assert VARIANTS.keys() <= set(adapter_names())
-    assert ATTENTIONS.keys() == set(adapter_names())
-    assert ZERO_GRADIENT.keys() <= set(adapter_names())
     absent: dict[str, list[int]] = {m: [i for i, n in enumerate(lengths) if n == 0] for m, lengths in LENGTHS.items()}
     assert all(absent.values())
     inputs: FusionInputs = make_inputs(CASES[0])

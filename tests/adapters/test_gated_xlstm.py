@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llm_mer.adapters.base import MODALITIES, ConversationContext, FusionInputs, ModalitySequence
-from llm_mer.adapters.gated_xlstm import GatedXLSTMAdapter, GatedXLSTMConfig, select_turns
+from llm_mer.adapters.gated_xlstm import GatedXLSTMAdapter, GatedXLSTMConfig, StreamEncoder, select_turns
 
 FRAME_SIZES = {"text": 5, "audio": 4, "vision": 3}
 VECTOR_SIZES = {"text": 5, "audio": 8, "vision": 3}  # audio: mean and standard deviation
@@ -517,3 +517,10 @@ def test_ablations_leave_out_what_they_name() -> None:
 def test_options_that_cannot_work_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**options)
+
+
+def test_a_stream_without_a_real_step_is_zeros() -> None:
+    encoder = next(m for m in build(double=False).modules() if isinstance(m, StreamEncoder))
+    encoded = encoder(torch.randn(2, 3, SIZE), torch.tensor([[False] * 3, [True] * 3]))
+    assert not encoded[0].any()
+    assert encoded[1].any()

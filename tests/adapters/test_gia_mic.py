@@ -363,3 +363,19 @@ def test_a_gate_that_does_not_select_is_reported_only_where_it_was_used() -> Non
     assert "vision→audio" in adapter.warnings_from(flat)[0]
     flat["gate_used"][:, 0] = 0.0
     assert adapter.warnings_from(flat) == []
+
+
+NOBODY, EVERYBODY = torch.tensor([[False] * 3, [True] * 3]), torch.ones(2, 3, dtype=torch.bool)
+"""Masks of two samples; in the first one no key is real."""
+
+
+def test_gated_interaction_over_masked_keys_alone_keeps_a_part_of_the_query() -> None:
+    """Nothing to take from the other modality: the gate, its bias alone, keeps a part of the query."""
+    modules = [m for m in build(double=False).modules() if isinstance(m, GatedInteractiveAttention)]
+    assert modules
+    for module in modules:
+        h_a, h_b = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+        mixed, gate = module(h_a, EVERYBODY, h_b, NOBODY)
+        torch.testing.assert_close(gate[0], torch.sigmoid(module.gate.bias))
+        torch.testing.assert_close(mixed[0], (1 - gate[0]) * h_a[0])
+        assert not torch.allclose(mixed[1], (1 - gate[1]) * h_a[1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llm_mer.adapters.base import MODALITIES, ConversationContext, FusionInputs, FusionTargets, ModalitySequence
-from llm_mer.adapters.lpgnet import LPGNetAdapter, LPGNetConfig, distillation_divergence
+from llm_mer.adapters.lpgnet import InteractionPath, LPGNetAdapter, LPGNetConfig, distillation_divergence
 
 FRAME_SIZES = {"text": 5, "audio": 4, "vision": 3}
 VECTOR_SIZES = {"text": 5, "audio": 8, "vision": 3}  # audio: mean and standard deviation
@@ -477,3 +477,22 @@ def test_a_sample_without_any_modality_is_refused() -> None:
         inputs.sequence(modality).mask[1] = False
     with pytest.raises(ValueError, match=r"samples \[1\]"):
         build()(inputs)
+
+
+NOBODY, EVERYBODY = torch.tensor([[False] * 3, [True] * 3]), torch.ones(2, 3, dtype=torch.bool)
+"""Masks of two samples; in the first one no key is real."""
+
+
+def test_an_interaction_path_over_masked_keys_alone_does_not_depend_on_the_keys() -> None:
+    """What is added to the query is what the layers behind the attention make of zeros, whatever the keys say."""
+    modules = [m for m in build(double=False).modules() if isinstance(m, InteractionPath)]
+    assert modules
+    for module in modules:
+        query, key = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+        output = module(query, EVERYBODY, key, NOBODY)
+        nothing = torch.zeros(1, 8)
+        context = torch.nn.functional.leaky_relu(module.norm_context(module.compress(nothing.unsqueeze(-1)).squeeze(-1)))
+        torch.testing.assert_close(output[0], module.norm(query[0] + context + module.feed_forward(nothing)))
+        other = module(query, EVERYBODY, torch.randn(2, 3, 8), NOBODY)
+        assert torch.equal(other[0], output[0])
+        assert not torch.equal(other[1], output[1])

@@ -470,3 +470,20 @@ def test_label_embeddings_that_point_the_same_way_are_reported() -> None:
 def test_impossible_options_are_clear_errors(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**options)
+
+
+NOBODY, EVERYBODY = torch.tensor([[False] * 3, [True] * 3]), torch.ones(2, 3, dtype=torch.bool)
+"""Masks of two samples; in the first one no key is real."""
+
+
+def test_label_enhancement_over_masked_keys_alone_leaves_half_of_each_step() -> None:
+    """No signal: half of the step itself is left, by a gate of σ(0)."""
+    modules = [m for m in build(double=False).modules() if isinstance(m, LabelSignalEnhancement)]
+    assert modules
+    for module in modules:
+        h_0, h_1 = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+        enhanced, gate, share = module(torch.randn(4, 8), h_0, h_1, NOBODY)
+        assert not share[0].any()
+        assert bool((gate[0] == 0.5).all())
+        assert torch.equal(enhanced[0], 0.5 * h_0[0])
+        assert not torch.equal(enhanced[1], 0.5 * h_0[1])

@@ -46,26 +46,20 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return "-".join([self.adapter, *(str(v) for v in self.options.values()), self.task])
+        return "-".join([self.adapter, *(f"{name}={value}" for name, value in self.options.items()), self.task])
 
     @property
     def uses_context(self) -> bool:
         return adapter_class(self.adapter).uses_context
 
 
-VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "egmf": [{}, {"audio_visual_encoder": "transformer"}],
-    "lpgnet": [{}, {"level": "frame"}],
-    "gated_xlstm": [{}, {"level": "frame"}, {"num_steps": 1}],  # the last: CONTEXT_SIZES is one step, cut as it is
-}
-"""Options under which an adapter is another one; adapters that are not listed are tested with their defaults."""
-
-SMALL: dict[str, dict[str, Any]] = {
-    "gated_xlstm": {"num_steps": 3, "step_size": 8, "max_frames": 16},
-}
-"""Sizes of an adapter's own that keep its tests quick."""
-
-CASES = [Case(name, task, options) for name in adapter_names() for options in VARIANTS.get(name, [{}]) for task in TASKS]
+CASES = [
+    Case(name, task, options)
+    for name in adapter_names()
+    for options in adapter_class(name).example_options
+    for task in TASKS
+]
+"""Every registered adapter, in each of its own example configurations, for each kind of task."""
 
 
 def build(case: Case, double: bool = False, train: bool = False, seed: int = 0, **options: Any) -> FusionAdapter:
@@ -80,7 +74,6 @@ def build(case: Case, double: bool = False, train: bool = False, seed: int = 0, 
         "context_sizes": CONTEXT_SIZES,
         "backbone_size": BACKBONE_SIZE,
         "auxiliary_head": True,
-        **SMALL.get(case.adapter, {}),
         **TASKS[case.task],
         **case.options,
         **options,

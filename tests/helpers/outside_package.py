@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from llm_mer.adapters.base import AdapterConfig, FusedFeatures, FusionAdapter
+from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.adapters.layers import masked_mean
 
 
@@ -47,6 +48,9 @@ class GatedSumAdapter(FusionAdapter):
             weights = torch.softmax(torch.cat(scores, dim=1) / self.config.temperature, dim=1)
         fused = self.fusion((weights.unsqueeze(-1) * pooled).sum(dim=1))
         return FusedFeatures(fused, diagnostics={"sum_weights": weights})
+
+    def diagnostic_info(self, labels=()):
+        return [DiagnosticInfo("sum_weights", "Shares of the sum", self.config.modalities, "weights", "shares")]
 '''
 
 
