@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,7 @@ def test_batches_made_by_workers_train_the_same_weights_and_attention_is_said(
         output = tmp_path / str(workers)
         changes = {"dataloader_num_workers": workers, "attn_implementation": attention, "packing_length": 100}
         caplog.clear()
+        caplog.set_level(logging.INFO, "llm_mer")
         finetune(arguments(output=output, max_steps=4, **changes))
         assert f"{attention} attention" in caplog.text
         weights.append(adapter_weights(output))
