@@ -10,6 +10,7 @@ from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.casia import read_casia
 from llm_mer.data.sources.cped import read_cped
 from llm_mer.data.sources.iemocap import read_iemocap
+from llm_mer.data.sources.joined import read_joined
 from llm_mer.data.sources.manifest import stream_manifest
 from llm_mer.data.sources.meld import read_meld
 from llm_mer.data.sources.mmsa import read_mmsa
@@ -32,6 +33,7 @@ SOURCES: dict[str, Reader] = {
     "cped": read_cped,
     "casia": read_casia,
     "ravdess": read_ravdess,
+    "joined": read_joined,
 }
 """Format name → ``read(path, **options)``, as in ``--data mosi:FOLDER``."""
 

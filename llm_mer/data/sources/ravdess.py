@@ -1,7 +1,7 @@
 """RAVDESS: English acted speech and song.
 
-Layout: wav files anywhere under a folder, as in ``Actor_01/03-01-05-02-01-01-01.wav``. The seven numbers of a name are
-modality (03 audio), channel (01 speech, 02 song), emotion, intensity, sentence, repetition and actor.
+Layout: wav or FLAC files anywhere under a folder, as in ``Actor_01/03-01-05-02-01-01-01.wav``. The seven numbers of a
+name are modality (03 audio), channel (01 speech, 02 song), emotion, intensity, sentence, repetition and actor.
 
 Conventions: the file is the ``audio``, the sentence spoken, one of two, the text; as either is said in every emotion, all
 are tagged ``neutral_words``. The label is ``emotion`` under the names of the task ``ravdess``. Splits are by actor, in
@@ -30,6 +30,7 @@ EMOTIONS: dict[str, str] = {
     "08": "surprise",
 }
 SENTENCES: dict[str, str] = {"01": "Kids are talking by the door.", "02": "Dogs are sitting by the door."}
+SUFFIXES: tuple[str, ...] = (".wav", ".flac")
 NAME = re.compile(r"\d\d(-\d\d){6}")
 
 
@@ -37,14 +38,15 @@ def read_ravdess(path: Path | str) -> Iterator[Utterance]:
     """RAVDESS's clips in the order of their names. Nothing but the names is read.
 
     Raises:
-        UserError: no such folder, no wav file in it, or a name that does not follow the code.
+        UserError: no such folder, no sound file in it, or a name that does not follow the code.
     """
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; it holds Actor_01 and so on")
-    files = sorted(path.rglob("*.wav"), key=lambda file: (file.stem[-2:], file.name))
+    found = (file for suffix in SUFFIXES for file in path.rglob(f"*{suffix}"))
+    files = sorted(found, key=lambda file: (file.stem[-2:], file.name))
     if not files:
-        raise UserError(f"{path}: no .wav file here or below")
+        raise UserError(f"{path}: no .wav file and no .flac file here or below")
     codes = [_code(file) for file in files]
     splits = _splits({code[6] for code in codes})
     for file, code in zip(files, codes, strict=True):

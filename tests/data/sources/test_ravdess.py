@@ -62,6 +62,13 @@ def test_missing_files(tmp_path: Path) -> None:
         list(read_ravdess(tmp_path / "none"))
 
 
+def test_flac_is_read_as_wav_is(tmp_path: Path) -> None:
+    first = clip(tmp_path, 1)
+    first.rename(first.with_suffix(".flac"))
+    clip(tmp_path, 2)
+    assert [Path(u.audio or "").suffix for u in read_ravdess(tmp_path)] == [".flac", ".wav"]
+
+
 def test_real_files() -> None:
     found = list(read_ravdess(shared_data("ravdess")))
     assert len(found) == 120
