@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from llm_mer.data.sampling import describe_draw, draw_rows
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS, UtteranceTable
 from llm_mer.errors import UserError
@@ -73,7 +74,8 @@ class MerDataset:
         utterances: a store's split or a list.
         tasks: asked of every utterance that has their target (of every utterance when ``require_truth`` is False); a label
             the task ignores is no target, but its utterance stays in windows.
-        languages: keep only these. limit: keep only the first so many utterances.
+        languages: keep only these.
+        limit, limit_seed: keep only so many utterances, drawn over languages (:mod:`llm_mer.data.sampling`).
         permutation: ``{modality: rows}`` reads that modality from another row, e.g. a shuffle across samples.
         hidden: modalities treated as missing. corruptions: damage to what is left, in this order.
         context_window, bidirectional: shape of :meth:`window`.
@@ -83,6 +85,7 @@ class MerDataset:
     tasks: list[Task]
     languages: list[str] | None = None
     limit: int | None = None
+    limit_seed: int = 0
     require_truth: bool = True
     permutation: dict[str, np.ndarray] = field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
@@ -94,11 +97,19 @@ class MerDataset:
     def __post_init__(self) -> None:
         self._describe()
         self.rows = [r for r, language in enumerate(self._language) if self.languages is None or language in self.languages]
+        self.available = len(self.rows)
         if self.limit is not None:
-            self.rows = self.rows[: self.limit]
+            self.rows = draw_rows(self.rows, self._language, self.limit, self.limit_seed)
         self.questions = self._ask()
         self._place = self._dialogues()
         self._lengths: list[int] | None = None
+
+    @property
+    def drawn(self) -> str | None:
+        """What ``limit`` left of the utterances, in words; None where it left all."""
+        if len(self.rows) == self.available:
+            return None
+        return describe_draw(self.rows, self._language, self.available, self.limit_seed)
 
     def _describe(self) -> None:
         """Descriptive columns of every row, without touching features."""
@@ -282,9 +293,11 @@ class MerDataset:
         """``(labels, speakers, dialogues)`` of a classification task in turn order, for the estimate of p0.
 
         Labels the task ignores are among them, as the data say them: a speaker shifts to them and back. Utterances
-        without a dialogue, a speaker or a label are not.
+        without a dialogue, a speaker or a label are not. Where ``limit`` left utterances out, what stands on either side
+        does not follow one another: it counts as two dialogues.
         """
         found = []
+        kept = set(self.rows)
         for row in self.rows:
             dialogue, speaker, value = self._dialogue[row], self._speaker[row], self._labels[row].get(task.target)
             if dialogue is None or speaker is None or value is None:
@@ -292,7 +305,10 @@ class MerDataset:
             where = f"utterance {self._id[row]!r}"
             label = str(value).strip() if task.ignores(value) else task.label_names[task.class_index(value, where)]
             # As for windows, a conversation in another language is another one.
-            found.append((f"{dialogue}/{self._language[row]}", self._turn[row], label, speaker))
+            rows, place = self._place[row]
+            gaps = 0 if len(kept) == self.available else sum(earlier not in kept for earlier in rows[:place])
+            name = f"{dialogue}/{self._language[row]}" + (f"/{gaps}" if gaps else "")
+            found.append((name, self._turn[row], label, speaker))
         found.sort(key=lambda entry: entry[:2])
         return [entry[2] for entry in found], [entry[3] for entry in found], [entry[0] for entry in found]
 

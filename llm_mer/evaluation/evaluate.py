@@ -115,7 +115,7 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
     utterances = find_split(splits, config.split, place)
     description = pipeline.description
     tasks = pipeline.named_tasks(config.tasks)
-    dataset = pipeline.questions(utterances, tasks, languages=config.languages, limit=config.limit)
+    dataset = pipeline.questions(utterances, tasks, languages=config.languages, limit=config.limit, limit_seed=config.seed)
     if not len(dataset):
         raise UserError(f"{place}, split {config.split!r}: no utterance has a label for {', '.join(t.name for t in tasks)}")
     available = modalities_of(pipeline)
@@ -123,6 +123,10 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
     conditions = parse_conditions(config.conditions, available)
     changed = {name: under(dataset, condition, config.seed, reader) for name, condition in conditions.items()}
     if config.dialogue_decoder != "none":
+        if dataset.drawn is not None:
+            raise UserError(
+                "--limit: leaves gaps in dialogues, and --dialogue_decoder needs them whole; leave one of them out"
+            )
         check_dialogues(dataset, tasks, description.shift_probability, config.checkpoint)
     options = ("split", "tasks", "languages", "limit", "seed", "batch_size", "generate", "score_statistic", "keep_features")
     settings = {name: getattr(config, name) for name in options} | {
@@ -184,6 +188,7 @@ def score(
         },
         data=f"{Path(planned.place).name} ({planned.fingerprint[:12]})",
         split=config.split,
+        drawn=planned.dataset.drawn,
         seed=config.seed,
         resamples=config.resamples,
         warnings=diagnose(pipeline.predictor.adapter, by_condition[AS_IS]),
@@ -247,6 +252,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> str | None:
         journal.remove()
         head = [f"{planned.place}:"] if len(plans) > 1 else []
         warnings = [f"warning: {w}" for w in evaluation.warnings]
+        head += [f"--limit: {evaluation.drawn}"] if evaluation.drawn else []
         texts.append("\n".join([*head, *warnings, table(evaluation), f"written to {planned.folder}"]))
     processes.gather(None)  # nobody leaves before the files are there
     return "\n\n".join(texts) if processes.is_first else None

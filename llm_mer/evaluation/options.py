@@ -27,7 +27,7 @@ class EvaluateConfig:
     split: str = field(default="test", metadata={"help": "which split"})
     tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
     languages: list[str] | None = field(default=None, metadata={"help": "only these languages"})
-    limit: int | None = field(default=None, metadata={"help": "only so many utterances"})
+    limit: int | None = field(default=None, metadata={"help": "only so many utterances, drawn over languages by --seed"})
     conditions: list[str] = field(
         default_factory=list,
         metadata={
@@ -53,7 +53,7 @@ class EvaluateConfig:
         metadata={"help": "which point of a score's distribution answers", "choices": ["median", "mean", "mode"]},
     )
     resamples: int = field(default=1000, metadata={"help": "bootstrap resamples for the 95 % intervals"})
-    seed: int = field(default=0, metadata={"help": "of the bootstrap and of shuffling"})
+    seed: int = field(default=0, metadata={"help": "of the bootstrap, of shuffling and of --limit"})
     batch_size: int = field(default=64, metadata={"help": "questions per forward"})
     backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
     adapter: str | None = field(

@@ -67,7 +67,7 @@ class Evaluation:
 
     ``conditions`` are those asked for, in order; ``areas`` the areas under the curves of damage with several amounts.
     ``diagnostics`` are titles and part names of what the adapter tells about itself, so that a report needs no adapter;
-    evaluations older than this entry have none.
+    evaluations older than this entry have none. ``drawn`` says what ``--limit`` left of the split, None where it left all.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Evaluation:
     conditions: list[Condition] = field(default_factory=list)
     areas: list[Area] = field(default_factory=list)
     diagnostics: list[DiagnosticInfo] = field(default_factory=list)
+    drawn: str | None = None
 
     def find(
         self, condition: str = AS_IS, task: str = "", language: str = EVERYTHING, subset: str = EVERYTHING

@@ -94,7 +94,7 @@ class PromptComparisonConfig:
     split: str = field(default="test", metadata={"help": "which split"})
     tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
     languages: list[str] | None = field(default=None, metadata={"help": "only these languages"})
-    limit: int | None = field(default=None, metadata={"help": "only so many utterances"})
+    limit: int | None = field(default=None, metadata={"help": "only so many utterances, drawn over languages by --seed"})
     seeds: list[int] = field(default_factory=lambda: [1111], metadata={"help": "of the trainings (with --config)"})
     adapter: str = field(
         default=DEFAULT_ADAPTER,

@@ -180,7 +180,7 @@ def ask(config: PromptComparisonConfig, progress: bool = True) -> tuple[PromptCo
 
     def dataset(variant: Variant) -> MerDataset:
         asked = [variant.task(task) for task in tasks if variant.asks(task)]
-        return pipeline.questions(utterances, asked, languages=config.languages, limit=config.limit)
+        return pipeline.questions(utterances, asked, languages=config.languages, limit=config.limit, limit_seed=config.seed)
 
     datasets = {variant.name: dataset(variant) for variant in variants}
     datasets = {name: questions for name, questions in datasets.items() if len(questions)}

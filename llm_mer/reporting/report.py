@@ -44,7 +44,7 @@ def description(main: Loaded) -> list[tuple[str, str]]:
         ("adapter", f"{checkpoint.get('adapter', '?')}, reads {', '.join(checkpoint.get('modalities') or ['?'])}"),
         ("backbone", checkpoint.get("backbone") or "none (adapter alone)"),
         ("parameters", ", ".join(f"{name} {count:,}" for name, count in parameters.items()) or "not recorded"),
-        ("evaluated on", f"{evaluation.data}, split {evaluation.split}, {utterances} utterances"),
+        ("evaluated on", f"{evaluation.data}, split {evaluation.split}, {evaluation.drawn or f'{utterances} utterances'}"),
         ("languages, tasks", f"{', '.join(main.languages)}; {', '.join(task.name for task in main.tasks)}"),
         ("trained on", f"{source} ({fingerprint})" if fingerprint else source),
         ("seeds", f"training {checkpoint.get('seed', '?')}, evaluation {evaluation.seed}"),

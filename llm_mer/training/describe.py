@@ -73,6 +73,7 @@ def describe_run(
             "train_questions": len(run.train),
             "features": run.description.get("features"),
             "missing": missing_steps(run.train),
+            "drawn": run.train.drawn,
         },
         baselines=baselines,
         shift_probability=shifts,

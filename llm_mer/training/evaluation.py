@@ -8,6 +8,7 @@ import numpy as np
 
 from llm_mer.evaluation.metrics import compute_metrics
 from llm_mer.inference.prediction import Prediction
+from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import Task
 
 HEADLINE: dict[str, str] = {"classification": "weighted_f1", "iemocap": "ua", "mosi": "corr", "sims": "corr"}
@@ -17,7 +18,8 @@ HEADLINE: dict[str, str] = {"classification": "weighted_f1", "iemocap": "ua", "m
 def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: str) -> dict[str, float]:
     """Metrics per task and language as a flat log, and ``{prefix}_score``, the mean of the headline metrics.
 
-    Beside each stand ``n`` and what the majority class (or the mean score) would reach on the same truths.
+    Beside each stand ``n``, the share of answers that are none (``unparseable``), and what the majority class (or the mean
+    score) would reach on the same truths.
     """
     metrics: dict[str, float] = {}
     headlines: list[float] = []
@@ -32,6 +34,7 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: 
             names = ("accuracy", "weighted_f1", "ua") if task.kind == "classification" else ("mae", "corr")
             metrics.update({f"{stem}_{name}": float(values[name]) for name in names if name in values})
             metrics[f"{stem}_n"] = float(len(chosen))
+            metrics[f"{stem}_unparseable"] = float(values["unparseable_rate"])
             if task.kind == "classification":
                 counts = np.unique([str(t) for t in truth], return_counts=True)[1]
                 metrics[f"{stem}_majority"] = float(counts.max() / len(chosen))
@@ -44,9 +47,9 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: 
 
 
 def print_evaluation(metrics: dict[str, float], tasks: Sequence[Task]) -> None:
-    """Scores of the evaluation split, each with n and the trivial baseline."""
+    """Scores of the evaluation split in every language it has, each with n and the trivial baseline."""
     for task in tasks:
-        for language in ("en", "zh"):
+        for language in LANGUAGES:
             stem = f"eval_{task.name}_{language}"
             if f"{stem}_n" not in metrics:
                 continue
@@ -56,4 +59,6 @@ def print_evaluation(metrics: dict[str, float], tasks: Sequence[Task]) -> None:
             else:
                 line = f"MAE {metrics[f'{stem}_mae']:.3f} (mean {metrics[f'{stem}_mean_mae']:.3f}), "
                 line += f"corr {metrics[f'{stem}_corr']:.3f}"
-            print(f"{task.name} [{language}] n={n}: {line}, unparseable 0.000 (scored answers)")
+            print(
+                f"{task.name} [{language}] n={n}: {line}, unparseable {metrics[f'{stem}_unparseable']:.3f} (scored answers)"
+            )

@@ -76,8 +76,12 @@ class DataArguments:
     languages: list[str] | None = field(default=None, metadata={"group": DATA, "help": "keep only these languages (en, zh)"})
     train_split: str = field(default="train", metadata={"help": "split to train on"})
     eval_split: str = field(default="valid", metadata={"help": "split to evaluate on each epoch"})
-    limit_train: int | None = field(default=None, metadata={"group": DATA, "help": "use only this many training utterances"})
-    limit_eval: int | None = field(default=None, metadata={"help": "use only this many evaluation utterances"})
+    limit_train: int | None = field(
+        default=None, metadata={"group": DATA, "help": "only so many training utterances, drawn over languages"}
+    )
+    limit_eval: int | None = field(
+        default=None, metadata={"help": "only so many evaluation utterances, drawn over languages"}
+    )
     max_text_tokens: int = field(default=128, metadata={"help": "transcript tokens the adapter reads; longer is cut"})
     max_audio_steps: int = field(default=400, metadata={"help": "audio steps the adapter reads; longer is cut"})
     max_vision_steps: int = field(default=200, metadata={"help": "vision steps the adapter reads; longer is cut"})

@@ -57,6 +57,10 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
     resumed = resumed_folder(training)
     with_prompts = model.backbone != "none"
     run = with_missing_steps(config, prepare_data(data, with_prompts=with_prompts))
+    if training.local_process_index == 0:
+        for split, dataset in ((data.train_split, run.train), (data.eval_split, run.evaluation)):
+            if dataset is not None and dataset.drawn is not None:
+                logger.info("%s: %s", split, dataset.drawn)
     if training.eval_strategy != "no":
         if run.evaluation is None or len(run.evaluation) == 0:
             raise UserError(

@@ -107,12 +107,44 @@ def test_labels_spoken_are_every_label_of_a_speaker_in_a_dialogue_in_turn_order(
     assert set(dialogues) == {"d/en"}
 
 
-def test_languages_and_limit_select_utterances_in_order() -> None:
+def test_languages_select_utterances_in_order() -> None:
     utterances = [plain(str(i), language="zh" if i % 2 else "en") for i in range(8)]
     assert [q.row for q in MerDataset(utterances, [EMOTION], languages=["zh"]).questions] == [1, 3, 5, 7]
-    assert [q.row for q in MerDataset(utterances, [EMOTION], languages=["zh"], limit=2).questions] == [1, 3]
-    assert [q.row for q in MerDataset(utterances, [EMOTION], limit=3).questions] == [0, 1, 2]
     assert MerDataset(utterances, [EMOTION], languages=["en", "zh"]).rows == list(range(8))
+
+
+def test_a_limit_draws_every_language_in_proportion_and_keeps_the_order() -> None:
+    utterances = [plain(str(i), language="en" if i < 30 else "zh") for i in range(40)]
+    dataset = MerDataset(utterances, [EMOTION], limit=8)
+    assert [q.row for q in dataset.questions] == dataset.rows == sorted(dataset.rows)
+    assert [dataset.language(row) for row in dataset.rows] == ["en"] * 6 + ["zh"] * 2
+    assert dataset.rows != list(range(8))
+    assert dataset.rows == MerDataset(utterances, [EMOTION], limit=8).rows
+    assert dataset.rows != MerDataset(utterances, [EMOTION], limit=8, limit_seed=1).rows
+    assert dataset.drawn == "8 of 40 utterances, drawn over languages with seed 0 (6 en, 2 zh)"
+    chinese = MerDataset(utterances, [EMOTION], languages=["zh"], limit=2)
+    assert len(chinese.rows) == 2
+    assert {chinese.language(row) for row in chinese.rows} == {"zh"}
+    assert MerDataset(utterances, [EMOTION], limit=40).rows == list(range(40))
+    assert MerDataset(utterances, [EMOTION], limit=99).drawn is None
+    with pytest.raises(UserError, match="limit is 0; it must be at least 1"):
+        MerDataset(utterances, [EMOTION], limit=0)
+
+
+def test_a_language_of_one_utterance_is_among_those_drawn_where_there_is_room() -> None:
+    utterances = [plain(str(i), language="zh" if i == 99 else "en") for i in range(100)]
+    assert 99 in MerDataset(utterances, [EMOTION], limit=2).rows
+    assert 99 not in MerDataset(utterances, [EMOTION], limit=1).rows
+
+
+def test_what_a_limit_left_out_parts_a_dialogue_in_two() -> None:
+    utterances = dialogue(6, "d")
+    whole = MerDataset(utterances, [EMOTION]).spoken_labels(EMOTION)
+    assert set(whole[2]) == {"d/en"}
+    drawn = MerDataset(utterances, [EMOTION], limit=4, limit_seed=3)
+    gaps = [sum(earlier not in drawn.rows for earlier in range(row)) for row in drawn.rows]
+    assert len(set(gaps)) > 1
+    assert drawn.spoken_labels(EMOTION)[2] == [f"d/en/{gap}" if gap else "d/en" for gap in gaps]
 
 
 def test_an_unknown_label_names_the_utterance_the_value_and_the_task() -> None:
@@ -259,7 +291,8 @@ def test_shuffling_leaves_the_questions_and_the_original_alone() -> None:
     shuffled = dataset.shuffled(["audio"], 0)
     assert shuffled.questions == dataset.questions
     assert source_rows(dataset, "audio") == list(range(10))
-    assert sorted(source_rows(shuffled, "audio")[:6]) == list(range(6))  # only among the utterances asked about
+    among = source_rows(shuffled, "audio")
+    assert sorted(among[row] for row in dataset.rows) == dataset.rows  # only among the utterances asked about
 
 
 def test_one_shuffle_after_another_keeps_both() -> None:

@@ -15,7 +15,7 @@ from llm_mer.data.store import write_store
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, GENERATION, Condition, parse_conditions
 from llm_mer.evaluation.dialogue import decode_dialogues
-from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate
+from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate, evaluate_checkpoint
 from llm_mer.evaluation.metrics import compute_metrics
 from llm_mer.evaluation.over_seeds import run
 from llm_mer.evaluation.rows import Evaluation, load_predictions, score_rows
@@ -181,10 +181,11 @@ def no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "message"),
     [
         ({"conditions": ["shuffle:smell"]}, "smell"),
-        ({"conditions": ["without:text", "shuffle:audio"], "limit": 1}, "'test-000' is the only utterance in language 'en'"),
+        ({"conditions": ["without:text", "shuffle:audio"], "limit": 1}, "'test-004' is the only utterance in language 'en'"),
         ({"resamples": 0}, "--resamples 0"),
         ({"batch_size": 0}, "--batch_size 0"),
         ({"dialogue_decoder": "online", "tasks": ["sentiment"]}, "no task has classes to decode"),
+        ({"dialogue_decoder": "online", "limit": 5}, "--limit: leaves gaps in dialogues"),
     ],
 )
 @pytest.mark.usefixtures("no_prediction")
@@ -277,3 +278,12 @@ def test_noise_is_refused_before_anything_is_predicted_where_features_did_not_co
 
 def test_the_fixture_has_both_languages_so_the_tests_above_mean_something() -> None:
     assert {u.language for u in make_utterances("test", 8)} == {"en", "zh"}
+
+
+def test_a_limit_draws_over_languages_and_the_evaluation_says_so(trained: Path, store: Path, tmp_path: Path) -> None:
+    config = EvaluateConfig(checkpoint=str(trained), data=[str(store)], limit=6, resamples=20, output=str(tmp_path / "out"))
+    text = evaluate_checkpoint(config)
+    assert text is not None
+    said = "6 of 32 utterances, drawn over languages with seed 0 (3 en, 3 zh)"
+    assert f"--limit: {said}" in text.splitlines()
+    assert Evaluation.load(tmp_path / "out").drawn == said
