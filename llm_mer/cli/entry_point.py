@@ -29,6 +29,21 @@ PLACE_ERRORS = frozenset(
 )
 """Errors of the operating system that say that a file or folder cannot be used, whatever the program does with it."""
 
+NO_REPORTS: dict[str, str] = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and through it transformers, TRL and gradio
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "VLLM_NO_USAGE_STATS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "DO_NOT_TRACK": "1",
+}
+"""Environment variables with which libraries leave out reports of their use to their makers, unless they are set already."""
+
+
+def disable_usage_reports() -> None:
+    """Set :data:`NO_REPORTS` for this process and those it starts. Libraries read them when they are imported."""
+    for name, value in NO_REPORTS.items():
+        os.environ.setdefault(name, value)
+
 
 def configure_logging() -> None:
     """Show this package's progress and warnings, and others' warnings, on standard error as plain lines."""
@@ -51,6 +66,7 @@ def run_program(
         interrupted: what to say after Ctrl-C.
     """
     configure_logging()
+    disable_usage_reports()
     try:
         code = work()
         shutdown_process_group()

@@ -81,6 +81,9 @@ class MerTraining(Trainer):
         self.add_callback(self.finite)  # before whatever would use the step's result
         self.add_callback(_EpochEnd(self))
 
+    def _send_telemetry(self) -> None:
+        """Nothing is reported: TRL (1.16) would tell huggingface.co of each training from the trainer's constructor."""
+
     # --- losses ---------------------------------------------------------------------------------------------------
 
     def compute_loss(

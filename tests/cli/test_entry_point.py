@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_mer.cli.entry_point import run_program
+from llm_mer.cli.entry_point import NO_REPORTS, run_program
 from llm_mer.errors import UserError
 
 
@@ -82,3 +82,10 @@ def test_of_several_processes_each_but_the_first_names_its_rank(
         monkeypatch.setitem(os.environ, "RANK", rank)
         assert run_program("p", raises(UserError("no"))) == 2
         assert capsys.readouterr().err == line
+
+
+def test_usage_reports_of_libraries_are_off_in_a_program_unless_the_user_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"HF_HUB_DISABLE_TELEMETRY": "0"}
+    monkeypatch.setattr(os, "environ", environment)
+    assert run_program("p", lambda: 0) == 0
+    assert environment == {**NO_REPORTS, "HF_HUB_DISABLE_TELEMETRY": "0"}
