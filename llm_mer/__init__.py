@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llm_mer.adapters.base import FusionAdapter
+    from llm_mer.checkpoints.auto_classes import register_auto_classes
     from llm_mer.checkpoints.loading import load_checkpoint
     from llm_mer.data.reading import load_dataset
     from llm_mer.data.schema import Utterance
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from llm_mer.inference.prediction import Prediction
     from llm_mer.prompting.tasks import Task
     from llm_mer.prompting.templates import PromptTemplate
+    from llm_mer.reporting.hub_upload import push_to_hub
 
 __version__ = "0.1.0"
 
@@ -32,6 +34,8 @@ __all__ = [
     "__version__",
     "load_checkpoint",
     "load_dataset",
+    "push_to_hub",
+    "register_auto_classes",
 ]
 
 _MODULES = {
@@ -44,6 +48,8 @@ _MODULES = {
     "Utterance": "llm_mer.data.schema",
     "load_checkpoint": "llm_mer.checkpoints.loading",
     "load_dataset": "llm_mer.data.reading",
+    "push_to_hub": "llm_mer.reporting.hub_upload",
+    "register_auto_classes": "llm_mer.checkpoints.auto_classes",
 }
 
 

@@ -156,6 +156,11 @@ def _check_folder(folder: Path) -> None:
         model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
+    if model_type == "llm_mer":
+        raise UserError(
+            f"backbone: {folder} holds a trained checkpoint, not a backbone; go on from it with init_checkpoint, or name "
+            "the backbone/ that `llm-mer merge` makes of it"
+        )
     if model_type == "chatglm":
         raise UserError(
             f"{folder} holds ChatGLM weights in their published layout; convert them once without running their code:\n"

@@ -11,7 +11,7 @@ from llm_mer import __version__
 from llm_mer.adapters import AdapterReference, check_reference
 from llm_mer.checkpoints.run_differences import RunSetup
 from llm_mer.errors import UserError, first_line
-from llm_mer.model.configuration_mer import build_adapter_config
+from llm_mer.model.configuration_mer import MerConfig, build_adapter_config
 from llm_mer.model.processing_mer import MerProcessor
 from llm_mer.storage.atomic_files import write_json_atomically
 from llm_mer.storage.json_files import read_json
@@ -76,9 +76,13 @@ class CheckpointDescription:
     format: int = FORMAT_VERSION
 
     def save(self, folder: Path) -> None:
-        """Write ``llm_mer.json``; folders of this machine say nothing elsewhere and are left out."""
+        """Write ``llm_mer.json``, and ``config.json`` for transformers' ``AutoConfig``.
+
+        Folders of this machine say nothing elsewhere and are left out.
+        """
         written = self if self.run is None else replace(self, run=self.run.without_places())
         write_json_atomically(folder / DESCRIPTION_FILE, asdict(written))
+        write_json_atomically(folder / "config.json", MerConfig(**self.model).to_dict())
 
     @classmethod
     def load(cls, folder: Path) -> CheckpointDescription:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,18 @@ SAVING_MAY_DIFFER: dict[str, str] = {
 """What may differ on top without ``load_best_model_at_end``."""
 
 
+def without_folders(value: Any) -> Any:
+    """An absolute path keeps its last part, also after ``FORMAT:`` and ``--option=``; lists and dicts entry by entry."""
+    if isinstance(value, list):
+        return [without_folders(entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: without_folders(entry) for name, entry in value.items()}
+    if not isinstance(value, str):
+        return value
+    path = re.fullmatch(r"(?P<before>(?:--[\w-]+=)?(?:\w+:)?)(?P<place>[/~].*)", value, flags=re.DOTALL)
+    return path["before"] + Path(path["place"]).name if path else value
+
+
 @dataclass(frozen=True)
 class Difference:
     """One setting in which two runs differ; what only one of them has is None in the other."""
@@ -120,16 +133,10 @@ class RunSetup:
         return flat
 
     def without_places(self) -> RunSetup:
-        """The same setup without the folders of one machine: an absolute path that is never compared keeps its last part."""
-
-        def name(value: Any) -> Any:
-            if isinstance(value, list):
-                return [name(entry) for entry in value]
-            return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
+        """The same setup without the folders of one machine, see :func:`without_folders`, where they are never compared."""
         places = {*BOOKKEEPING, *COMPARED_BY_CONTENT}
         options = {
-            group: {option: name(value) if option in places else value for option, value in values.items()}
+            group: {option: without_folders(value) if option in places else value for option, value in values.items()}
             for group, values in self.options.items()
         }
         return replace(self, options=options)

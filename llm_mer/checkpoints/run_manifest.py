@@ -8,13 +8,13 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from llm_mer.checkpoints.description import CheckpointDescription, stack_versions
-from llm_mer.checkpoints.run_differences import OPTION_GROUPS, RunSetup
+from llm_mer.checkpoints.run_differences import OPTION_GROUPS, RunSetup, without_folders
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import write_json_atomically
 from llm_mer.storage.fingerprints import safetensors_sha256
@@ -130,6 +130,10 @@ class RunManifest:
     def setup(self) -> RunSetup:
         """What the result follows from."""
         return RunSetup(self.options, str(self.data.get("fingerprint")), self.questions_sha256, self.backbone)
+
+    def without_places(self) -> RunManifest:
+        """The same manifest without the folders of one machine (:func:`without_folders`), to be given away."""
+        return replace(self, command=without_folders(self.command), options=without_folders(self.options))
 
     def surroundings(self) -> dict[str, Any]:
         """Versions, hardware and code, flat."""

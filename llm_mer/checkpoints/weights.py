@@ -70,6 +70,7 @@ def load_adapter_weights(base: MerForConditionalGeneration, folder: Path) -> tor
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'adapter_config.json'}: damaged: {error}") from None
     peft_config.inference_mode = True
+    peft_config.base_model_name_or_path = None  # the description says where the backbone is
     model = get_peft_model(base, peft_config)
     # Training-only parameters, which a checkpoint leaves out, keep their initial values: PEFT fails on a missing key.
     own = get_peft_model_state_dict(model, save_embedding_layers=False)

@@ -59,6 +59,8 @@ COMMANDS: dict[str, Command] = {
     "convert-llama2c": Command("convert_llama2c", "turn a llama2.c model and tokenizer into a Llama folder of transformers"),
     "train": Command("train", "fine-tune: from a YAML file and options to a checkpoint", takes_arguments=True),
     "infer": Command("infer", "answer about clips, text, features or a whole manifest, as JSONL"),
+    "card": Command("card", "write a checkpoint's model card from its manifest and evaluations"),
+    "push": Command("push", "put a checkpoint on the Hugging Face hub, with its model card; private unless told otherwise"),
     "merge": Command("merge", "a checkpoint with LoRA merged into plain backbone weights"),
     "prompts list": Command("prompts_list", "list the prompt templates"),
     "prompts preview": Command("prompts_preview", "show what the model reads, pseudo-token positions marked"),
