@@ -11,6 +11,7 @@ from pathlib import Path
 from llm_mer.checkpoints.backbone_reference import BACKBONE_COPY, find_backbone
 from llm_mer.checkpoints.description import CheckpointDescription, check_description
 from llm_mer.checkpoints.hub import HUB_NAME
+from llm_mer.checkpoints.integrity import CHECKSUMS_FILE, verify_checkpoint, write_checksums
 from llm_mer.checkpoints.run_differences import without_folders
 from llm_mer.checkpoints.run_manifest import MANIFEST, RunManifest
 from llm_mer.errors import UserError, first_line
@@ -31,7 +32,7 @@ PUSHED = (
     "trajectories.jsonl",
 )
 """Files of a checkpoint that are copied as they are. Optimiser, trainer state and logs stay where they are."""
-WRITTEN = ("config.json", "llm_mer.json", MANIFEST, CARD_FILE)
+WRITTEN = ("config.json", "llm_mer.json", MANIFEST, CHECKSUMS_FILE, CARD_FILE)
 """Files that are written anew, without the folders of this machine."""
 
 
@@ -73,6 +74,7 @@ def stage_checkpoint(
     """Fill ``target`` with the files that belong on the hub. Arguments and errors are those of :func:`push_to_hub`."""
     description = CheckpointDescription.load(folder)
     check_description(description, folder / "llm_mer.json")
+    verify_checkpoint(folder)
     reference = description.backbone
     if reference is not None and reference.folder is None and reference.fingerprint is not None:
         raise UserError(
@@ -98,6 +100,7 @@ def stage_checkpoint(
     else:
         text = model_card(folder, evaluations, license, repository)
         (target / CARD_FILE).write_text(text, encoding="utf-8")
+    write_checksums(target)
     return target
 
 

@@ -92,7 +92,14 @@ def test_no_file_that_was_pushed_names_this_machine_and_none_is_pickled(trained:
     push_to_hub(trained, "someone/mer")
     files = [path for path in hub.files("someone/mer").rglob("*") if path.is_file()]
     names = {str(path.relative_to(hub.files("someone/mer"))) for path in files}
-    assert {"llm_mer.json", "config.json", "run_manifest.json", "README.md", "backbone/config.json"} <= names
+    assert {
+        "llm_mer.json",
+        "config.json",
+        "run_manifest.json",
+        "checksums.json",
+        "README.md",
+        "backbone/config.json",
+    } <= names
     assert not {name for name in names if name.endswith((".bin", ".pt", ".pth", ".py"))}
     assert not {"trainer_state.json", "log_history.json"} & names
     for path in files:
