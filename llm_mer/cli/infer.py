@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -18,7 +17,7 @@ from llm_mer.inference.conversations import Conversations
 from llm_mer.inference.inputs import InferConfig, inputs
 from llm_mer.inference.inputs import InferConfig as Options
 from llm_mer.inference.output_file import answer_file, shorten
-from llm_mer.inference.prediction import Prediction
+from llm_mer.inference.prediction import Prediction, not_finite
 from llm_mer.scoring.engines.base import read_options
 
 if TYPE_CHECKING:
@@ -147,6 +146,7 @@ def infer(config: InferConfig) -> int:
         generate=config.generate,
         answer_end=config.answer_end,
     )
+    pipeline.refuse_not_finite = False  # such an answer becomes a line of its own
     if config.dialogue_decoder != "none" and not pipeline.description.shift_probability:
         raise UserError(
             f"{config.checkpoint} was trained without dialogues and their speakers, so it has no p0 for --dialogue_decoder"
@@ -254,12 +254,8 @@ def infer(config: InferConfig) -> int:
                 if prediction.id in out.done:
                     continue
                 entry = prediction.to_dict()
-                try:
-                    json.dumps(entry, allow_nan=False)  # all of it: shortening would hide a distribution of NaN
-                except ValueError:
-                    message = (
-                        f"task {prediction.task!r}: the answer holds NaN or infinity; the model overflows or is damaged"
-                    )
+                if not prediction.is_finite:
+                    message = not_finite(prediction)
                     if config.on_bad_input == "stop":
                         stop(places[prediction.id], UserError(f"utterance {prediction.id!r}: {message}"))
                         break

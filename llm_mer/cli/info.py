@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llm_mer.errors import UserError
+from llm_mer.storage.json_text import dump_json
 
 EXAMPLES = ("llm-mer info --path runs/quickstart/egmf", "llm-mer info --path runs/quickstart/features")
 
@@ -43,7 +43,7 @@ def run(options: Options) -> str:
             "context": description.context,
             "versions": description.versions,
         }
-        return json.dumps(shown, ensure_ascii=False, indent=1)
+        return dump_json(shown, indent=1)
     if (folder / STORE_FILE).is_file():
         info = UtteranceStore.open(folder).info
         shown = {
@@ -52,5 +52,5 @@ def run(options: Options) -> str:
             "fingerprint": info.fingerprint,
             "description": info.description,
         }
-        return json.dumps(shown, ensure_ascii=False, indent=1)
+        return dump_json(shown, indent=1)
     raise UserError(f"{folder}: neither a checkpoint ({DESCRIPTION_FILE}) nor a store ({STORE_FILE})")

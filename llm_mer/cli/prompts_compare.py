@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from llm_mer.errors import UserError
 from llm_mer.experiments.options import PromptComparisonConfig as Options
+from llm_mer.storage.json_text import dump_json
 
 EXAMPLES = (
     "llm-mer prompts compare --checkpoint runs/quickstart/egmf --data runs/quickstart/features",
@@ -36,7 +36,7 @@ def run(options: Options) -> str:
     comparison, by_variant = ask(options)
     folder.mkdir(parents=True, exist_ok=True)
     save_predictions(folder / PREDICTIONS, by_variant)
-    (folder / COMPARISON).write_text(json.dumps(asdict(comparison), ensure_ascii=False, indent=1), encoding="utf-8")
+    (folder / COMPARISON).write_text(dump_json(asdict(comparison), indent=1), encoding="utf-8")
     text = markdown(comparison)
     (folder / TABLE).write_text(text + "\n", encoding="utf-8")
     figure_of(comparison).savefig(folder / FIGURE, metadata={"Software": None})

@@ -12,9 +12,10 @@ from llm_mer.data.words import split_words
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
-from llm_mer.inference.prediction import Prediction
+from llm_mer.inference.prediction import Prediction, require_finite_answers
 from llm_mer.storage.atomic_files import write_text_atomically
 from llm_mer.storage.fingerprints import files_sha256
+from llm_mer.storage.json_text import dump_json
 
 if TYPE_CHECKING:
     from llm_mer.data.dataset import MerDataset
@@ -79,7 +80,7 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lines.insert(0, {"settings": self.settings})
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            stream.writelines(dump_json(line) + "\n" for line in lines)
 
     def finished(self, condition: str) -> dict[tuple[int, ...], list[Prediction]]:
         """Batches of a condition that were done before, by their questions."""
@@ -112,6 +113,9 @@ def predict_all(
 
     The batches are those of one process, and each is answered whole by one process, so the numbers are the same to the
     last digit on any number of processes. After each round of one batch a process, the first keeps them in the journal.
+
+    Raises:
+        UserError: an answer that holds NaN or infinity.
     """
     batches = predictor.batches(dataset)
     done: dict[tuple[int, ...], list[Prediction]] = processes.broadcast_from_first(
@@ -132,6 +136,7 @@ def predict_all(
             turn = rest[start : start + processes.world_size]
             mine = turn[processes.rank : processes.rank + 1]
             own = placed(dataset, mine[0], predictor.predict_batch(dataset, mine[0])) if mine else []
+            require_finite_answers(own)
             for batch, answers in zip(turn, processes.gather(own), strict=False):
                 found.update(zip(batch.questions, answers, strict=True))
                 if journal is not None and processes.is_first:

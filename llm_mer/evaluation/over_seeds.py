@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from llm_mer.evaluation.options import EvaluateConfig
 from llm_mer.evaluation.rows import Evaluation
 from llm_mer.evaluation.spread import SEEDS_FILE, Spread
 from llm_mer.evaluation.subsets import EVERYTHING
+from llm_mer.storage.json_text import dump_json
 
 SHOWN: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "mae", "corr")
 """Metrics of the printed table; the file has all."""
@@ -47,7 +47,7 @@ class SeedEvaluation:
         """Write ``seeds.json``; returns its path."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / SEEDS_FILE
-        path.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1), encoding="utf-8")
+        path.write_text(dump_json(asdict(self), indent=1), encoding="utf-8")
         return path
 
 

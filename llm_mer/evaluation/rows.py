@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from llm_mer.evaluation.resampling import headline_intervals
 from llm_mer.evaluation.subsets import EVERYTHING, TAG, subset_names, subsets_of
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
+from llm_mer.storage.json_text import dump_json
 
 PREDICTIONS, EVALUATION = "predictions.jsonl", "evaluation.json"
 
@@ -60,6 +62,15 @@ class Row:
     baseline: dict[str, float]
     by: str = TAG
 
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> Row:
+        """Read plain values back; a metric that is null is NaN: not known."""
+        known = {
+            name: {metric: math.nan if value is None else value for metric, value in entry[name].items()}
+            for name in ("metrics", "baseline")
+        }
+        return cls(**{**entry, **known})
+
 
 @dataclass
 class Evaluation:
@@ -94,7 +105,7 @@ class Evaluation:
 
     def save(self, folder: Path) -> None:
         """Write ``evaluation.json``."""
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        text = dump_json(asdict(self), indent=1)
         (folder / EVALUATION).write_text(text, encoding="utf-8")
 
     @classmethod
@@ -104,7 +115,7 @@ class Evaluation:
         if not path.is_file():
             raise UserError(f"{folder}: no {EVALUATION}; write it with `llm-mer evaluate`")
         entry = json.loads(path.read_text(encoding="utf-8"))
-        entry["rows"] = [Row(**row) for row in entry["rows"]]
+        entry["rows"] = [Row.from_dict(row) for row in entry["rows"]]
         entry["conditions"] = [
             Condition(**{**condition, "modalities": tuple(condition["modalities"])})
             for condition in entry.get("conditions", [])
@@ -120,7 +131,7 @@ def save_predictions(path: Path, by_condition: dict[str, list[Prediction]]) -> N
         for condition, predictions in by_condition.items():
             for prediction in predictions:
                 line = {"condition": condition, **prediction.to_dict()}
-                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+                stream.write(dump_json(line) + "\n")
 
 
 def load_predictions(path: Path) -> dict[str, list[Prediction]]:

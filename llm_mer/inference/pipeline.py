@@ -18,7 +18,7 @@ from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS
 from llm_mer.errors import UserError, first_line
 from llm_mer.inference.clips import as_utterance, utterance_from_fields
-from llm_mer.inference.prediction import Prediction
+from llm_mer.inference.prediction import Prediction, require_finite_answers
 from llm_mer.inference.predictor import Predictor
 from llm_mer.prompting.languages import LANGUAGES, require_language
 from llm_mer.prompting.tasks import Task
@@ -45,6 +45,8 @@ class MerPipeline:
 
     predictor: Predictor
     description: CheckpointDescription
+    refuse_not_finite: bool = True
+    """Whether an answer that holds NaN or infinity is an error; if not, its caller looks at ``Prediction.is_finite``."""
 
     @classmethod
     def from_pretrained(
@@ -134,7 +136,7 @@ class MerPipeline:
             One :class:`Prediction` an utterance and task, in the order of both.
 
         Raises:
-            UserError: nothing or both given, or an utterance that cannot be read or answered.
+            UserError: nothing or both given, an utterance that cannot be read or answered, or an answer that is not finite.
         """
         if (utterances is None) == (not fields):
             raise UserError("give either a list of utterances or the fields of one, e.g. video=…, text=…")
@@ -146,7 +148,10 @@ class MerPipeline:
             asked_about = [as_utterance(entry, place) for place, entry in enumerate(utterances)]
         dataset = self.dataset([self.with_features(utterance) for utterance in asked_about], tasks)
         asked = [i for i, q in enumerate(dataset.questions) if not last_only or q.row == len(asked_about) - 1]
-        return self.predictor.predict(dataset, asked)
+        predictions = self.predictor.predict(dataset, asked)
+        if self.refuse_not_finite:
+            require_finite_answers(predictions)
+        return predictions
 
     def stream(
         self, utterances: Iterable[Utterance], batch_size: int = 16, tasks: Sequence[str] | None = None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from llm_mer.errors import UserError
 
 
 @dataclass
@@ -53,17 +57,58 @@ class Prediction:
     head_value: str | float | None = None
     seconds: float | None = None
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether every number of the answer is one, its diagnostics' too."""
+        return _is_finite(asdict(self))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for a JSONL line; fields that are None or empty are left out."""
         return {k: v for k, v in asdict(self).items() if v is not None and v != {} and v != [] and v != ()}
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Prediction:
-        """Read a JSONL line back."""
+        """Read a JSONL line back; in diagnostics, null is NaN."""
         entry = dict(entry)
         if "tags" in entry:
             entry["tags"] = tuple(entry["tags"])
         if entry.get("interval") is not None:
             low, high = entry["interval"]
             entry["interval"] = (low, high)
+        if "diagnostics" in entry:
+            entry["diagnostics"] = _with_nan(entry["diagnostics"])
         return cls(**entry)
+
+
+def not_finite(prediction: Prediction) -> str:
+    """What to say of an answer that :attr:`Prediction.is_finite` denies."""
+    return f"task {prediction.task!r}: the answer holds NaN or infinity; the model overflows or is damaged"
+
+
+def require_finite_answers(predictions: Iterable[Prediction]) -> None:
+    """Refuse answers that would be scored though the model gave none.
+
+    Raises:
+        UserError: naming the first utterance whose answer holds NaN or infinity.
+    """
+    for prediction in predictions:
+        if not prediction.is_finite:
+            raise UserError(f"utterance {prediction.id!r}: {not_finite(prediction)}")
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return True
+    return all(map(_is_finite, value))
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_nan(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(part) for part in value]
+    return math.nan if value is None else value

@@ -8,7 +8,6 @@ file that the operating system released. Nothing else in the folder around a tar
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from typing import IO, Any
 from safetensors import SafetensorError
 
 from llm_mer.errors import UserError
+from llm_mer.storage.json_text import dump_json
 
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
@@ -51,8 +51,8 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def write_json_atomically(path: Path, value: Any, indent: int = 1) -> None:
-    """Replace the content of ``path`` by this value as JSON."""
-    write_text_atomically(path, json.dumps(value, ensure_ascii=False, indent=indent))
+    """Replace the content of ``path`` by this value as JSON; a number that is not finite is null."""
+    write_text_atomically(path, dump_json(value, indent))
 
 
 def fsync_folder(folder: Path) -> None:

@@ -79,3 +79,18 @@ def parse_json(text: str, where: str, finite: bool = True) -> Any:
         raise UserError(f"{where}: not JSON: {error.msg} at {line}column {error.colno}") from None
     except RecursionError:
         raise UserError(f"{where}: brackets are nested too deeply to be read") from None
+
+
+def dump_json(value: Any, indent: int | None = None) -> str:
+    """The JSON text of plain values; a number that is NaN or infinite, which JSON does not have, is null: not known."""
+    return json.dumps(_known(value), ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _known(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_known(part) for part in value]
+    return value

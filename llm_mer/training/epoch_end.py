@@ -13,6 +13,7 @@ from llm_mer.distributed.deepspeed import gathered_master_parameters
 from llm_mer.distributed.sharded_parameters import keep_parameters_gathered, reduce_gradients_in_parameter_order
 from llm_mer.model.modeling_mer import fusion_adapter_of
 from llm_mer.storage.atomic_files import write_text_atomically
+from llm_mer.storage.json_text import dump_json
 
 
 class _EpochEnd(TrainerCallback):
@@ -57,4 +58,4 @@ class _EpochEnd(TrainerCallback):
         with (Path(args.output_dir) / TRAJECTORIES).open("a") as stream:
             for name, values in vectors.items():
                 points = [[round(v, 5) for v in row] for row in values.float().cpu().tolist()]
-                stream.write(json.dumps({"epoch": state.epoch or 0, "name": name, "points": points}) + "\n")
+                stream.write(dump_json({"epoch": state.epoch or 0, "name": name, "points": points}) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from llm_mer.errors import UserError
 from llm_mer.evaluation.spread import SEEDS_FILE, Spread, as_plain, metric_table
 from llm_mer.prompting.tasks import get_task
 from llm_mer.prompting.templates import load_prompts
+from llm_mer.storage.json_text import dump_json
 from llm_mer.training.model_builder import resolve_backbone
 from llm_mer.training.resume import identify_backbone
 from llm_mer.training.run import prepare_run, train_run
@@ -109,7 +109,7 @@ def summarise_seeds(output: Path, manifests: dict[int, RunManifest]) -> str:
     metrics = {name: Spread.of([m.metrics.get(name) for m in manifests.values()]) for name in names}
     content = {"seeds": list(manifests), "metrics": as_plain(metrics)}
     path = output / SEEDS_FILE
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    path.write_text(dump_json(content, indent=1), encoding="utf-8")
     if not metrics:
         return f"{len(manifests)} seeds are trained; without an evaluation split there are no scores"
     shown = {name.removeprefix("eval_"): spread for name, spread in metrics.items() if not name.endswith("_n")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from argparse import ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from jsonargparse import ArgumentParser
 from llm_mer.adapters import use_adapter
 from llm_mer.errors import UserError
 from llm_mer.resources.files import resolve_file
+from llm_mer.storage.yaml_text import MOST_BYTES, parse_yaml
 from llm_mer.training.declared_options import Option
 from llm_mer.training.options import SECRETS, ModelArguments
 from llm_mer.training.run_config import RunConfig, options_of_run
@@ -76,7 +78,7 @@ def parse_options(options: Sequence[Option], written: Mapping[str, Any], argumen
     """The values that were given, by name: those of the YAML file, ``written``, under those of the command line.
 
     Raises:
-        UserError: an option that is not known (abbreviations are not), or a value of another type.
+        UserError: an option that is not known (abbreviations are not), a value of another type, NaN or infinity.
     """
     known = {option.name: option for option in options}
     for name in SECRETS:
@@ -100,6 +102,12 @@ def parse_options(options: Sequence[Option], written: Mapping[str, Any], argumen
         values |= vars(parser.parse_args(list(arguments), defaults=False))
     except ArgumentError as error:
         raise UserError(explain(error, known)) from None
+    for name, value in values.items():
+        if any(
+            isinstance(entry, float) and not math.isfinite(entry)
+            for entry in (value if isinstance(value, list) else [value])
+        ):
+            raise UserError(f"{name}: {value!r}; it must be finite")
     return values
 
 
@@ -162,21 +170,20 @@ def read_options(file: str) -> dict[str, Any]:
     """The options of a YAML file.
 
     Raises:
-        UserError: naming a file that is not there, not text, not YAML, or not a mapping.
+        UserError: naming a file that is not there, too large, not text, not YAML in bounds
+            (:mod:`~llm_mer.storage.yaml_text`), or not a mapping.
     """
-    import yaml
-
     path = Path(file)
     if path.is_dir():
         raise UserError(f"--config: {file!r} is a folder; name a YAML file")
     if not path.is_file():
         raise UserError(f"--config: no such file {file!r}")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise UserError(f"--config: {file}: {size} bytes; at most {MOST_BYTES} are read")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"), f"--config: {file}")
     except UnicodeDecodeError:
         raise UserError(f"--config: {file} is not a text file") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--config: {file}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"--config: {file}: it must be a mapping of options to values")
     unnamed = [name for name in content if not isinstance(name, str)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from llm_mer.checkpoints.run_manifest import RunManifest
 from llm_mer.checkpoints.run_manifest import begin as begin_manifest
 from llm_mer.checkpoints.weights import drop_training_only_parameters
 from llm_mer.model.modeling_mer import describe_parameters, fusion_adapter_of
+from llm_mer.storage.json_text import dump_json
 from llm_mer.training.atomic_checkpoints import disk_full_error, remove_checkpoints
 from llm_mer.training.evaluation import print_evaluation
 from llm_mer.training.interruption import Interrupted, SignalCallback
@@ -104,7 +104,7 @@ def _train_run(run: Run) -> RunManifest:
     save_final(trainer, output)
     trainer.save_state()
     if first:
-        (output / "log_history.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
+        (output / "log_history.json").write_text(dump_json(trainer.state.log_history, indent=1), encoding="utf-8")
     metrics = trainer.evaluate() if trainer.evaluation is not None else {}
     if first:
         if metrics:

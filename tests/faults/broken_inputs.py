@@ -1267,6 +1267,10 @@ OPTIONS = (
     Fault("options: no weight", config(loss_weights=["ce"]), options, "loss_weights: 'ce' is not NAME=NUMBER", ""),
     Fault("options: a seed twice", config(seeds=[1, 1]), options, r"seeds: \[1, 1\] names a seed twice", ""),
     Fault("options: no such backbone", config(backbone="./gone"), options, r"backbone: no such folder './gone'", ""),
+    Fault(
+        "options: a rate that is NaN", config(learning_rate=float("nan")), options, "learning_rate: nan; it must be fini", ""
+    ),
+    Fault("options: a key twice", file("run.yaml", "seed: 1\nseed: 2\n"), options, "line 2: key 'seed' stands there twice"),
     Fault("options: no such split", config(train_split="dev"), options, "no split 'dev'; it holds test, train, valid", ""),
     Fault(
         "evaluate: a condition of nothing",

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_mer.errors import UserError
-from llm_mer.storage.json_text import MOST_DIGITS, parse_json
+from llm_mer.storage.json_text import MOST_DIGITS, dump_json, parse_json
 
 VALUES = st.recursive(
     st.none()
@@ -46,3 +46,9 @@ def test_what_cannot_be_meant_is_refused_in_one_line(text: str, message: str) ->
         parse_json(text, "here")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_a_number_that_json_does_not_have_is_null_wherever_it_stands() -> None:
+    value = {"a": float("nan"), "b": [1.5, (float("inf"), {"c": -float("inf")})], "d": "NaN", "嗯": True}
+    assert json.loads(dump_json(value)) == {"a": None, "b": [1.5, [None, {"c": None}]], "d": "NaN", "嗯": True}
+    assert "嗯" in dump_json(value, indent=1)

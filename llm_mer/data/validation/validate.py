@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from llm_mer.data.validation.findings import ADVICE, ERROR, Finding, ValidationR
 from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.prompting.tasks import get_task
+from llm_mer.storage.json_text import dump_json
 
 
 @dataclass
@@ -93,6 +93,6 @@ def validate(config: ValidateConfig) -> ValidationReport:
     with track_progress(utterances, total=total, description="validate", unit="utterance") as bar:
         report = check_utterances(bar, config.data, inspection)
     if config.json:
-        text = json.dumps(report.to_dict(), ensure_ascii=False, indent=1)
+        text = dump_json(report.to_dict(), indent=1)
         Path(config.json).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     return report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from contextlib import redirect_stdout
@@ -19,6 +18,7 @@ from llm_mer.experiments.comparison.systems import System, check_metrics, plan
 from llm_mer.experiments.comparison.table import Comparison, markdown, tabulate
 from llm_mer.experiments.options import CompareConfig
 from llm_mer.resources.files import resolve_file
+from llm_mer.storage.json_text import dump_json
 
 logger = logging.getLogger(__name__)
 TABLE = "comparison.md"
@@ -96,7 +96,7 @@ def compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
         runs.setdefault(system.name, []).append(done[place])
     comparison = tabulate(config, systems, runs)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / COMPARISON).write_text(json.dumps(asdict(comparison), ensure_ascii=False, indent=1), encoding="utf-8")
+    (folder / COMPARISON).write_text(dump_json(asdict(comparison), indent=1), encoding="utf-8")
     return comparison, systems
 
 
