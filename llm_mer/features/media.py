@@ -1,4 +1,8 @@
-"""Decoding sound and pictures with PyAV, with one reason for each way it can fail."""
+"""Decoding sound and pictures with PyAV, with one reason for each way it can fail.
+
+A clip is other people's data. Only the containers in :data:`CONTAINERS` are opened, none of which names another file or
+address, and each bound is checked before the memory it bounds is taken.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,25 @@ import numpy as np
 
 from llm_mer.data.schema import SAMPLE_RATE, Frames
 from llm_mer.errors import UserError
+from llm_mer.storage.addresses import is_address
 
 MIN_SECONDS = 0.1
 MAX_SECONDS = 600.0
+MAX_PIXELS = 8192 * 4608
+"""Of a picture as it is stored; 8K television has 33 million."""
+MAX_DECODED_FRAMES = 600 * 240
+"""Pictures that are decoded, however few of them are kept: ten minutes at 240 a second."""
+MAX_KEPT_BYTES = 2 << 30
+"""Of the pictures that are kept, scaled down, of one clip."""
+MAX_CHANNELS = 64
+SAMPLE_RATES = (1_000, 768_000)
+"""Least and most samples a second. A rate of 1 Hz would make 16,000 samples of each one that is stored."""
+CONTAINERS = (
+    *("mov", "matroska", "avi", "wav", "w64", "flac", "mp3", "ogg", "aac", "aiff", "au", "caf", "amr", "nistsphere"),
+    *("asf", "flv", "mpeg", "mpegts", "mpegvideo", "mxf", "dv", "ac3"),
+)
+"""Containers that are opened, by FFmpeg's names: ``mov`` is mp4, m4a, mov and 3gp; ``matroska`` is mkv and webm. No
+playlist and no single picture is among them."""
 PIPED_RIFF = 0x7FFF0000
 """A RIFF head (WAV, AVI) that announces this many bytes or more was written before the size was known."""
 REASONS: dict[str, str] = {
@@ -24,6 +44,8 @@ REASONS: dict[str, str] = {
     "no_video_track": "it has no video track",
     "corrupt": "decoding failed",
     "not_finite": "the audio track holds what are no numbers",
+    "too_large": "its pictures are larger than are read",
+    "odd_sound": "its sound is of a kind that is not read",
     "no_samples": "the audio track holds no samples",
     "no_frames": "the video track holds no frames",
     "too_short": f"it is shorter than {MIN_SECONDS} s",
@@ -49,11 +71,17 @@ def _opened(path: Path) -> Iterator[Any]:
     except ImportError:
         raise UserError("reading media needs PyAV: pip install 'llm-mer[media]'") from None
     if not path.is_file():
-        raise MediaError(path, "no_file")
+        raise MediaError(path, "no_file", "it is an address; only files of this machine are read" if is_address(path) else "")
     if path.stat().st_size == 0:
         raise MediaError(path, "empty_file")
+    # An absolute path, since FFmpeg takes what stands before a colon for a protocol.
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": ",".join(CONTAINERS),
+        "max_pixels": str(MAX_PIXELS),  # of the pictures that are decoded to see what the streams are
+    }
     try:
-        container = av.open(str(path))
+        container = av.open(str(path.resolve()), options=options)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise MediaError(path, "not_media", str(error)) from None
     try:
@@ -109,6 +137,9 @@ def read_audio(path: Path | str, rate: int = SAMPLE_RATE) -> np.ndarray:
 
         resampler = av.AudioResampler(format="fltp", rate=rate)  # its own down-mix to mono is 3 dB too loud and clips
         for frame in container.decode(container.streams.audio[0]):
+            _check_sound(path, frame)
+            if total + frame.samples / frame.sample_rate * rate > (MAX_SECONDS + 1) * rate:
+                raise MediaError(path, "too_long")
             frame.pts = None  # gaps in timestamps would otherwise be refused by the resampler
             for piece in resampler.resample(frame):
                 blocks.append(piece.to_ndarray().mean(axis=0))
@@ -140,34 +171,67 @@ def read_frames(path: Path | str, fps: float, max_side: int = 256) -> Frames:
     """
     path = Path(path)
     taken: list[np.ndarray] = []
+    kept = 0
     with _opened(path) as container:
-        if not container.streams.video:
+        stream = _moving_pictures(container)
+        if stream is None:
             raise MediaError(path, "no_video_track")
-        stream = container.streams.video[0]
+        _check_size(path, stream.width, stream.height)
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         _check_whole(path, stream)
         rate = float(stream.average_rate or 25)
         start: float | None = None
         shown: np.ndarray | None = None
-        index = 0
         end = 0.0
+
+        def take_until(seconds: float) -> None:
+            nonlocal kept
+            assert shown is not None
+            while len(taken) / fps < seconds - 1e-6:
+                kept += shown.nbytes
+                if kept > MAX_KEPT_BYTES:
+                    raise MediaError(path, "too_large", f"{fps:g} pictures a second are more than {MAX_KEPT_BYTES >> 20} MiB")
+                taken.append(shown)
+
         for number, frame in enumerate(container.decode(stream)):
+            if number >= MAX_DECODED_FRAMES:
+                raise MediaError(path, "too_long", f"more than {MAX_DECODED_FRAMES} pictures")
             seconds = float(frame.time) if frame.time is not None else number / rate
             start = seconds if start is None else start
             seconds -= start
-            while shown is not None and index / fps < seconds - 1e-6:
-                taken.append(shown)
-                index += 1
-            if seconds > MAX_SECONDS:
+            if seconds > MAX_SECONDS:  # before the gap up to it is filled
                 raise MediaError(path, "too_long")
+            if shown is not None:
+                take_until(seconds)
+            _check_size(path, frame.width, frame.height)
             shown = _to_rgb(frame, max_side)
             end = seconds + 1 / rate
         if shown is None:
             raise MediaError(path, "no_frames")
         _check_riff(path)
-        while index / fps < end - 1e-6:
-            taken.append(shown)
-            index += 1
+        take_until(min(end, MAX_SECONDS + 1 / fps))
     return Frames(np.stack(taken), fps)
+
+
+def _moving_pictures(container: Any) -> Any | None:
+    """The first video stream that is none; the cover of a record is a stream with one picture, which is no video."""
+    from av.stream import Disposition
+
+    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise MediaError(path, "too_large", f"{width} × {height}; at most {MAX_PIXELS} pixels are read")
+
+
+def _check_sound(path: Path, frame: Any) -> None:
+    """Each frame says its rate and channels anew."""
+    low, high = SAMPLE_RATES
+    if not low <= frame.sample_rate <= high:
+        raise MediaError(path, "odd_sound", f"{frame.sample_rate} samples a second; {low} to {high} are read")
+    if frame.layout.nb_channels > MAX_CHANNELS:
+        raise MediaError(path, "odd_sound", f"{frame.layout.nb_channels} channels; at most {MAX_CHANNELS} are read")
 
 
 def _to_rgb(frame: Any, max_side: int) -> np.ndarray:

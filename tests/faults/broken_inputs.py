@@ -173,6 +173,20 @@ MEDIA = (
     Fault("media: a folder", lambda g: g.folder, audio, "there is no such file"),
     Fault("media: no bytes", file("clip.mp4", b""), audio, "the file has no bytes"),
     Fault("media: text named mp4", file("clip.mp4", "this is a text\n" * 40), frames, "not a media file PyAV can open"),
+    Fault(
+        "media: a list of other files",
+        file("clip.mp4", "ffconcat version 1.0\nfile other.mp4\n"),
+        frames,
+        "not a media file PyAV can open",
+    ),
+    Fault(
+        "media: a playlist",
+        file("clip.mp4", "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1,\nother.ts\n#EXT-X-ENDLIST\n"),
+        frames,
+        "not a media file PyAV can open",
+    ),
+    Fault("media: a picture", file("clip.mp4", b"GIF89a" + bytes(300)), frames, "not a media file PyAV can open"),
+    Fault("media: an address", lambda g: Path("https://example.org/clip.mp4"), audio, "only files of this machine are read"),
     Fault("media: mp4 cut before its index", lambda g: cut(clip(g)), frames, "not a media file PyAV can open"),
     Fault(
         "media: mp4 cut after its index, sound",
@@ -290,6 +304,12 @@ MANIFESTS = (
     Fault("manifest: null as id", entry(id=None), manifest, ":2: no field 'id'"),
     Fault("manifest: empty id", entry(id=""), manifest, ":2: field 'id' is ''; it must be a text or a number"),
     Fault("manifest: a list as id", entry(id=["a"]), manifest, r":2: field 'id' is \['a'\]; it must be a text"),
+    Fault(
+        "manifest: an address in place of a file",
+        entry(video="https://example.org/clip.mp4"),
+        manifest,
+        ":2: field 'video' is 'https://example.org/clip.mp4', an address; it must be the path of a file",
+    ),
     Fault("manifest: an id twice", entry(id="first"), manifest, r":2: id 'first' was used at .*clips\.jsonl:1"),
     Fault("manifest: no modality", entry(text="absent"), manifest, ":2: give at least one of text, audio, video"),
     Fault("manifest: unknown field", entry(vidoe="a.mp4"), manifest, r":2: unknown fields \['vidoe'\]; known are id, split"),

@@ -16,6 +16,7 @@ from llm_mer.data.sources.numbers import parse_number, parse_whole_number
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES, detect_language, has_letters
 from llm_mer.prompting.tasks import builtin_tasks
+from llm_mer.storage.addresses import is_address
 from llm_mer.storage.json_text import parse_json
 from llm_mer.storage.quoting import list_names, quote
 
@@ -156,6 +157,8 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
     for name in ("audio", "video"):
         if entry.get(name) == "":
             raise UserError(f"{where}: field {name!r} is ''; it must be the path of a file")
+        if is_address(str(entry.get(name, ""))):
+            raise UserError(f"{where}: field {name!r} is {quote(entry[name])}, an address; it must be the path of a file")
     language = str(entry.get("language", ""))
     for name, value, allowed in (("split", split, SPLITS), ("language", language, LANGUAGES)):
         if value not in allowed and name in entry:
