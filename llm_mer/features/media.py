@@ -71,7 +71,9 @@ def _opened(path: Path) -> Iterator[Any]:
     except ImportError:
         raise UserError("reading media needs PyAV: pip install 'llm-mer[media]'") from None
     if not path.is_file():
-        raise MediaError(path, "no_file", "it is an address; only files of this machine are read" if is_address(path) else "")
+        raise MediaError(
+            path, "no_file", "it is an address; only files of this machine are read" if is_address(path) else ""
+        )
     if path.stat().st_size == 0:
         raise MediaError(path, "empty_file")
     # An absolute path, since FFmpeg takes what stands before a colon for a protocol.
@@ -190,7 +192,9 @@ def read_frames(path: Path | str, fps: float, max_side: int = 256) -> Frames:
             while len(taken) / fps < seconds - 1e-6:
                 kept += shown.nbytes
                 if kept > MAX_KEPT_BYTES:
-                    raise MediaError(path, "too_large", f"{fps:g} pictures a second are more than {MAX_KEPT_BYTES >> 20} MiB")
+                    raise MediaError(
+                        path, "too_large", f"{fps:g} pictures a second are more than {MAX_KEPT_BYTES >> 20} MiB"
+                    )
                 taken.append(shown)
 
         for number, frame in enumerate(container.decode(stream)):

@@ -179,7 +179,9 @@ def write_wav_head(path: Path, rate: int, channels: int, seconds: float = 0.5) -
     frames = max(int(rate * seconds), 64)
     data = bytes(2 * channels * frames)
     head = struct.pack("<IHHIIHH", 16, 1, channels, rate, rate * channels * 2, channels * 2, 16)
-    path.write_bytes(b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + head + b"data" + struct.pack("<I", len(data)) + data)
+    path.write_bytes(
+        b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + head + b"data" + struct.pack("<I", len(data)) + data
+    )
     return path
 
 
@@ -199,7 +201,13 @@ def test_ten_hours_of_sound_are_refused_in_bounded_memory(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "address",
-    ["https://example.org/a.mp4", "rtsp://example.org/a", "file:/etc/passwd", "concat:a.mp4|b.mp4", "subfile:,,start,0,:a.mp4"],
+    [
+        "https://example.org/a.mp4",
+        "rtsp://example.org/a",
+        "file:/etc/passwd",
+        "concat:a.mp4|b.mp4",
+        "subfile:,,start,0,:a.mp4",
+    ],
 )
 def test_an_address_is_no_file(address: str) -> None:
     assert is_address(address)
@@ -235,5 +243,3 @@ def test_everyday_containers_are_read(tmp_path: Path, suffix: str) -> None:
             container.mux(stream.encode(block))
         container.mux(stream.encode())
     assert len(read_audio(path)) > 14_000
-
-
