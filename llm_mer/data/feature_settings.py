@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from llm_mer.errors import UserError
@@ -71,3 +73,66 @@ class FeatureSettings:
         if unknown:
             raise UserError(f"feature settings hold unknown fields {unknown}; they come from another version")
         return cls(**entry)
+
+
+OPTIONS_OF: dict[str, tuple[str, ...]] = {
+    "audio": ("audio", "audio_rate"),
+    "vision": ("vision", "vision_fps", "face_model", "landmark_model"),
+    "text": ("text",),
+}
+"""What the features of a modality follow from; ``device`` changes nothing."""
+PLACES = ("face_model", "landmark_model")
+"""Options that name a file, of which the name is compared: it may lie elsewhere."""
+PUBLISHED = ("mmsa", "mosi", "mosi_csv", "mse_adapter", "casia")
+"""Sources whose files hold features already, made by their authors."""
+DESCRIPTORS = ("egemaps", "librosa")
+"""Acoustic features that have ``audio_rate``; an encoder has a rate of its own."""
+
+
+def check_same_features(
+    trained: Mapping[str, Any], given: Mapping[str, Any], modalities: Iterable[str], where: str, model: str
+) -> None:
+    """Refuse features that were made otherwise than those a model was trained on, though they have the same size.
+
+    Args:
+        trained, given: what a checkpoint and a store say of their data: ``features`` as :meth:`FeatureSettings.to_dict`
+            where ``llm-mer extract`` made them, ``source`` where they were published with a data set. What neither says is
+            not known, and not refused.
+        modalities: those the model reads. where, model: names of the data and of the model in the message.
+
+    Raises:
+        UserError: naming each option with both values.
+    """
+    before, now = trained.get("features"), given.get("features")
+    if not before and not now:
+        return
+    for one, other in ((trained, given), (given, trained)):
+        if not one.get("features") and one.get("source") in PUBLISHED:
+            made = _named(other["features"])
+            published, extracted = (where, model) if one is given else (model, where)
+            raise UserError(
+                f"{published} has the features published with {one['source']!r}, {extracted} those of `llm-mer extract` "
+                f"({made}); a model answers about features made as those it was trained on"
+            )
+    if not before or not now:
+        return
+    different = []
+    for modality in modalities:
+        for name in OPTIONS_OF[modality]:
+            if name == "audio_rate" and not {before.get("audio"), now.get("audio")} <= set(DESCRIPTORS):
+                continue
+            one, other = (_comparable(name, settings.get(name)) for settings in (before, now))
+            if one != other:
+                different.append(f"{name} is {other!r}, {model} was trained on {one!r}")
+    if different:
+        raise UserError(f"{where}: its features were made otherwise: {'; '.join(different)}")
+
+
+def _comparable(name: str, value: Any) -> Any:
+    """A setting without the folder it lies in: an encoder's or a model's may lie elsewhere."""
+    place = isinstance(value, str) and (name in PLACES or Path(value).is_absolute())
+    return Path(value).name if place else value
+
+
+def _named(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {settings.get(name)}" for name in OPTIONS_OF if settings.get(name) not in (None, NONE))

@@ -111,9 +111,10 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
     from llm_mer.checkpoints.description import stack_versions
     from llm_mer.data.reading import find_split, read_utterances
 
-    splits, _, fingerprint = read_utterances(place)
+    splits, made, fingerprint = read_utterances(place)
     utterances = find_split(splits, config.split, place)
     description = pipeline.description
+    pipeline.check_features(utterances, made, f"{place}, split {config.split!r}")
     tasks = pipeline.named_tasks(config.tasks)
     dataset = pipeline.questions(utterances, tasks, languages=config.languages, limit=config.limit, limit_seed=config.seed)
     if not len(dataset):

@@ -14,6 +14,8 @@ from llm_mer.adapters import use_adapter
 from llm_mer.checkpoints.description import CheckpointDescription
 from llm_mer.checkpoints.hub import resolve_checkpoint
 from llm_mer.data.dataset import MerDataset
+from llm_mer.data.feature_scale import check_scale
+from llm_mer.data.feature_settings import check_same_features
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS
 from llm_mer.errors import UserError, first_line
@@ -198,6 +200,20 @@ class MerPipeline:
         )
         return self._usable(extract_one(wanted, FeatureSettings.from_dict(settings)))
 
+    def check_features(self, utterances: Sequence[Utterance], made: Mapping[str, Any], where: str) -> None:
+        """Refuse features made otherwise than those the checkpoint was trained on.
+
+        Args:
+            made: what the utterances' store says of itself (:attr:`StoreInfo.description`), empty where nobody does.
+
+        Raises:
+            UserError: naming ``where`` and each setting with both values, or features that are plainly of another scale.
+        """
+        processor = self.predictor.processor
+        read = [m for m in processor.feature_sizes if m != "text" or processor.text_source == "features"]
+        check_same_features(self.description.data, made, read, where, "the checkpoint")
+        check_scale(utterances, {m: processor.statistics[m] for m in read if m in processor.statistics}, where)
+
     def _usable(self, utterance: Utterance) -> Utterance:
         """The utterance with its language, if it has something the adapter reads and its features can be.
 
@@ -207,6 +223,7 @@ class MerPipeline:
             UserError: saying what the adapter reads, what is wrong with the features, or that the language is not told.
         """
         self.predictor.processor.checked_features(utterance)
+        self.check_features([utterance], {}, f"utterance {utterance.id!r}")
         read = self.predictor.adapter.config.modalities
         has = {m for m, column in FEATURE_COLUMNS.items() if getattr(utterance, column) is not None}
         if self.predictor.processor.text_source == "backbone" and utterance.text:

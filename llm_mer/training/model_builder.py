@@ -20,6 +20,9 @@ from llm_mer.checkpoints.backbone_reference import check_backbone
 from llm_mer.checkpoints.description import CheckpointDescription
 from llm_mer.checkpoints.integrity import verify_checkpoint
 from llm_mer.checkpoints.weights import load_adapter_weights, load_head_weights
+from llm_mer.data.feature_scale import SAMPLE, check_scale
+from llm_mer.data.feature_settings import check_same_features
+from llm_mer.data.statistics import FeatureStatistics
 from llm_mer.errors import UserError
 from llm_mer.model.configuration_mer import MerConfig
 from llm_mer.model.context_vectors import attach_context, mean_token_embeddings
@@ -135,6 +138,7 @@ def build_model(config: RunConfig, run: RunData) -> BuiltModel:
         )
     if initial is not None:
         verify_checkpoint(Path(model.init_checkpoint or ""))
+        check_initial(initial, run, model.init_checkpoint or "", data.data)
     derived = derived_options(run, alone)
     if alone:
         model = dataclasses.replace(model, text_source="features")
@@ -202,6 +206,46 @@ def build_model(config: RunConfig, run: RunData) -> BuiltModel:
     if model.init_checkpoint:
         return BuiltModel(_trainable(load_adapter_weights(base, Path(model.init_checkpoint)), model), processor, source)
     return BuiltModel(add_lora(base, model), processor, source)
+
+
+def check_initial(initial: CheckpointDescription, run: RunData, checkpoint: str, data: str) -> None:
+    """Refuse a checkpoint to begin with whose weights would mean something else here.
+
+    A class is a place in the adapter's heads and an index among answers, and a score is a share of its range; features go
+    into the weights as they were made.
+
+    Raises:
+        UserError: a label at another place than in the checkpoint, another score range, or features made otherwise.
+    """
+    where = f"init_checkpoint: {checkpoint}"
+    known = [Task.from_dict(name, entry, where) for name, entry in initial.processor["tasks"].items()]
+    for kind in ("classification", "regression"):
+        before = next((task for task in known if task.kind == kind), None)
+        now = next((task for task in run.tasks if task.kind == kind), None)
+        pairs = [(task, mine) for task in known for mine in run.tasks if task.name == mine.name and task.kind == kind]
+        if before is not None and now is not None and (before, now) not in pairs:
+            pairs.append((before, now))  # the heads' own task, whatever it is called
+        for there, here in pairs:
+            names = there.label_names, here.label_names
+            moved = [label for label in names[0] if label in names[1] and names[0].index(label) != names[1].index(label)]
+            if moved:
+                raise UserError(
+                    f"{where} was trained with the labels of task {there.name!r} in the order {', '.join(names[0])}; here "
+                    f"{here.name!r} has {', '.join(names[1])}, and its weights would take one for another: list them in "
+                    "that order in the task file"
+                )
+            if there.score_range != here.score_range:
+                raise UserError(
+                    f"{where} was trained on scores of task {there.name!r} in {list(there.require_range())}; here "
+                    f"{here.name!r} has {list(here.require_range())}"
+                )
+    reads = [m for m in initial.processor["feature_sizes"] if m != "text" or initial.model["text_source"] == "features"]
+    check_same_features(initial.data, run.description, reads, data, where)
+    statistics = initial.processor["statistics"]
+    known_scale = {m: FeatureStatistics.from_dict(statistics[m]) for m in reads if m in statistics}
+    check_scale(
+        [run.train.utterance(row) for row in run.train.rows[:: max(len(run.train.rows) // SAMPLE, 1)]], known_scale, data
+    )
 
 
 class _EmbeddingsOf(MerForConditionalGeneration):
