@@ -47,7 +47,8 @@ def enlarge(utterances: list[Utterance], folder: Path) -> list[Utterance]:
         frames = read_frames(utterance.vision, 24.0)
         pixels = np.stack([cv2.resize(p, (LARGE, LARGE), interpolation=cv2.INTER_CUBIC) for p in frames.pixels])
         path = folder / f"{utterance.id}.mp4"
-        write_clip(path, pixels, read_audio(utterance.vision), 24, SAMPLE_RATE)
+        with path.open("wb") as stream:
+            write_clip(stream, pixels, read_audio(utterance.vision), 24, SAMPLE_RATE)
         found.append(replace(utterance, audio=str(path), vision=str(path)))
     return found
 

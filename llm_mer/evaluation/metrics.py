@@ -16,6 +16,14 @@ from llm_mer.prompting.tasks import Task
 ECE_BINS = 15
 Metrics = dict[str, float]
 
+HEADLINE_METRICS: dict[str, str] = {"classification": "weighted_f1", "iemocap": "ua", "mosi": "corr", "sims": "corr"}
+"""The one metric that stands for a task where there is room for one, by the convention of its metrics; higher is better."""
+
+
+def headline_metric(task: Task) -> str:
+    """The metric by which the best checkpoint of a training is chosen and that tables and plots of one metric show."""
+    return HEADLINE_METRICS[task.metrics]
+
 
 def classification_metrics(
     truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], log_probs: np.ndarray | None = None
@@ -226,49 +234,3 @@ def majority_baseline(task: Task, truth: Sequence[Any], train_truth: Sequence[An
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the constant has no correlation; that is the point of it
         return compute_metrics(task, truth, [answer] * len(truth))
-
-
-def bootstrap_interval(
-    metric: Callable[..., float],
-    *arrays: np.ndarray,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile interval of ``metric(*arrays)`` over resampled rows, seeded."""
-    generator = np.random.default_rng(seed)
-    size = len(arrays[0])
-    values = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for _ in range(resamples):
-            rows = generator.integers(0, size, size)
-            values.append(metric(*(array[rows] for array in arrays)))
-    tail = (1 - level) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def paired_bootstrap_p(
-    metric: Callable[[np.ndarray, np.ndarray], float],
-    truth: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> float:
-    """Two-sided p-value of ``metric(truth, first) − metric(truth, second)`` being 0, by paired resampling of rows.
-
-    Twice the smaller share of resamples on either side of zero, with one added to each count so that p is never 0.
-    """
-    generator = np.random.default_rng(seed)
-    size = len(truth)
-    differences = np.empty(resamples)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for i in range(resamples):
-            rows = generator.integers(0, size, size)
-            differences[i] = metric(truth[rows], first[rows]) - metric(truth[rows], second[rows])
-    below = (np.sum(differences <= 0) + 1) / (resamples + 1)
-    above = (np.sum(differences >= 0) + 1) / (resamples + 1)
-    return float(min(1.0, 2 * min(below, above)))

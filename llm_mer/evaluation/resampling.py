@@ -1,4 +1,4 @@
-"""Bootstrap intervals and paired comparisons of the headline metrics, all resamples at once."""
+"""Bootstrap intervals and paired comparisons of metrics, all resamples at once."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def correlation(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def statistics_of(task: Task) -> dict[str, Statistic]:
-    """The headline metrics of a task."""
+    """The metrics of a task that have an interval: the usual two, and the convention's own headline metric."""
     if task.kind == "regression":
         return {"mae": mean_absolute_error, "corr": correlation}
     found: dict[str, Statistic] = {"accuracy": accuracy, "weighted_f1": weighted_f1}
@@ -97,34 +97,43 @@ def resample(statistic: Statistic, truth: np.ndarray, predicted: np.ndarray, res
     return np.concatenate(values)
 
 
-def headline_intervals(
+def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The central ``level`` of resampled values ``(R,)``."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def two_sided_p(differences: np.ndarray) -> float:
+    """p-value of a difference being 0, from its resampled values ``(R,)``.
+
+    Twice the smaller share of resamples on either side of zero, with one added to each count so that p is never 0.
+    """
+    below, above = ((np.sum(side) + 1) / (len(differences) + 1) for side in (differences <= 0, differences >= 0))
+    return float(min(1.0, 2 * min(below, above)))
+
+
+def metric_intervals(
     task: Task, truth: Sequence[Any], predicted: Sequence[Any], resamples: int, seed: int
 ) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals of the headline metrics; empty when nothing could be read."""
+    """95 % percentile intervals of :func:`statistics_of` a task; empty when nothing could be read."""
     true, guess = as_arrays(task, truth, predicted)
     if not len(true):
         return {}
-    found = {}
-    for name, statistic in statistics_of(task).items():
-        low, high = np.quantile(resample(statistic, true, guess, resamples, seed), [0.025, 0.975])
-        found[name] = (float(low), float(high))
-    return found
+    return {
+        name: percentile_interval(resample(statistic, true, guess, resamples, seed))
+        for name, statistic in statistics_of(task).items()
+    }
 
 
 def paired_difference(
     task: Task, metric: str, truth: Sequence[Any], first: Sequence[Any], second: Sequence[Any], resamples: int, seed: int
 ) -> tuple[float, tuple[float, float], float]:
-    """``metric(first) − metric(second)``, its 95 % interval and two-sided p-value, rows resampled in pairs.
-
-    The p-value is twice the smaller share of resamples on either side of zero, with one added to each count.
-    """
+    """``metric(first) − metric(second)``, its 95 % interval and two-sided p-value, rows resampled in pairs."""
     true, one, two = as_arrays(task, truth, first, second)
     statistic = statistics_of(task)[metric]
     difference = float(statistic(true[None], one[None])[0] - statistic(true[None], two[None])[0])
     spread = resample(statistic, true, one, resamples, seed) - resample(statistic, true, two, resamples, seed)
-    below, above = (np.sum(spread <= 0) + 1) / (resamples + 1), (np.sum(spread >= 0) + 1) / (resamples + 1)
-    low, high = np.quantile(spread, [0.025, 0.975])
-    return difference, (float(low), float(high)), float(min(1.0, 2 * min(below, above)))
+    return difference, percentile_interval(spread), two_sided_p(spread)
 
 
 def paired_difference_over_seeds(
@@ -154,10 +163,7 @@ def paired_difference_over_seeds(
 
     value, spread = averaged(first)
     if second is None:
-        low, high = np.quantile(spread, [0.025, 0.975])
-        return value, (float(low), float(high)), 1.0
+        return value, percentile_interval(spread), 1.0
     other, other_spread = averaged(second)
     spread = spread - other_spread
-    below, above = (np.sum(spread <= 0) + 1) / (resamples + 1), (np.sum(spread >= 0) + 1) / (resamples + 1)
-    low, high = np.quantile(spread, [0.025, 0.975])
-    return value - other, (float(low), float(high)), float(min(1.0, 2 * min(below, above)))
+    return value - other, percentile_interval(spread), two_sided_p(spread)

@@ -16,7 +16,7 @@ from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, Condition
 from llm_mer.evaluation.metrics import compute_metrics, majority_baseline
-from llm_mer.evaluation.resampling import headline_intervals
+from llm_mer.evaluation.resampling import metric_intervals
 from llm_mer.evaluation.subsets import EVERYTHING, TAG, subset_names, subsets_of
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
@@ -181,7 +181,7 @@ def score_rows(
                     len(chosen),
                     metrics["unparseable_rate"],
                     {k: float(v) for k, v in metrics.items() if k not in ("n", "unparseable_rate")},
-                    headline_intervals(task, truth, values, resamples, seed),
+                    metric_intervals(task, truth, values, resamples, seed),
                     {k: float(v) for k, v in majority_baseline(task, truth).items() if k != "n"},
                     grouping,
                 )

@@ -8,13 +8,13 @@ from itertools import product
 from pathlib import Path
 
 from llm_mer.evaluation.conditions import AS_IS
-from llm_mer.evaluation.metrics import majority_baseline
+from llm_mer.evaluation.metrics import headline_metric, majority_baseline
 from llm_mer.evaluation.resampling import paired_difference_over_seeds, statistics_of
 from llm_mer.evaluation.rows import PREDICTIONS, load_predictions
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.experiments.comparison.compare import compare
 from llm_mer.experiments.comparison.systems import FULL, System, check_metrics
-from llm_mer.experiments.comparison.table import HEADLINE, Comparison, select, signed
+from llm_mer.experiments.comparison.table import Comparison, select, signed
 from llm_mer.experiments.options import CompareConfig, CrosslingualConfig
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import Task
@@ -58,7 +58,7 @@ def transfers(config: CompareConfig, comparison: Comparison, systems: Sequence[S
         for (name, entry), tested in product(runs[own[BOTH]].tasks.items(), LANGUAGES):
             task = Task.from_dict(name, entry)
             chosen = select(loaded, AS_IS, name, tested, EVERYTHING)
-            for metric in [m for m in config.metrics if m in statistics_of(task)] or [HEADLINE[task.kind]]:
+            for metric in [m for m in config.metrics if m in statistics_of(task)] or [headline_metric(task)]:
                 for trained in (*LANGUAGES, BOTH):
                     ids = sorted(chosen[own[trained]][0])
                     truth = [chosen[own[trained]][0][i].truth for i in ids]

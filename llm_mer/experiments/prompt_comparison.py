@@ -243,7 +243,7 @@ def compare_variants(
     from scipy.stats import false_discovery_control
 
     from llm_mer.evaluation.metrics import compute_metrics, majority_baseline
-    from llm_mer.evaluation.resampling import headline_intervals, paired_difference, statistics_of
+    from llm_mer.evaluation.resampling import metric_intervals, paired_difference, statistics_of
 
     metric = next(iter(statistics_of(task)))
     own = _answers(by_variant, OWN, task, language)
@@ -263,7 +263,7 @@ def compare_variants(
             len(ids),
             float(majority_baseline(task, truth)[metric]),
             float(compute_metrics(task, truth, values)[metric]),
-            headline_intervals(task, truth, values, resamples, seed)[metric],
+            metric_intervals(task, truth, values, resamples, seed)[metric],
         )
         if any(answers[i].generated is not None for i in ids):
             row.unparseable = float(np.mean([answers[i].parsed is None for i in ids]))

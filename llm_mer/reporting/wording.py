@@ -58,11 +58,6 @@ def metric_words(name: str) -> str:
     return f"{word} {way}".strip()
 
 
-def headline(task: Task) -> str:
-    """The metric that stands for a task where there is room for one."""
-    return "accuracy" if task.kind == "classification" else "mae"
-
-
 def language_words(language: str) -> str:
     """The row over all languages says so."""
     return "all languages" if language == EVERYTHING else language

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm_mer.evaluation.metrics import compute_metrics
+from llm_mer.evaluation.metrics import compute_metrics, headline_metric
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import Task
-
-HEADLINE: dict[str, str] = {"classification": "weighted_f1", "iemocap": "ua", "mosi": "corr", "sims": "corr"}
-"""Metric of each convention that enters ``eval_score``, the mean by which the best checkpoint is chosen."""
 
 
 def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: str) -> dict[str, float]:
@@ -41,7 +38,7 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: 
             else:
                 scores = np.array([float(t) for t in truth if t is not None])
                 metrics[f"{stem}_mean_mae"] = float(np.abs(scores - scores.mean()).mean())
-            headlines.append(float(values[HEADLINE[task.metrics]]))
+            headlines.append(float(values[headline_metric(task)]))
     metrics[f"{prefix}_score"] = float(np.mean(headlines)) if headlines else 0.0
     return metrics
 

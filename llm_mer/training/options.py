@@ -28,7 +28,7 @@ SECRETS = ("hub_token",)
 """Options that are read from the environment only: a command line is seen by others, a file is kept."""
 
 
-def check_values(options: Any, least: dict[str, float]) -> None:
+def check_option_values(options: Any, least: dict[str, float]) -> None:
     """Take a text where a list is wanted as its only entry, and refuse numbers that are too small.
 
     Raises:
@@ -111,7 +111,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         names = ("limit_train", "limit_eval", "max_text_tokens", "max_audio_steps", "max_vision_steps", "max_prompt_tokens")
-        check_values(self, dict.fromkeys((*names, "context_window"), 1))
+        check_option_values(self, dict.fromkeys((*names, "context_window"), 1))
         if not 0 <= self.missing_rate <= 1:
             raise UserError(f"missing_rate: {self.missing_rate!r}; it must lie in [0, 1]")
 
@@ -197,7 +197,7 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        check_values(self, {"lora_r": 0})
+        check_option_values(self, {"lora_r": 0})
 
 
 def parse_loss_weights(entries: list[str]) -> dict[str, float]:

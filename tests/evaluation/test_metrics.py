@@ -10,7 +10,6 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, l
 from llm_mer.errors import UserError
 from llm_mer.evaluation.metrics import (
     bin_of,
-    bootstrap_interval,
     calibration_metrics,
     class_indices,
     classification_metrics,
@@ -19,7 +18,6 @@ from llm_mer.evaluation.metrics import (
     interval_coverage,
     majority_baseline,
     mosi_metrics,
-    paired_bootstrap_p,
     pearson,
     sims_metrics,
 )
@@ -389,48 +387,3 @@ def test_mean_baseline_of_scores_uses_the_training_mean_and_does_not_warn() -> N
     assert metrics["mae"] == pytest.approx((0.5 + 2.5) / 2)
     assert metrics["corr"] == 0.0
     assert majority_baseline(get_task("mosi"), [1.0, 3.0])["mae"] == pytest.approx(1.0)
-
-
-def test_bootstrap_interval_is_reproducible_by_its_seed() -> None:
-    values = np.random.default_rng(3).normal(size=60)
-    first = bootstrap_interval(np.mean, values, seed=5)
-    assert first == bootstrap_interval(np.mean, values, seed=5)
-    assert first != bootstrap_interval(np.mean, values, seed=6)
-
-
-def test_bootstrap_interval_of_a_mean_agrees_with_normal_theory() -> None:
-    values = np.random.default_rng(4).normal(size=400)
-    low, high = bootstrap_interval(np.mean, values, resamples=4000)
-    half = 1.96 * values.std() / 20
-    assert low == pytest.approx(values.mean() - half, abs=0.01)
-    assert high == pytest.approx(values.mean() + half, abs=0.01)
-    narrow = bootstrap_interval(np.mean, values, resamples=4000, level=0.5)
-    assert low < narrow[0] < narrow[1] < high
-
-
-def test_bootstrap_interval_resamples_rows_of_all_arrays_together() -> None:
-    truth = np.arange(30) % 3
-    assert bootstrap_interval(accuracy, truth, truth) == (1.0, 1.0)
-    low, high = bootstrap_interval(accuracy, truth, np.where(np.arange(30) < 6, -1, truth))
-    assert 0.5 < low < 0.8 < high < 1.0
-
-
-def test_paired_bootstrap_is_small_for_a_clear_difference_in_either_direction() -> None:
-    truth = np.random.default_rng(5).integers(0, 3, 200)
-    worse = np.where(np.arange(200) % 4 == 0, (truth + 1) % 3, truth)
-    assert 0.0 < paired_bootstrap_p(accuracy, truth, truth, worse) < 0.01
-    assert 0.0 < paired_bootstrap_p(accuracy, truth, worse, truth) < 0.01
-
-
-def test_paired_bootstrap_is_one_for_identical_systems() -> None:
-    truth = np.random.default_rng(6).integers(0, 3, 100)
-    system = np.where(np.arange(100) % 5 == 0, 0, truth)
-    assert paired_bootstrap_p(accuracy, truth, system, system) == 1.0
-
-
-def test_paired_bootstrap_is_large_for_systems_equally_good_on_different_rows() -> None:
-    truth = np.zeros(100, dtype=int)
-    first, second = (np.arange(100) % 10 == 0).astype(int), (np.arange(100) % 10 == 5).astype(int)
-    p = paired_bootstrap_p(accuracy, truth, first, second, seed=1)
-    assert p > 0.5
-    assert p == paired_bootstrap_p(accuracy, truth, first, second, seed=1)

@@ -8,9 +8,16 @@ from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, recall_score
 
 from llm_mer.evaluation import resampling as bootstrap
-from llm_mer.evaluation.metrics import iemocap_metrics
-from llm_mer.evaluation.resampling import headline_intervals, paired_difference, paired_difference_over_seeds, resample
-from llm_mer.prompting.tasks import get_task
+from llm_mer.evaluation.metrics import headline_metric, iemocap_metrics
+from llm_mer.evaluation.resampling import (
+    metric_intervals,
+    paired_difference,
+    paired_difference_over_seeds,
+    percentile_interval,
+    resample,
+    two_sided_p,
+)
+from llm_mer.prompting.tasks import builtin_tasks, get_task
 
 EMOTION, SENTIMENT = get_task("emotion"), get_task("sentiment")
 
@@ -66,14 +73,14 @@ def test_score_statistics_equal_scipy_and_a_constant_correlates_with_nothing() -
 
 def test_an_unparseable_class_is_a_wrong_answer() -> None:
     truth = ["joy", "anger", "joy", "fear"]
-    intervals = headline_intervals(EMOTION, truth, [None] * 4, 200, 0)
+    intervals = metric_intervals(EMOTION, truth, [None] * 4, 200, 0)
     assert intervals["accuracy"] == (0.0, 0.0)
 
 
 def test_an_unparseable_score_is_left_out_and_nothing_readable_gives_no_interval() -> None:
-    whole = headline_intervals(SENTIMENT, [1.0, 2.0, -1.0], [1.0, 2.0, -1.0], 100, 0)
+    whole = metric_intervals(SENTIMENT, [1.0, 2.0, -1.0], [1.0, 2.0, -1.0], 100, 0)
     assert whole["mae"] == (0.0, 0.0)
-    assert headline_intervals(SENTIMENT, [1.0, 2.0], [None, None], 100, 0) == {}
+    assert metric_intervals(SENTIMENT, [1.0, 2.0], [None, None], 100, 0) == {}
 
 
 def test_intervals_are_reproducible_and_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,3 +139,71 @@ def test_over_one_seed_the_comparison_is_the_plain_paired_one() -> None:
     one, interval, p_value = paired_difference_over_seeds(EMOTION, "accuracy", t, [a], [b], 300, 0)
     difference, expected, p_expected = paired_difference(EMOTION, "accuracy", t, a, b, 300, 0)
     assert (one, *interval, p_value) == pytest.approx((difference, *expected, p_expected))
+
+
+# --- intervals and p-values against what they must be -----------------------------------------------------------------
+
+
+def mean(values: np.ndarray, _: np.ndarray) -> np.ndarray:
+    return np.asarray(values.mean(axis=1))
+
+
+def resampled_mean(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    return resample(mean, values, values, resamples, seed)
+
+
+def test_an_interval_is_reproducible_by_its_seed() -> None:
+    values = np.random.default_rng(3).normal(size=60)
+    first = percentile_interval(resampled_mean(values, seed=5))
+    assert first == percentile_interval(resampled_mean(values, seed=5))
+    assert first != percentile_interval(resampled_mean(values, seed=6))
+
+
+def test_an_interval_of_a_mean_agrees_with_normal_theory() -> None:
+    values = np.random.default_rng(4).normal(size=400)
+    low, high = percentile_interval(resampled_mean(values, resamples=4000))
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.01)
+    assert high == pytest.approx(values.mean() + half, abs=0.01)
+    narrow = percentile_interval(resampled_mean(values, resamples=4000), level=0.5)
+    assert low < narrow[0] < narrow[1] < high
+
+
+def test_truth_and_prediction_are_resampled_together() -> None:
+    truth = np.arange(30) % 3
+    assert percentile_interval(resample(bootstrap.accuracy, truth, truth, 1000, 0)) == (1.0, 1.0)
+    some_wrong = np.where(np.arange(30) < 6, -1, truth)
+    low, high = percentile_interval(resample(bootstrap.accuracy, truth, some_wrong, 1000, 0))
+    assert 0.5 < low < 0.8 < high < 1.0
+
+
+def paired_p(truth: np.ndarray, first: np.ndarray, second: np.ndarray, seed: int = 0) -> float:
+    one, two = (resample(bootstrap.accuracy, truth, system, 1000, seed) for system in (first, second))
+    return two_sided_p(one - two)
+
+
+def test_p_is_small_for_a_clear_difference_in_either_direction() -> None:
+    truth = np.random.default_rng(5).integers(0, 3, 200)
+    worse = np.where(np.arange(200) % 4 == 0, (truth + 1) % 3, truth)
+    assert 0.0 < paired_p(truth, truth, worse) < 0.01
+    assert 0.0 < paired_p(truth, worse, truth) < 0.01
+
+
+def test_p_is_one_for_identical_systems() -> None:
+    truth = np.random.default_rng(6).integers(0, 3, 100)
+    system = np.where(np.arange(100) % 5 == 0, 0, truth)
+    assert paired_p(truth, system, system) == 1.0
+
+
+def test_p_is_large_for_systems_equally_good_on_different_rows() -> None:
+    truth = np.zeros(100, dtype=int)
+    first, second = (np.arange(100) % 10 == 0).astype(int), (np.arange(100) % 10 == 5).astype(int)
+    p = paired_p(truth, first, second, seed=1)
+    assert p > 0.5
+    assert p == paired_p(truth, first, second, seed=1)
+
+
+@pytest.mark.parametrize("name", list(builtin_tasks()))
+def test_the_headline_metric_of_every_task_is_computed_with_an_interval(name: str) -> None:
+    task = get_task(name)
+    assert headline_metric(task) in bootstrap.statistics_of(task)

@@ -409,12 +409,12 @@ def test_damage_is_drawn_over_its_amount_with_interval_and_baseline_and_its_area
     missing, noise = (block for block in section.blocks if isinstance(block, Picture))
     lines = drawn.lines(missing)
     for language in ("en", "zh"):
-        expected = [row(evaluation, name, "emotion", language).metrics["accuracy"] for name in (AS_IS, *NOISY)]
+        expected = [row(evaluation, name, "emotion", language).metrics["weighted_f1"] for name in (AS_IS, *NOISY)]
         assert lines[language] == pytest.approx(np.array([[0.0, 0.2, 0.6], expected]).T)
-        assert (0.2, pytest.approx(0.5)) == tuple(lines[language][1])
+        assert row(evaluation, "missing rate 0.2", "emotion", language).metrics["accuracy"] == pytest.approx(0.5)
     (axes,) = drawn.of(missing).axes
     bands = [collection.get_paths()[0].vertices for collection in axes.collections]
-    low, high = row(evaluation, "missing rate 0.6", "emotion", "en").intervals["accuracy"]
+    low, high = row(evaluation, "missing rate 0.6", "emotion", "en").intervals["weighted_f1"]
     at_end = [float(y) for x, y in bands[0] if x == 0.6]
     assert (min(at_end), max(at_end)) == pytest.approx((low, high))
     (axes,) = drawn.of(noise).axes
@@ -450,12 +450,12 @@ def test_every_condition_has_its_scores_over_one_baseline_and_its_unparseable_ra
     columns, rows = table_of(made.page, "conditions", 0)
     assert columns == ["condition", "en, n=40", "zh, n=40", "all languages, n=80", "neutral_words, n=40", "unparseable"]
     places = [("en", EVERYTHING), ("zh", EVERYTHING), (EVERYTHING, EVERYTHING), (EVERYTHING, "neutral_words")]
-    baselines = [row(evaluation, AS_IS, "emotion", *place).baseline["accuracy"] for place in places]
+    baselines = [row(evaluation, AS_IS, "emotion", *place).baseline["weighted_f1"] for place in places]
     assert [cell[0] for cell in row_of(rows, "baseline")[1:-1]] == [number(b) for b in baselines]
     for condition in (AS_IS, SHUFFLED, GENERATION):
         for cell, place in zip(row_of(rows, condition)[1:-1], places, strict=True):
             found = row(evaluation, condition, "emotion", *place)
-            assert cell == [number(found.metrics["accuracy"]), span(found.intervals["accuracy"])]
+            assert cell == [number(found.metrics["weighted_f1"]), span(found.intervals["weighted_f1"])]
         rate = row(evaluation, condition, "emotion").unparseable_rate
         assert row_of(rows, condition)[-1] == [number(rate)]
     assert row(evaluation, GENERATION, "emotion").unparseable_rate == 0.125
@@ -479,7 +479,7 @@ def test_systems_stand_side_by_side_each_with_its_n_baseline_interval_and_unpars
     assert made.config.text_only is not None
     for name, place in (("1. run", made.config.evaluations[0]), ("2. reader", made.config.text_only)):
         evaluation = load(place).evaluation
-        for index, (task, metric) in enumerate((("emotion", "accuracy"), ("sentiment", "mae"))):
+        for index, (task, metric) in enumerate((("emotion", "weighted_f1"), ("sentiment", "corr"))):
             _, rows = table_of(made.page, "systems", index)
             cells = row_of(rows, name)
             assert cells[1] == (["1,234"] if name == "1. run" else ["–"])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE
-from llm_mer.evaluation.metrics import majority_baseline
+from llm_mer.evaluation.metrics import headline_metric, majority_baseline
 from llm_mer.evaluation.resampling import as_arrays, paired_difference_over_seeds, statistics_of
 from llm_mer.evaluation.rows import PREDICTIONS, load_predictions
 from llm_mer.evaluation.subsets import EVERYTHING
@@ -20,8 +20,6 @@ from llm_mer.experiments.comparison.systems import FULL, System
 from llm_mer.experiments.options import CompareConfig
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
-
-HEADLINE: dict[str, str] = {"classification": "accuracy", "regression": "mae"}
 
 
 @dataclass
@@ -142,7 +140,7 @@ def tabulate(config: CompareConfig, systems: Sequence[System], runs: dict[str, l
     gains: list[DecoderGain] = []
     for task_name, entry in first.tasks.items():
         task = Task.from_dict(task_name, entry)
-        metrics = [m for m in config.metrics if m in statistics_of(task)] or [HEADLINE[task.kind]]
+        metrics = [m for m in config.metrics if m in statistics_of(task)] or [headline_metric(task)]
         languages = sorted({p.language for p in loaded[reference][0][AS_IS]})
         if len(languages) > 1:
             languages.append(EVERYTHING)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, GENERATION
 from llm_mer.evaluation.curves import curve
-from llm_mer.evaluation.metrics import class_scores
+from llm_mer.evaluation.metrics import class_scores, headline_metric
 from llm_mer.evaluation.subsets import EVERYTHING, LENGTH, TAG, TURN
 from llm_mer.prompting.tasks import Task
 from llm_mer.reporting import plots
@@ -14,7 +14,6 @@ from llm_mer.reporting.wording import (
     METRIC_WORDS,
     columns_of,
     conditions,
-    headline,
     language_words,
     metric_words,
     number,
@@ -180,7 +179,7 @@ def noise_section(main: Loaded) -> Section:
 
 def noise_picture(main: Loaded, kind: str, task: Task) -> Picture | None:
     """The curve of a task's headline metric, a line a language; None where it was not scored."""
-    metric = headline(task)
+    metric = headline_metric(task)
     across, words = NOISE_WORDS[kind]
     found = {
         language: points
@@ -222,7 +221,7 @@ def condition_section(main: Loaded) -> Section:
     section = Section("conditions", "Conditions side by side")
     for task in main.tasks:
         names = conditions(main, task)
-        metric = headline(task)
+        metric = headline_metric(task)
         places = [(language, EVERYTHING) for language in columns_of(main)]
         places += [(EVERYTHING, subset) for subset in subsets(main, task, TAG)]
         if len(main.languages) == 1:  # rows of one language and of all are the same

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from llm_mer.checkpoints.run_manifest import RunManifest
 from llm_mer.evaluation.conditions import AS_IS
+from llm_mer.evaluation.metrics import headline_metric
 from llm_mer.evaluation.over_seeds import over_seeds
 from llm_mer.evaluation.rows import EVALUATION
 from llm_mer.evaluation.spread import Spread
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.reporting.blocks import Cell, Section, Table
 from llm_mer.reporting.facts import Loaded
-from llm_mer.reporting.wording import columns_of, headline, language_words, metric_words, number, option_text, score_cell
+from llm_mer.reporting.wording import columns_of, language_words, metric_words, number, option_text, score_cell
 
 
 def system_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
@@ -23,7 +24,7 @@ def system_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
     spoken = sorted({language for _, loaded in systems for language in loaded.languages})
     spoken += [EVERYTHING] if len(spoken) > 1 else []
     for task in tasks.values():
-        metric = headline(task)
+        metric = headline_metric(task)
         lines = []
         for name, loaded in systems:
             checkpoint = loaded.evaluation.checkpoint

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import IO
 
 import av
 import numpy as np
@@ -267,9 +268,8 @@ def test_two_worker_processes_make_the_same_corpus_as_one(made: Path, tmp_path: 
 def test_what_is_drawn_and_said_follows_from_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def write(path: Path, pixels: np.ndarray, samples: np.ndarray, *_: int) -> None:
+    def write(_: IO[bytes], pixels: np.ndarray, samples: np.ndarray, *__: int) -> None:
         written.append((pixels, samples))
-        path.touch()
 
     monkeypatch.setattr(corpus, "write_clip", write)
     config = replace(SMALL, output=str(tmp_path))
@@ -325,10 +325,10 @@ def test_an_interrupted_making_goes_on_and_ends_the_same(
 def test_a_clip_broken_off_in_the_middle_does_not_count_as_made(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "write_clip", lambda path, *_: (path.write_bytes(b"half"), 1 / 0))
+    monkeypatch.setattr(corpus, "write_clip", lambda stream, *_: (stream.write(b"half"), 1 / 0))
     with pytest.raises(ZeroDivisionError):
         make_corpus(replace(SMALL, output=str(tmp_path)), progress=False)
-    assert not list((tmp_path / "clips").glob("*[0-9][0-9].mp4"))
+    assert not list((tmp_path / "clips").iterdir())
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"fps": 12}, {"size": 64}, {"utterances_per_language": 90}])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -252,10 +251,8 @@ class _Maker:
         level = envelope(samples, self.synthesiser.rate, config.fps, frames)
         intensity, curve = plan.intensity * plan.face, plan.curve * plan.face
         pixels = render(speaker.look, plan.emotion, intensity, curve, level, config.fps, config.size, [*plan.seed, 2])
-        path = clip_path(Path(config.output), plan)
-        scratch = path.with_suffix(f".{os.getpid()}.part.mp4")
-        write_clip(scratch, pixels, samples, config.fps, self.synthesiser.rate)
-        scratch.replace(path)
+        with open_atomically(clip_path(Path(config.output), plan), "wb") as stream:
+            write_clip(stream, pixels, samples, config.fps, self.synthesiser.rate)
 
 
 def clip_path(folder: Path, plan: Plan) -> Path:
@@ -263,11 +260,11 @@ def clip_path(folder: Path, plan: Plan) -> Path:
     return folder / "clips" / f"{plan.id}.mp4"
 
 
-def write_clip(path: Path, pixels: np.ndarray, samples: np.ndarray, fps: int, rate: int) -> None:
-    """H.264 and AAC in mp4."""
+def write_clip(stream: IO[bytes], pixels: np.ndarray, samples: np.ndarray, fps: int, rate: int) -> None:
+    """H.264 and AAC in mp4, of frames ``(F, H, W, 3)`` in RGB and samples ``(N,)`` at ``rate`` Hz, into a seekable stream."""
     import av
 
-    with av.open(str(path), "w") as container:
+    with av.open(stream, "w", format="mp4") as container:
         video = container.add_stream(
             "libx264", rate=fps, options={"preset": "veryfast", "crf": "20", "threads": "1", "x264-params": "no-mbtree=1"}
         )
