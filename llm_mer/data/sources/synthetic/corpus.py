@@ -261,7 +261,7 @@ def clip_path(folder: Path, plan: Plan) -> Path:
 
 
 def write_clip(stream: IO[bytes], pixels: np.ndarray, samples: np.ndarray, fps: int, rate: int) -> None:
-    """H.264 and AAC in mp4, of frames ``(F, H, W, 3)`` in RGB and samples ``(N,)`` at ``rate`` Hz, into a seekable stream."""
+    """H.264 and AAC in mp4, of RGB frames ``(F, H, W, 3)`` and samples ``(N,)`` at ``rate`` Hz, into a seekable stream."""
     import av
 
     with av.open(stream, "w", format="mp4") as container:
