@@ -8,6 +8,10 @@ Names alone would leave holes, because numpy trusts the states of its own object
 bytes, so that bytes of the file become pointers; an array's can claim more objects than it brings. Therefore a state is
 given to dtypes and arrays only, checked and rebuilt: a dtype's has to be what its name implies, an array's content to fill
 its shape.
+
+Size is bounded too. A file of a few bytes can name one object again and again, so that a copy of it, a walk over it or the
+hash of a key takes without end, and objects nested deeply enough end the interpreter. Copies have a budget that grows with
+the file, keys are short, and values and levels are counted with all repetitions.
 """
 
 from __future__ import annotations
@@ -24,12 +28,22 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from llm_mer.errors import UserError
+from llm_mer.storage.quoting import quote
 
 PLAIN_DTYPE = re.compile(r"[<>=|]?[?bBhHiIlLqQefdgFDGSUOVuc][0-9]*")
 """One type and its size: no fields, no sub-arrays, and no dates, which no data set has and whose state numpy trusts."""
 
 PIECE = 1 << 20
 """Bytes of a byte array read at a time."""
+COPIES, COPIED_AT_LEAST = 4, 64 << 20
+"""Bytes that copies of what was read may come to: so many times the file's size, and as many more for any file."""
+MOST_IN_KEY = 1_000
+"""Values of a tuple that is a key or a member of a set, those inside of it included."""
+MOST_KEY_BITS = 1_024
+"""Of a whole number that is a key: its hash is not kept, but computed each time."""
+MOST_LEVELS = 100
+MOST_VALUES = 50_000_000
+"""Values of a file, each counted as often as it is repeated; an array of numbers is one."""
 
 _NUMPY_SCALAR: Callable[..., Any] = np.float64(1.0).__reduce__()[0]  # type: ignore[assignment]
 
@@ -45,10 +59,15 @@ def _empty_array(kind: object, shape: object, typecode: object) -> np.ndarray:
     return np.empty(0, dtype=np.int8)
 
 
+def _name(value: object) -> str:
+    """What a message says of a value: the text of a container may be endless."""
+    return quote(value) if isinstance(value, str | bytes) else f"a {type(value).__name__}"
+
+
 def _dtype(name: object, align: object = False, copy: object = False) -> np.dtype:
     text = name.decode("ascii") if isinstance(name, bytes) else name
     if not isinstance(text, str) or PLAIN_DTYPE.fullmatch(text) is None:
-        raise ValueError(f"the dtype {name!r}")
+        raise ValueError(f"the dtype {_name(name)}")
     # Always a copy: the state that follows would otherwise be written into numpy's own shared instance.
     return np.dtype(text, False, True)
 
@@ -56,7 +75,7 @@ def _dtype(name: object, align: object = False, copy: object = False) -> np.dtyp
 def _bytes_of(text: object, encoding: object = "latin1") -> bytes:
     # Python 2 protocols carry bytes as text in Latin-1; other codecs would be an import by name.
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"the codec {encoding!r}")
+        raise ValueError(f"the codec {_name(encoding)}")
     return text.encode("latin1")
 
 
@@ -93,12 +112,118 @@ def _array_state(state: object) -> tuple[Any, ...] | None:
     return (1, shape, dtype, bool(fortran), content) if whole else None
 
 
+def _plain(kind: type) -> Callable[..., Any]:
+    """A constructor that copies one container, and neither reserves room by a number nor runs through an iterator."""
+
+    def build(*arguments: object) -> Any:
+        if len(arguments) > 1 or not all(type(a) in (list, tuple, set, frozenset, dict, OrderedDict) for a in arguments):
+            raise ValueError(f"{kind.__name__} of {', '.join(map(_name, arguments))}")
+        if kind in (set, frozenset):
+            for content in arguments:
+                for member in content:  # type: ignore[attr-defined]
+                    _check_key(member)
+        elif kind in (dict, OrderedDict):
+            for content in arguments:
+                for entry in content.items() if isinstance(content, dict) else content:  # type: ignore[attr-defined]
+                    _check_key(entry[0])
+        return kind(*arguments)
+
+    return build
+
+
+def _bytes_like(kind: type) -> Callable[..., Any]:
+    """``bytes`` or ``bytearray`` of other bytes, or of a text with its codec; a number would reserve as many bytes."""
+
+    def build(*arguments: object) -> Any:
+        if len(arguments) == 2:
+            return kind(_bytes_of(*arguments))
+        if len(arguments) > 1 or not all(isinstance(argument, bytes | bytearray | list) for argument in arguments):
+            raise ValueError(f"{kind.__name__} of {', '.join(map(_name, arguments))}")
+        return kind(*arguments)
+
+    return build
+
+
+def _check_key(key: object) -> None:
+    """Raises ``ValueError`` for a key whose hash may take long or exhaust the stack."""
+    waiting, count = [key], 0
+    while waiting:
+        found = waiting.pop()
+        count += 1
+        if isinstance(found, tuple | frozenset):
+            count += len(found)
+            if count <= MOST_IN_KEY:
+                waiting.extend(found)
+        if count > MOST_IN_KEY:
+            raise ValueError(f"a key of more than {MOST_IN_KEY} values")
+        if isinstance(found, int) and found.bit_length() > MOST_KEY_BITS:
+            raise ValueError(f"a key of {found.bit_length()} bits")
+
+
+def _may_nest(array: np.ndarray) -> bool:
+    """Whether an array holds objects, or waits for its state and may hold some later."""
+    return array.dtype.hasobject or (array.dtype == np.int8 and array.shape == (0,))
+
+
+def _size(value: object) -> int:
+    """Bytes that a copy of a value takes, about."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, str | bytes | bytearray):
+        return len(value)
+    return 16 * len(value) if isinstance(value, list | tuple | dict | set | frozenset) else 16
+
+
+def _parts(node: object) -> tuple[int, list[Any]]:
+    """How many values a container holds, and those among them that are containers themselves."""
+    values: Any
+    if isinstance(node, dict):
+        values = node.values()
+    elif isinstance(node, np.ndarray):
+        values = node.ravel().tolist() if node.dtype.hasobject else ()
+    else:
+        values = node
+    return len(values), [v for v in values if isinstance(v, list | tuple | dict | set | frozenset | np.ndarray)]
+
+
+def _check_tree(root: object) -> None:
+    """Raises ``ValueError`` for more values or levels than are read, or something that stands inside of itself."""
+    if not isinstance(root, list | tuple | dict | set | frozenset | np.ndarray):
+        return
+    measured: dict[int, tuple[int, int]] = {}  # values with all repetitions and levels, by identity
+    begun: dict[int, tuple[int, list[Any]]] = {}
+    waiting: list[Any] = [root]
+    while waiting:
+        node = waiting[-1]
+        if id(node) in measured:
+            waiting.pop()
+            continue
+        if id(node) not in begun:
+            begun[id(node)] = _parts(node)
+            inner = [part for part in begun[id(node)][1] if id(part) not in measured]
+            if any(id(part) in begun for part in inner):
+                raise ValueError("something stands inside of itself")
+            if len(begun) > MOST_LEVELS:
+                raise ValueError(f"nested deeper than {MOST_LEVELS} levels")
+            waiting.extend(inner)
+            continue
+        waiting.pop()
+        count, parts = begun.pop(id(node))
+        values = 1 + count + sum(measured[id(part)][0] for part in parts)
+        levels = 1 + max((measured[id(part)][1] for part in parts), default=0)
+        if values > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES} values, repetitions included")
+        if levels > MOST_LEVELS:
+            raise ValueError(f"nested deeper than {MOST_LEVELS} levels")
+        measured[id(node)] = values, levels
+
+
 def _allowed() -> dict[tuple[str, str], Any]:
     names: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): _ArrayClass,
         ("numpy", "dtype"): _dtype,
         ("_codecs", "encode"): _bytes_of,
-        ("collections", "OrderedDict"): OrderedDict,
+        ("collections", "OrderedDict"): _plain(OrderedDict),
     }
     # numpy 1 and numpy 2 name the same functions by different modules. What is called is taken from what numpy itself
     # would write, so that none of its private modules is imported here.
@@ -107,9 +232,11 @@ def _allowed() -> dict[tuple[str, str], Any]:
         names[f"{core}.multiarray", "_reconstruct"] = _empty_array
         names[f"{core}.multiarray", "scalar"] = _scalar
         names[f"{core}.numeric", "_frombuffer"] = frombuffer
-    for kind in (dict, list, tuple, set, frozenset, bytes, bytearray, complex):
-        for module in ("builtins", "__builtin__"):
-            names[module, kind.__name__] = kind
+    constructors: dict[str, Callable[..., Any]] = {kind.__name__: _plain(kind) for kind in (dict, list, tuple, set, frozenset)}
+    constructors |= {kind.__name__: _bytes_like(kind) for kind in (bytes, bytearray)}
+    for module in ("builtins", "__builtin__"):
+        names |= {(module, name): constructor for name, constructor in constructors.items()}
+        names[module, "complex"] = complex
     return names
 
 
@@ -124,7 +251,7 @@ class _Bounded:
         self._stream = stream
         self.readline = stream.readline
         start = stream.tell()
-        self._end = stream.seek(0, 2)
+        self._end = self.size = stream.seek(0, 2)
         stream.seek(start)
 
     def read(self, size: int) -> bytes:
@@ -144,8 +271,10 @@ class SafeUnpickler(pickle._Unpickler):
 
     def __init__(self, stream: BinaryIO, path: Path | str) -> None:
         # Latin-1 is what numpy needs for arrays that Python 2 wrote; Python 3 files do not use it.
-        super().__init__(_Bounded(stream), encoding="latin1")
+        bounded = _Bounded(stream)
+        super().__init__(bounded, encoding="latin1")
         self.path = path
+        self._budget = COPIES * bounded.size + COPIED_AT_LEAST
 
     def find_class(self, module: str, name: str) -> Any:
         """The one gate through which names pass."""
@@ -162,7 +291,13 @@ class SafeUnpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         """Objects that live outside of the file."""
-        raise UserError(f"{self.path}: refused: the pickle asks for the outside object {pid!r}")
+        raise UserError(f"{self.path}: refused: the pickle asks for the outside object {_name(pid)}")
+
+    def _spend(self, size: int) -> None:
+        """Take the bytes of a copy from the budget."""
+        self._budget -= size
+        if self._budget < 0:
+            raise UserError(f"{self.path}: refused: copies of what it holds come to more than {COPIES} times its size")
 
     def load_bytearray8(self) -> None:
         """A byte array, its length believed only once the bytes are there, and without a second copy of them."""
@@ -184,7 +319,7 @@ class SafeUnpickler(pickle._Unpickler):
         if isinstance(target, np.dtype):
             checked, wrong = _dtype_state(target, state), f"a dtype with fields or other flags than {target}"
         elif isinstance(target, np.ndarray):
-            checked, wrong = _array_state(state), "an array whose content does not fill its shape"
+            checked, wrong = self._array_state(target, state), "an array whose content does not fill its shape"
         else:
             checked, wrong = None, f"the state of a {type(target).__name__}"
         if checked is None:
@@ -192,6 +327,42 @@ class SafeUnpickler(pickle._Unpickler):
         target.__setstate__(checked)
 
     dispatch[pickle.BUILD[0]] = load_build
+
+    def _array_state(self, target: np.ndarray, state: object) -> tuple[Any, ...] | None:
+        """The state to give an array; its content is copied, and must hold no array of objects itself."""
+        checked = _array_state(state)
+        if checked is None or target.size:  # an array has one state: it could otherwise come to stand in itself
+            return None
+        content = checked[4]
+        self._spend(_size(content))
+        if isinstance(content, list) and any(isinstance(part, np.ndarray) and _may_nest(part) for part in content):
+            return None  # freeing such arrays takes the interpreter's stack, level by level
+        return checked
+
+    def load_reduce(self) -> None:
+        """A call of one of the allowed constructors, which copies its arguments."""
+        arguments = self.stack[-1]  # type: ignore[attr-defined]
+        self._spend(sum(map(_size, arguments)) if isinstance(arguments, tuple) else 0)
+        super().load_reduce()  # type: ignore[misc]
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+
+    def _checked_keys(load: Callable[..., None], keys: Callable[[SafeUnpickler], Any]) -> Callable[[SafeUnpickler], None]:  # type: ignore[misc]
+        """An operation of the unpickler after a check of the keys it hashes."""
+
+        def step(self: SafeUnpickler) -> None:
+            for key in keys(self):
+                _check_key(key)
+            load(self)
+
+        return step
+
+    _own = pickle._Unpickler
+    dispatch[pickle.SETITEM[0]] = _checked_keys(_own.load_setitem, lambda self: self.stack[-2:-1])  # type: ignore[attr-defined]
+    dispatch[pickle.SETITEMS[0]] = _checked_keys(_own.load_setitems, lambda self: self.stack[::2])  # type: ignore[attr-defined]
+    dispatch[pickle.DICT[0]] = _checked_keys(_own.load_dict, lambda self: self.stack[::2])  # type: ignore[attr-defined]
+    dispatch[pickle.ADDITEMS[0]] = _checked_keys(_own.load_additems, lambda self: self.stack)  # type: ignore[attr-defined]
+    dispatch[pickle.FROZENSET[0]] = _checked_keys(_own.load_frozenset, lambda self: self.stack)  # type: ignore[attr-defined]
 
 
 def load_pickle(path: Path | str) -> Any:
@@ -206,7 +377,9 @@ def load_pickle(path: Path | str) -> Any:
     with path.open("rb") as stream:
         unpickler = SafeUnpickler(stream, path)
         try:
-            return unpickler.load()
+            found = unpickler.load()
+            _check_tree(found)
+            return found
         except UserError:
             raise
         except Exception as error:  # a damaged file fails in any of a dozen ways
