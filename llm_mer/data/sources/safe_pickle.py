@@ -232,7 +232,8 @@ def _allowed() -> dict[tuple[str, str], Any]:
         names[f"{core}.multiarray", "_reconstruct"] = _empty_array
         names[f"{core}.multiarray", "scalar"] = _scalar
         names[f"{core}.numeric", "_frombuffer"] = frombuffer
-    constructors: dict[str, Callable[..., Any]] = {kind.__name__: _plain(kind) for kind in (dict, list, tuple, set, frozenset)}
+    containers = (dict, list, tuple, set, frozenset)
+    constructors: dict[str, Callable[..., Any]] = {kind.__name__: _plain(kind) for kind in containers}
     constructors |= {kind.__name__: _bytes_like(kind) for kind in (bytes, bytearray)}
     for module in ("builtins", "__builtin__"):
         names |= {(module, name): constructor for name, constructor in constructors.items()}
