@@ -34,7 +34,8 @@ def run(options: Options) -> str:
     Raises:
         UserError: an unknown template, none that fits the task, or a backbone whose tokenizer cannot be loaded.
     """
-    from llm_mer.prompting.rendering import HistoryTurn, preview
+    from llm_mer.prompting.preview import preview
+    from llm_mer.prompting.rendering import HistoryTurn
     from llm_mer.prompting.tasks import get_task
     from llm_mer.prompting.templates import load_prompts
 

@@ -13,6 +13,13 @@ from llm_mer.data.schema import Utterance
 from llm_mer.data.statistics import FeatureStatistics
 from llm_mer.data.store import FEATURE_COLUMNS, check_values
 from llm_mer.errors import UserError
+from llm_mer.prompting.answer_start import (
+    ANSWER_STARTS,
+    BARE,
+    JOINED,
+    AnswerStart,
+    template_answer_start,
+)
 from llm_mer.prompting.rendering import HistoryTurn, RenderedPrompt, render, render_chat, render_plain
 from llm_mer.prompting.tasks import Task
 from llm_mer.prompting.templates import PromptTemplate, select_prompt
@@ -68,6 +75,8 @@ class MerProcessor:
         tokenizer: the backbone's; None for an adapter alone.
         feature_sizes: ``{modality: D_m}`` the model was built for; another size is refused.
         statistics: of the training split, applied to every feature sequence.
+        answer_start: ``joined`` or ``bare``, see :mod:`llm_mer.prompting.answer_start`; checkpoints that do not say are
+            ``bare``.
         filler_id: token id at pseudo-token places; its embedding is never read.
     """
 
@@ -83,10 +92,14 @@ class MerProcessor:
     max_audio_steps: int = 400
     max_vision_steps: int = 200
     max_prompt_tokens: int = 1024
+    answer_start: str = JOINED
     filler_id: int = field(init=False, default=0)
     _encoder: VerbatimEncoder | None = field(init=False, default=None, repr=False)
+    _answer_starts: dict[tuple[str, PromptTemplate], AnswerStart] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        if self.answer_start not in ANSWER_STARTS:
+            raise UserError(f"answer_start is {self.answer_start!r}; it must be {' or '.join(ANSWER_STARTS)}")
         if self.tokenizer is not None:
             if self.tokenizer.pad_token_id is None:
                 raise UserError("the tokenizer has no pad token; load it with llm_mer.backbones.loading.load_backbone")
@@ -148,11 +161,12 @@ class MerProcessor:
         """``[E_prefix; T_pseudo; E_suffix; P_task]`` as ids; loses the earliest turns to fit ``max_prompt_tokens``."""
         template = select_prompt(self.prompts, task, language)
         turns = list(history)[-template.context_turns :] if template.context_turns else []
+        end = Piece(self.find_answer_start(task, language).prompt_end)
         while True:
             rendered = self.render(template, task, text, turns, speaker)
             before = self._encode(rendered.before_pieces)
             head = before if self.uses_chat else self.prefix_ids() + before
-            ids = head + [self.filler_id] * self.num_pseudo_tokens + self._encode(rendered.after_pieces)
+            ids = head + [self.filler_id] * self.num_pseudo_tokens + self._encode((*rendered.after_pieces, end))
             if len(ids) <= self.max_prompt_tokens:
                 return PromptIds(ids, len(head), self.num_pseudo_tokens)
             if not turns:
@@ -175,6 +189,34 @@ class MerProcessor:
         """``word``, ``index`` or ``number``, as the prompt of this task and language asks."""
         return select_prompt(self.prompts, task, language).answer
 
+    def find_answer_start(self, task: Task, language: str) -> AnswerStart:
+        """How the answers to a task begin after its prompts in a language, whatever the utterance.
+
+        Raises:
+            UserError: a chat template whose prompts do not end where answers begin.
+        """
+        if self.answer_start == BARE:
+            return AnswerStart()
+        template = select_prompt(self.prompts, task, language)
+        key = (task.name, template)
+        if key not in self._answer_starts:
+            assert self.tokenizer is not None
+            self._answer_starts[key] = template_answer_start(template, task, self.tokenizer, self.uses_chat)
+        return self._answer_starts[key]
+
+    def check_answer_starts(self) -> None:
+        """Find the answer start of every task and language. Raises :class:`UserError`, see :meth:`find_answer_start`."""
+        if self.tokenizer is None:
+            return
+        for task in self.tasks:
+            for language in dict.fromkeys(prompt.language for prompt in self.prompts if prompt.kind == task.kind):
+                if any(prompt.language == language and prompt.can_ask(task) for prompt in self.prompts):
+                    self.find_answer_start(task, language)
+
+    def encode_answer(self, text: str, task: Task, language: str) -> list[int]:
+        """Token ids of an answer to a task as they follow its prompt, without the end token."""
+        return self.encode(self.find_answer_start(task, language).answer_prefix + text)
+
     def answers(self, task: Task, language: str) -> list[list[int]]:
         """Token ids of every admissible answer, in label or grid order, without the end token.
 
@@ -182,7 +224,7 @@ class MerProcessor:
             UserError: two answers become the same tokens, so no score could tell them apart.
         """
         texts = task.answers(language, self.answer_style(task, language))
-        ids = [self.encode(text) for text in texts]
+        ids = [self.encode_answer(text, task, language) for text in texts]
         seen: dict[tuple[int, ...], str] = {}
         for text, tokens in zip(texts, ids, strict=True):
             if not tokens or tuple(tokens) in seen:
@@ -279,7 +321,8 @@ class MerProcessor:
         prompt, answer = self.prepare_prompt(utterance, task, history), []
         if self.tokenizer is not None and truth is not None:
             style = self.answer_style(task, utterance.language)
-            answer = [*self.encode(task.answer_text(truth, utterance.language, style)), self.end_token_id]
+            text = task.answer_text(truth, utterance.language, style)
+            answer = [*self.encode_answer(text, task, utterance.language), self.end_token_id]
         known = self.prepare_utterance(utterance) if prepared is None else prepared
         class_target, score_target = -100, float("nan")
         if truth is not None and self.class_task is not None and task.name == self.class_task.name:
@@ -302,12 +345,13 @@ class MerProcessor:
             "max_audio_steps": self.max_audio_steps,
             "max_vision_steps": self.max_vision_steps,
             "max_prompt_tokens": self.max_prompt_tokens,
+            "answer_start": self.answer_start,
         }
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> MerProcessor:
         """Read :meth:`to_dict` back."""
-        entry = dict(entry)
+        entry = {"answer_start": BARE, **entry}
         entry["tasks"] = [Task.from_dict(name, task, "checkpoint") for name, task in entry["tasks"].items()]
         entry["prompts"] = [PromptTemplate.from_dict(prompt) for prompt in entry["prompts"]]
         entry["statistics"] = {m: FeatureStatistics.from_dict(s) for m, s in entry["statistics"].items()}

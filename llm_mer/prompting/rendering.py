@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from llm_mer.errors import UserError
 from llm_mer.prompting.tasks import Task
 from llm_mer.prompting.templates import PromptTemplate, select_prompt
-from llm_mer.prompting.verbatim import Piece, VerbatimEncoder, joined
+from llm_mer.prompting.verbatim import Piece, joined
 
 SENTINEL = "\u2060pseudo\u2060tokens\u2060"
 """Stands for the pseudo tokens while a chat template is applied."""
@@ -150,12 +150,12 @@ def render_plain(rendered: RenderedPrompt) -> RenderedPrompt:
     return RenderedPrompt(head + rendered.before_pieces, rendered.after_pieces)
 
 
-def render_chat(rendered: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
+def render_chat(rendered: RenderedPrompt, tokenizer: PreTrainedTokenizerBase, answer: str | None = None) -> RenderedPrompt:
     """Put a prompt into the tokenizer's chat template; the pseudo tokens stay inside the user's turn.
 
     A template without a system role gets the system message at the head of the user's turn. One that lets the model think
     first (Qwen3) is told not to: the answer begins where the prompt ends. The words of a user are put in when the chat
-    template has been applied.
+    template has been applied. With an ``answer``, the assistant's turn that says it stands in place of its beginning.
     """
     quoted: list[Piece] = []
 
@@ -171,8 +171,12 @@ def render_chat(rendered: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) ->
     user = stand_in(rendered.before_pieces) + SENTINEL + stand_in(rendered.after_pieces)
 
     def apply(messages: list[dict[str, str]]) -> str:
+        if answer is not None:
+            messages = [*messages, {"role": "assistant", "content": answer}]
         return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=answer is None, enable_thinking=False
+            )
         )
 
     text = ""
@@ -200,31 +204,3 @@ def render_chat(rendered: RenderedPrompt, tokenizer: PreTrainedTokenizerBase) ->
         return tuple(pieces)
 
     return RenderedPrompt(put_back(before), put_back(after))
-
-
-def preview(
-    template: PromptTemplate,
-    task: Task,
-    text: str | None,
-    num_pseudo_tokens: int,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    history: Sequence[HistoryTurn] = (),
-) -> str:
-    """What the model reads, pseudo-token positions marked ``⟦P1⟧ …``; with a tokenizer, its tokens are counted."""
-    rendered = render(template, task, text, history)
-    if tokenizer is not None and tokenizer.chat_template:
-        rendered = render_chat(rendered, tokenizer)
-    else:
-        rendered = render_plain(rendered)
-    marks = "".join(f"⟦P{i + 1}⟧" for i in range(num_pseudo_tokens))
-    answers = task.answers(template.language, template.answer)
-    shown = " | ".join(answers) if len(answers) <= 12 else f"{answers[0]} … {answers[-1]} ({len(answers)} answers)"
-    lines = [
-        f"# {template.name}: {task.name}, {template.language}, answer as {template.answer}",
-        rendered.before + marks + rendered.after + f"⟨{shown}⟩",
-    ]
-    if tokenizer is not None:
-        encoder = VerbatimEncoder(tokenizer)
-        before, after = (len(encoder.encode(pieces)) for pieces in (rendered.before_pieces, rendered.after_pieces))
-        lines.append(f"# tokens: {before} before, {num_pseudo_tokens} pseudo, {after} after")
-    return "\n".join(lines)

@@ -28,6 +28,7 @@ from llm_mer.model.configuration_mer import MerConfig
 from llm_mer.model.context_vectors import attach_context, mean_token_embeddings
 from llm_mer.model.modeling_mer import MerForConditionalGeneration, MerHeadModel, fusion_adapter_of
 from llm_mer.model.processing_mer import MerProcessor
+from llm_mer.prompting.answer_start import BARE, JOINED
 from llm_mer.prompting.tasks import Task
 from llm_mer.prompting.templates import load_prompts
 from llm_mer.training.options import ModelArguments
@@ -177,7 +178,9 @@ def build_model(config: RunConfig, run: RunData) -> BuiltModel:
         max_audio_steps=data.max_audio_steps,
         max_vision_steps=data.max_vision_steps,
         max_prompt_tokens=data.max_prompt_tokens,
+        answer_start=_answer_start(config),
     )
+    processor.check_answer_starts()
     if adapter_class(model.adapter).uses_context:
         wrapped = _EmbeddingsOf(backbone) if backbone is not None else None
         vectors = attach_context(run.train, wrapped, processor).sizes
@@ -246,6 +249,14 @@ def check_initial(initial: CheckpointDescription, run: RunData, checkpoint: str,
     check_scale(
         [run.train.utterance(row) for row in run.train.rows[:: max(len(run.train.rows) // SAMPLE, 1)]], known_scale, data
     )
+
+
+def _answer_start(config: RunConfig) -> str:
+    """As it was in the checkpoint that this run goes on from: its LoRA has learnt such answers."""
+    earlier = config.training.resume_from_checkpoint or config.model.init_checkpoint
+    if not isinstance(earlier, str) or not earlier:
+        return JOINED
+    return str(CheckpointDescription.load(Path(earlier)).processor.get("answer_start", BARE))
 
 
 class _EmbeddingsOf(MerForConditionalGeneration):

@@ -201,7 +201,9 @@ def test_a_chat_template_wraps_the_prompt_around_the_pseudo_tokens(tokenizer: An
     import copy
 
     chat = copy.deepcopy(tokenizer)
-    turns = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% endfor %}"
+    turns = (
+        "{% for m in messages %}<{{ {'assistant': 'answer'}.get(m['role'], m['role']) }}> {{ m['content'] }} {% endfor %}"
+    )
     chat.chat_template = turns + "{% if add_generation_prompt %}<answer>{% endif %}"
     processor = build(chat)
     assert processor.uses_chat

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from llm_mer.errors import UserError
 from llm_mer.model.processing_mer import MerProcessor
-from llm_mer.prompting.rendering import SENTINEL, HistoryTurn, preview, render, render_chat
+from llm_mer.prompting.preview import preview
+from llm_mer.prompting.rendering import SENTINEL, HistoryTurn, render, render_chat
 from llm_mer.prompting.tasks import Task, get_task
 from llm_mer.prompting.templates import PromptTemplate, load_prompts, prompt_folder, read_prompt, select_prompt, styles
 

@@ -26,7 +26,8 @@ SPECIAL_TOKENS = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<
 
 # The published code encodes the header ("\n") and the message apart, so each has its dummy prefix. Here the stretch after a
 # role token has one, and the space before the message becomes the message's; no piece spans a newline, so both encode as
-# they do apart. An empty message encodes to nothing, hence no space.
+# they do apart. An empty message encodes to nothing, hence no space. The published generation prompt is the role token
+# alone, since a tool's name may follow it; an answer stands behind the line end (llm_mer.prompting.answer_start).
 CHAT_TEMPLATE = (
     "[gMASK]sop{% for message in messages %}<|{{ message['role'] }}|>{{ message['metadata'] }}\n"
     "{% if message['content'] %} {{ message['content'] }}{% endif %}{% endfor %}"
