@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.adapters.layers import AuxiliaryHead, ModalityProjection, PseudoTokenProjection
+from llm_mer.adapters.pseudo_token_gate import PseudoTokenGate, drop_rows
 
 MODALITIES: tuple[str, ...] = ("text", "audio", "vision")
 
@@ -166,6 +167,16 @@ class AdapterConfig:
         default="linear",
         metadata={"help": "how one fused vector becomes K pseudo tokens", "choices": ["linear", "repeat"]},
     )
+    pseudo_token_gate: bool = field(
+        default=False,
+        metadata={"help": "pseudo tokens are learned constants plus tanh(g) times what was fused, g = 0 at the start"},
+    )
+    pseudo_token_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "chance that the language model gets none of a training utterance's pseudo tokens (constants or zeros)"
+        },
+    )
     num_heads: int = field(default=4, metadata={"help": "attention heads"})
     dropout: float = field(default=0.1, metadata={"help": "dropout inside the adapter"})
     modality_dropout: float = field(
@@ -254,6 +265,12 @@ class FusionAdapter(nn.Module, ABC):
                 config.token_expansion,
                 config.backbone_embedding_norm,
             )
+        self.token_gate: PseudoTokenGate | None = None
+        if config.num_pseudo_tokens > 0 and config.pseudo_token_gate:
+            self.token_gate = PseudoTokenGate(config.num_pseudo_tokens, config.backbone_size, config.backbone_embedding_norm)
+        self.withhold_tokens = False
+        """While True the language model gets no pseudo token of any utterance: set by a trainer that teaches it words
+        first, and by an evaluation without the adapter."""
 
     @property
     def frame_modalities(self) -> tuple[str, ...]:
@@ -292,9 +309,19 @@ class FusionAdapter(nn.Module, ABC):
         if self.pseudo_tokens is None:
             tokens = fused.vector.new_zeros(fused.vector.shape[0], 0, max(self.config.backbone_size, 1))
         else:
-            tokens = self.pseudo_tokens(fused.vector)  # (B, K, H)
+            tokens = self._pass_on(self.pseudo_tokens(fused.vector))  # (B, K, H)
         diagnostics = {name: value.detach() for name, value in fused.diagnostics.items()}
         return FusionOutput(tokens, losses, diagnostics, logits, scores, fused.vector.detach())
+
+    def _pass_on(self, tokens: Tensor) -> Tensor:
+        """Pseudo tokens as the language model gets them: gated, and none of them in a row that is dropped."""
+        gate = self.token_gate
+        absent = torch.zeros_like(tokens) if gate is None else gate.without_features(tokens)
+        passed = tokens if gate is None else gate(tokens)
+        rate = self.config.pseudo_token_dropout if self.training else 0.0
+        if self.withhold_tokens:
+            rate = 1.0
+        return drop_rows(passed, absent, rate) if rate > 0 else passed
 
     def project(self, inputs: FusionInputs, modality: str) -> tuple[Tensor, Tensor]:
         """Project one modality to ``d``: ``(B, T_m, d)`` and its mask; a missing one is the learned stand-in, one step."""

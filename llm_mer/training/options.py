@@ -191,6 +191,21 @@ class ModelArguments:
     adapter_learning_rate: float | None = field(
         default=None, metadata={"group": OPTIMISATION, "help": "learning rate of the adapter; default: the same as LoRA's"}
     )
+    words_first: float = field(
+        default=0.0,
+        metadata={
+            "group": OPTIMISATION,
+            "help": "share of the training in which the language model gets no pseudo tokens and learns from the words "
+            "alone, the adapter from its own losses",
+        },
+    )
+    auxiliary_fade: float | None = field(
+        default=None,
+        metadata={
+            "group": OPTIMISATION,
+            "help": "share of the training over which the weights of auxiliary losses fall to 0 in a line; default: never",
+        },
+    )
     init_checkpoint: str | None = field(
         default=None,
         metadata={"group": RUN, "help": "start from the weights of this checkpoint (same adapter and backbone)"},
@@ -198,6 +213,16 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         check_option_values(self, {"lora_r": 0})
+        if not 0 <= self.words_first < 1:
+            raise UserError(f"words_first: {self.words_first!r}; it must lie in [0, 1)")
+        if self.auxiliary_fade is not None and not 0 < self.auxiliary_fade <= 1:
+            raise UserError(f"auxiliary_fade: {self.auxiliary_fade!r}; it must lie in (0, 1]")
+        if self.backbone == "none":
+            for name, value in (("words_first", self.words_first), ("auxiliary_fade", self.auxiliary_fade)):
+                if value:
+                    raise UserError(
+                        f"{name}: {value!r}; with backbone none there is no language model that could learn alone"
+                    )
 
 
 def parse_loss_weights(entries: list[str]) -> dict[str, float]:

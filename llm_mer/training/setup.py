@@ -23,6 +23,7 @@ from llm_mer.model.packing import check_packing
 from llm_mer.prompting.templates import load_prompts
 from llm_mer.training.checks import check_loss_weights, check_sharding
 from llm_mer.training.describe import describe_run, with_missing_steps
+from llm_mer.training.injection_schedule import InjectionSchedule
 from llm_mer.training.model_builder import build_model, resolve_backbone
 from llm_mer.training.progress import log_progress_without_terminal
 from llm_mer.training.resume import check_resume, resumed_folder
@@ -128,7 +129,8 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
         )
     log_progress_without_terminal(trainer)
     evaluation = run.evaluation if evaluation_rows is not None else None
-    trainer.set_up(built.processor, loss_weights, model.adapter_learning_rate, description, evaluation)
+    schedule = InjectionSchedule(model.words_first, model.auxiliary_fade)
+    trainer.set_up(built.processor, loss_weights, model.adapter_learning_rate, schedule, description, evaluation)
     return trainer
 
 

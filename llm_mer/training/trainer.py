@@ -29,6 +29,7 @@ from llm_mer.training.atomic_checkpoints import CheckpointWriter
 from llm_mer.training.epoch_end import _EpochEnd
 from llm_mer.training.evaluation import summarise
 from llm_mer.training.finite import StopWhenNotFinite
+from llm_mer.training.injection_schedule import InjectionSchedule
 from llm_mer.training.losses import (
     STEP_TARGETS,
     LossNotes,
@@ -63,6 +64,7 @@ class MerTraining(Trainer):
         processor: MerProcessor,
         loss_weights: dict[str, float],
         adapter_learning_rate: float | None,
+        schedule: InjectionSchedule,
         description: CheckpointDescription | None,
         evaluation: MerDataset | None,
     ) -> None:
@@ -70,6 +72,7 @@ class MerTraining(Trainer):
         self.processor = processor
         self.loss_weights = loss_weights
         self.adapter_learning_rate = adapter_learning_rate
+        self.schedule = schedule
         self.description = description
         self.evaluation = evaluation
         self._records: dict[str, list[float]] = {}
@@ -95,6 +98,9 @@ class MerTraining(Trainer):
         targets = inputs.pop(STEP_TARGETS, None)
         if "labels" in inputs:
             inputs["use_cache"] = False
+        training = trainer.model.training
+        step, steps = trainer.state.global_step, trainer.state.max_steps
+        fusion_adapter_of(trainer.model).withhold_tokens = training and self.schedule.withholds(step, steps)
         outputs = model(**inputs)
         mode = "" if trainer.model.training else "eval_"
         total: Tensor | None = None
@@ -108,7 +114,7 @@ class MerTraining(Trainer):
             total = weight * share
             self.note(f"{mode}loss_lm", share, num_items_in_batch is None)
         for name, value in (outputs.fusion.aux_losses if outputs.fusion is not None else {}).items():
-            weight = self.loss_weights.get(name, 0.0)
+            weight = self.loss_weights.get(name, 0.0) * (self.schedule.auxiliary_weight(step, steps) if training else 1.0)
             share = value * self.share_of(name, targets, num_items_in_batch is None)
             self.note(f"{mode}loss_{name}", share, num_items_in_batch is None)
             if weight == 0.0:
