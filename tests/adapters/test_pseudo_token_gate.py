@@ -40,7 +40,7 @@ def test_a_closed_gate_has_a_gradient_and_what_stands_behind_it_has_none() -> No
     gate(tokens).backward(upstream)
     assert gate.gate.grad is not None
     assert tokens.grad is not None
-    assert float(gate.gate.grad) == pytest.approx(float((upstream * tokens).sum()), rel=1e-4)  # tanh'(0) = 1
+    assert float(gate.gate.grad) == pytest.approx(float((upstream * tokens).sum().detach()), rel=1e-4)  # tanh'(0) = 1
     assert float(gate.gate.grad) != 0.0
     assert float(tokens.grad.abs().max()) == 0.0
 
@@ -146,3 +146,9 @@ def test_a_small_scale_hides_little_from_a_backbone_that_normalises() -> None:
     full, tenth = norm(token), norm(0.1 * token)
     assert float(torch.nn.functional.cosine_similarity(full, tenth, dim=0)) == pytest.approx(1.0)
     assert float(tenth.norm() / full.norm()) > 0.9
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_a_rate_of_dropout_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match=r"pseudo_token_dropout is .*; it must lie in \[0, 1\)"):
+        build(CASES[0], pseudo_token_dropout=rate)
