@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig
 
 from llm_mer.errors import UserError
 
-MASKED: tuple[str, ...] = ("eager", "sdpa")
+EAGER = "eager"
+MASKED: tuple[str, ...] = (EAGER, "sdpa")
 """Attention that is told of the samples by a mask."""
 SLIDING = "sliding_attention"
 WITHOUT_MASKS: tuple[str, ...] = ("bloom", "mpt")
@@ -33,7 +34,7 @@ def attention_by_mask(config: PreTrainedConfig) -> Iterator[bool]:
     if chosen not in MASKED:
         config._attn_implementation = "sdpa"
     try:
-        yield chosen == "eager"
+        yield chosen == EAGER
     finally:
         config._attn_implementation = chosen
 

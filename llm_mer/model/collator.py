@@ -203,13 +203,19 @@ class MerCollator:
             else:
                 self._pad_prompts(batch, samples, with_answer)
             batch.language_ids = torch.tensor([LANGUAGES.index(language) for language in languages], dtype=torch.long)
+        self._pad_inputs(batch, questions, samples, with_answer)
+        return batch
+
+    def _pad_inputs(
+        self, batch: MerBatch, questions: Sequence[Question], samples: Sequence[PreparedSample], with_answer: bool
+    ) -> None:
+        """What the adapter reads and, with answers, learns from."""
         self._pad_features(batch, samples)
         if self.uses_context:
             self._pad_context(batch, [question.row for question in questions])
         if with_answer:
             batch.class_targets = torch.tensor([s.class_target for s in samples], dtype=torch.long)
             batch.score_targets = torch.tensor([s.score_target for s in samples], dtype=torch.float32)
-        return batch
 
     def _pad_features(self, batch: MerBatch, samples: Sequence[PreparedUtterance | PreparedSample]) -> None:
         for modality, size in self.processor.feature_sizes.items():

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 
@@ -304,12 +305,15 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
         next_tokens: NextTokens | None = None,
+        answer_nodes: Tensor | None = None,
+        answer_tokens: Tensor | None = None,
         **kwargs: Any,
     ) -> MerOutput:
         """Logits, and the answer's loss when ``labels (B, L)`` (-100 outside the answer) are given.
 
         With labels, logits are computed at answer positions only: of ``B · L`` rows of vocabulary size, the few that the
-        loss reads. With ``next_tokens`` there are none, only the log-probabilities of the tokens asked for.
+        loss reads. With ``next_tokens`` there are none, only the log-probabilities of the tokens asked for. With
+        ``answer_nodes (N, 2)``, rows and places of ``input_ids``, these are of ``answer_tokens (N, K)``, to be learnt from.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -324,6 +328,8 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         loss = loss_sum = logits = answer_log_probs = None
         if next_tokens is not None:
             answer_log_probs = self._log_probs(hidden, next_tokens)
+        elif answer_nodes is not None and answer_tokens is not None:
+            answer_log_probs = self._answer_log_probs(hidden, answer_nodes, answer_tokens)
         elif labels is None:
             kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
             logits = self.lm_head(kept)  # (B, L, V)
@@ -363,6 +369,23 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
             normaliser = logits.logsumexp(dim=-1)  # (b, N)
             parts.append(logits[:, asked.nodes, asked.tokens] - normaliser[:, asked.nodes])
         return torch.cat(parts)
+
+    def _answer_log_probs(self, hidden: Tensor, nodes: Tensor, tokens: Tensor) -> Tensor:
+        """``(B, L, H) -> (N, K)`` log-probabilities of ``tokens (N, K)`` behind ``nodes (N, 2)``, with their gradient.
+
+        Logits that would take more than :data:`CHUNK_ELEMENTS` are made in parts, and again in the backward pass.
+        """
+
+        def log_probs(predicting: Tensor, wanted: Tensor) -> Tensor:
+            logits = self.lm_head(predicting).float()  # (n, V)
+            return logits.gather(1, wanted) - logits.logsumexp(dim=-1, keepdim=True)
+
+        predicting = hidden[nodes[:, 0], nodes[:, 1]]  # (N, H)
+        size = max(1, CHUNK_ELEMENTS // self.config.get_text_config().vocab_size)
+        if predicting.shape[0] <= size:
+            return log_probs(predicting, tokens)
+        parts = zip(predicting.split(size), tokens.split(size), strict=True)
+        return torch.cat([checkpoint(log_probs, *part, use_reentrant=False) for part in parts])
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """Fusion tensors reach :meth:`forward` as ``**kwargs``, where ``generate`` cannot see that they are used."""

@@ -23,7 +23,8 @@ class MerOutput(ModelOutput):
         logits: ``(N, V)`` at the ``N`` positions that predict an answer token when labels are given, else ``(B, L, V)``;
             None beside a loss that never holds them (``answer_loss``), and where the backbone ran without its head.
         last_hidden_state: ``(B, L, H)`` of the backbone; None beside a loss, which needs none of it any more.
-        answer_log_probs: ``(B, E)`` float32 log-probabilities of the answer tokens asked for by :class:`NextTokens`.
+        answer_log_probs: ``(B, E)`` float32 log-probabilities of the answer tokens asked for by :class:`NextTokens`, or
+            ``(N, K)`` of those asked for by ``answer_nodes``.
         fusion: what the adapter said, itself; None where it did not run (later steps of generation).
     """
 

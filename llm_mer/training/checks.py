@@ -8,6 +8,8 @@ from llm_mer.adapters import adapter_class
 from llm_mer.adapters.base import FusionAdapter
 from llm_mer.distributed.fsdp import fsdp_requested
 from llm_mer.errors import UserError
+from llm_mer.training.arguments import MerTrainingArguments
+from llm_mer.training.objectives import TOKENS
 from llm_mer.training.options import ModelArguments, parse_loss_weights
 
 
@@ -19,6 +21,23 @@ def check_loss_weights(model: ModelArguments) -> dict[str, float]:
     if unknown:
         raise UserError(f"loss_weights: adapter {model.adapter!r} has no loss {unknown}; it has {sorted(known)}")
     return {**known, **chosen}
+
+
+def check_objective(model: ModelArguments, training: MerTrainingArguments) -> None:
+    """Refuse what an objective over answers has no use for.
+
+    Raises:
+        UserError: naming the option and what to do.
+    """
+    if model.objective == TOKENS:
+        if model.number_objective != ModelArguments.number_objective:
+            raise UserError(f"number_objective: {model.number_objective} has no effect with objective: tokens; say answers")
+        return
+    if model.backbone == "none":
+        raise UserError("objective: answers is the language model's, and backbone: none has none; leave it out")
+    for name, value in (("packing_length", training.packing_length), ("use_liger_kernel", training.use_liger_kernel)):
+        if value:
+            raise UserError(f"{name}: {value} lays out or learns answer tokens, of which objective: answers has its own way")
 
 
 def check_sharding(model: ModelArguments) -> None:

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 from llm_mer.adapters.registry import BUILT_IN, DEFAULT_ADAPTER
 from llm_mer.backbones.lora_sharing import LORA_SHARING, SHARED
 from llm_mer.errors import UserError
+from llm_mer.training.objectives import CRPS, NUMBER_OBJECTIVES, OBJECTIVES, TOKENS
 
 RUN = "Run"
 DATA = "Data and questions"
@@ -186,6 +187,23 @@ class ModelArguments:
         metadata={
             "group": OPTIMISATION,
             "help": "weights of losses by name, e.g. lm=1.0 ce=0.5 apc=0.1; others keep the adapter's defaults",
+        },
+    )
+    objective: str = field(
+        default=TOKENS,
+        metadata={
+            "group": OPTIMISATION,
+            "help": "what the language model learns: tokens, to say the true answer; answers, to tell it from the other "
+            "admissible ones, over the distribution that evaluation scores",
+            "choices": list(OBJECTIVES),
+        },
+    )
+    number_objective: str = field(
+        default=CRPS,
+        metadata={
+            "help": "objective: answers, for a number: continuous ranked probability score, expected absolute error, or "
+            "cross entropy of the nearest answer",
+            "choices": list(NUMBER_OBJECTIVES),
         },
     )
     adapter_learning_rate: float | None = field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from llm_mer.backbones.attention import attends_by_positions, attention_implementation
+from llm_mer.backbones.attention import EAGER, MASKED, attends_by_positions, attention_implementation, check_mask
 from llm_mer.distributed.deepspeed import fill_zero3_auto_sizes, init_deepspeed_process_group
 from llm_mer.distributed.fsdp import fsdp_requested
 from llm_mer.distributed.process_group import check_launch
@@ -21,14 +22,16 @@ from llm_mer.model.liger_kernels import check_liger, use_liger
 from llm_mer.model.modeling_mer import MerHeadModel, conditional_generation_of, fusion_adapter_of
 from llm_mer.model.packing import check_packing
 from llm_mer.prompting.templates import load_prompts
-from llm_mer.training.checks import check_loss_weights, check_sharding
+from llm_mer.training.answer_batches import AnswerCollator
+from llm_mer.training.checks import check_loss_weights, check_objective, check_sharding
 from llm_mer.training.describe import describe_run, with_missing_steps
 from llm_mer.training.injection_schedule import InjectionSchedule
-from llm_mer.training.model_builder import build_model, resolve_backbone
+from llm_mer.training.model_builder import BuiltModel, build_model, resolve_backbone
+from llm_mer.training.objectives import TOKENS
 from llm_mer.training.progress import log_progress_without_terminal
 from llm_mer.training.resume import check_resume, resumed_folder
 from llm_mer.training.run_config import RunConfig
-from llm_mer.training.run_data import check_prompts, prepare_data
+from llm_mer.training.run_data import RunData, check_prompts, prepare_data
 from llm_mer.training.sampling import _BothSplits, question_lengths
 from llm_mer.training.trainer import HeadTrainer, MerTrainer
 
@@ -49,6 +52,7 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
             f"{training.n_gpu} finetune.py …, or show it one: CUDA_VISIBLE_DEVICES=0"
         )
     loss_weights = check_loss_weights(model)
+    check_objective(model, training)
     check_sharding(model)
     if training.use_liger_kernel:
         sharded = is_deepspeed_zero3_enabled() or fsdp_requested()
@@ -91,8 +95,7 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
     adapter = fusion_adapter_of(built.model)
     if is_deepspeed_zero3_enabled():
         fill_zero3_auto_sizes(built.model, adapter, training.hf_deepspeed_config.config)
-    by_mask = not attends_by_positions(attention_of(built.model))
-    collator = MerCollator(run.train, built.processor, adapter.uses_context, training.packing_length, by_mask)
+    collator = build_collator(config, run, built)
     callbacks: list[TrainerCallback] = []
     if training.eval_strategy != "no" and training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
@@ -105,7 +108,7 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
         # One collator serves both: evaluation rows count on from the end of the training rows.
         evaluation_rows = Dataset.from_dict({"question": [len(run.train) + i for i in range(len(run.evaluation))]})
         if lengths:
-            other = MerCollator(run.evaluation, built.processor)
+            other = dataclasses.replace(collator, dataset=run.evaluation)
             column = question_lengths(other, "evaluation", training)
             evaluation_rows = evaluation_rows.add_column(training.length_column_name, column)
     options: dict[str, Any] = {
@@ -131,7 +134,26 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
     evaluation = run.evaluation if evaluation_rows is not None else None
     schedule = InjectionSchedule(model.words_first, model.auxiliary_fade)
     trainer.set_up(built.processor, loss_weights, model.adapter_learning_rate, schedule, description, evaluation)
+    trainer.number_objective = model.number_objective
     return trainer
+
+
+def build_collator(config: RunConfig, run: RunData, built: BuiltModel) -> MerCollator:
+    """The collator of the run's objective.
+
+    Raises:
+        UserError: a backbone whose attention cannot keep answers apart that stand in one row.
+    """
+    attention, uses_context = attention_of(built.model), fusion_adapter_of(built.model).uses_context
+    if config.model.objective == TOKENS:
+        by_mask = not attends_by_positions(attention)
+        return MerCollator(run.train, built.processor, uses_context, config.training.packing_length, by_mask)
+    if attention not in MASKED:
+        raise UserError(f"objective: answers needs attention under a mask, not {attention}; say attn_implementation: sdpa")
+    collator = AnswerCollator(run.train, built.processor, uses_context, eager=attention == EAGER)
+    longest = config.data.max_prompt_tokens + collator.most_answer_tokens()
+    check_mask(built.model.config.get_text_config(), longest)
+    return collator
 
 
 def attention_of(model: nn.Module) -> str:

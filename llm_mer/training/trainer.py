@@ -25,6 +25,7 @@ from llm_mer.inference.prediction import Prediction
 from llm_mer.inference.predictor import Predictor
 from llm_mer.model.modeling_mer import fusion_adapter_of
 from llm_mer.model.processing_mer import MerProcessor
+from llm_mer.training.answer_objectives import answer_scores, question_losses, targets_from
 from llm_mer.training.atomic_checkpoints import CheckpointWriter
 from llm_mer.training.epoch_end import _EpochEnd
 from llm_mer.training.evaluation import summarise
@@ -38,6 +39,7 @@ from llm_mer.training.losses import (
     known_targets,
     language_model_share,
 )
+from llm_mer.training.objectives import CRPS
 from llm_mer.training.sampling import GroupedByLength
 
 logger = logging.getLogger(__name__)
@@ -46,18 +48,23 @@ logger = logging.getLogger(__name__)
 class MerTraining(Trainer):
     """What both trainers share: the sum of named losses, their logs, and evaluation by the tasks' own metrics.
 
-    The language-model loss is a sum over answer tokens divided by their count ``N`` in the whole global batch. An auxiliary
-    loss is a mean over the ``C_i`` samples of a micro-batch with a target of its kind, and weighted by their share in the
-    global batch. With ``n`` processes, which average their gradients, the gradient of all micro-batches is then that of one
-    process with the whole batch::
+    The language-model loss is a sum over answer tokens, or over questions (``objective: answers``), divided by their count
+    ``N`` in the whole global batch. An auxiliary loss is a mean over the ``C_i`` samples of a micro-batch with a target of
+    its kind, and weighted by their share in the global batch. With ``n`` processes, which average their gradients, the
+    gradient of all micro-batches is then that of one process with the whole batch::
 
         L = w_lm · n · Σ_local nll / N_global  +  Σ_i w_i · n · aux_i · C_i,local / C_i,global
 
     A loss without such a count (GIA-MIC's contrast, LPGNet's distillation) weighs the same in each of ``g`` micro-batches:
     ``aux_i / g``. The terms are computed in :mod:`~llm_mer.training.losses`.
 
+    Attributes:
+        number_objective: what is minimised for a number where batches bring all admissible answers.
+
     In ``MerTrainer`` the calls to ``super()`` reach TRL's trainer, which stands between this class and transformers'.
     """
+
+    number_objective = CRPS
 
     def set_up(
         self,
@@ -101,7 +108,14 @@ class MerTraining(Trainer):
         training = trainer.model.training
         step, steps = trainer.state.global_step, trainer.state.max_steps
         fusion_adapter_of(trainer.model).withhold_tokens = training and self.schedule.withholds(step, steps)
+        answers = None
+        if "answer_nodes" in inputs:
+            answers = targets_from(inputs)
+            del inputs["labels"]  # counted by the trainer, one a question
         outputs = model(**inputs)
+        if answers is not None:
+            losses = question_losses(answer_scores(outputs.answer_log_probs, answers), answers, self.number_objective)
+            outputs.loss_sum, outputs.loss = losses.sum(), losses.mean()
         mode = "" if trainer.model.training else "eval_"
         total: Tensor | None = None
         if outputs.loss_sum is not None:
