@@ -47,6 +47,12 @@ mosi) # MOSI, with the tiny backbone
   mosi_store
   compare --config configs/mosi.yaml --adapters all --backbones tiny:llama
   ;;
+objectives) # MOSI, with the tiny backbone: the language model learns the tokens of its answers, or their distribution
+  mosi_store
+  compare --config configs/mosi.yaml --adapters gated_projector egmf --backbones tiny:llama \
+    --ablations "*:objective=answers" "*:objective=answers,number_objective=absolute_error" \
+    "*:objective=answers,number_objective=cross_entropy"
+  ;;
 mosi_single) # MOSI, adapters' own heads, each modality alone
   mosi_store
   compare --config configs/mosi.yaml --adapters egmf lsgmer gia_mic lpgnet gated_xlstm --backbones none \

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from conftest import ARCHITECTURES, adapter_weights
 from torch import Tensor
 
 from llm_mer.cli.train import finetune
@@ -247,6 +248,22 @@ def test_a_run_trains_on_answers_saves_what_it_learnt_from_and_is_evaluated(
     history = json.loads((folder / "log_history.json").read_text(encoding="utf-8"))
     assert [line["loss_lm"] > 0 for line in history if "loss_lm" in line] == [True] * 3
     assert any(line.get("eval_loss_lm", 0) > 0 and "eval_sentiment_en_mae" in line for line in history)
+
+
+def test_accumulated_micro_batches_train_as_one_batch_does(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Of eight questions with labels and numbers, in one batch, and in batches of 4 whose tasks are mixed otherwise."""
+    weights = []
+    for batch, steps in ((8, 1), (4, 2), (1, 8)):
+        given = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "max_steps": 1, "optim": "sgd"}
+        given |= {"warmup_steps": 0, "learning_rate": "1e-1"}
+        folder = tmp_path / str(batch)
+        finetune(arguments(tasks=["emotion", "sentiment"], objective="answers", output=folder, **given))
+        weights.append(adapter_weights(folder))
+    moved = [value for name, value in weights[0].items() if "lora_B" in name]  # from zero
+    assert min(float(value.abs().max()) for value in moved) > 1e-4
+    for other in weights[1:]:
+        for name, value in weights[0].items():
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
