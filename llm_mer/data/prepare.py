@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llm_mer.data.missing_values import MISSING_VALUES
 from llm_mer.data.sources import SOURCES, read_source
 from llm_mer.data.sources.common import with_neighbours
 from llm_mer.data.store import write_store
@@ -15,7 +16,7 @@ from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
 
-OPTIONS: tuple[str, ...] = ("language", "split", "task", "media", "held_out")
+OPTIONS: tuple[str, ...] = ("language", "split", "task", "media", "held_out", "missing_values")
 
 
 @dataclass
@@ -51,6 +52,14 @@ class PrepareConfig:
     held_out: str | None = field(
         default=None,
         metadata={"help": "session (Session5) or speaker (Ses05F) that is the test, else Session5 (iemocap)"},
+    )
+    missing_values: str | None = field(
+        default=None,
+        metadata={
+            "help": "zero reads NaN and infinity, with which the format marks gaps, as 0 and says how many; else they are "
+            "refused (mmsa)",
+            "choices": list(MISSING_VALUES),
+        },
     )
     neighbours: int = field(
         default=0,
@@ -88,4 +97,9 @@ def prepare(config: PrepareConfig) -> Path:
     total = len(utterances) if isinstance(utterances, Sized) else None
     description = {"source": config.name, "path": config.path, **options}
     with track_progress(utterances, total=total, description=config.name, unit="utterance") as bar:
-        return write_store(bar, Path(config.output or f"data/{config.name}"), description=description)
+        try:
+            return write_store(bar, Path(config.output or f"data/{config.name}"), description=description)
+        except UserError as error:
+            if "NaN or infinity" in str(error) and "missing_values" in accepted:
+                raise UserError(f"{error}; --missing_values zero reads what the format marks as gaps as 0") from None
+            raise

@@ -17,6 +17,7 @@ from typing import Any, overload
 import numpy as np
 
 from llm_mer.data.checksums import ChecksumVerifier, SplitChecksums, compute_checksums
+from llm_mer.data.missing_values import check_labels, check_values
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.statistics import FeatureStatistics, RunningStatistics
 from llm_mer.errors import UserError
@@ -94,22 +95,13 @@ def info_digest(entry: dict[str, Any]) -> str:
     return json_sha256(content, sort_keys=True, ensure_ascii=True)
 
 
-def check_values(features: np.ndarray, where: str) -> None:
-    """Raises :class:`UserError` for ``(steps, size)`` features without a step, or with NaN or infinity in float32."""
-    if not features.size:
-        raise UserError(f"{where} has shape {features.shape}, which is empty; leave a missing modality out")
-    with np.errstate(over="ignore"):
-        values = np.asarray(features, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise UserError(f"{where} holds NaN or infinity in float32")
-
-
 def check_utterance(utterance: Utterance, sizes: dict[str, int]) -> None:
     """Refuse an utterance that cannot be trained on, naming its id and field; ``sizes`` learns each ``D_m``."""
     where = f"utterance {utterance.id!r}"
     if utterance.split not in SPLITS:
         raise UserError(f"{where}: split is {utterance.split!r}; it must be one of {', '.join(SPLITS)}")
     require_language(utterance.language, where)
+    check_labels(utterance)
     found = utterance.text is not None
     for modality, column in FEATURE_COLUMNS.items():
         features = getattr(utterance, column)

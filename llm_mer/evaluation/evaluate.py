@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_mer.adapters.base import MODALITIES, FusionAdapter
 from llm_mer.data.dataset import MerDataset
+from llm_mer.data.missing_values import check_transcript
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import (
@@ -119,6 +120,8 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
     dataset = pipeline.questions(utterances, tasks, languages=config.languages, limit=config.limit, limit_seed=config.seed)
     if not len(dataset):
         raise UserError(f"{place}, split {config.split!r}: no utterance has a label for {', '.join(t.name for t in tasks)}")
+    for identifier, _, text in dataset.transcripts():
+        check_transcript(text, f"utterance {identifier!r}")
     available = modalities_of(pipeline)
     reader = reader_of(description, available, folder / NOISY_FEATURES)
     conditions = parse_conditions(config.conditions, available)

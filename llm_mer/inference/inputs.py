@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from llm_mer.data.missing_values import check_values
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.manifest import is_broken, json_entries, stream_manifest, utterance_from_entry
-from llm_mer.data.store import check_values
 from llm_mer.errors import UserError
 from llm_mer.features.media import sound_of
 from llm_mer.prompting.languages import LANGUAGES

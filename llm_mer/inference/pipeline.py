@@ -16,6 +16,7 @@ from llm_mer.checkpoints.hub import resolve_checkpoint
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.feature_scale import check_scale
 from llm_mer.data.feature_settings import check_same_features
+from llm_mer.data.missing_values import check_transcript
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS
 from llm_mer.errors import UserError, first_line
@@ -223,6 +224,7 @@ class MerPipeline:
             UserError: saying what the adapter reads, what is wrong with the features, or that the language is not told.
         """
         self.predictor.processor.checked_features(utterance)
+        check_transcript(utterance.text, f"utterance {utterance.id!r}")
         self.check_features([utterance], {}, f"utterance {utterance.id!r}")
         read = self.predictor.adapter.config.modalities
         has = {m for m, column in FEATURE_COLUMNS.items() if getattr(utterance, column) is not None}

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from llm_mer.data.missing_values import check_values
 from llm_mer.data.schema import Utterance
 from llm_mer.data.statistics import FeatureStatistics
-from llm_mer.data.store import FEATURE_COLUMNS, check_values
+from llm_mer.data.store import FEATURE_COLUMNS
 from llm_mer.errors import UserError
 from llm_mer.prompting.answer_start import (
     ANSWER_STARTS,

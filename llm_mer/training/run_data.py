@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llm_mer.data.dataset import MerDataset
+from llm_mer.data.missing_values import check_transcript
 from llm_mer.data.reading import find_split, read_utterances
 from llm_mer.data.statistics import FeatureStatistics, RunningStatistics
 from llm_mer.data.store import FEATURE_COLUMNS, UtteranceTable, check_utterance
+from llm_mer.data.text_forms import find_alike
 from llm_mer.errors import UserError
 from llm_mer.prompting.rendering import HistoryTurn, check_prompts_differ, render
 from llm_mer.prompting.tasks import Task, get_task
@@ -17,6 +20,8 @@ from llm_mer.prompting.templates import PromptTemplate, load_prompts, select_pro
 
 if TYPE_CHECKING:
     from llm_mer.training.options import DataArguments
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -57,6 +62,7 @@ def prepare_data(arguments: DataArguments, with_prompts: bool = True) -> RunData
         )
 
     train = dataset(arguments.train_split, arguments.limit_train)
+    check_texts(train)
     for task in tasks:
         if not train.truths(task):
             known = train.label_names()
@@ -65,10 +71,37 @@ def prepare_data(arguments: DataArguments, with_prompts: bool = True) -> RunData
                 f"labels in the data: {', '.join(known) or 'none'}"
             )
     evaluation = dataset(arguments.eval_split, arguments.limit_eval) if arguments.eval_split in splits else None
+    if evaluation is not None:
+        check_texts(evaluation)
     if with_prompts:
         check_prompts(train, load_prompts(arguments.prompts))
     sizes, statistics = measure_features(train)
     return RunData(train, evaluation, tasks, sizes, statistics, fingerprint, description)
+
+
+def check_texts(dataset: MerDataset) -> None:
+    """Transcripts that can be seen, and names of which no two look alike: ``llm-mer validate`` shows every one.
+
+    Raises:
+        UserError: a transcript of white space or invisible characters; two ids, dialogues or speakers that differ in width,
+            Unicode form or invisible characters only. In letter case only they get a warning: ids of videos differ so.
+    """
+    found = dataset.transcripts()
+    for identifier, _, text in found:
+        check_transcript(text, f"utterance {identifier!r}")
+    names = {
+        "ids": [identifier for identifier, _, _ in found],
+        "dialogues": [name for row in range(len(found)) if (name := dataset.dialogue(row)) is not None],
+        "speakers": [name for row in range(len(found)) if (name := dataset.speaker(row)) is not None],
+    }
+    for kind, given in names.items():
+        if (pair := find_alike(dict.fromkeys(given))) is not None:
+            raise UserError(
+                f"{kind} {pair[0]!r} and {pair[1]!r} look alike and are not the same text; write them in one Unicode form "
+                "(NFC) and width, without invisible characters"
+            )
+        if (pair := find_alike(dict.fromkeys(given), fold_case=True)) is not None:
+            logger.warning("%s %r and %r differ in letter case only; they count as two", kind, *pair)
 
 
 def check_prompts(dataset: MerDataset, templates: Sequence[PromptTemplate]) -> None:

@@ -24,12 +24,14 @@ neutral; and, where the file has scores of each modality on its own, ``sentiment
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llm_mer.data.missing_values import MISSING_VALUES, REFUSE, ZERO, fill_gaps
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.sources.common import cut
 from llm_mer.data.sources.numbers import real_number
@@ -52,11 +54,17 @@ POLARITIES = ("negative", "positive")
 logger = logging.getLogger(__name__)
 
 
-def read_mmsa(path: Path | str, language: str | None = None) -> Iterator[Utterance]:
+GAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"audio": np.isneginf, "vision": np.isnan}
+"""How published files mark a value that could not be measured; MMSA's own loader reads it as 0."""
+
+
+def read_mmsa(path: Path | str, language: str | None = None, missing_values: str = REFUSE) -> Iterator[Utterance]:
     """Utterances of an MMSA pickle. The whole file is in memory, since a pickle is; a split is released after its last row.
 
     Args:
         language: of the sentences; inferred from them when None.
+        missing_values: ``zero`` reads :data:`GAPS` as 0, and says how many; otherwise they stay what they are, and are
+            refused by whoever stores or reads the features (:mod:`llm_mer.data.missing_values`).
 
     Raises:
         UserError: a name the safe unpickler does not admit, a missing field, lengths that disagree, a score out of range.
@@ -64,6 +72,8 @@ def read_mmsa(path: Path | str, language: str | None = None) -> Iterator[Utteran
     path = Path(path)
     if language is not None and language not in LANGUAGES:
         raise UserError(f"language is {language!r}; it must be one of {', '.join(LANGUAGES)}")
+    if missing_values not in MISSING_VALUES:
+        raise UserError(f"missing_values is {missing_values!r}; it must be one of {', '.join(MISSING_VALUES)}")
     content = load_pickle(path)
     if not isinstance(content, dict) or not set(SPLITS) & set(content):
         raise UserError(f"{path}: not an MMSA pickle: it must be a dict with {', '.join(SPLITS)}")
@@ -75,7 +85,7 @@ def read_mmsa(path: Path | str, language: str | None = None) -> Iterator[Utteran
     if language is None:
         language = detect_corpus_language((str(text) for part in parts.values() for text in part["raw_text"]), str(path))
     for split in list(parts):
-        yield from _read_split(parts.pop(split), split, language, f"{path}: {split}")
+        yield from _read_split(parts.pop(split), split, language, f"{path}: {split}", missing_values == ZERO)
 
 
 def _checked(part: Any, where: str) -> dict[str, Any]:
@@ -123,18 +133,19 @@ def _mask(part: dict[str, Any], row: int, where: str) -> np.ndarray | None:
     return tokens[1] > 0
 
 
-def _sequences(part: dict[str, Any], row: int, where: str) -> dict[str, np.ndarray | None]:
-    """The three feature sequences of one utterance without padding."""
+def _sequences(part: dict[str, Any], row: int, where: str, filled: Counter[str] | None) -> dict[str, np.ndarray | None]:
+    """The three feature sequences of one utterance without padding; ``filled`` counts the gaps that become 0."""
     padded: dict[str, np.ndarray] = {}
     for name in ("text", "audio", "vision"):
         if name in part:
             whole = cut(part[name][row], len(part[name][row]), name, name, where)
             if whole is not None:
                 padded[name] = whole
-    if "audio" in padded:
-        padded["audio"] = np.where(np.isneginf(padded["audio"]), np.float32(0), padded["audio"])
-    if "vision" in padded:
-        padded["vision"] = np.where(np.isnan(padded["vision"]), np.float32(0), padded["vision"])
+    for name, find in GAPS.items() if filled is not None else ():
+        if name in padded:
+            padded[name], count = fill_gaps(padded[name], find(padded[name]))
+            assert filled is not None
+            filled[name] += count
     mask = _mask(part, row, where)
     found: dict[str, np.ndarray | None] = {}
     if LENGTHS["audio"] in part:
@@ -170,7 +181,8 @@ def _scores(part: dict[str, Any], name: str, where: str) -> np.ndarray:
     return scores[:, 0]
 
 
-def _read_split(part: dict[str, Any], split: str, language: str, where: str) -> Iterator[Utterance]:
+def _read_split(part: dict[str, Any], split: str, language: str, where: str, fill: bool) -> Iterator[Utterance]:
+    filled: Counter[str] | None = Counter() if fill else None
     targets = {"regression_labels": "sentiment", **{name: target for name, target in UNIMODAL.items() if name in part}}
     scores = {name: _scores(part, name, where) for name in targets}
     words = {str(word).strip().lower() for word in part.get(ANNOTATIONS, ())} - {*POLARITIES, "neutral"}
@@ -180,7 +192,7 @@ def _read_split(part: dict[str, Any], split: str, language: str, where: str) -> 
         identifier = str(np.asarray(part["id"][row]).reshape(-1)[0])
         video, _, segment = identifier.partition(SEPARATOR)
         place = f"{where}: utterance {identifier!r}"
-        features = _sequences(part, row, place)
+        features = _sequences(part, row, place, filled)
         ordered = segment.isdecimal()
         labels: dict[str, str | float] = {
             target: real_number(scores[name][row], name, place, -3.0, 3.0) for name, target in targets.items()
@@ -201,3 +213,6 @@ def _read_split(part: dict[str, Any], split: str, language: str, where: str) -> 
             dialogue_id=video if ordered else None,
             turn=int(segment) if ordered else None,
         )
+    for name, count in (filled or {}).items():
+        if count:
+            logger.warning("%s: %d values of %s are not finite, and read as 0", where, count, name)

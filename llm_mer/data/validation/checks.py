@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.store import FEATURE_COLUMNS
+from llm_mer.data.text_forms import find_alike, has_hidden_characters, is_blank, plain_form
 from llm_mer.data.validation.encoding import is_garbled
 from llm_mer.data.validation.findings import ADVICE, ERROR, INFO, WARNING, Finding, shorten
 from llm_mer.data.validation.leakage import class_separation, score_correlation
@@ -49,6 +51,7 @@ class _Labels:
         self.wrong: dict[str, Counter[str]] = {}
         self.first: dict[str, list[str]] = {}
         self.classes: dict[str, Counter[str]] = {}
+        self.languages: dict[str, list[str]] = {}
         self._known: dict[str, str | None] = {}
 
     @property
@@ -72,6 +75,7 @@ class _Labels:
     def update(self, utterance: Utterance) -> None:
         value, split = utterance.labels[self.task.target], utterance.split
         self.found += 1
+        self.languages.setdefault(utterance.language, []).append(utterance.id)
         try:
             if self.task.kind == "classification":
                 name = self.name(value)
@@ -92,6 +96,10 @@ class _Labels:
             yield Finding(WARNING, "no task", "", self.outside, [f"{self.task.target} (best: {name})"], ADVICE["no task"])
             return
         yield Finding(INFO, "checked as", "", self.found, [f"{self.task.target}: {name}"], ADVICE["checked as"])
+        for language, ids in self.languages.items() if not single else ():
+            if language in LANGUAGES and any(language not in label.words for label in self.task.labels):
+                shown = [f"{name} has no words in {language}: {', '.join(ids[:SHOWN])}"]
+                yield Finding(ERROR, "task language", "", len(ids), shown, ADVICE["task language"])
         for split, counter in self.wrong.items():
             yield Finding(ERROR, "label", split, sum(counter.values()), self.first[split], ADVICE["label"])
         for split, counter in self.classes.items():
@@ -143,6 +151,7 @@ class Inspection:
         self._targets: Counter[str] = Counter()
         self._offenders: dict[tuple[str, str, str], tuple[int, list[str]]] = {}
         self._ids: dict[str, int] = {}
+        self._forms: dict[int, int] = {}
         self._order: list[str] = []
         self._splits: list[str] = []
         self._contents: dict[int, int] = {}
@@ -169,6 +178,7 @@ class Inspection:
         self._ids.setdefault(utterance.id, place)
         self._order.append(utterance.id)
         self._splits.append(utterance.split)
+        self._check_alike(utterance, place)
         if utterance.split not in SPLITS or utterance.language not in LANGUAGES:
             shown = f"{utterance.id} ({utterance.split}, {utterance.language})"
             self._note(ERROR, "split or language", utterance.split, shown)
@@ -183,13 +193,34 @@ class Inspection:
         if utterance.split == "train":
             self._learn(utterance, features)
 
+    def _check_alike(self, utterance: Utterance, place: int) -> None:
+        """Ids that differ in letter case, width, Unicode form or invisible characters only."""
+        form = plain_form(utterance.id)
+        for severity, name in ((ERROR, form), (WARNING, form.casefold())):
+            other = self._forms.setdefault(_digest(severity.encode(), name.encode("utf-8", "surrogatepass")), place)
+            if self._order[other] != utterance.id:
+                self._note(severity, "alike", utterance.split, f"id {utterance.id!r}, {self._order[other]!r}")
+                return
+
+    def _alike(self) -> Iterator[Finding]:
+        for kind, names in (("dialogue", [name for name, _ in self._dialogues]), ("speaker", list(self._speakers))):
+            for severity, fold in ((ERROR, False), (WARNING, True)):
+                if (pair := find_alike(names, fold)) is not None:
+                    yield Finding(severity, "alike", "", 2, [f"{kind} {pair[0]!r}, {pair[1]!r}"], ADVICE["alike"])
+                    break
+
     def _check_text(self, utterance: Utterance) -> None:
         media = (utterance.audio, utterance.vision, *(getattr(utterance, c) for c in FEATURE_COLUMNS.values()))
-        blank = utterance.text is None or not utterance.text.strip()
+        blank = utterance.text is None or is_blank(utterance.text)
         if blank and all(part is None for part in media):
             self._note(ERROR, "no modality", utterance.split, utterance.id)
         elif utterance.text is not None and blank:
             self._note(WARNING, "empty text", utterance.split, utterance.id)
+        elif utterance.text is not None and not utterance.text.isascii():
+            if has_hidden_characters(utterance.text):
+                self._note(WARNING, "hidden characters", utterance.split, f"{utterance.id} ({utterance.text[:24]!r})")
+            if not unicodedata.is_normalized("NFC", utterance.text):
+                self._note(WARNING, "unicode form", utterance.split, f"{utterance.id} ({shorten(utterance.text, 24)})")
         for text in (utterance.text, utterance.speaker):
             if text and is_garbled(text, utterance.language):
                 self._note(WARNING, "encoding", utterance.split, f"{utterance.id} ({shorten(text, 24)})")
@@ -290,6 +321,7 @@ class Inspection:
             for (severity, check, split), (count, first) in self._offenders.items()
         ]
         found += self._shared()
+        found += self._alike()
         found += self._constants()
         chosen = self._chosen()
         for labels in chosen:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from llm_mer.data.dataset import MerDataset
+from llm_mer.data.prepare import PrepareConfig, prepare
 from llm_mer.data.sources.mmsa import read_mmsa
 from llm_mer.data.store import UtteranceStore, write_store
+from llm_mer.data.validation.validate import ValidateConfig, validate
 from llm_mer.errors import UserError
 from llm_mer.prompting.tasks import get_task
 
@@ -140,15 +142,32 @@ def test_a_sequence_without_a_step_is_a_missing_modality(tmp_path: Path) -> None
     assert next(iter(read_mmsa(pickled(tmp_path / "x.pkl", content)))).audio_features is None
 
 
-def test_published_infinities_and_nan_read_as_zero(tmp_path: Path) -> None:
+def test_published_infinities_and_nan_read_as_zero(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     content = whole()
     content["train"]["audio"][0, 0, 0] = -np.inf
     content["train"]["vision"][0, 0, 0] = np.nan
-    first = next(iter(read_mmsa(pickled(tmp_path / "x.pkl", content))))
+    first, *_ = read_mmsa(pickled(tmp_path / "x.pkl", content), missing_values="zero")
     assert first.audio_features[0, 0] == first.vision_features[0, 0] == 0
+    assert "train: 1 values of audio are not finite, and read as 0" in caplog.text
+    assert "train: 1 values of vision are not finite, and read as 0" in caplog.text
     content["train"]["audio"][0, 0, 0] = np.nan
     with pytest.raises(UserError, match="audio_features holds NaN"):
-        write_store(read_mmsa(pickled(tmp_path / "x.pkl", content)), tmp_path / "store")
+        write_store(read_mmsa(pickled(tmp_path / "x.pkl", content), missing_values="zero"), tmp_path / "store")
+
+
+def test_unasked_no_gap_becomes_a_number_and_validation_sees_each(tmp_path: Path) -> None:
+    content = whole()
+    content["train"]["vision"][0, 0, 0] = np.nan
+    path = pickled(tmp_path / "x.pkl", content)
+    found = validate(ValidateConfig(f"mmsa:{path}")).findings
+    assert [(f.check, f.split, f.count) for f in found if f.check == "not finite"] == [("not finite", "train", 1)]
+    with pytest.raises(UserError, match=r"vision_features holds NaN or infinity in float32.*missing_values zero"):
+        prepare(PrepareConfig("mmsa", str(path), str(tmp_path / "store")))
+    prepare(PrepareConfig("mmsa", str(path), str(tmp_path / "store"), missing_values="zero"))
+    with pytest.raises(UserError, match="missing_values: the format mosi has no such option"):
+        prepare(PrepareConfig("mosi", str(path), str(tmp_path / "other"), missing_values="zero"))
+    with pytest.raises(UserError, match="missing_values is 'mean'; it must be one of refuse, zero"):
+        next(iter(read_mmsa(path, missing_values="mean")))
 
 
 def test_an_id_without_a_number_has_no_place_in_a_dialogue(tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""The one policy for what is missing, NaN, infinite or zero in data. Docs: *Missing values* in ``docs/data-sets.md``.
+
+* A **missing modality** is left out (None). Adapters see that it is not there, which is not the same as zeros.
+* A **missing label** is left out. NaN or infinity as a label is refused.
+* **NaN and infinity in features** are refused: ``validate`` counts them, a store is not written with them, and neither
+  training nor inference takes them. Nothing turns them into a number unasked.
+* Published files that mark gaps so (MMSA's: −∞ in audio, NaN in vision) can be read with ``--missing_values zero``, which is
+  what their own loader does; how many values that were is said.
+* **Zeros are values**, as published. A modality that is zero throughout gets a warning from ``validate``.
+* A **transcript** of white space or invisible characters alone is refused: leave an unknown one out.
+* Padding is no value: the mask tells it, and nothing reads it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from llm_mer.data.schema import Utterance
+from llm_mer.data.text_forms import is_blank
+from llm_mer.errors import UserError
+
+REFUSE, ZERO = "refuse", "zero"
+MISSING_VALUES: tuple[str, ...] = (REFUSE, ZERO)
+"""What a reader of published files may do with NaN and infinity that its format uses for gaps."""
+
+
+def check_values(features: np.ndarray, where: str) -> None:
+    """Raises :class:`UserError` for ``(steps, size)`` features without a step, or with NaN or infinity in float32."""
+    if not features.size:
+        raise UserError(f"{where} has shape {features.shape}, which is empty; leave a missing modality out")
+    with np.errstate(over="ignore"):
+        values = np.asarray(features, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise UserError(f"{where} holds NaN or infinity in float32")
+
+
+def check_labels(utterance: Utterance) -> None:
+    """Raises :class:`UserError` for a label that is NaN or infinite; one that is not known is left out."""
+    for name, value in utterance.labels.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"utterance {utterance.id!r}: label {name!r} is {value}; leave a missing label out")
+
+
+def check_transcript(text: str | None, where: str) -> None:
+    """Raises :class:`UserError` for a transcript that has characters, and none that can be seen."""
+    if text and is_blank(text):
+        raise UserError(f"{where}: the transcript {text[:20]!r} is blank; leave an unknown transcript out")
+
+
+def fill_gaps(values: np.ndarray, gaps: np.ndarray) -> tuple[np.ndarray, int]:
+    """``values`` with 0 where ``gaps`` is True, and how many those are."""
+    return np.where(gaps, np.float32(0), values), int(gaps.sum())
