@@ -57,7 +57,7 @@ class FeatureCache:
 
 
 @dataclass(frozen=True)
-class Reader:
+class ModelInputSpec:
     """What a model reads of an utterance and how its features were made.
 
     Attributes:
@@ -79,11 +79,11 @@ class Reader:
 
 @dataclass(frozen=True)
 class Corruption(ABC):
-    """One kind of damage at one amount, for one reader of the damaged utterances."""
+    """One kind of damage at one amount, for one input_spec of the damaged utterances."""
 
     amount: float
     seed: int
-    reader: Reader
+    input_spec: ModelInputSpec
 
     kind: ClassVar[str]
     needs: ClassVar[str | None] = None
@@ -92,14 +92,14 @@ class Corruption(ABC):
     """Whether the amount is a rate, where 0 is no damage at all."""
 
     @classmethod
-    def build(cls, amount: float, seed: int, dataset: MerDataset, reader: Reader) -> Corruption:
+    def build(cls, amount: float, seed: int, dataset: MerDataset, input_spec: ModelInputSpec) -> Corruption:
         """The corruption for the utterances of a dataset.
 
         Raises:
             UserError: an amount out of range, or data that cannot be damaged in this way.
         """
         cls.check_amount(amount)
-        return cls(amount, seed, reader)
+        return cls(amount, seed, input_spec)
 
     @classmethod
     def check_amount(cls, amount: float) -> None:
@@ -160,7 +160,7 @@ class MissingSteps(Corruption):
     MMSA writes zero vectors in the place of missing audio and vision steps and [UNK] for missing words, and its models
     read them as steps. Here a missing step is removed, as padding is, and a modality that loses every step is missing
     and gets the adapter's learned stand-in. MMSA never takes the text's [CLS] and [SEP]; here, where everything the
-    reader reads of an utterance would go, the step with the largest draw stays.
+    input_spec reads of an utterance would go, the step with the largest draw stays.
     """
 
     kind = "missing"
@@ -182,7 +182,7 @@ class MissingSteps(Corruption):
             if modality == "text" and "text" in draws and len(draws["text"]) == len(features):
                 draws[column] = draws["text"]
         kept = {column: values >= self.amount for column, values in draws.items()}
-        read = [column for column in self.reader.columns(utterance) if len(draws.get(column, ()))]
+        read = [column for column in self.input_spec.columns(utterance) if len(draws.get(column, ()))]
         if read and not any(kept[column].any() for column in read):
             last = max(read, key=lambda column: float(draws[column].max()))
             kept[last] = np.arange(len(draws[last])) == draws[last].argmax()
@@ -194,7 +194,7 @@ class MissingSteps(Corruption):
 class DroppedFrames(Corruption):
     """Each vision step is lost with the rate, as by a bad connection; lost steps are removed.
 
-    Where vision is all there is of an utterance for its reader, the step with the largest draw stays.
+    Where vision is all there is of an utterance for its input_spec, the step with the largest draw stays.
     """
 
     kind = "drop_frames"
@@ -205,7 +205,7 @@ class DroppedFrames(Corruption):
         return f"frames dropped {amount:g}"
 
     @classmethod
-    def build(cls, amount: float, seed: int, dataset: MerDataset, reader: Reader) -> Corruption:
+    def build(cls, amount: float, seed: int, dataset: MerDataset, input_spec: ModelInputSpec) -> Corruption:
         """Raises :class:`UserError` also where no utterance has more than one vision step."""
         cls.check_amount(amount)
         seen = [len(v) for row in dataset.rows if (v := dataset.utterances[row].vision_features) is not None]
@@ -215,7 +215,7 @@ class DroppedFrames(Corruption):
                 + ("vision is one vector an utterance here (T=1)" if seen else "no utterance has vision features")
                 + ", there are no frames to drop; use without:vision"
             )
-        return cls(amount, seed, reader)
+        return cls(amount, seed, input_spec)
 
     def __call__(self, utterance: Utterance) -> Utterance:
         features = utterance.vision_features
@@ -223,6 +223,6 @@ class DroppedFrames(Corruption):
             return utterance
         draws = self.generator(utterance).random(len(features))
         kept = draws >= self.amount
-        if not kept.any() and self.reader.columns(utterance) == [FEATURE_COLUMNS["vision"]]:
+        if not kept.any() and self.input_spec.columns(utterance) == [FEATURE_COLUMNS["vision"]]:
             kept = np.arange(len(draws)) == draws.argmax()
         return dataclasses.replace(utterance, vision_features=keep_steps(utterance, "vision_features", kept))

@@ -95,13 +95,13 @@ class MerDataset:
     context: ContextVectors | None = None
 
     def __post_init__(self) -> None:
-        self._describe()
+        self._read_columns()
         self.rows = [r for r, language in enumerate(self._language) if self.languages is None or language in self.languages]
         self.available = len(self.rows)
         if self.limit is not None:
             self.rows = draw_rows(self.rows, self._language, self.limit, self.limit_seed)
-        self.questions = self._ask()
-        self._place = self._dialogues()
+        self.questions = self._build_questions()
+        self._position = self._order_dialogues()
         self._lengths: list[int] | None = None
 
     @property
@@ -111,7 +111,7 @@ class MerDataset:
             return None
         return describe_draw(self.rows, self._language, self.available, self.limit_seed)
 
-    def _describe(self) -> None:
+    def _read_columns(self) -> None:
         """Descriptive columns of every row, without touching features."""
 
         def column(name: str) -> list[Any]:
@@ -123,7 +123,7 @@ class MerDataset:
         self._labels, self._dialogue = column("labels"), column("dialogue_id")
         self._turn, self._speaker = column("turn"), column("speaker")
 
-    def _ask(self) -> list[Question]:
+    def _build_questions(self) -> list[Question]:
         questions = []
         for row in self.rows:
             labels = self._labels[row]
@@ -141,7 +141,7 @@ class MerDataset:
                 questions.append(Question(row, task, truth))
         return questions
 
-    def _dialogues(self) -> list[tuple[list[int], int]]:
+    def _order_dialogues(self) -> list[tuple[list[int], int]]:
         """For each row, its dialogue's rows in turn order and its place there; no dialogue is one of its own."""
         groups: dict[tuple[str, str], list[int]] = {}
         for row, dialogue in enumerate(self._dialogue):
@@ -196,9 +196,9 @@ class MerDataset:
 
     def position(self, row: int) -> int | None:
         """1 for the first utterance of the row's conversation in the table, 2 for the next, …; None without one."""
-        return None if self._dialogue[row] is None else self._place[row][1] + 1
+        return None if self._dialogue[row] is None else self._position[row][1] + 1
 
-    def spoken_languages(self) -> list[str]:
+    def languages_present(self) -> list[str]:
         """Languages of the utterances that are asked about."""
         return sorted({self._language[row] for row in self.rows})
 
@@ -223,7 +223,7 @@ class MerDataset:
 
     def window(self, row: int) -> Window:
         """The conversation around a row: the last ``context_window`` utterances up to it, or centred on it."""
-        rows, place = self._place[row]
+        rows, place = self._position[row]
         if not self.bidirectional:
             start, stop = max(0, place - self.context_window + 1), place + 1
         else:
@@ -237,7 +237,7 @@ class MerDataset:
 
         Texts are permuted, hidden or corrupted as in :meth:`utterance`, or a missing one would still be read a turn later.
         """
-        rows, place = self._place[row]
+        rows, place = self._position[row]
         earlier = rows[max(0, place - turns) : place] if turns else []
         return [(self._speaker[r], self.utterance(r).text) for r in earlier]
 
@@ -289,7 +289,7 @@ class MerDataset:
         """Known truths of a task over this dataset (for baselines)."""
         return [q.truth for q in self.questions if q.task.name == task.name and q.truth is not None]
 
-    def spoken_labels(self, task: Task) -> tuple[list[str], list[str], list[str]]:
+    def labels_by_turn(self, task: Task) -> tuple[list[str], list[str], list[str]]:
         """``(labels, speakers, dialogues)`` of a classification task in turn order, for the estimate of p0.
 
         Labels the task ignores are among them, as the data say them: a speaker shifts to them and back. Utterances
@@ -305,7 +305,7 @@ class MerDataset:
             where = f"utterance {self._id[row]!r}"
             label = str(value).strip() if task.ignores(value) else task.label_names[task.class_index(value, where)]
             # As for windows, a conversation in another language is another one.
-            rows, place = self._place[row]
+            rows, place = self._position[row]
             gaps = 0 if len(kept) == self.available else sum(earlier not in kept for earlier in rows[:place])
             name = f"{dialogue}/{self._language[row]}" + (f"/{gaps}" if gaps else "")
             found.append((name, self._turn[row], label, speaker))

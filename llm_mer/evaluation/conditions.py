@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_mer.data.corruption import FeatureCache, Reader
+from llm_mer.data.corruption import FeatureCache, ModelInputSpec
 from llm_mer.data.dataset import MerDataset
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
@@ -51,13 +51,13 @@ def parse_conditions(texts: Sequence[str], available: Sequence[str]) -> dict[str
                 hidden = tuple(m for m in available if m not in kept)
                 found.append(Condition(f"{' + '.join(kept)} only", "without", hidden))
         elif kind in CORRUPTIONS:
-            found.append(_damage(text, kind, rest, available))
+            found.append(_parse_corruption(text, kind, rest, available))
         else:
             found.append(_changed_modalities(text, kind, rest, available))
     return {condition.name: condition for condition in found}
 
 
-def _damage(text: str, kind: str, rest: str, available: Sequence[str]) -> Condition:
+def _parse_corruption(text: str, kind: str, rest: str, available: Sequence[str]) -> Condition:
     corruption = CORRUPTIONS[kind]
     try:
         amount = float(rest)
@@ -84,12 +84,12 @@ def _changed_modalities(text: str, kind: str, rest: str, available: Sequence[str
     return Condition(name, kind, modalities)
 
 
-def reader_of(description: CheckpointDescription, available: Sequence[str], cache: Path | None) -> Reader:
+def input_spec_of(description: CheckpointDescription, available: Sequence[str], cache: Path | None) -> ModelInputSpec:
     """What the model of a checkpoint reads; features that are made again are kept in ``cache``, or in memory."""
     from llm_mer.data.feature_settings import FeatureSettings
 
     settings = description.data.get("features")
-    return Reader(
+    return ModelInputSpec(
         tuple(available),
         str(description.model["text_source"]),
         None if settings is None else FeatureSettings.from_dict(settings),
@@ -97,7 +97,7 @@ def reader_of(description: CheckpointDescription, available: Sequence[str], cach
     )
 
 
-def under(dataset: MerDataset, condition: Condition, seed: int, reader: Reader) -> MerDataset:
+def apply_condition(dataset: MerDataset, condition: Condition, seed: int, input_spec: ModelInputSpec) -> MerDataset:
     """The dataset under a condition.
 
     Raises:
@@ -108,10 +108,12 @@ def under(dataset: MerDataset, condition: Condition, seed: int, reader: Reader) 
     if condition.kind == "without":
         return dataset.without(condition.modalities)
     assert condition.amount is not None
-    return dataset.corrupted(CORRUPTIONS[condition.kind].build(condition.amount, seed, dataset, reader))
+    return dataset.corrupted(CORRUPTIONS[condition.kind].build(condition.amount, seed, dataset, input_spec))
 
 
-def prepare_damage(dataset: MerDataset, every_row: bool, processes: ProcessGroup, progress: str | None = None) -> None:
+def precompute_corrupted_features(
+    dataset: MerDataset, every_row: bool, processes: ProcessGroup, progress: str | None = None
+) -> None:
     """Make the features of damaged utterances that have to be made again, each process its share.
 
     ``every_row`` where conversations are read too, which reach beyond the utterances that are asked about.

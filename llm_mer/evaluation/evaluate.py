@@ -17,10 +17,10 @@ from llm_mer.evaluation.conditions import (
     GENERATION,
     NOISY_FEATURES,
     Condition,
+    apply_condition,
+    input_spec_of,
     parse_conditions,
-    prepare_damage,
-    reader_of,
-    under,
+    precompute_corrupted_features,
 )
 from llm_mer.evaluation.curves import areas
 from llm_mer.evaluation.dialogue import check_dialogues, decode_dialogues
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Planned:
+class EvaluationPlan:
     """One store, read and checked, with nothing predicted yet.
 
     ``changed`` holds the dataset under each condition; ``settings`` all that the predictions come from.
@@ -103,7 +103,7 @@ def load_pipeline(config: EvaluateConfig, processes: ProcessGroup) -> MerPipelin
     )
 
 
-def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path) -> Planned:
+def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path) -> EvaluationPlan:
     """Read a store and check everything that can be checked before the first prediction.
 
     Raises:
@@ -123,9 +123,9 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
     for identifier, _, text in dataset.transcripts():
         check_transcript(text, f"utterance {identifier!r}")
     available = modalities_of(pipeline)
-    reader = reader_of(description, available, folder / NOISY_FEATURES)
+    reader = input_spec_of(description, available, folder / NOISY_FEATURES)
     conditions = parse_conditions(config.conditions, available)
-    changed = {name: under(dataset, condition, config.seed, reader) for name, condition in conditions.items()}
+    changed = {name: apply_condition(dataset, condition, config.seed, reader) for name, condition in conditions.items()}
     if config.dialogue_decoder != "none":
         if dataset.drawn is not None:
             raise UserError(
@@ -140,7 +140,7 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
         "device": pipeline.predictor.device.type,
         "versions": stack_versions(),
     }
-    return Planned(place, folder, dataset, changed, list(conditions.values()), tasks, fingerprint, settings)
+    return EvaluationPlan(place, folder, dataset, changed, list(conditions.values()), tasks, fingerprint, settings)
 
 
 def modalities_of(pipeline: MerPipeline) -> list[str]:
@@ -153,7 +153,7 @@ def modalities_of(pipeline: MerPipeline) -> list[str]:
 def predict_conditions(
     config: EvaluateConfig,
     pipeline: MerPipeline,
-    planned: Planned,
+    planned: EvaluationPlan,
     processes: ProcessGroup,
     journal: Journal | None,
     progress: bool,
@@ -163,13 +163,15 @@ def predict_conditions(
     by_condition = {}
     for name, dataset in {AS_IS: planned.dataset, **planned.changed}.items():
         predictor.generate = config.generate and name == AS_IS
-        prepare_damage(dataset, predictor.adapter.uses_context, processes, f"features, {name}" if progress else None)
+        precompute_corrupted_features(
+            dataset, predictor.adapter.uses_context, processes, f"features, {name}" if progress else None
+        )
         by_condition[name] = predict_all(predictor, dataset, name, processes, journal, progress)
     return by_condition
 
 
 def score(
-    config: EvaluateConfig, pipeline: MerPipeline, planned: Planned, by_condition: dict[str, list[Prediction]]
+    config: EvaluateConfig, pipeline: MerPipeline, planned: EvaluationPlan, by_condition: dict[str, list[Prediction]]
 ) -> Evaluation:
     """The scores of predictions; those of the dialogue decoder are added to ``by_condition``."""
     from llm_mer.checkpoints.run_manifest import read_manifest

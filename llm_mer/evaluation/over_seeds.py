@@ -17,7 +17,7 @@ from llm_mer.evaluation.spread import SEEDS_FILE, Spread
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.storage.json_text import dump_json
 
-SHOWN: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "mae", "corr")
+TABLE_METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "mae", "corr")
 """Metrics of the printed table; the file has all."""
 
 
@@ -137,7 +137,7 @@ def table(summary: SeedEvaluation) -> str:
         if EVERYTHING not in (row.subset, row.language):
             continue
         shown = []
-        for name in (name for name in SHOWN if name in row.metrics):
+        for name in (name for name in TABLE_METRICS if name in row.metrics):
             spread = row.metrics[name]
             each = " ".join("–" if value is None else f"{value:.3f}" for value in spread.values)
             trivial = f"; baseline {row.baseline[name]:.3f}" if name in row.baseline else ""

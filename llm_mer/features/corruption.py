@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_mer.data.corruption import Corruption, DroppedFrames, FeatureCache, MissingSteps, Reader
+from llm_mer.data.corruption import Corruption, DroppedFrames, FeatureCache, MissingSteps, ModelInputSpec
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.feature_settings import FeatureSettings
 from llm_mer.data.schema import Utterance
@@ -22,13 +22,13 @@ SUBSTITUTIONS, DELETIONS = 0.7, 0.2
 
 
 @dataclass(frozen=True)
-class Words:
+class WordPool:
     """All words of the transcripts of one language, one utterance after another, and where each utterance's lie."""
 
     words: list[str]
     places: dict[str, tuple[int, int]]
 
-    def other(self, utterance: str, word: str, draw: float) -> str | None:
+    def draw_other_word(self, utterance: str, word: str, draw: float) -> str | None:
         """A word of another utterance that is not this one, drawn as often as it occurs; None where there is none."""
         start, stop = self.places.get(utterance, (0, 0))
         count = len(self.words) - (stop - start)
@@ -46,7 +46,7 @@ class WordErrors(Corruption):
 
     At each word an error happens with the rate: 70 % substitutions, 20 % deletions, 10 % insertions after it, so that
     (substitutions + deletions + insertions) / words is the rate in the mean; the rate of the best alignment is a little
-    lower, where a deletion stands beside an insertion. Words come from the other transcripts of the language, as often as
+    lower, where a deletion stands beside an insertion. WordPool come from the other transcripts of the language, as often as
     they occur there; where these have no other word, the word is deleted. A transcript never loses its last word.
 
     Where the model reads text as stored features, the changed transcript is encoded again with the checkpoint's encoder.
@@ -54,7 +54,7 @@ class WordErrors(Corruption):
 
     kind = "word_errors"
     needs = "text"
-    vocabulary: dict[str, Words] = field(default_factory=dict)
+    vocabulary: dict[str, WordPool] = field(default_factory=dict)
     encode: Callable[[str], np.ndarray] | None = None
 
     @classmethod
@@ -62,22 +62,22 @@ class WordErrors(Corruption):
         return f"word error rate {amount:g}"
 
     @classmethod
-    def build(cls, amount: float, seed: int, dataset: MerDataset, reader: Reader) -> Corruption:
+    def build(cls, amount: float, seed: int, dataset: MerDataset, input_spec: ModelInputSpec) -> Corruption:
         """Raises :class:`UserError` also where there are no transcripts, or text features that cannot be made again."""
         cls.check_amount(amount)
-        vocabulary: dict[str, Words] = {}
+        vocabulary: dict[str, WordPool] = {}
         for identity, language, text in dataset.transcripts():
-            known = vocabulary.setdefault(language, Words([], {}))
+            known = vocabulary.setdefault(language, WordPool([], {}))
             words = split_words(text or "", language)
             known.places[identity] = (len(known.words), len(known.words) + len(words))
             known.words.extend(words)
         here = f"word_errors:{amount:g}"
-        for language in dataset.spoken_languages():
+        for language in dataset.languages_present():
             if len(set(vocabulary[language].words)) < 2:
                 raise UserError(f"{here}: the transcripts in language {language!r} have no two words to exchange")
         encode = None
-        if reader.text_source == "features":
-            if reader.features is None or reader.features.text == "none":
+        if input_spec.text_source == "features":
+            if input_spec.features is None or input_spec.features.text == "none":
                 raise UserError(
                     f"{here}: the checkpoint reads text as features, and what encoded them is not known, so a changed "
                     "transcript cannot be encoded; extract with --text ENCODER and train on that"
@@ -86,8 +86,8 @@ class WordErrors(Corruption):
                 utterance = dataset.utterances[row]
                 if utterance.text_features is not None and not utterance.text:
                     raise UserError(f"{here}: utterance {utterance.id!r} has text features and no transcript to change")
-            encode = text_encoder(reader.features, reader.cache)
-        return cls(amount, seed, reader, vocabulary, encode)
+            encode = text_encoder(input_spec.features, input_spec.cache)
+        return cls(amount, seed, input_spec, vocabulary, encode)
 
     def __call__(self, utterance: Utterance) -> Utterance:
         if not utterance.text:
@@ -107,7 +107,7 @@ class WordErrors(Corruption):
         known = self.vocabulary[language]
         heard: list[str] = []
         for i, word in enumerate(words):
-            other = known.other(utterance.id, word, float(choice[i]))
+            other = known.draw_other_word(utterance.id, word, float(choice[i]))
             if happens[i] >= self.amount:
                 heard.append(word)
             elif other is None or SUBSTITUTIONS <= which[i] < SUBSTITUTIONS + DELETIONS:
@@ -124,7 +124,7 @@ class WordErrors(Corruption):
 
 
 @dataclass(frozen=True)
-class NoisySound(Corruption):
+class AudioNoise(Corruption):
     """White Gaussian noise under the sound, its features extracted again with the checkpoint's own settings.
 
     ``y = x + n`` with n drawn from N(0, rms(x)² / 10^(dB / 10)); the rms is the whole clip's, pauses included, and y is
@@ -146,11 +146,11 @@ class NoisySound(Corruption):
         return f"audio at {amount:g} dB"
 
     @classmethod
-    def build(cls, amount: float, seed: int, dataset: MerDataset, reader: Reader) -> Corruption:
+    def build(cls, amount: float, seed: int, dataset: MerDataset, input_spec: ModelInputSpec) -> Corruption:
         """Raises :class:`UserError` also where the sound or the settings of its features are not known."""
         cls.check_amount(amount)
         here = f"audio_snr:{amount:g}"
-        if reader.features is None or reader.features.audio == "none":
+        if input_spec.features is None or input_spec.features.audio == "none":
             raise UserError(
                 f"{here}: the checkpoint was trained on audio features whose extraction it does not know, so noisy sound "
                 "cannot become features; train on a store of `llm-mer extract`"
@@ -166,7 +166,7 @@ class NoisySound(Corruption):
                 )
             if not Path(utterance.audio).is_file():
                 raise UserError(f"{here}: utterance {utterance.id!r}: {utterance.audio}: there is no such file")
-        return cls(amount, seed, reader, sound_extractor(reader.features, reader.cache, (amount, seed)))
+        return cls(amount, seed, input_spec, sound_extractor(input_spec.features, input_spec.cache, (amount, seed)))
 
     def __call__(self, utterance: Utterance) -> Utterance:
         if utterance.audio_features is None or utterance.audio is None or self.extract is None:
@@ -227,4 +227,4 @@ def sound_extractor(
     return kept
 
 
-CORRUPTIONS: dict[str, type[Corruption]] = {cls.kind: cls for cls in (MissingSteps, DroppedFrames, WordErrors, NoisySound)}
+CORRUPTIONS: dict[str, type[Corruption]] = {cls.kind: cls for cls in (MissingSteps, DroppedFrames, WordErrors, AudioNoise)}

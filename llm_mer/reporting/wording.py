@@ -42,23 +42,23 @@ METRIC_WORDS: dict[str, tuple[str, str]] = {
 }
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Three decimals; a dash for what does not exist."""
     return "–" if value != value else f"{value:.3f}"
 
 
-def span(interval: Sequence[float]) -> str:
+def format_interval(interval: Sequence[float]) -> str:
     """``[low, high]``."""
-    return f"[{number(interval[0])}, {number(interval[1])}]"
+    return f"[{format_number(interval[0])}, {format_number(interval[1])}]"
 
 
-def metric_words(name: str) -> str:
+def metric_label(name: str) -> str:
     """A metric's name and which way is better."""
     word, way = METRIC_WORDS.get(name, (name, ""))
     return f"{word} {way}".strip()
 
 
-def language_words(language: str) -> str:
+def language_label(language: str) -> str:
     """The row over all languages says so."""
     return "all languages" if language == EVERYTHING else language
 
@@ -67,8 +67,8 @@ def score_cell(row: Row | None, metric: str, *below: str) -> Cell:
     """A metric with its interval under it; a dash when the row or the metric does not exist."""
     if row is None or metric not in row.metrics:
         return Cell("–")
-    interval = (span(row.intervals[metric]),) if metric in row.intervals else ()
-    return Cell(number(row.metrics[metric]), (*interval, *below))
+    interval = (format_interval(row.intervals[metric]),) if metric in row.intervals else ()
+    return Cell(format_number(row.metrics[metric]), (*interval, *below))
 
 
 def columns_of(main: Loaded) -> list[str]:
@@ -87,7 +87,7 @@ def conditions(main: Loaded, task: Task) -> list[str]:
     return list(dict.fromkeys(row.condition for row in main.evaluation.rows if row.task == task.name))
 
 
-def tone_of(holds: bool | None) -> str:
+def verdict_tone(holds: bool | None) -> str:
     """The tone of a verdict."""
     return "unsure" if holds is None else "good" if holds else "bad"
 
@@ -107,7 +107,7 @@ def with_key(caption: str, names: plots.Names) -> str:
     return f"{caption} ({names.key}.)" if names.key else caption
 
 
-def evenly(items: Sequence[Any], count: int) -> list[Any]:
+def evenly_spaced(items: Sequence[Any], count: int) -> list[Any]:
     """So many items from first to last at even distances."""
     if len(items) <= count:
         return list(items)

@@ -14,7 +14,7 @@ from llm_mer.adapters import reference_of
 from llm_mer.checkpoints.backbone_reference import save_backbone_reference
 from llm_mer.checkpoints.description import CheckpointDescription, stack_versions
 from llm_mer.checkpoints.run_differences import RunSetup, questions_digest
-from llm_mer.data.corruption import MissingSteps, Reader
+from llm_mer.data.corruption import MissingSteps, ModelInputSpec
 from llm_mer.data.dataset import MerDataset
 from llm_mer.model.modeling_mer import conditional_generation_of, describe_parameters
 from llm_mer.prompting.templates import PromptTemplate
@@ -51,7 +51,7 @@ def describe_run(
         truths = run.train.truths(task)
         if task.kind == "classification":
             baselines[task.name] = {"counts": {name: truths.count(name) for name in task.label_names}}
-            states, speakers, dialogues = run.train.spoken_labels(task)
+            states, speakers, dialogues = run.train.labels_by_turn(task)
             if states:
                 shifts[task.name] = float(estimate_shift(states, speakers, dialogues))
         else:
@@ -113,8 +113,10 @@ def with_missing_steps(config: RunConfig, run: RunData) -> RunData:
     if not data.missing_rate:
         return run
     text_source = "features" if model.backbone == "none" else model.text_source
-    reader = Reader(stand_in_config(config, run).modalities, text_source)
-    return dataclasses.replace(run, train=run.train.corrupted(MissingSteps(data.missing_rate, data.missing_seed, reader)))
+    input_spec = ModelInputSpec(stand_in_config(config, run).modalities, text_source)
+    return dataclasses.replace(
+        run, train=run.train.corrupted(MissingSteps(data.missing_rate, data.missing_seed, input_spec))
+    )
 
 
 def missing_steps(dataset: MerDataset) -> dict[str, float] | None:

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_mer.data.corruption import Corruption, DroppedFrames, FeatureCache, MissingSteps, Reader
+from llm_mer.data.corruption import Corruption, DroppedFrames, FeatureCache, MissingSteps, ModelInputSpec
 from llm_mer.data.dataset import MerDataset, build_context_vectors
 from llm_mer.data.feature_settings import FeatureSettings
 from llm_mer.data.schema import Utterance
 from llm_mer.data.words import split_words
 from llm_mer.errors import UserError
-from llm_mer.features.corruption import CORRUPTIONS, NoisySound, WordErrors
+from llm_mer.features.corruption import CORRUPTIONS, AudioNoise, WordErrors
 from llm_mer.prompting.tasks import get_task
 
-EVERYTHING = Reader(("text", "audio", "vision"))
-AS_FEATURES = Reader(("text", "audio", "vision"), "features")
+EVERYTHING = ModelInputSpec(("text", "audio", "vision"))
+AS_FEATURES = ModelInputSpec(("text", "audio", "vision"), "features")
 EMOTION = get_task("emotion")
 LETTERS = [f"w{i}" for i in range(300)]
 
@@ -104,18 +104,19 @@ def test_a_modality_without_a_step_left_is_missing_and_an_utterance_keeps_the_la
     found = MissingSteps(1.0, 0, EVERYTHING)(utterance("u"))
     left = {name for name in ("text", "audio_features", "vision_features") if getattr(found, name) is not None}
     assert len(left) == 1
-    alone = MissingSteps(1.0, 0, Reader(("audio",)))(utterance("u"))
+    alone = MissingSteps(1.0, 0, ModelInputSpec(("audio",)))(utterance("u"))
     assert (alone.text, alone.vision_features) == (None, None)
     assert len(steps_of(alone.audio_features)) == 1
-    features = MissingSteps(1.0, 0, Reader(("text",), "features"))(utterance("u", text="one two"))
+    features = MissingSteps(1.0, 0, ModelInputSpec(("text",), "features"))(utterance("u", text="one two"))
     assert (features.text, len(steps_of(features.text_features))) == (None, 1)
 
 
 def test_the_step_kept_at_rate_one_is_the_one_kept_longest() -> None:
-    last = steps_of(MissingSteps(1.0, 0, Reader(("audio",)))(utterance("u")).audio_features)
+    last = steps_of(MissingSteps(1.0, 0, ModelInputSpec(("audio",)))(utterance("u")).audio_features)
     rates = np.linspace(0.5, 1.0, 200)
     smallest = min(
-        (k for r in rates if (k := steps_of(MissingSteps(r, 0, Reader(("audio",)))(utterance("u")).audio_features))), key=len
+        (k for r in rates if (k := steps_of(MissingSteps(r, 0, ModelInputSpec(("audio",)))(utterance("u")).audio_features))),
+        key=len,
     )
     assert last == smallest
 
@@ -146,7 +147,7 @@ def test_dropped_frames_take_vision_alone_and_all_of_it_at_rate_one() -> None:
     assert 8 < len(steps_of(half.vision_features)) < 32
     assert (half.text, steps_of(half.audio_features)) == (before.text, steps_of(before.audio_features))
     assert none.vision_features is None
-    assert len(steps_of(DroppedFrames(1.0, 0, Reader(("vision",)))(before).vision_features)) == 1
+    assert len(steps_of(DroppedFrames(1.0, 0, ModelInputSpec(("vision",)))(before).vision_features)) == 1
 
 
 @pytest.mark.parametrize(("features", "message"), [(np.ones((1, 3), np.float32), "T=1"), (None, "no utterance has vision")])
@@ -230,7 +231,7 @@ def test_text_that_is_read_as_features_is_encoded_again_or_refused() -> None:
 
     plain = WordErrors.build(0.5, 0, dataset(members), EVERYTHING)
     assert isinstance(plain, WordErrors)
-    found = dataclasses.replace(plain, reader=AS_FEATURES, encode=encode)(members[0])
+    found = dataclasses.replace(plain, input_spec=AS_FEATURES, encode=encode)(members[0])
     assert made == [found.text]
     assert found.text_features is not None
     assert found.text_features.shape == (len(str(found.text).split()), 3)
@@ -256,12 +257,12 @@ def tone(path: Path, seconds: float = 1.0) -> Path:
 def test_the_noise_has_the_stated_ratio_to_the_clips_rms(decibels: float) -> None:
     clean = np.sin(np.arange(50_000) / 7).astype(np.float32)
     clean[25_000:] = 0  # a pause counts
-    noise = NoisySound(decibels, 0, EVERYTHING).noisy(clean, utterance("u")) - clean
+    noise = AudioNoise(decibels, 0, EVERYTHING).noisy(clean, utterance("u")) - clean
     ratio = 10 * np.log10(np.mean(clean.astype(np.float64) ** 2) / np.mean(noise.astype(np.float64) ** 2))
     assert ratio == pytest.approx(decibels, abs=0.15)
     assert abs(float(noise.mean())) < 5 * float(noise.std()) / np.sqrt(len(noise))
     silence = np.zeros(1000, dtype=np.float32)
-    assert not NoisySound(decibels, 0, EVERYTHING).noisy(silence, utterance("u")).any()
+    assert not AudioNoise(decibels, 0, EVERYTHING).noisy(silence, utterance("u")).any()
 
 
 def test_noisy_sound_becomes_features_by_the_checkpoints_own_settings_and_waits_in_the_cache(tmp_path: Path) -> None:
@@ -276,9 +277,9 @@ def test_noisy_sound_becomes_features_by_the_checkpoints_own_settings_and_waits_
     assert extractor is not None
     clean = extractor(read_audio(path))
     before = utterance("u", audio=path, audio_features=clean)
-    reader = Reader(("audio",), features=settings, cache=FeatureCache(tmp_path / "cache"))
-    corruption = NoisySound.build(0.0, 0, dataset([before]), reader)
-    assert isinstance(corruption, NoisySound)
+    input_spec = ModelInputSpec(("audio",), features=settings, cache=FeatureCache(tmp_path / "cache"))
+    corruption = AudioNoise.build(0.0, 0, dataset([before]), input_spec)
+    assert isinstance(corruption, AudioNoise)
     corruption.prepare([before], 1)
     (kept,) = (tmp_path / "cache").glob("*.npy")
     found = corruption(before)
@@ -286,7 +287,7 @@ def test_noisy_sound_becomes_features_by_the_checkpoints_own_settings_and_waits_
     assert found.audio_features is not None
     assert np.array_equal(found.audio_features, expected)
     assert not np.allclose(found.audio_features, clean)
-    faint = NoisySound.build(400.0, 0, dataset([before]), dataclasses.replace(reader, cache=FeatureCache()))(before)
+    faint = AudioNoise.build(400.0, 0, dataset([before]), dataclasses.replace(input_spec, cache=FeatureCache()))(before)
     assert np.array_equal(np.asarray(faint.audio_features), clean), "noise too faint for float32 leaves the store's features"
     np.save(kept, np.full((2, 2), 5, dtype=np.float32))
     assert corruption(before).audio_features is not None
@@ -308,7 +309,7 @@ def test_noise_needs_media_and_the_settings_of_their_features(
     settings: FeatureSettings | None, fields: dict[str, str], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        NoisySound.build(10.0, 0, dataset([utterance("u1", **fields)]), Reader(("audio",), features=settings))
+        AudioNoise.build(10.0, 0, dataset([utterance("u1", **fields)]), ModelInputSpec(("audio",), features=settings))
 
 
 # --- all kinds --------------------------------------------------------------------------------------------------------
@@ -329,7 +330,7 @@ def test_a_missing_modality_stays_missing(kind: str) -> None:
     corruption: Corruption
     if kind == "audio_snr":
         nothing = dataclasses.replace(nothing, audio_features=None, vision_features=np.ones((3, 2), np.float32))
-        corruption = NoisySound(amount, 0, EVERYTHING)
+        corruption = AudioNoise(amount, 0, EVERYTHING)
     else:
         corruption = CORRUPTIONS[kind].build(amount, 0, dataset(members), EVERYTHING)
     found = corruption(nothing)

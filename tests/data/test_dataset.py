@@ -101,7 +101,7 @@ def test_labels_spoken_are_every_label_of_a_speaker_in_a_dialogue_in_turn_order(
     utterances[4].speaker = None
     utterances += [plain("alone", labels={"emotion": "sad"}, speaker="A"), *dialogue(1, "e", labels={})]
     dataset = MerDataset(utterances[::-1], [get_task("iemocap4")])
-    states, speakers, dialogues = dataset.spoken_labels(get_task("iemocap4"))
+    states, speakers, dialogues = dataset.labels_by_turn(get_task("iemocap4"))
     assert states == ["angry", "frustrated", "frustrated", "happy", "sad"]
     assert speakers == ["A", "B", "A", "B", "B"]
     assert set(dialogues) == {"d/en"}
@@ -139,12 +139,12 @@ def test_a_language_of_one_utterance_is_among_those_drawn_where_there_is_room() 
 
 def test_what_a_limit_left_out_parts_a_dialogue_in_two() -> None:
     utterances = dialogue(6, "d")
-    whole = MerDataset(utterances, [EMOTION]).spoken_labels(EMOTION)
+    whole = MerDataset(utterances, [EMOTION]).labels_by_turn(EMOTION)
     assert set(whole[2]) == {"d/en"}
     drawn = MerDataset(utterances, [EMOTION], limit=4, limit_seed=3)
     gaps = [sum(earlier not in drawn.rows for earlier in range(row)) for row in drawn.rows]
     assert len(set(gaps)) > 1
-    assert drawn.spoken_labels(EMOTION)[2] == [f"d/en/{gap}" if gap else "d/en" for gap in gaps]
+    assert drawn.labels_by_turn(EMOTION)[2] == [f"d/en/{gap}" if gap else "d/en" for gap in gaps]
 
 
 def test_an_unknown_label_names_the_utterance_the_value_and_the_task() -> None:

@@ -46,7 +46,7 @@ from llm_mer.reporting.sections.answers import confusion_section, score_plot_sec
 from llm_mer.reporting.sections.examples import inference_section
 from llm_mer.reporting.sections.scores import noise_section
 from llm_mer.reporting.sections.training import training_section
-from llm_mer.reporting.wording import metric_words, number, span
+from llm_mer.reporting.wording import format_interval, format_number, metric_label
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 MARKUP = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&amp;"
@@ -339,10 +339,10 @@ def test_every_score_stands_in_its_column_with_n_baseline_interval_and_unparseab
     names = [name for name in places[0].metrics if name != "n_scored" and not name.startswith("f1/")]
     assert len(rows) == len(names) + 2
     for name in names:
-        for cell, place in zip(row_of(rows, metric_words(name))[1:], places, strict=True):
-            expected = [number(place.metrics[name])]
-            expected += [span(place.intervals[name])] if name in place.intervals else []
-            expected += [f"baseline {number(place.baseline[name])}"] if name in place.baseline else []
+        for cell, place in zip(row_of(rows, metric_label(name))[1:], places, strict=True):
+            expected = [format_number(place.metrics[name])]
+            expected += [format_interval(place.intervals[name])] if name in place.intervals else []
+            expected += [f"baseline {format_number(place.baseline[name])}"] if name in place.baseline else []
             assert cell == expected, name
     headline = "accuracy ↑" if task == "emotion" else "MAE ↓"
     assert all(len(cell) == 3 for cell in row_of(rows, headline)[1:])
@@ -366,10 +366,10 @@ def test_every_subset_has_its_own_n_baseline_interval_and_unparseable_rate(
             expected = [[str(place.n)]]
             for metric in metrics:
                 expected += [
-                    [number(place.metrics[metric]), span(place.intervals[metric])],
-                    [number(place.baseline[metric])],
+                    [format_number(place.metrics[metric]), format_interval(place.intervals[metric])],
+                    [format_number(place.baseline[metric])],
                 ]
-            assert shown == [*expected, [number(place.unparseable_rate)]]
+            assert shown == [*expected, [format_number(place.unparseable_rate)]]
 
 
 def test_every_class_has_its_precision_recall_and_f1(tmp_path: Path, drawn: Drawn) -> None:
@@ -423,7 +423,7 @@ def test_damage_is_drawn_over_its_amount_with_interval_and_baseline_and_its_area
     _, rows = table_of(page_of(place), "noise")
     (area,) = (a for a in evaluation.areas if (a.language, a.metric) == ("en", "accuracy"))
     shown = row_of(rows, "missing", "emotion", "en", "accuracy ↑")
-    assert [cell[0] for cell in shown[4:]] == ["0 to 0.6", number(area.area), number(area.mean)]
+    assert [cell[0] for cell in shown[4:]] == ["0 to 0.6", format_number(area.area), format_number(area.mean)]
 
 
 def test_lengths_and_turns_have_tables_of_their_own_and_no_column_among_the_conditions(tmp_path: Path, drawn: Drawn) -> None:
@@ -451,13 +451,13 @@ def test_every_condition_has_its_scores_over_one_baseline_and_its_unparseable_ra
     assert columns == ["condition", "en, n=40", "zh, n=40", "all languages, n=80", "neutral_words, n=40", "unparseable"]
     places = [("en", EVERYTHING), ("zh", EVERYTHING), (EVERYTHING, EVERYTHING), (EVERYTHING, "neutral_words")]
     baselines = [row(evaluation, AS_IS, "emotion", *place).baseline["weighted_f1"] for place in places]
-    assert [cell[0] for cell in row_of(rows, "baseline")[1:-1]] == [number(b) for b in baselines]
+    assert [cell[0] for cell in row_of(rows, "baseline")[1:-1]] == [format_number(b) for b in baselines]
     for condition in (AS_IS, SHUFFLED, GENERATION):
         for cell, place in zip(row_of(rows, condition)[1:-1], places, strict=True):
             found = row(evaluation, condition, "emotion", *place)
-            assert cell == [number(found.metrics["weighted_f1"]), span(found.intervals["weighted_f1"])]
+            assert cell == [format_number(found.metrics["weighted_f1"]), format_interval(found.intervals["weighted_f1"])]
         rate = row(evaluation, condition, "emotion").unparseable_rate
-        assert row_of(rows, condition)[-1] == [number(rate)]
+        assert row_of(rows, condition)[-1] == [format_number(rate)]
     assert row(evaluation, GENERATION, "emotion").unparseable_rate == 0.125
 
 
@@ -469,10 +469,10 @@ def test_the_folded_table_holds_every_row_of_the_evaluation(made: Made) -> None:
     for cells, place in zip(rows, evaluation.rows, strict=True):
         assert [cell[0] for cell in cells[:5]] == [place.condition, place.task, place.language, place.subset, str(place.n)]
         for text, metric in zip(cells[5], place.intervals, strict=True):
-            assert f"{number(place.metrics[metric])} {span(place.intervals[metric])}" in text
+            assert f"{format_number(place.metrics[metric])} {format_interval(place.intervals[metric])}" in text
         for text, metric in zip(cells[6], place.intervals, strict=True):
-            assert text.endswith(number(place.baseline[metric]))
-        assert cells[7] == [number(place.unparseable_rate)]
+            assert text.endswith(format_number(place.baseline[metric]))
+        assert cells[7] == [format_number(place.unparseable_rate)]
 
 
 def test_systems_stand_side_by_side_each_with_its_n_baseline_interval_and_unparseable_rate(made: Made) -> None:
@@ -486,10 +486,10 @@ def test_systems_stand_side_by_side_each_with_its_n_baseline_interval_and_unpars
             for cell, language in zip(cells[2:], ("en", "zh", EVERYTHING), strict=True):
                 found = row(evaluation, AS_IS, task, language)
                 assert cell == [
-                    number(found.metrics[metric]),
-                    span(found.intervals[metric]),
-                    f"n={found.n}, baseline {number(found.baseline[metric])}",
-                    f"unparseable {number(found.unparseable_rate)}",
+                    format_number(found.metrics[metric]),
+                    format_interval(found.intervals[metric]),
+                    f"n={found.n}, baseline {format_number(found.baseline[metric])}",
+                    f"unparseable {format_number(found.unparseable_rate)}",
                 ]
 
 

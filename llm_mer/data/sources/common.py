@@ -39,7 +39,7 @@ def polarity(value: str, name: str, where: str) -> dict[str, str | float]:
     return {} if value == "neutral" else {"polarity": value}
 
 
-def cut(features: Any, length: Any, name: str, length_name: str, where: str) -> np.ndarray | None:
+def trim_padding(features: Any, length: Any, name: str, length_name: str, where: str) -> np.ndarray | None:
     """The first ``length`` steps of a padded ``(T, D)`` sequence as float32; None when there are none.
 
     Raises:

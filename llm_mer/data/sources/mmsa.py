@@ -33,7 +33,7 @@ import numpy as np
 
 from llm_mer.data.missing_values import MISSING_VALUES, REFUSE, ZERO, fill_gaps
 from llm_mer.data.schema import SPLITS, Utterance
-from llm_mer.data.sources.common import cut
+from llm_mer.data.sources.common import trim_padding
 from llm_mer.data.sources.numbers import real_number
 from llm_mer.data.sources.safe_pickle import load_pickle
 from llm_mer.errors import UserError
@@ -138,7 +138,7 @@ def _sequences(part: dict[str, Any], row: int, where: str, filled: Counter[str] 
     padded: dict[str, np.ndarray] = {}
     for name in ("text", "audio", "vision"):
         if name in part:
-            whole = cut(part[name][row], len(part[name][row]), name, name, where)
+            whole = trim_padding(part[name][row], len(part[name][row]), name, name, where)
             if whole is not None:
                 padded[name] = whole
     for name, find in GAPS.items() if filled is not None else ():
@@ -151,7 +151,7 @@ def _sequences(part: dict[str, Any], row: int, where: str, filled: Counter[str] 
     if LENGTHS["audio"] in part:
         for name, length in LENGTHS.items():
             if name in padded:
-                found[name] = cut(padded[name], part[length][row], name, length, where)
+                found[name] = trim_padding(padded[name], part[length][row], name, length, where)
         if "text" in padded:
             fits = mask is not None and len(mask) == len(padded["text"])
             found["text"] = padded["text"][_extent(mask if fits and mask is not None else _filled(padded["text"]))]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_mer.data.schema import SPLITS, Utterance
-from llm_mer.data.sources.common import cut, label_name
+from llm_mer.data.sources.common import label_name, trim_padding
 from llm_mer.data.sources.safe_pickle import load_pickle
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES, detect_corpus_language
@@ -99,8 +99,8 @@ def _read_file(file: Path, split: str, task: Task, language: str | None) -> Iter
             split=split,
             language=language,
             text=str(features["text"]),
-            audio_features=cut(features["audio"], features["audio_len"], "audio", "audio_len", where),
-            vision_features=cut(features["video"], features["video_len"], "video", "video_len", where),
+            audio_features=trim_padding(features["audio"], features["audio_len"], "audio", "audio_len", where),
+            vision_features=trim_padding(features["video"], features["video_len"], "video", "video_len", where),
             labels={task.target: label_name(task, entry["label"], "label", where, ALIASES)},
         )
 

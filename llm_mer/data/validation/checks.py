@@ -14,23 +14,23 @@ import numpy as np
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.store import FEATURE_COLUMNS
 from llm_mer.data.text_forms import find_alike, has_hidden_characters, is_blank, plain_form
-from llm_mer.data.validation.encoding import is_garbled
+from llm_mer.data.validation.encoding import is_mojibake
 from llm_mer.data.validation.findings import ADVICE, ERROR, INFO, WARNING, Finding, shorten
 from llm_mer.data.validation.leakage import class_separation, score_correlation
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import Task, builtin_tasks
 
-SHOWN = 5
+MAX_IDS_SHOWN = 5
 """Ids shown of each finding."""
-SAMPLE = 4000
+LEAK_CHECK_UTTERANCES = 4000
 """Training utterances, drawn at random, that the check for leaks looks at."""
-SEPARATES, ALMOST_SEPARATES = 0.999, 0.98
+LEAK_ERROR, LEAK_WARNING = 0.999, 0.98
 """Area under the ROC curve of one class against the others, or |correlation| with the score: error from the first,
 warning from the second."""
-LONGER, SECONDS = 1.5, 1.0
+MIN_DURATION_RATIO, MIN_DURATION_GAP = 1.5, 1.0
 """Audio and vision disagree when one is both so many times and so many seconds longer."""
-FOREIGN = 0.5
+MAX_UNKNOWN_LABELS = 0.5
 """Share of labels outside the best built-in task above which the labels are taken for those of a task of one's own."""
 
 
@@ -42,7 +42,7 @@ def _digest(*parts: bytes) -> int:
     return int.from_bytes(hashed.digest(), "little")
 
 
-class _Labels:
+class _LabelCheck:
     """Labels of one task as they go by."""
 
     def __init__(self, task: Task) -> None:
@@ -86,13 +86,13 @@ class _Labels:
         except UserError:
             self.wrong.setdefault(split, Counter())[str(value)] += 1
             shown = self.first.setdefault(split, [])
-            if len(shown) < SHOWN:
+            if len(shown) < MAX_IDS_SHOWN:
                 shown.append(f"{utterance.id} ({value})")
 
     def findings(self, single: bool) -> Iterator[Finding]:
         name = self.task.name
         # A task of one's own has most of its labels outside of any other; then the task is wrong, not the labels.
-        if single and self.outside > FOREIGN * self.found:
+        if single and self.outside > MAX_UNKNOWN_LABELS * self.found:
             yield Finding(WARNING, "no task", "", self.outside, [f"{self.task.target} (best: {name})"], ADVICE["no task"])
             return
         yield Finding(INFO, "checked as", "", self.found, [f"{self.task.target}: {name}"], ADVICE["checked as"])
@@ -111,7 +111,7 @@ class _Labels:
                 unseen = [label for label in counter if label not in self.classes["train"]]
                 if unseen:
                     number = sum(counter[label] for label in unseen)
-                    yield Finding(WARNING, "unseen class", split, number, unseen[:SHOWN], ADVICE["unseen class"])
+                    yield Finding(WARNING, "unseen class", split, number, unseen[:MAX_IDS_SHOWN], ADVICE["unseen class"])
 
 
 @dataclass
@@ -143,7 +143,7 @@ class Inspection:
         rates: dict[str, float] | None = None,
     ) -> None:
         self.given = tasks is not None
-        self.labels = [_Labels(task) for task in (builtin_tasks().values() if tasks is None else tasks)]
+        self.labels = [_LabelCheck(task) for task in (builtin_tasks().values() if tasks is None else tasks)]
         self.names = feature_names or {}
         self.rates = rates or {}
         self.counts: dict[str, int] = {}
@@ -166,7 +166,7 @@ class Inspection:
 
     def _note(self, severity: str, check: str, split: str, shown: str) -> None:
         count, first = self._offenders.get((severity, check, split), (0, []))
-        self._offenders[severity, check, split] = (count + 1, [*first, shown] if len(first) < SHOWN else first)
+        self._offenders[severity, check, split] = (count + 1, [*first, shown] if len(first) < MAX_IDS_SHOWN else first)
 
     def update(self, utterance: Utterance) -> None:
         """Take in one utterance."""
@@ -191,7 +191,7 @@ class Inspection:
         self._check_sharing(utterance, features, place)
         self._check_dialogue(utterance)
         if utterance.split == "train":
-            self._learn(utterance, features)
+            self._update_statistics(utterance, features)
 
     def _check_alike(self, utterance: Utterance, place: int) -> None:
         """Ids that differ in letter case, width, Unicode form or invisible characters only."""
@@ -222,7 +222,7 @@ class Inspection:
             if not unicodedata.is_normalized("NFC", utterance.text):
                 self._note(WARNING, "unicode form", utterance.split, f"{utterance.id} ({shorten(utterance.text, 24)})")
         for text in (utterance.text, utterance.speaker):
-            if text and is_garbled(text, utterance.language):
+            if text and is_mojibake(text, utterance.language):
                 self._note(WARNING, "encoding", utterance.split, f"{utterance.id} ({shorten(text, 24)})")
                 break
 
@@ -251,7 +251,7 @@ class Inspection:
             sound[modality] = values
         if {"audio", "vision"} <= set(self.rates) & set(sound):
             lengths = sorted(len(sound[modality]) / self.rates[modality] for modality in ("audio", "vision"))
-            if lengths[1] > LONGER * lengths[0] and lengths[1] - lengths[0] > SECONDS:
+            if lengths[1] > MIN_DURATION_RATIO * lengths[0] and lengths[1] - lengths[0] > MIN_DURATION_GAP:
                 shown = f"{utterance.id} ({lengths[0]:.1f} s, {lengths[1]:.1f} s)"
                 self._note(WARNING, "duration", utterance.split, shown)
         return sound
@@ -294,7 +294,7 @@ class Inspection:
             self._note(WARNING, "turn", utterance.split, f"{utterance.id} ({utterance.turn} again)")
         self._turns.add(key)
 
-    def _learn(self, utterance: Utterance, features: dict[str, np.ndarray]) -> None:
+    def _update_statistics(self, utterance: Utterance, features: dict[str, np.ndarray]) -> None:
         for modality, values in features.items():
             low, high = values.min(axis=0), values.max(axis=0)
             extent = self._extents.setdefault(modality, _Extent(low, high))
@@ -304,8 +304,8 @@ class Inspection:
             return
         self._training += 1
         # Vitter's reservoir: every training utterance has the same chance.
-        place = self._training - 1 if self._training <= SAMPLE else int(self._random.integers(self._training))
-        if place >= SAMPLE:
+        place = self._training - 1 if self._training <= LEAK_CHECK_UTTERANCES else int(self._random.integers(self._training))
+        if place >= LEAK_CHECK_UTTERANCES:
             return
         means = {m: np.append(values.mean(axis=0), np.float32(len(values))) for m, values in features.items()}
         entry = (means, dict(utterance.labels))
@@ -323,10 +323,10 @@ class Inspection:
         found += self._shared()
         found += self._alike()
         found += self._constants()
-        chosen = self._chosen()
+        chosen = self._matching_tasks()
         for labels in chosen:
             found += labels.findings(single=not self.given)
-            if self.given or labels.outside <= FOREIGN * labels.found:
+            if self.given or labels.outside <= MAX_UNKNOWN_LABELS * labels.found:
                 found += self._leaks(labels)
         for labels in self.labels if self.given else ():
             if not labels.found:
@@ -344,7 +344,7 @@ class Inspection:
         checks = {name: place for place, name in enumerate(ADVICE)}
         return sorted(found, key=lambda finding: (order[finding.severity], checks[finding.check]))
 
-    def _chosen(self) -> list[_Labels]:
+    def _matching_tasks(self) -> list[_LabelCheck]:
         present = [labels for labels in self.labels if labels.found]
         if self.given:
             return present
@@ -357,10 +357,10 @@ class Inspection:
         for splits, names in _over_splits(self._dialogues).items():
             # Leave-one-speaker-out tests and validates on the two speakers of one dialogue.
             severity = ERROR if "train" in splits else WARNING
-            first = [dialogue for dialogue, _ in names[:SHOWN]]
+            first = [dialogue for dialogue, _ in names[:MAX_IDS_SHOWN]]
             yield Finding(severity, "shared dialogue", splits, len(names), first, ADVICE["shared dialogue"])
         for splits, names in _over_splits(self._speakers).items():
-            yield Finding(WARNING, "shared speaker", splits, len(names), names[:SHOWN], ADVICE["shared speaker"])
+            yield Finding(WARNING, "shared speaker", splits, len(names), names[:MAX_IDS_SHOWN], ADVICE["shared speaker"])
 
     def _name(self, modality: str, dimension: int) -> str:
         names = self.names.get(modality, [])
@@ -378,10 +378,10 @@ class Inspection:
                 continue
             constant = np.flatnonzero(extent.low == extent.high)
             if len(constant):
-                first = [self._name(modality, int(d)) for d in constant[:SHOWN]]
+                first = [self._name(modality, int(d)) for d in constant[:MAX_IDS_SHOWN]]
                 yield Finding(WARNING, "constant", "train", len(constant), first, ADVICE["constant"])
 
-    def _leaks(self, labels: _Labels) -> Iterator[Finding]:
+    def _leaks(self, labels: _LabelCheck) -> Iterator[Finding]:
         task = labels.task
         for modality in self._extents:
             rows, truths = [], []
@@ -405,7 +405,7 @@ class Inspection:
                 strength, classes = score_correlation(features, targets), None
             else:
                 strength, classes = class_separation(features, targets)
-            for severity, low, high in ((ERROR, SEPARATES, np.inf), (WARNING, ALMOST_SEPARATES, SEPARATES)):
+            for severity, low, high in ((ERROR, LEAK_ERROR, np.inf), (WARNING, LEAK_WARNING, LEAK_ERROR)):
                 told = np.flatnonzero((strength >= low) & (strength < high))
                 told = told[np.argsort(-strength[told], kind="stable")]
                 if len(told):
@@ -413,7 +413,7 @@ class Inspection:
                         f"{self._name(modality, int(d))} → "
                         + (f"{task.target} r={strength[d]:.3f}" if classes is None else "")
                         + (f"{task.label_names[int(classes[d])]} AUC={strength[d]:.3f}" if classes is not None else "")
-                        for d in told[:SHOWN]
+                        for d in told[:MAX_IDS_SHOWN]
                     ]
                     yield Finding(severity, "leak", "train", len(told), first, ADVICE["leak"])
 

@@ -15,7 +15,7 @@ _RUN = re.compile(f"[{re.escape(''.join(sorted(_WINDOWS)))}]{{2,}}")
 _LATIN = re.compile("[\u00c0-\u00ff]{2,}")
 
 
-def is_garbled(text: str, language: str = "en") -> bool:
+def is_mojibake(text: str, language: str = "en") -> bool:
     """Whether a text shows that it was once read in another encoding than its own.
 
     The replacement character, a C1 control (bytes of windows-1252 taken for Latin-1) or half a surrogate pair; UTF-8 read

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-COLUMNS = 256
+COLUMNS_PER_BLOCK = 256
 """Features ranked at a time, which bounds memory."""
-LEAST = 10
+MIN_SAMPLES = 10
 """Fewer utterances of a class, or of the others, separate by chance."""
 
 
@@ -26,18 +26,18 @@ def class_separation(features: np.ndarray, classes: np.ndarray) -> tuple[np.ndar
 
     count, size = features.shape
     names, numbers = np.unique(classes, return_counts=True)
-    usable = (numbers >= LEAST) & (count - numbers >= LEAST)
+    usable = (numbers >= MIN_SAMPLES) & (count - numbers >= MIN_SAMPLES)
     names, numbers = names[usable], numbers[usable].astype(np.float64)
     best, who = np.full(size, 0.5), np.full(size, -1)
     if not len(names):
         return best, who
     members = (classes[None, :] == names[:, None]).astype(np.float64)
-    for start in range(0, size, COLUMNS):
-        ranks = rankdata(features[:, start : start + COLUMNS], axis=0)
+    for start in range(0, size, COLUMNS_PER_BLOCK):
+        ranks = rankdata(features[:, start : start + COLUMNS_PER_BLOCK], axis=0)
         areas = (members @ ranks - (numbers * (numbers + 1) / 2)[:, None]) / (numbers * (count - numbers))[:, None]
         areas = np.maximum(areas, 1 - areas)
-        best[start : start + COLUMNS] = areas.max(axis=0)
-        who[start : start + COLUMNS] = names[areas.argmax(axis=0)]
+        best[start : start + COLUMNS_PER_BLOCK] = areas.max(axis=0)
+        who[start : start + COLUMNS_PER_BLOCK] = names[areas.argmax(axis=0)]
     return best, who
 
 
@@ -53,13 +53,13 @@ def score_correlation(features: np.ndarray, scores: np.ndarray) -> np.ndarray:
     from scipy.stats import rankdata
 
     best = np.zeros(features.shape[1])
-    if len(scores) < 2 * LEAST:
+    if len(scores) < 2 * MIN_SAMPLES:
         return best
     ranked = rankdata(scores)
-    for start in range(0, features.shape[1], COLUMNS):
-        block = features[:, start : start + COLUMNS].astype(np.float64)
+    for start in range(0, features.shape[1], COLUMNS_PER_BLOCK):
+        block = features[:, start : start + COLUMNS_PER_BLOCK].astype(np.float64)
         found = np.maximum(_correlation(block, scores), _correlation(rankdata(block, axis=0), ranked))
-        best[start : start + COLUMNS] = found
+        best[start : start + COLUMNS_PER_BLOCK] = found
     return best
 
 

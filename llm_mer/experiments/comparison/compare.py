@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_mer.errors import UserError
-from llm_mer.experiments.comparison.idle_rows import without_idle_rows
+from llm_mer.experiments.comparison.ineffective_ablations import drop_ineffective_ablations
 from llm_mer.experiments.comparison.results import RUN, RunResult, RunSettings, read_result
 from llm_mer.experiments.comparison.runs import base_config, run_config, train_and_predict
 from llm_mer.experiments.comparison.systems import System, check_metrics, plan
@@ -53,7 +53,9 @@ def compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
     prepared = prepare_data(first, with_prompts=False)
     if config.dialogue_decoder and all(task.kind != "classification" for task in prepared.tasks):
         raise UserError("--dialogue_decoder: no task has classes to decode")
-    systems = without_idle_rows(config, systems, {s.name: configs[s.name, config.seeds[0]] for s in systems}, prepared)
+    systems = drop_ineffective_ablations(
+        config, systems, {s.name: configs[s.name, config.seeds[0]] for s in systems}, prepared
+    )
     fingerprint, tasks = prepared.fingerprint, prepared.tasks
     del prepared
     identities: dict[str, dict[str, Any] | None] = {}

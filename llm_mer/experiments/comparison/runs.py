@@ -18,10 +18,10 @@ from llm_mer.evaluation.conditions import (
     DIALOGUE,
     NOISY_FEATURES,
     Condition,
+    apply_condition,
+    input_spec_of,
     parse_conditions,
-    prepare_damage,
-    reader_of,
-    under,
+    precompute_corrupted_features,
 )
 from llm_mer.evaluation.dialogue import decode_dialogues
 from llm_mer.evaluation.rows import PREDICTIONS, save_predictions
@@ -114,9 +114,9 @@ def train_and_predict(
         context_window=data.context_window,
         bidirectional=data.bidirectional_context,
     )
-    reader = reader_of(trainer.description, available, Path(config.output) / NOISY_FEATURES)
+    reader = input_spec_of(trainer.description, available, Path(config.output) / NOISY_FEATURES)
     conditions = conditions_of(config, system, available)
-    changed = {name: under(dataset, condition, seed, reader) for name, condition in conditions.items()}
+    changed = {name: apply_condition(dataset, condition, seed, reader) for name, condition in conditions.items()}
     began = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - began
@@ -126,7 +126,7 @@ def train_and_predict(
     by_condition = {AS_IS: predictor.predict(dataset)}
     per_answer = 1000 * (time.perf_counter() - began) / len(dataset)
     for name, other in changed.items():
-        prepare_damage(other, adapter.uses_context, ProcessGroup())
+        precompute_corrupted_features(other, adapter.uses_context, ProcessGroup())
         by_condition[name] = predictor.predict(other)
     if config.dialogue_decoder:
         for task in tasks:

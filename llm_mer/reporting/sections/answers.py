@@ -9,7 +9,7 @@ from llm_mer.evaluation.metrics import class_indices, interval_coverage
 from llm_mer.reporting import plots
 from llm_mer.reporting.blocks import Picture, Section
 from llm_mer.reporting.facts import Loaded
-from llm_mer.reporting.wording import METRIC_WORDS, number, with_key
+from llm_mer.reporting.wording import METRIC_WORDS, format_number, with_key
 
 
 def confusion_section(main: Loaded) -> Section:
@@ -57,9 +57,9 @@ def score_plot_section(main: Loaded) -> Section:
             bounds = (min(low, truth.min(), value.min()), max(high, truth.max(), value.max()))
             caption = f"{task.name}, {language}, n={row.n}: answer over truth; the dashed line is answer = truth."
             for name in ("mae", "corr"):
-                caption += f" {METRIC_WORDS[name][0]} {number(row.metrics[name])}." if name in row.metrics else ""
+                caption += f" {METRIC_WORDS[name][0]} {format_number(row.metrics[name])}." if name in row.metrics else ""
             if intervals is not None and "coverage80" in row.metrics:
-                caption += f" Bars are 80 % intervals; {number(row.metrics['coverage80'])} of the truths lie inside."
+                caption += f" Bars are 80 % intervals; {format_number(row.metrics['coverage80'])} of the truths lie inside."
             section.blocks.append(Picture(plots.score_scatter(truth, value, intervals, bounds), caption))
             if all(p.probabilities and len(p.probabilities) == len(p.log_probabilities) for p in known):
                 grid = np.array([float(score) for score in known[0].probabilities])
@@ -92,7 +92,7 @@ def calibration_section(main: Loaded) -> Section:
             probabilities /= probabilities.sum(axis=1, keepdims=True)
             true = class_indices(task, [p.truth for p in known])
             answers[language] = (probabilities.max(axis=1), probabilities.argmax(axis=1) == true)
-            said.append(f"{language} n={len(known)}, ECE {number(row.metrics.get('ece', float('nan')))}")
+            said.append(f"{language} n={len(known)}, ECE {format_number(row.metrics.get('ece', float('nan')))}")
         if answers:
             caption = (
                 f"{task.name}; {'; '.join(said)}: share of right answers over confidence, in 15 bins; marker area is the "

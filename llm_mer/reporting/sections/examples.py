@@ -10,7 +10,7 @@ from llm_mer.evaluation.conditions import AS_IS
 from llm_mer.inference.prediction import Prediction
 from llm_mer.reporting.blocks import Cell, Section, Table
 from llm_mer.reporting.facts import Loaded
-from llm_mer.reporting.wording import answer_text, evenly, number, tone_of
+from llm_mer.reporting.wording import answer_text, evenly_spaced, format_number, verdict_tone
 
 EXAMPLES = 4
 
@@ -27,9 +27,11 @@ def example_section(main: Loaded) -> Section:
                 sure = sorted(known, key=lambda p: (-p.probabilities.get(str(p.value), 0.0), p.id))
                 right = [p for p in sure if p.value == p.truth]
                 wrong = [p for p in sure if p.value != p.truth]
-                chosen = evenly(right, EXAMPLES) + evenly(wrong, EXAMPLES)
+                chosen = evenly_spaced(right, EXAMPLES) + evenly_spaced(wrong, EXAMPLES)
             else:
-                chosen = evenly(sorted(known, key=lambda p: (abs(float(p.value) - float(p.truth or 0)), p.id)), 2 * EXAMPLES)
+                chosen = evenly_spaced(
+                    sorted(known, key=lambda p: (abs(float(p.value) - float(p.truth or 0)), p.id)), 2 * EXAMPLES
+                )
             lines += [example_cells(p, writes) for p in chosen]
         if not lines:
             continue
@@ -52,11 +54,11 @@ def example_cells(p: Prediction, writes: bool) -> list[Cell]:
     if isinstance(p.value, str):
         right = p.value == p.truth
         probability = p.probabilities.get(p.value)
-        line.append(Cell("–" if probability is None else number(probability)))
-        line.append(Cell("right" if right else "wrong", (), tone_of(right)))
+        line.append(Cell("–" if probability is None else format_number(probability)))
+        line.append(Cell("right" if right else "wrong", (), verdict_tone(right)))
     else:
         line.append(Cell("–" if p.interval is None else f"[{p.interval[0]:.2f}, {p.interval[1]:.2f}]"))
-        line.append(Cell(number(abs(float(p.value) - float(p.truth or 0)))))
+        line.append(Cell(format_number(abs(float(p.value) - float(p.truth or 0)))))
     return line
 
 
@@ -79,14 +81,14 @@ def inference_section(path: Path) -> Section:
             raise UserError(f"{path}:{count}: not a line that infer.py writes (id with value, or id with error)")
         entries.append(entry)
     lines = []
-    for entry in evenly(entries, 40):
+    for entry in evenly_spaced(entries, 40):
         if "error" in entry:
             lines.append([Cell(str(entry["id"])), Cell("–"), Cell("–"), Cell(str(entry["error"]), (), "bad"), Cell("–")])
             continue
         value = entry["value"]
         if isinstance(value, str):
             probability = entry.get("probabilities", {}).get(value)
-            sure = "–" if probability is None else f"p {number(probability)}"
+            sure = "–" if probability is None else f"p {format_number(probability)}"
         else:
             sure = "–" if "interval" not in entry else "80 %: [{:.2f}, {:.2f}]".format(*entry["interval"])
         said = (f"written: {entry['generated']}",) if entry.get("generated") is not None else ()

@@ -14,13 +14,13 @@ from llm_mer.reporting.wording import (
     METRIC_WORDS,
     columns_of,
     conditions,
-    language_words,
-    metric_words,
-    number,
+    format_interval,
+    format_number,
+    language_label,
+    metric_label,
     score_cell,
-    span,
     subsets,
-    tone_of,
+    verdict_tone,
     verdict_words,
 )
 
@@ -29,15 +29,17 @@ def fact_block(fact: Fact) -> Verdict:
     """A fact with its numbers as a table."""
 
     def cells(line: Line) -> list[Cell]:
-        interval = () if line.interval is None else (span(line.interval),)
+        interval = () if line.interval is None else (format_interval(line.interval),)
         p = "" if line.p is None else f"p = {line.p:.3f}"
-        decision = Cell("shown only") if line.holds is None else Cell(verdict_words(line.holds), (), tone_of(line.holds))
+        decision = (
+            Cell("shown only") if line.holds is None else Cell(verdict_words(line.holds), (), verdict_tone(line.holds))
+        )
         against = Cell(line.against or p or "", (p,) if p and line.against else ())
-        return [Cell(line.what.strip()), Cell(number(line.value), interval), Cell(str(line.n)), against, decision]
+        return [Cell(line.what.strip()), Cell(format_number(line.value), interval), Cell(str(line.n)), against, decision]
 
     columns = ["what", "value, 95 % interval", "n", "beside", "by the rule"]
     table = Table(columns, [cells(line) for line in fact.lines], "")
-    return Verdict(fact, table, tone_of(fact.holds))
+    return Verdict(fact, table, verdict_tone(fact.holds))
 
 
 def score_section(main: Loaded) -> Section:
@@ -53,18 +55,18 @@ def score_section(main: Loaded) -> Section:
         names = [name for name in occurring if name != "n_scored" and not name.startswith("f1/")]
         lines = [[Cell("utterances n"), *(Cell(str(row.n)) for row in present)]]
         for name in names:
-            line = [Cell(metric_words(name))]
+            line = [Cell(metric_label(name))]
             for row in present:
-                below = (f"baseline {number(row.baseline[name])}",) if name in row.baseline else ()
+                below = (f"baseline {format_number(row.baseline[name])}",) if name in row.baseline else ()
                 line.append(score_cell(row, name, *below))
             lines.append(line)
-        lines.append([Cell("unparseable rate ↓"), *(Cell(number(row.unparseable_rate)) for row in present)])
+        lines.append([Cell("unparseable rate ↓"), *(Cell(format_number(row.unparseable_rate)) for row in present)])
         trivial = "commonest class" if task.kind == "classification" else "mean score"
         caption = (
             f"Task {task.name} ({task.kind}), split {main.evaluation.split}, {AS_IS}. In brackets the 95 % interval from "
             f"{main.evaluation.resamples} bootstrap resamples; baseline: always the {trivial} of these same truths."
         )
-        section.blocks.append(Table(["metric", *(language_words(s) for s in spoken)], lines, caption))
+        section.blocks.append(Table(["metric", *(language_label(s) for s in spoken)], lines, caption))
     return section
 
 
@@ -88,7 +90,7 @@ def subset_table(main: Loaded, task: Task, by: str) -> Table:
     metrics = ["accuracy", "weighted_f1"] if task.kind == "classification" else ["mae", "corr"]
     columns = ["subset", "language", "n"]
     for metric in metrics:
-        columns += [metric_words(metric), f"baseline {METRIC_WORDS[metric][0]}"]
+        columns += [metric_label(metric), f"baseline {METRIC_WORDS[metric][0]}"]
     columns += ["unparseable"]
     lines = []
     for subset in [EVERYTHING, *subsets(main, task, by)]:
@@ -96,10 +98,10 @@ def subset_table(main: Loaded, task: Task, by: str) -> Table:
             row = main.evaluation.find(AS_IS, task.name, language, subset)
             if row is None:
                 continue
-            line = [Cell(subset), Cell(language_words(language)), Cell(str(row.n))]
+            line = [Cell(subset), Cell(language_label(language)), Cell(str(row.n))]
             for metric in metrics:
-                line += [score_cell(row, metric), Cell(number(row.baseline.get(metric, float("nan"))))]
-            line += [Cell(number(row.unparseable_rate))]
+                line += [score_cell(row, metric), Cell(format_number(row.baseline.get(metric, float("nan"))))]
+            line += [Cell(format_number(row.unparseable_rate))]
             lines.append(line)
     caption = f"Task {task.name}, {AS_IS}: {SUBSET_WORDS[by]}, each with its own n and baseline."
     return Table(columns, lines, caption, heads=2)
@@ -120,12 +122,12 @@ def class_section(main: Loaded) -> Section:
             lines += [
                 [
                     Cell(entry.label),
-                    Cell(language_words(language)),
+                    Cell(language_label(language)),
                     Cell(str(entry.n)),
                     Cell(str(entry.answered)),
-                    Cell(number(entry.precision)),
-                    Cell(number(entry.recall)),
-                    Cell(number(entry.f1)),
+                    Cell(format_number(entry.precision)),
+                    Cell(format_number(entry.recall)),
+                    Cell(format_number(entry.f1)),
                 ]
                 for entry in scores
             ]
@@ -158,11 +160,11 @@ def noise_section(main: Loaded) -> Section:
         [
             Cell(area.kind),
             Cell(area.task),
-            Cell(language_words(area.language)),
-            Cell(metric_words(area.metric)),
+            Cell(language_label(area.language)),
+            Cell(metric_label(area.metric)),
             Cell(f"{area.amounts[0]:g} to {area.amounts[-1]:g}"),
-            Cell(number(area.area)),
-            Cell(number(area.mean)),
+            Cell(format_number(area.area)),
+            Cell(format_number(area.mean)),
         ]
         for area in main.evaluation.areas
         if len(main.languages) > 1 or area.language != EVERYTHING
@@ -210,7 +212,7 @@ def noise_picture(main: Loaded, kind: str, task: Task) -> Picture | None:
     counts = {language: row.n for language in found if (row := main.evaluation.find(AS_IS, task.name, language)) is not None}
     said = ", ".join(f"{language} n={n}" for language, n in counts.items())
     caption = (
-        f"{task.name}, {said}: {metric_words(metric)} with its 95 % interval, {words}. Dotted: always the commonest "
+        f"{task.name}, {said}: {metric_label(metric)} with its 95 % interval, {words}. Dotted: always the commonest "
         "class or the mean score of the same truths."
     )
     return Picture(plots.noise_curves(bands, ticks, across, METRIC_WORDS[metric][0]), caption)
@@ -230,9 +232,9 @@ def condition_section(main: Loaded) -> Section:
         base = [Cell("baseline")]
         for language, subset in places:
             row = main.evaluation.find(AS_IS, task.name, language, subset)
-            words = language_words(language) if subset == EVERYTHING else subset
+            words = language_label(language) if subset == EVERYTHING else subset
             columns.append(words if row is None else f"{words}, n={row.n}")
-            base.append(Cell("–" if row is None else number(row.baseline.get(metric, float("nan")))))
+            base.append(Cell("–" if row is None else format_number(row.baseline.get(metric, float("nan")))))
         lines = [base]
         for name in names:
             line = [Cell(name)]
@@ -242,11 +244,11 @@ def condition_section(main: Loaded) -> Section:
                 below = () if row is None or usual is None or row.n == usual.n else (f"n={row.n}",)
                 line.append(score_cell(row, metric, *below))
             whole = main.evaluation.find(name, task.name, places[0][0] if len(main.languages) == 1 else EVERYTHING)
-            line.append(Cell("–" if whole is None else number(whole.unparseable_rate)))
+            line.append(Cell("–" if whole is None else format_number(whole.unparseable_rate)))
             lines.append(line)
         lines[0].append(Cell(""))
         caption = (
-            f"Task {task.name}: {metric_words(metric)} with its 95 % interval. “Shuffled” takes a modality from other "
+            f"Task {task.name}: {metric_label(metric)} with its 95 % interval. “Shuffled” takes a modality from other "
             f"utterances, “without” leaves it out, “{GENERATION}” parses what the model writes freely (an answer that "
             f"cannot be parsed is wrong for classes and left out for scores), “{DIALOGUE}” decodes whole conversations."
         )
@@ -261,8 +263,10 @@ def every_row(main: Loaded) -> Table:
     for row in main.evaluation.rows:
         if row.language == EVERYTHING and len(main.languages) == 1:
             continue
-        shown = [f"{metric_words(m)} {number(row.metrics[m])} {span(row.intervals[m])}" for m in row.intervals]
-        beside = [f"{metric_words(m)} {number(row.baseline[m])}" for m in row.intervals if m in row.baseline]
+        shown = [
+            f"{metric_label(m)} {format_number(row.metrics[m])} {format_interval(row.intervals[m])}" for m in row.intervals
+        ]
+        beside = [f"{metric_label(m)} {format_number(row.baseline[m])}" for m in row.intervals if m in row.baseline]
         lines.append(
             [
                 Cell(row.condition),
@@ -272,7 +276,7 @@ def every_row(main: Loaded) -> Table:
                 Cell(str(row.n)),
                 Cell(shown[0] if shown else "–", tuple(shown[1:])),
                 Cell(beside[0] if beside else "–", tuple(beside[1:])),
-                Cell(number(row.unparseable_rate)),
+                Cell(format_number(row.unparseable_rate)),
             ]
         )
     columns = ["condition", "task", "language", "subset", "n", "scores, 95 % interval", "baseline", "unparseable"]

@@ -14,7 +14,7 @@ from llm_mer.evaluation.spread import Spread
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.reporting.blocks import Cell, Section, Table
 from llm_mer.reporting.facts import Loaded
-from llm_mer.reporting.wording import columns_of, language_words, metric_words, number, option_text, score_cell
+from llm_mer.reporting.wording import columns_of, format_number, language_label, metric_label, option_text, score_cell
 
 
 def system_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
@@ -38,14 +38,14 @@ def system_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
                 row = loaded.evaluation.find(AS_IS, task.name, language)
                 beside: tuple[str, ...] = ()
                 if row is not None:
-                    baseline = f"n={row.n}, baseline {number(row.baseline.get(metric, float('nan')))}"
-                    beside = (baseline, f"unparseable {number(row.unparseable_rate)}")
+                    baseline = f"n={row.n}, baseline {format_number(row.baseline.get(metric, float('nan')))}"
+                    beside = (baseline, f"unparseable {format_number(row.unparseable_rate)}")
                 line.append(score_cell(row, metric, *beside))
             lines.append(line)
         caption = (
-            f"Task {task.name}, {AS_IS}: {metric_words(metric)} with its 95 % interval, each system on its own evaluation."
+            f"Task {task.name}, {AS_IS}: {metric_label(metric)} with its 95 % interval, each system on its own evaluation."
         )
-        section.blocks.append(Table(["system", "trainable", *(language_words(s) for s in spoken)], lines, caption))
+        section.blocks.append(Table(["system", "trainable", *(language_label(s) for s in spoken)], lines, caption))
     return section
 
 
@@ -136,12 +136,12 @@ def seed_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
             names = dict.fromkeys(name for row in own.values() for name in row.metrics if name != "n_scored")
             lines = [[Cell("utterances n"), *(Cell(str(row.n)) for row in own.values())]]
             for name in names:
-                line = [Cell(metric_words(name))]
+                line = [Cell(metric_label(name))]
                 for row in own.values():
                     spread = row.metrics.get(name, Spread(None, None, []))
                     values = zip(group, spread.values, strict=False)
-                    below = [f"{seed}: {'–' if value is None else number(value)}" for seed, value in values]
-                    below += [f"baseline {number(row.baseline[name])}"] if name in row.baseline else []
+                    below = [f"{seed}: {'–' if value is None else format_number(value)}" for seed, value in values]
+                    below += [f"baseline {format_number(row.baseline[name])}"] if name in row.baseline else []
                     line.append(Cell(str(spread), tuple(below)))
                 lines.append(line)
             adapter = first.evaluation.checkpoint.get("adapter", "?")
@@ -149,5 +149,5 @@ def seed_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
                 f"{adapter}, task {task.name}, split {first.evaluation.split}, {AS_IS}: mean ± sample standard deviation "
                 f"over {len(group)} trainings that differ by their seed only ({', '.join(map(str, group))}), each below."
             )
-            section.blocks.append(Table(["metric", *(language_words(s) for s in own)], lines, caption))
+            section.blocks.append(Table(["metric", *(language_label(s) for s in own)], lines, caption))
     return section

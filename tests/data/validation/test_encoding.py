@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm_mer.data.validation.encoding import is_garbled
+from llm_mer.data.validation.encoding import is_mojibake
 
 
 @pytest.mark.parametrize(
@@ -28,9 +28,9 @@ from llm_mer.data.validation.encoding import is_garbled
 def test_texts_read_in_another_encoding_are_told_from_accents_and_quotation_marks(
     text: str, language: str, garbled: bool
 ) -> None:
-    assert is_garbled(text, language) is garbled
+    assert is_mojibake(text, language) is garbled
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gbk"])
 def test_whole_chinese_sentences_read_as_latin_are_garbled(encoding: str) -> None:
-    assert is_garbled("我一点都不知道".encode(encoding).decode("latin-1"), "zh")
+    assert is_mojibake("我一点都不知道".encode(encoding).decode("latin-1"), "zh")

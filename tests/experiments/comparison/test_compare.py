@@ -18,7 +18,7 @@ from llm_mer.checkpoints.run_manifest import RunManifest
 from llm_mer.errors import UserError
 from llm_mer.experiments.comparison import compare
 from llm_mer.experiments.comparison.compare import run
-from llm_mer.experiments.comparison.idle_rows import without_idle_rows
+from llm_mer.experiments.comparison.ineffective_ablations import drop_ineffective_ablations
 from llm_mer.experiments.comparison.results import RunResult
 from llm_mer.experiments.comparison.runs import base_config, conditions_of, run_config
 from llm_mer.experiments.comparison.systems import CompareConfig, System, plan
@@ -280,7 +280,7 @@ def left(config: CompareConfig, caplog: pytest.LogCaptureFixture) -> tuple[list[
     prepared = prepare_data(configs[systems[0].name].data, with_prompts=False)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        kept = [s.ablation for s in without_idle_rows(config, systems, configs, prepared)]
+        kept = [s.ablation for s in drop_ineffective_ablations(config, systems, configs, prepared)]
     why = {s.ablation: m for s in systems for m in caplog.messages if m.startswith(f"{s.name} is left out: ")}
     assert {*kept, *why} == {s.ablation for s in systems}
     return kept, why

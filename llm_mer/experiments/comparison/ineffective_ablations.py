@@ -77,7 +77,7 @@ def behaviour(adapter: str, config: AdapterConfig) -> dict[str, Tensor]:
     return shown
 
 
-def without_idle_rows(
+def drop_ineffective_ablations(
     config: CompareConfig, systems: Sequence[System], configs: Mapping[str, RunConfig], data: RunData
 ) -> list[System]:
     """The systems without ablations that change nothing on this data or cannot be built on it; each is warned about.
