@@ -42,7 +42,7 @@ class CompareConfig:
     )
     metrics: list[str] = field(
         default_factory=list,
-        metadata={"help": f"metrics of the table: {', '.join(METRICS)}; default: accuracy and mae"},
+        metadata={"help": f"metrics of the table: {', '.join(METRICS)}; default: the headline metric of each task"},
     )
     resamples: int = field(default=1000, metadata={"help": "bootstrap resamples"})
     keep_models: bool = field(default=False, metadata={"help": "keep the checkpoints, not only predictions"})
@@ -66,7 +66,7 @@ class CrosslingualConfig:
     )
     split: str = field(default="test", metadata={"help": "split that is scored"})
     metrics: list[str] = field(
-        default_factory=list, metadata={"help": f"metrics: {', '.join(METRICS)}; default: accuracy and mae"}
+        default_factory=list, metadata={"help": f"metrics: {', '.join(METRICS)}; default: the headline metric of each task"}
     )
     resamples: int = field(default=1000, metadata={"help": "bootstrap resamples"})
 

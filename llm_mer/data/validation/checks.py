@@ -98,7 +98,7 @@ class _LabelCheck:
         yield Finding(INFO, "checked as", "", self.found, [f"{self.task.target}: {name}"], ADVICE["checked as"])
         for language, ids in self.languages.items() if not single else ():
             if language in LANGUAGES and any(language not in label.words for label in self.task.labels):
-                shown = [f"{name} has no words in {language}: {', '.join(ids[:SHOWN])}"]
+                shown = [f"{name} has no words in {language}: {', '.join(ids[:MAX_IDS_SHOWN])}"]
                 yield Finding(ERROR, "task language", "", len(ids), shown, ADVICE["task language"])
         for split, counter in self.wrong.items():
             yield Finding(ERROR, "label", split, sum(counter.values()), self.first[split], ADVICE["label"])

@@ -128,12 +128,12 @@ def test_a_comparison_has_every_system_its_cost_and_is_done_only_once(
     wanted.output = str((tmp_path / "out").rename(tmp_path / "moved"))
     assert run(wanted) == text
     wanted.output = str((tmp_path / "moved").rename(tmp_path / "out"))
-    wanted.metrics = ["weighted_f1", "accuracy"]
+    wanted.metrics = ["accuracy", "weighted_f1"]
     rows = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))["rows"]
     both = run(wanted)
     again = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))["rows"]
-    assert "weighted_f1" in both
-    assert [r for r in again if r["metric"] == "accuracy"] == [r for r in rows if r["metric"] == "accuracy"]
+    assert "accuracy" in both
+    assert [r for r in again if r["metric"] == "weighted_f1"] == [r for r in rows if r["metric"] == "weighted_f1"]
     wanted.overrides = ["num_train_epochs=1"]
     with pytest.raises(UserError, match=r"other options: num_train_epochs was \d\.0, now 1\.0; name another --output"):
         run(wanted)
@@ -262,7 +262,7 @@ def test_the_dialogue_decoder_has_a_table_of_its_gain(store: Path, tmp_path: Pat
     config = CompareConfig(config=str(config_file(store, tmp_path)), output=str(tmp_path / "out"), resamples=100)
     config.backbones, config.adapters, config.dialogue_decoder = ["none"], ["gated_projector"], True
     text = run(config)
-    assert "### Gain of the dialogue decoder\n\n| system | emotion en, accuracy (n=16)" in text
+    assert "### Gain of the dialogue decoder\n\n| system | emotion en, weighted_f1 (n=16)" in text
     result = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     means = {(r["condition"], r["language"]): r["cell"]["mean"] for r in result["rows"] if r["task"] == "emotion"}
     assert [g["language"] for g in result["decoder_gains"]] == ["en", "zh", "all"]
