@@ -133,13 +133,8 @@ class RunSetup:
         return flat
 
     def without_places(self) -> RunSetup:
-        """The same setup without the folders of one machine, see :func:`without_folders`, where they are never compared."""
-        places = {*BOOKKEEPING, *COMPARED_BY_CONTENT}
-        options = {
-            group: {option: without_folders(value) if option in places else value for option, value in values.items()}
-            for group, values in self.options.items()
-        }
-        return replace(self, options=options)
+        """The same setup without the folders of one machine, see :func:`without_folders`."""
+        return replace(self, options=without_folders(self.options))
 
     def _shown_backbone(self) -> str:
         assert self.backbone is not None
@@ -177,7 +172,16 @@ def compare_settings(
 ) -> list[Difference]:
     """Every setting whose values differ, in order; one that is missing counts as None."""
     names = [name for name in dict.fromkeys([*before, *now]) if name not in may_differ]
-    return [Difference(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
+    return [
+        Difference(name, before.get(name), now.get(name)) for name in names if not _same(before.get(name), now.get(name))
+    ]
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Equality; a place of which only its last part was written down is the same as one with this last part."""
+    if isinstance(before, str) and isinstance(now, str) and "/" in now and "/" not in before:
+        return bool(before) and without_folders(now) == before
+    return bool(before == now)
 
 
 def resume_may_differ(options: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_mer.checkpoints.description import CheckpointDescription, stack_versions
+from llm_mer.checkpoints.places import read_places, write_places
 from llm_mer.checkpoints.run_differences import OPTION_GROUPS, RunSetup, without_folders
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import write_json_atomically
@@ -100,16 +101,24 @@ class RunManifest:
         self.save(folder)
 
     def save(self, folder: Path) -> None:
-        """Write ``run_manifest.json``, whole or not at all."""
+        """Write ``run_manifest.json``, whole or not at all; its paths are told from ``folder`` (:mod:`.places`)."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(folder / MANIFEST, asdict(self))
+        places = {"command": write_places(self.command, folder), "options": write_places(self.options, folder)}
+        write_json_atomically(folder / MANIFEST, {**asdict(self), **places})
 
     @classmethod
     def load(cls, folder: Path) -> RunManifest:
-        """Read ``run_manifest.json``. Raises :class:`UserError` where there is none, or one that cannot be read."""
+        """Read ``run_manifest.json``, its paths as they lie now from ``folder``.
+
+        Raises:
+            UserError: there is none, or one that cannot be read.
+        """
         path = folder / MANIFEST
         missing = f"{folder}: no {MANIFEST}; name a folder that finetune.py of this version wrote"
-        return cls.from_dict(read_json(path, missing), str(path))
+        manifest = cls.from_dict(read_json(path, missing), str(path))
+        manifest.command = read_places(manifest.command, folder)
+        manifest.options = read_places(manifest.options, folder)
+        return manifest
 
     @classmethod
     def from_dict(cls, entry: Any, where: str) -> RunManifest:
@@ -145,8 +154,8 @@ class RunManifest:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest beside a checkpoint as plain values; None where there is none."""
-    return asdict(RunManifest.load(folder)) if (folder / MANIFEST).is_file() else None
+    """The manifest beside a checkpoint as plain values, without folders of one machine; None where there is none."""
+    return asdict(RunManifest.load(folder).without_places()) if (folder / MANIFEST).is_file() else None
 
 
 def begin(

@@ -14,6 +14,7 @@ from llm_mer.distributed.sharded_parameters import keep_parameters_gathered, red
 from llm_mer.model.modeling_mer import fusion_adapter_of
 from llm_mer.storage.atomic_files import write_text_atomically
 from llm_mer.storage.json_text import dump_json
+from llm_mer.training.state_file import find_best_checkpoint
 
 
 class _EpochEnd(TrainerCallback):
@@ -37,6 +38,7 @@ class _EpochEnd(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         keep_parameters_gathered(getattr(self.trainer, "model_wrapped", None), fusion_adapter_of(self.trainer.model))
         reduce_gradients_in_parameter_order(self.trainer.accelerator)
+        find_best_checkpoint(state, Path(args.output_dir))
         path = Path(args.output_dir) / TRAJECTORIES
         if state.global_step == 0:
             if state.is_world_process_zero:

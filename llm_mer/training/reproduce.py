@@ -177,7 +177,12 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output}: it is there already; name another folder or delete it")
     source = config.data or str(then.options["data"]["data"])
-    _, _, fingerprint = read_utterances(source)
+    try:
+        _, _, fingerprint = read_utterances(source)
+    except UserError as error:
+        if config.data:
+            raise
+        raise UserError(f"{error}; name where the data lie now with --data") from None
     if fingerprint != then.data.get("fingerprint"):
         raise UserError(
             f"data: {source} has fingerprint {fingerprint[:12]}, the run was trained on "

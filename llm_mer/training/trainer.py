@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
@@ -41,6 +41,7 @@ from llm_mer.training.losses import (
 )
 from llm_mer.training.objectives import CRPS
 from llm_mer.training.sampling import GroupedByLength
+from llm_mer.training.state_file import save_state_without_folders
 
 logger = logging.getLogger(__name__)
 
@@ -299,14 +300,20 @@ class MerTraining(Trainer):
             best = writer.output / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
             if state.best_global_step and (best.name == name or best.is_dir()):
                 state.best_model_checkpoint = str(best)
-                if args.should_save:
-                    state.save_to_json(str(writer.staging / name / TRAINER_STATE_NAME))
+            if args.should_save:
+                save_state_without_folders(state, writer.staging / name)
         except Exception:
             writer.abort()
             raise
         finally:
             self._staging_folder = None
         writer.commit(args.save_total_limit, state.best_model_checkpoint)
+
+    def save_state(self) -> None:
+        """``trainer_state.json`` beside the final model."""
+        trainer: Any = self
+        if trainer.args.should_save:
+            save_state_without_folders(trainer.state, Path(trainer.args.output_dir))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Weights, and beside them everything needed to use them elsewhere."""
@@ -315,6 +322,8 @@ class MerTraining(Trainer):
         card = folder / "README.md"
         before = card.read_bytes() if card.is_file() else None
         super()._save(output_dir, state_dict)
+        # A pickle of every option, folders of this machine among them, that nothing reads: the manifest holds the options.
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         # Every rank comes here; only the first knows where the backbone's copy lies.
         if not trainer.args.should_save:
             return

@@ -42,7 +42,8 @@ def finished(backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def place(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the run that a test may spoil; its manifest still names the data of ``finished``."""
+    """A copy of the run that a test may spoil, and of its data, which the manifest tells from where the run lies."""
+    shutil.copytree(finished / "data", tmp_path / "data")
     return Path(shutil.copytree(finished / "run", tmp_path / "run"))
 
 

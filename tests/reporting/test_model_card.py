@@ -11,6 +11,7 @@ from conftest import options
 from huggingface_hub import ModelCard
 
 from llm_mer.checkpoints.run_differences import without_folders
+from llm_mer.checkpoints.run_manifest import RunManifest
 from llm_mer.cli.main import main
 from llm_mer.errors import UserError
 from llm_mer.evaluation.rows import Evaluation
@@ -84,8 +85,8 @@ def test_a_card_names_no_folder_and_no_user_of_this_machine(evaluated: Path) -> 
     text = model_card(evaluated)
     for own in (str(evaluated.parent), str(Path.home()), "/tmp", f"/{getpass.getuser()}/"):
         assert own not in text
-    told = json.loads((evaluated / "run_manifest.json").read_text())
-    assert any(str(evaluated.parents[1]) in word for word in told["command"])  # so that there was something to leave out
+    told = RunManifest.load(evaluated)
+    assert any(str(evaluated.parents[1]) in word for word in told.command)  # so that there was something to leave out
 
 
 @pytest.mark.parametrize(
