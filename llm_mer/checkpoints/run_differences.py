@@ -18,6 +18,7 @@ OPTION_GROUPS = ("data", "model", "training", "adapter")
 BOOKKEEPING: dict[str, str] = {
     "output_dir": "where a run lies; a folder may be moved",
     "seeds": "each seed is a run of its own, and its own seed is compared",
+    "overwrite_output_dir": "what lay in the folder before",
     "resume_from_checkpoint": "where a run went on from, which ends with the same weights",
     "disable_tqdm": "how progress is shown",
     "run_name": "how a tracker calls the run",

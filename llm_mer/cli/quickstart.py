@@ -126,7 +126,8 @@ def run(options: Options) -> None:
         steps.run(*LLM_MER, "extract", "--manifest", corpus / "manifest.jsonl", "--output", features)
 
     steps.announce("3/6 fine-tuning: EGMF, and beside it the same model without audio and vision")
-    train = (*ACCELERATE, resource("finetune.py"), "--data", features, "--config")
+    # The folder is the quickstart's own: what an earlier one left is replaced when the new run is whole.
+    train = (*ACCELERATE, resource("finetune.py"), "--overwrite_output_dir", "true", "--data", features, "--config")
     with steps.beside(folder / "text.log", *train, "configs/quickstart_text.yaml", "--output_dir", text):
         steps.run(*train, "configs/quickstart.yaml", "--output_dir", egmf)
 

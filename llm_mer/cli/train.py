@@ -38,12 +38,12 @@ def finetune(argv: Sequence[str] | None = None, program: str = "finetune.py") ->
         raise SystemExit(0)
     from llm_mer.training.many_seeds import train_seeds
     from llm_mer.training.parsing import parse_arguments
-    from llm_mer.training.run import prepare_run, train_run
+    from llm_mer.training.run import train
 
     config = parse_arguments(arguments)
     command = [program, *arguments]
     if config.training.seeds is not None:
         return train_seeds(config, command)
-    run = prepare_run(config, command)
-    train_run(run)
-    return run.output
+    output = Path(str(config.training.output_dir))
+    train(config, command)
+    return output

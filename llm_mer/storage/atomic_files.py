@@ -104,14 +104,15 @@ def replaced_folder(target: Path, is_ours: Callable[[str], bool]) -> Iterator[Pa
     try:
         with staging_folder(target) as staging:
             yield staging
-            _exchange(staging, target, is_ours)
+            exchange_folders(staging, target, is_ours)
     except OSError as error:
         if error.errno in FULL_DISK_ERRORS:
             raise UserError(f"{target}: no space left on its disk; make room and run the command again") from error
         raise
 
 
-def _exchange(staging: Path, target: Path, is_ours: Callable[[str], bool]) -> None:
+def exchange_folders(staging: Path, target: Path, is_ours: Callable[[str], bool]) -> None:
+    """Rename ``staging`` to ``target``, whose own files it replaces and whose others it takes over by links."""
     if not target.exists():
         staging.rename(target)
         return
@@ -120,7 +121,7 @@ def _exchange(staging: Path, target: Path, is_ours: Callable[[str], bool]) -> No
             if (staging / entry.name).exists():
                 raise UserError(f"{entry} was not written by this program, and a new file has its name; move it away")
             _link(entry, staging / entry.name)
-    old = _old_folder(staging)
+    old = old_folder(staging)
     target.rename(old)
     try:
         staging.rename(target)
@@ -145,7 +146,8 @@ def _link(source: Path, copy: Path) -> None:
         link(str(source), str(copy))
 
 
-def _old_folder(staging: Path) -> Path:
+def old_folder(staging: Path) -> Path:
+    """Where :func:`exchange_folders` sets the old target aside."""
     return staging.with_name(f"{staging.name}.old")
 
 
@@ -179,12 +181,17 @@ def remove_abandoned_staging(target: Path) -> None:
     for path in [path for path in target.parent.iterdir() if own.fullmatch(path.name)]:
         with suppress(Timeout, PermissionError), FileLock(path, timeout=0):
             staging = path.with_suffix("")
-            old = _old_folder(staging)
+            old = old_folder(staging)
             if old.is_dir() and not target.exists():
                 old.rename(target)
             shutil.rmtree(old, ignore_errors=True)
             shutil.rmtree(staging, ignore_errors=True)
             path.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one of those that files and folders have here before they are whole."""
+    return re.fullmatch(r"\..+\.(\d+\.[0-9a-f]{8}\.tmp|staging-[0-9a-f]{12}(\.lock|\.old)?)", name) is not None
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -11,14 +11,17 @@ from llm_mer.checkpoints.description import stack_versions
 from llm_mer.checkpoints.run_differences import RunSetup, compare_settings, questions_digest, run_differences
 from llm_mer.checkpoints.run_manifest import MANIFEST, RunManifest, weights_digest
 from llm_mer.data.reading import read_utterances
+from llm_mer.distributed.output_lock import lock_outputs
+from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.evaluation.spread import SEEDS_FILE, Spread, as_plain, metric_table
 from llm_mer.prompting.tasks import get_task
 from llm_mer.prompting.templates import load_prompts
-from llm_mer.storage.json_text import dump_json
+from llm_mer.storage.atomic_files import write_json_atomically
+from llm_mer.training.atomic_checkpoints import list_checkpoints
 from llm_mer.training.model_builder import resolve_backbone
 from llm_mer.training.resume import identify_backbone
-from llm_mer.training.run import prepare_run, train_run
+from llm_mer.training.run import train
 from llm_mer.training.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 def train_seeds(config: RunConfig, command: Sequence[str]) -> Path:
     """Train with each seed into ``OUTPUT/seed-N``, one after another; a finished seed with the same options is kept.
+
+    A seed that was begun goes on from its last whole checkpoint.
 
     The table of the final evaluations, mean ± std, is printed and written to ``OUTPUT/seeds.json``.
 
@@ -40,7 +45,19 @@ def train_seeds(config: RunConfig, command: Sequence[str]) -> Path:
             f"resume_from_checkpoint: {wanted!r} with seeds; only true is right there: each seed goes on from its own last "
             "checkpoint"
         )
+    if training.overwrite_output_dir:
+        raise UserError(
+            "overwrite_output_dir: with seeds, what is finished is kept; delete the seeds to train again, or name another "
+            "output_dir"
+        )
     output = Path(str(training.output_dir))
+    with lock_outputs([output], ProcessGroup(training.process_index, training.world_size)):
+        return _train_seeds(config, command, output)
+
+
+def _train_seeds(config: RunConfig, command: Sequence[str], output: Path) -> Path:
+    training = config.training
+    assert training.seeds is not None
     runs = {seed: for_seed(config, seed, output / f"seed-{seed}") for seed in training.seeds}
     done = finished_seeds(output, runs)
     manifests: dict[int, RunManifest] = {}
@@ -52,7 +69,7 @@ def train_seeds(config: RunConfig, command: Sequence[str]) -> Path:
         if seed not in done:
             # Built anew: the trainer before has reset what these arguments stand on.
             own = for_seed(config, seed, output / f"seed-{seed}")
-            manifests[seed] = train_run(prepare_run(own, command))
+            manifests[seed] = train(own, command)
             gc.collect()  # the trainer and its model refer to one another
         else:
             manifests[seed] = done[seed]
@@ -62,8 +79,8 @@ def train_seeds(config: RunConfig, command: Sequence[str]) -> Path:
 
 
 def for_seed(config: RunConfig, seed: int, place: Path) -> RunConfig:
-    """The run of one of the seeds."""
-    resume = True if config.training.resume_from_checkpoint else None
+    """The run of one of the seeds; one that was begun goes on from its last checkpoint."""
+    resume = True if config.training.resume_from_checkpoint or list_checkpoints(place) else None
     return config.replace(seed=seed, seeds=None, output_dir=str(place), resume_from_checkpoint=resume)
 
 
@@ -109,7 +126,7 @@ def summarise_seeds(output: Path, manifests: dict[int, RunManifest]) -> str:
     metrics = {name: Spread.of([m.metrics.get(name) for m in manifests.values()]) for name in names}
     content = {"seeds": list(manifests), "metrics": as_plain(metrics)}
     path = output / SEEDS_FILE
-    path.write_text(dump_json(content, indent=1), encoding="utf-8")
+    write_json_atomically(path, content)
     if not metrics:
         return f"{len(manifests)} seeds are trained; without an evaluation split there are no scores"
     shown = {name.removeprefix("eval_"): spread for name, spread in metrics.items() if not name.endswith("_n")}

@@ -277,6 +277,14 @@ class TrainingOptions:
             "help": "go on from OUTPUT_DIR/checkpoint-N; true takes the last whole one in output_dir, or begins",
         },
     )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "group": RUN,
+            "help": "replace the model or run in OUTPUT_DIR; the new run is written beside it and takes the place when it "
+            "is whole",
+        },
+    )
     num_train_epochs: float = field(
         default=10.0, metadata={"group": OPTIMISATION, "help": "passes over the training questions"}
     )

@@ -162,6 +162,7 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
     from llm_mer.data.reading import read_utterances
     from llm_mer.training.arguments import MerTrainingArguments
     from llm_mer.training.options import DataArguments, ModelArguments
+    from llm_mer.training.output_folder import claim_output
     from llm_mer.training.run import prepare_run, train_run
     from llm_mer.training.run_config import RunConfig, config_class_of
 
@@ -199,22 +200,27 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
         notes += found
     torch.set_num_threads(then.hardware.threads)  # the order of sums follows it
     moved = {"data": source, "backbone": backbone, "output_dir": str(output)}
-    wanted = RunConfig.build({**given, **moved, "resume_from_checkpoint": None, "seeds": None})
-    run = prepare_run(wanted, then.command)
-    different = run_differences(then.setup(), run.manifest.setup())
-    if any(difference.name == "backbone" for difference in different):
-        raise UserError(
-            f"backbone: {backbone} has fingerprint {_fingerprint(run.manifest)}, the run was trained on "
-            f"{_fingerprint(then)}; name the right one with --backbone"
-        )
-    first = run.trainer.is_world_process_zero()
-    surroundings = compare_settings(then.surroundings(), run.manifest.surroundings())
-    notes += [str(difference) for difference in (*surroundings, *different)]
-    if weights_file(folder) is not None and weights_digest(folder) != then.weights_sha256:
-        notes.append(f"the weights in {folder} are not those that its manifest tells of; the manifest's are compared")
-    if first:
-        print("\n".join(["differs from then:", *(f"  {note}" for note in notes)] if notes else ["all is as it was then"]))
-    now = train_run(run)
+    wanted = RunConfig.build(
+        {**given, **moved, "resume_from_checkpoint": None, "overwrite_output_dir": False, "seeds": None}
+    )
+    with claim_output(wanted) as place:
+        run = prepare_run(wanted, then.command)
+        different = run_differences(then.setup(), run.manifest.setup())
+        if any(difference.name == "backbone" for difference in different):
+            raise UserError(
+                f"backbone: {backbone} has fingerprint {_fingerprint(run.manifest)}, the run was trained on "
+                f"{_fingerprint(then)}; name the right one with --backbone"
+            )
+        first = run.trainer.is_world_process_zero()
+        surroundings = compare_settings(then.surroundings(), run.manifest.surroundings())
+        notes += [str(difference) for difference in (*surroundings, *different)]
+        if weights_file(folder) is not None and weights_digest(folder) != then.weights_sha256:
+            notes.append(f"the weights in {folder} are not those that its manifest tells of; the manifest's are compared")
+        if first:
+            print(
+                "\n".join(["differs from then:", *(f"  {note}" for note in notes)] if notes else ["all is as it was then"])
+            )
+        now = train_run(run, place)
     if not first:
         return None
     return Reproduction(compare_runs(then, now, folder, output, config.tolerance), output)

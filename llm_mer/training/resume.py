@@ -37,6 +37,8 @@ def resumed_folder(training: MerTrainingArguments) -> Path | None:
     wanted: Any = training.resume_from_checkpoint  # YAML's true is no text, the command line's is
     if not wanted or wanted in ("false", "False"):
         return None
+    if isinstance(wanted, Path):  # by this function
+        return wanted
     if wanted in (True, "true", "True"):
         output = Path(str(training.output_dir))
         processes = ProcessGroup(training.process_index, training.world_size)

@@ -1,0 +1,245 @@
+"""A finished model is never lost to a run that is not whole: refused, built beside, and told in one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, adapter_weights, run_environment, training_options
+
+import llm_mer.training.run
+from llm_mer.checkpoints.run_manifest import RunManifest
+from llm_mer.cli.train import finetune
+from llm_mer.errors import UserError
+from llm_mer.inference.pipeline import MerPipeline
+from llm_mer.storage.locks import lock_output
+from llm_mer.training.atomic_checkpoints import list_checkpoints
+from llm_mer.training.output_folder import is_run_file, overwriting_folder
+
+Arguments = Callable[..., list[str]]
+SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "limit_train": 16, "save_total_limit": 3}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, store: Path, backbones: dict[str, Path]) -> Path:
+    """Two steps on a backbone that is copied into the checkpoint, each saved."""
+    return finetune(training_options(store, backbones["llama"], tmp_path_factory.mktemp("finished") / "run", **SAVING))
+
+
+@pytest.fixture
+def output(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def around(output: Path) -> list[str]:
+    """What lies beside a folder."""
+    return sorted(path.name for path in output.parent.iterdir() if path.name != output.name)
+
+
+def test_everything_a_training_writes_is_known_as_its_own(finished: Path) -> None:
+    assert [path.name for path in finished.iterdir() if not is_run_file(path.name)] == []
+    assert not is_run_file("notes.txt")
+    assert not is_run_file("seed-1")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_finished_model_is_refused_before_anything_is_changed(
+    resume: bool, output: Path, backbones: dict[str, Path], arguments: Arguments
+) -> None:
+    """With resume and no checkpoint left to go on from, too."""
+    changes = {**SAVING, "backbone": backbones["glm"], "seed": 7}
+    if resume:
+        for path in list_checkpoints(output):
+            shutil.rmtree(path)
+        changes["resume_from_checkpoint"] = "true"
+    before = content(output)
+    with pytest.raises(UserError, match=rf"output_dir: {output} holds a finished model; .*--overwrite_output_dir") as caught:
+        finetune(arguments(output=output, **changes))
+    assert "\n" not in str(caught.value)
+    assert content(output) == before
+    assert around(output) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("notes.txt", "what no training wrote: notes.txt"), ("checkpoint-5/thesis.tex", "the last checkpoint-5")],
+)
+def test_foreign_files_and_checkpoints_are_refused(name: str, told: str, tmp_path: Path, arguments: Arguments) -> None:
+    (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{told}.*; .*--overwrite_output_dir"):
+        finetune(arguments(backbone="none", **SAVING))
+    assert content(tmp_path / "run") == {name: b"mine"}
+
+
+def test_a_run_that_dies_while_it_overwrites_leaves_the_old_model_and_goes_on(
+    output: Path,
+    backbones: dict[str, Path],
+    arguments: Arguments,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    changes = {**SAVING, "backbone": backbones["glm"], "seed": 7, "overwrite_output_dir": "true"}
+    alone = finetune(arguments(output=tmp_path / "alone", **changes))
+    (output / "notes.txt").write_text("mine")
+    before = content(output)
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(llm_mer.training.run, "save_final", die)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(arguments(output=output, **changes))
+    assert content(output) == before
+    MerPipeline.from_pretrained(str(output))
+    assert list_checkpoints(overwriting_folder(output))
+    with pytest.raises(UserError, match=r"holds a finished model; .*\.run\.overwriting is left of a run"):
+        finetune(arguments(output=output, **{**changes, "overwrite_output_dir": "false"}))
+    shutil.rmtree(overwriting_folder(output) / "checkpoint-2")
+    with caplog.at_level(logging.INFO):
+        finetune(arguments(output=output, **changes, resume_from_checkpoint="true"))
+    assert "going on from" in caplog.text
+    expected, found = adapter_weights(alone), adapter_weights(output)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert (output / "notes.txt").read_text() == "mine"
+    manifest = RunManifest.load(output)
+    assert manifest.complete
+    assert manifest.options["training"]["output_dir"] == str(output)
+    assert around(output) == ["alone"]
+    MerPipeline.from_pretrained(str(output))
+
+
+def test_without_resume_an_unfinished_overwriting_begins_anew(output: Path, arguments: Arguments) -> None:
+    left = overwriting_folder(output)
+    shutil.copytree(output / "checkpoint-2", left / "checkpoint-2")
+    finetune(arguments(backbone="none", output=output, overwrite_output_dir="true", **{**SAVING, "max_steps": 1}))
+    assert [path.name for path in list_checkpoints(output)] == ["checkpoint-1"]
+    assert around(output) == []
+
+
+@pytest.mark.parametrize("new_is_there", [True, False])
+def test_a_kill_between_the_two_renames_is_completed(new_is_there: bool, output: Path, arguments: Arguments) -> None:
+    beside = overwriting_folder(output)
+    whole = content(output)
+    old = output.rename(beside.with_name(f"{beside.name}.old"))
+    if new_is_there:
+        shutil.copytree(old, beside)
+        (old / "log_history.json").write_text("old")
+    with pytest.raises(UserError, match="holds a finished model"):
+        finetune(arguments(backbone="none", output=output, **SAVING))
+    assert content(output) == whole
+    assert around(output) == []
+
+
+def test_a_beginning_without_a_checkpoint_is_begun_again(
+    arguments: Arguments, backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("llm_mer.training.trainer.MerTrainer.train", die)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(arguments(**SAVING))
+    assert (tmp_path / "run" / "backbone").is_dir()
+    assert RunManifest.load(finetune(arguments(**SAVING))).complete
+
+
+def test_a_finished_run_that_goes_on_keeps_its_manifest_until_its_end(
+    output: Path, arguments: Arguments, backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = (output / "run_manifest.json").read_bytes()
+    weights = adapter_weights(output)
+    changes = {**SAVING, "backbone": backbones["llama"], "resume_from_checkpoint": "true"}
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(llm_mer.training.run, "drop_training_only_parameters", die)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(arguments(output=output, **changes))
+    assert (output / "run_manifest.json").read_bytes() == manifest
+    assert all(torch.equal(value, adapter_weights(output)[name]) for name, value in weights.items())
+    finetune(arguments(output=output, **changes))
+    assert RunManifest.load(output).complete
+
+
+def test_a_second_training_into_the_same_folder_is_refused(tmp_path: Path, arguments: Arguments) -> None:
+    with lock_output(tmp_path / "run"):
+        code = (
+            "import sys; from llm_mer.cli.entry_point import run_program; from llm_mer.cli.train import finetune;"
+            "sys.exit(run_program('finetune.py', lambda: [finetune(sys.argv[1:]), 0][1]))"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments(backbone="none", **SAVING)],
+            cwd=ROOT, env=run_environment(), capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    assert result.returncode == 2
+    assert f"run is being written by process {os.getpid()} on " in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("moment", ["first step", "last step"])
+def test_an_output_folder_removed_while_it_is_written_is_an_error(
+    moment: str, tmp_path: Path, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm_mer.training.trainer import HeadTrainer
+
+    def remove_then(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **options: Any) -> Any:
+            result = call(*args, **options)
+            shutil.rmtree(tmp_path / "run")
+            return result
+
+        return wrapper
+
+    if moment == "first step":
+        monkeypatch.setattr(HeadTrainer, "training_step", remove_then(HeadTrainer.training_step))
+    else:
+        monkeypatch.setattr(llm_mer.training.run, "save_final", remove_then(llm_mer.training.run.save_final))
+    with pytest.raises(UserError, match=r"run: it was removed or moved while it was written"):
+        finetune(arguments(backbone="none", **{**SAVING, "save_strategy": "no", "max_steps": 1}))
+
+
+def test_a_symbolic_link_leads_to_the_disk_where_the_new_run_is_built(output: Path, arguments: Arguments) -> None:
+    other = output.parent / "elsewhere"
+    other.mkdir()
+    link = other / "link"
+    link.symlink_to(output)
+    finetune(arguments(backbone="none", output=link, overwrite_output_dir="true", **{**SAVING, "max_steps": 1}))
+    assert link.is_symlink()
+    assert [path.name for path in list_checkpoints(output)] == ["checkpoint-1"]
+
+
+def test_a_killed_training_holds_nothing(tmp_path: Path, arguments: Arguments) -> None:
+    command = [sys.executable, "-u", "finetune.py", *arguments(backbone="none", **{**SAVING, "max_steps": 10000})]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=run_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith("{'loss'"))
+    with pytest.raises(UserError, match=f"is being written by process {process.pid} on "), lock_output(tmp_path / "run"):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with lock_output(tmp_path / "run"):
+        pass
+    assert not list(tmp_path.glob(".*"))
