@@ -18,7 +18,6 @@ from llm_mer.evaluation.spread import SEEDS_FILE, Spread, as_plain, metric_table
 from llm_mer.prompting.tasks import get_task
 from llm_mer.prompting.templates import load_prompts
 from llm_mer.storage.atomic_files import write_json_atomically
-from llm_mer.training.atomic_checkpoints import list_checkpoints
 from llm_mer.training.model_builder import resolve_backbone
 from llm_mer.training.resume import identify_backbone
 from llm_mer.training.run import train
@@ -80,7 +79,7 @@ def _train_seeds(config: RunConfig, command: Sequence[str], output: Path) -> Pat
 
 def for_seed(config: RunConfig, seed: int, place: Path) -> RunConfig:
     """The run of one of the seeds; one that was begun goes on from its last checkpoint."""
-    resume = True if config.training.resume_from_checkpoint or list_checkpoints(place) else None
+    resume = True if config.training.resume_from_checkpoint or (place / MANIFEST).is_file() else None
     return config.replace(seed=seed, seeds=None, output_dir=str(place), resume_from_checkpoint=resume)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from llm_mer.checkpoints.backbone_reference import BACKBONE_COPY
 from llm_mer.checkpoints.description import DESCRIPTION_FILE, TRAJECTORIES
+from llm_mer.checkpoints.integrity import CHECKSUMS_FILE
 from llm_mer.checkpoints.run_manifest import MANIFEST, RunManifest, weights_file
 from llm_mer.distributed.output_lock import lock_outputs
 from llm_mer.distributed.process_group import ProcessGroup
@@ -34,7 +35,11 @@ LOG_HISTORY = "log_history.json"
 RUN_FILE = re.compile(
     r"checkpoint-\d+|.*\.safetensors|.*\.safetensors\.index\.json|(adapter_|generation_)?config\.json|.*token.*\.json|"
     r"chat_template\.(jinja|json)|.*\.model|vocab\.(json|txt)|merges\.txt|training_args\.bin|trainer_state\.json|"
-    + "|".join(map(re.escape, (MANIFEST, LOG_HISTORY, TRAJECTORIES, DESCRIPTION_FILE, BACKBONE_COPY, STAGING_FOLDER)))
+    + "|".join(
+        map(
+            re.escape, (MANIFEST, CHECKSUMS_FILE, LOG_HISTORY, TRAJECTORIES, DESCRIPTION_FILE, BACKBONE_COPY, STAGING_FOLDER)
+        )
+    )
 )
 """Names that a training writes into its output folder."""
 
@@ -58,14 +63,16 @@ def finished_content(output: Path, resuming: bool = False) -> str | None:
     """What a folder holds that a new run would spoil; None where it is empty or holds a beginning without a checkpoint.
 
     Args:
-        resuming: the new run goes on from the last whole checkpoint, or replaces those that are not whole.
+        resuming: the new run goes on from the last whole checkpoint, or begins the unfinished one that is there again.
     """
     if not output.is_dir():
         return None
     names = sorted(path.name for path in output.iterdir() if not is_leftover(path.name))
-    foreign = [name for name in names if not is_run_file(name)]
-    if weights_file(output) is not None or is_finished(output):
+    foreign = [name for name in names if not is_run_file(name) and name != "README.md"]  # a card of the user's is kept
+    if is_finished(output):
         return "holds a finished model"
+    if weights_file(output) is not None and not (resuming and (output / MANIFEST).is_file()):
+        return "holds a model whose run was not finished" if (output / MANIFEST).is_file() else "holds a model"
     if (checkpoints := list_checkpoints(output)) and not resuming:
         return f"holds the checkpoints of an unfinished run, the last {checkpoints[0].name}"
     if foreign:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import logging
 import os
@@ -143,10 +144,10 @@ def test_the_best_checkpoint_is_kept_when_a_run_goes_on_in_a_folder_that_moved(
 def test_a_run_that_begins_anew_goes_on_from_nothing_that_another_left(
     copy: Path, arguments: Callable[..., list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    changes = {**SAVING, "save_steps": 2, "max_steps": 2}
+    changes = {**SAVING, "save_steps": 2, "max_steps": 2, "overwrite_output_dir": "true"}
     with caplog.at_level(logging.WARNING):
         finetune(arguments(backbone="none", output=copy, **changes))
-    assert "checkpoints of an earlier run, which are deleted: checkpoint-3, checkpoint-2, checkpoint-1" in caplog.text
+    assert "going on from" not in caplog.text
     assert [path.name for path in list_checkpoints(copy)] == ["checkpoint-2"]
 
 
@@ -205,6 +206,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", "size=600k", "tmpfs", folder], check=False).returncode:
         pytest.skip("no small file system can be mounted here")
     yield folder
+    gc.collect()  # the frames of the error, which hold a file that could not be written open
     subprocess.run(["umount", folder], check=True)
 
 

@@ -26,7 +26,13 @@ from llm_mer.training.atomic_checkpoints import list_checkpoints
 from llm_mer.training.output_folder import is_run_file, overwriting_folder
 
 Arguments = Callable[..., list[str]]
-SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "limit_train": 16, "save_total_limit": 3}
+SAVING: dict[str, Any] = {
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "max_steps": 2,
+    "limit_train": 16,
+    "save_total_limit": 3,
+}
 
 
 @pytest.fixture(scope="module")
