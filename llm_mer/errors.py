@@ -15,3 +15,10 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """What an exception says in one line, or its kind when it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory is exhausted: Python's, an accelerator's, or torch's allocator on a CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "not enough memory" in str(error))

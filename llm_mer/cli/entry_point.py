@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
 from collections.abc import Callable
 
+from llm_mer.cli.failures import explain_failure
 from llm_mer.distributed.process_group import shutdown_process_group
 from llm_mer.errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit codes: a mistake of the user's, and Ctrl-C or a reader of the output that has gone."""
-
-PLACE_ERRORS = frozenset(
-    {
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.EEXIST,
-        errno.ENAMETOOLONG,
-    }
-)
-"""Errors of the operating system that say that a file or folder cannot be used, whatever the program does with it."""
 
 NO_REPORTS: dict[str, str] = {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and through it transformers, TRL and gradio
@@ -56,9 +41,9 @@ def run_program(
 ) -> int:
     """Do the work and return the exit code.
 
-    A :class:`UserError`, and an :class:`OSError` that says a place cannot be used (:data:`PLACE_ERRORS`), becomes one line
-    on standard error and exit code 2 (or the error's own ``exit_code``); Ctrl-C is 130. Any other exception is a defect of
-    this program and keeps its traceback.
+    A :class:`UserError`, and what the machine is to blame for (:func:`~llm_mer.cli.failures.explain_failure`), becomes one
+    line on standard error and exit code 2 (or the error's own ``exit_code``); Ctrl-C is 130. Any other exception is a defect
+    of this program and keeps its traceback.
 
     Args:
         program: begins the line, e.g. ``llm-mer evaluate``.
@@ -81,10 +66,10 @@ def run_program(
         # The interpreter flushes standard output once more at its end, and would print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERRUPTED
-    except OSError as error:
-        if error.errno not in PLACE_ERRORS or error.filename is None:
+    except Exception as error:
+        if (told := explain_failure(error)) is None:
             raise
-        print_error(program, f"{error.filename}: {error.strerror}")
+        print_error(program, told)
         return USER_ERROR
     return code
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +18,8 @@ from llm_mer.adapters.base import FusionOutput
 from llm_mer.adapters.context_window import vector_sizes
 from llm_mer.data.dataset import MerDataset
 from llm_mer.distributed.progress import track_progress
-from llm_mer.errors import UserError
+from llm_mer.distributed.sharded_parameters import is_sharded
+from llm_mer.errors import UserError, first_line, is_out_of_memory
 from llm_mer.inference.prediction import Prediction
 from llm_mer.model.collator import MerCollator, UtteranceBatch
 from llm_mer.model.context_vectors import attach_context
@@ -34,6 +37,8 @@ from llm_mer.scoring.engines.base import MAX_ANSWER_TOKENS, Engine
 from llm_mer.scoring.engines.transformers_engine import TransformersEngine
 from llm_mer.scoring.prompt_layout import TaskPrompts
 from llm_mer.scoring.score_distribution import ScoreDistribution
+
+logger = logging.getLogger(__name__)
 
 SCORE_STATISTICS: tuple[str, ...] = ("median", "mean", "mode")
 
@@ -147,9 +152,35 @@ class Predictor:
             self._kept = kept
             self.model.train(was_training)
 
-    @torch.no_grad()
     def predict_batch(self, dataset: MerDataset, batch: Batch) -> list[Prediction]:
-        """Predictions of one batch, in its order."""
+        """Predictions of one batch, in its order. Where memory is exhausted it is answered in halves, and that is said.
+
+        Raises:
+            UserError: memory is exhausted by one utterance alone.
+        """
+        try:
+            return self._predict_whole(dataset, batch)
+        except (MemoryError, RuntimeError) as error:
+            # Where parameters are sharded every process takes part in each forward, and the others would wait.
+            if not is_out_of_memory(error) or is_sharded(self.core):
+                raise
+            told = first_line(error)[:120]
+        # Past the handler, which would keep alive what the failed forward holds.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        count = len(batch.questions) // len(batch.tasks)
+        if count == 1:
+            name = dataset.utterance(dataset.questions[batch.questions[0]].row).id
+            raise UserError(f"utterance {name!r} alone exhausts the memory ({told}); shorten it, or use a larger machine")
+        logger.warning("memory is exhausted by %d utterances at once; they are answered in halves", count)
+        middle = count // 2 * len(batch.tasks)
+        halves = (
+            dataclasses.replace(batch, questions=part) for part in (batch.questions[:middle], batch.questions[middle:])
+        )
+        return [prediction for half in halves for prediction in self.predict_batch(dataset, half)]
+
+    @torch.no_grad()
+    def _predict_whole(self, dataset: MerDataset, batch: Batch) -> list[Prediction]:
         if self.adapter.uses_context and dataset.context is None:
             attach_context(dataset, self.model, self.processor, vector_sizes(self.adapter.config))
         collator = MerCollator(dataset, self.processor, self.adapter.uses_context)

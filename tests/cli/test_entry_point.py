@@ -26,6 +26,54 @@ class Stopped(UserError):
     exit_code = 143
 
 
+class OutOfMemoryError(RuntimeError):
+    """As torch's is called."""
+
+
+class SafetensorError(Exception):
+    """As safetensors' is called."""
+
+
+def wrapped() -> Exception:
+    """An error of a library's around the system's own."""
+    try:
+        try:
+            raise PermissionError(errno.EACCES, "Permission denied", "/locked/x.arrow")
+        except OSError as cause:
+            raise ValueError("the writer failed") from cause
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "memory is exhausted (MemoryError); take smaller batches: --batch_size"),
+        (
+            OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
+            "(CUDA out of memory. Tried to allocate 2 GiB)",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), "memory is exhausted (Default"),
+        (SafetensorError("I/O error: Permission denied (os error 13)"), "written or read: I/O error: Permission denied"),
+        (OSError(errno.EROFS, "Failed to open local file 'x'. Detail: [errno 30]"), "written or read: [Errno 30] Failed to"),
+        (wrapped(), "p: /locked/x.arrow: Permission denied"),
+    ],
+)
+def test_what_the_machine_is_to_blame_for_is_one_line(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_program("p", raises(error)) == 2
+    printed = capsys.readouterr().err
+    assert line in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("3 (os error 2)"), KeyError("x")])
+def test_a_defect_keeps_its_traceback_whatever_it_says(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run_program("p", raises(error))
+
+
 def test_work_that_goes_well_ends_with_its_own_code() -> None:
     assert run_program("p", lambda: 0) == 0
     assert run_program("p", lambda: 1) == 1

@@ -674,3 +674,30 @@ def test_a_line_without_an_id_that_an_output_has_already_is_skipped_with_a_word(
         infer(config)
     assert len(lines(output.read_text())) == 1
     assert "line-1 is answered already" in caplog.text
+
+
+def test_where_memory_is_exhausted_a_batch_is_answered_in_halves_and_that_is_said(
+    trained: Path, store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = MerPipeline.from_pretrained(trained, device="cpu", batch_size=8)
+    utterances = list(UtteranceStore.open(store).split("test"))[:8]
+    expected = pipeline(utterances)
+    whole, sizes = Predictor._predict_whole, []
+
+    def narrow(self: Predictor, dataset: Any, batch: Any) -> Any:
+        sizes.append(len(batch.questions) // len(batch.tasks))
+        if sizes[-1] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, dataset, batch)
+
+    monkeypatch.setattr(Predictor, "_predict_whole", narrow)
+    limit = 2
+    found = pipeline(utterances)
+    assert max(sizes) > limit
+    assert [(p.id, p.task) for p in found] == [(p.id, p.task) for p in expected]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.log_probabilities, other.log_probabilities, atol=1e-4)
+    assert "memory is exhausted by 4 utterances at once; they are answered in halves" in caplog.text
+    limit = 0
+    with pytest.raises(UserError, match=r"utterance '.*' alone exhausts the memory \(CUDA out of memory\)"):
+        pipeline(utterances)
