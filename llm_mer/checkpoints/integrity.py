@@ -15,7 +15,7 @@ from typing import Any
 from llm_mer.checkpoints.run_manifest import MANIFEST, RunManifest, weights_digest, weights_file
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import write_json_atomically
-from llm_mer.storage.fingerprints import file_sha256
+from llm_mer.storage.fingerprints import file_sha256, files_sha256
 from llm_mer.storage.json_files import read_json_object
 
 CHECKSUMS_FILE = "checksums.json"
@@ -88,3 +88,8 @@ def _verify_record(folder: Path, record: str) -> None:
 
 def _differ(found: str | None, written: str) -> str:
     return f"it has SHA-256 {str(found)[:12]}…, {written[:12]}… was written"
+
+
+def checkpoint_fingerprint(folder: Path | str) -> str:
+    """SHA-256 over the files of a checkpoint that its answers come from; the backbone by what the description says of it."""
+    return files_sha256(answering_files(Path(folder)))

@@ -23,11 +23,12 @@ from llm_mer.evaluation.conditions import (
     precompute_corrupted_features,
 )
 from llm_mer.evaluation.curves import areas
-from llm_mer.evaluation.dialogue import check_dialogues, decode_dialogues
-from llm_mer.evaluation.journal import JOURNAL, Journal, checkpoint_fingerprint, predict_all
+from llm_mer.evaluation.dialogue import check_dialogues
+from llm_mer.evaluation.journal import JOURNAL, Journal, predict_all
 from llm_mer.evaluation.options import EvaluateConfig
 from llm_mer.evaluation.rows import PREDICTIONS, Evaluation, save_predictions, score_rows, table
 from llm_mer.evaluation.subsets import check_groupings
+from llm_mer.inference.dialogues import decode_dialogues
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
 
@@ -110,6 +111,7 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
         UserError: a split, task, language or condition that does not fit.
     """
     from llm_mer.checkpoints.description import stack_versions
+    from llm_mer.checkpoints.integrity import checkpoint_fingerprint
     from llm_mer.data.reading import find_split, read_utterances
 
     splits, made, fingerprint = read_utterances(place)
@@ -134,7 +136,7 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
         check_dialogues(dataset, tasks, description.shift_probability, config.checkpoint)
     options = ("split", "tasks", "languages", "limit", "seed", "batch_size", "generate", "score_statistic", "keep_features")
     settings = {name: getattr(config, name) for name in options} | {
-        "checkpoint": checkpoint_fingerprint(config.checkpoint),
+        "checkpoint": checkpoint_fingerprint(pipeline.folder),
         "backbone": config.backbone,
         "data": fingerprint,
         "device": pipeline.predictor.device.type,

@@ -14,7 +14,6 @@ from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.inference.prediction import Prediction, require_finite_answers
 from llm_mer.storage.atomic_files import write_text_atomically
-from llm_mer.storage.fingerprints import files_sha256
 from llm_mer.storage.json_text import dump_json
 
 if TYPE_CHECKING:
@@ -22,12 +21,6 @@ if TYPE_CHECKING:
     from llm_mer.inference.predictor import Batch, Predictor
 
 JOURNAL = "predictions.partial.jsonl"
-
-
-def checkpoint_fingerprint(folder: Path | str) -> str:
-    """SHA-256 over what a checkpoint answers with: its description, weights and tokenizer."""
-    names = ("llm_mer.json", "*.safetensors", "tokenizer*.json", "*.jinja", "*.model")
-    return files_sha256(path for pattern in names for path in Path(folder).glob(pattern))
 
 
 @dataclass

@@ -45,13 +45,13 @@ class Conversations:
         self.kept: dict[tuple[str, str], Conversation] = {}
 
     def __call__(self, utterance: Utterance) -> list[Prediction]:
-        """The answers about this utterance."""
+        """The answers about this utterance, as ``MerPipeline.with_features`` returns it."""
         if utterance.dialogue_id is None:
-            return self.pipeline([utterance], self.tasks)
+            return self.pipeline.answer([utterance], self.tasks)
         place = (utterance.language, utterance.dialogue_id)
         conversation = self.kept.get(place, Conversation())
         window = [*conversation.earlier, utterance]
-        predictions = self.pipeline(window, self.tasks, last_only=True)
+        predictions = self.pipeline.answer(window, self.tasks, last_only=True)
         if self.decode:
             predictions = [self._decoded(p, conversation) for p in predictions]
         conversation.earlier = window[-self.window :]

@@ -6,7 +6,7 @@ import io
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,11 +15,12 @@ import numpy as np
 
 from llm_mer.data.missing_values import check_values
 from llm_mer.data.schema import Utterance
-from llm_mer.data.sources.manifest import is_broken, json_entries, stream_manifest, utterance_from_entry
+from llm_mer.data.sources.manifest import FIELDS, is_broken, json_entries, stream_manifest, utterance_from_entry
 from llm_mer.errors import UserError
 from llm_mer.features.media import sound_of
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.scoring.engines.base import ENGINES
+from llm_mer.storage.json_files import read_json_object
 
 
 @dataclass
@@ -44,6 +45,10 @@ class InferConfig:
         default=None, metadata={"help": "JSONL file (default: standard output); an existing one is continued"}
     )
     tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
+    labels: list[str] | None = field(
+        default=None,
+        metadata={"help": "further columns of the manifest that are targets of your own tasks"},
+    )
     batch_size: int = field(default=16, metadata={"help": "utterances answered together"})
     read_ahead: int = field(
         default=4,
@@ -141,42 +146,79 @@ def single_utterance(config: InferConfig) -> Utterance:
     )
 
 
-def inputs(config: InferConfig) -> Iterator[Utterance | tuple[str, str]]:
-    """Utterances of whichever input was given; ``(id, message)`` for a line that cannot be used.
+def known_labels(checkpoint: Path) -> list[str]:
+    """Names of the labels that a checkpoint's training data had and its tasks have as targets, beyond the built-in ones.
 
-    Raises:
-        UserError: no input, or more than one.
+    Empty where there is no readable description; loading the checkpoint says what is wrong with it.
     """
+    try:
+        description = read_json_object(checkpoint / "llm_mer.json")
+        tasks = description["processor"]["tasks"].values()
+        names = [*(description.get("data") or {}).get("labels", []), *(task["target"] for task in tasks)]
+    except (UserError, KeyError, TypeError, AttributeError):
+        return []
+    return [name for name in dict.fromkeys(names) if isinstance(name, str) and name not in FIELDS]
+
+
+def check_one_input(config: InferConfig) -> str:
+    """Which input was given: ``clip``, ``manifest`` or ``stdin``. Raises :class:`UserError` for none, or more than one."""
     clip = any(getattr(config, n) is not None for n in ("video", "audio", "text", "features"))
-    given = [name for name, there in (("a clip", clip), ("--manifest", config.manifest), ("--stdin", config.stdin)) if there]
+    inputs_given = (("a clip", clip), ("--manifest", config.manifest is not None), ("--stdin", config.stdin))
+    given = [name for name, there in inputs_given if there]
     if len(given) != 1:
         raise UserError(
             "give one input: --video, --audio, --text or --features; --manifest; or --stdin "
             f"(found {', '.join(given) or 'none'})"
         )
-    if clip:
+    return given[0].removeprefix("a ").removeprefix("--")
+
+
+def inputs(config: InferConfig, labels: Sequence[str] = ()) -> Iterator[Utterance | tuple[str, str]]:
+    """Utterances of whichever input was given; ``(id, message)`` for a line that cannot be used.
+
+    Args:
+        labels: fields that may stand in a line beside the built-in ones (:func:`known_labels`).
+
+    Raises:
+        UserError: no input, or more than one.
+    """
+    kind = check_one_input(config)
+    extra = (*labels, *(config.labels or ()))
+    if kind == "clip":
         yield single_utterance(config)
-    elif config.manifest is not None:
-        if config.on_bad_input == "stop":
-            for _ in stream_manifest(config.manifest):  # a wrong line ends the command before anything is answered
-                pass
-        refused: list[tuple[str, str]] = []
-        for utterance in stream_manifest(config.manifest, refused=refused):
+    elif kind == "manifest":
+        yield from _manifest_lines(str(config.manifest), config.on_bad_input == "stop", extra)
+    else:
+        yield from _stream_lines(config.on_bad_input == "stop", extra)
+
+
+def _manifest_lines(manifest: str, stop: bool, labels: Sequence[str]) -> Iterator[Utterance | tuple[str, str]]:
+    if stop:
+        for _ in stream_manifest(manifest, labels):  # a wrong line ends the command before anything is answered
+            pass
+    refused: list[tuple[str, str]] = []
+    try:
+        for utterance in stream_manifest(manifest, labels, refused=refused):
             yield from refused
             refused.clear()
             yield utterance
-        yield from refused
-    else:
-        for where, given_entry in json_entries(_standard_input(), "standard input"):
-            try:
-                if isinstance(given_entry, UserError):
-                    raise given_entry
-                given_entry.setdefault("id", f"line-{where.rpartition(':')[2]}")
-                yield utterance_from_entry(given_entry, where, Path())
-            except UserError as error:
-                if config.on_bad_input == "stop":
-                    raise
-                yield where, str(error)
+    except UserError as error:
+        if not refused or str(error) != refused[0][1]:  # else: no line can be used, and each says why
+            raise
+    yield from refused
+
+
+def _stream_lines(stop: bool, labels: Sequence[str]) -> Iterator[Utterance | tuple[str, str]]:
+    for where, given in json_entries(_standard_input(), "standard input"):
+        try:
+            if isinstance(given, UserError):
+                raise given
+            given.setdefault("id", f"line-{where.rpartition(':')[2]}")
+            yield utterance_from_entry(given, where, Path(), labels)
+        except UserError as error:
+            if stop:
+                raise
+            yield where, str(error)
 
 
 def _standard_input() -> BinaryIO:

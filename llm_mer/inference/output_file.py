@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import shutil
 import sys
 from array import array
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from llm_mer.distributed.output_lock import lock_outputs
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import open_atomically
 
+INPUT = "input"
+"""Field of a row of an output file: :func:`llm_mer.inference.provenance.input_digest` of its utterance."""
 PROBABILITY_FLOOR = 0.0005
 """Probabilities below this are left out of a score's printed distribution; they stay in ``--full`` output."""
 
 
 def finished_ids(path: Path, answers: int = 1, numbered: bool = False) -> set[str]:
-    """Ids an interrupted run has already answered.
+    """Ids an interrupted run has already answered. Cuts off and raises as :func:`finished_answers`."""
+    return set(finished_answers(path, answers, numbered))
+
+
+def finished_answers(path: Path, answers: int = 1, numbered: bool = False) -> dict[str, str | None]:
+    """Ids an interrupted run has already answered, each with the digest of its input; None for a line without one.
 
     A last line that broke off is cut away, and with it the last utterance when it has fewer than ``answers`` lines.
     ``numbered``: the lines are those of a :class:`PartFiles`, which begin with their place in the input.
@@ -33,8 +42,9 @@ def finished_ids(path: Path, answers: int = 1, numbered: bool = False) -> set[st
         UserError: a line that ``infer.py`` did not write.
     """
     if not path.is_file():
-        return set()
+        return {}
     found: list[str] = []
+    inputs: dict[str, str | None] = {}
     begins: dict[str, int] = {}
     failed: set[str] = set()
     kept = 0
@@ -44,35 +54,77 @@ def finished_ids(path: Path, answers: int = 1, numbered: bool = False) -> set[st
                 break
             try:
                 entry = json.loads(line.partition(b"\t")[2] if numbered else line)
-                name = str(entry["id"])
-            except (ValueError, KeyError, TypeError):
+                name, given = str(entry["id"]), entry.get(INPUT)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise UserError(f"{path}:{number}: not a line of infer.py; name another --output") from None
             if "error" in entry:
                 failed.add(name)
             begins.setdefault(name, kept)
+            inputs[name] = given
             found.append(name)
             kept += len(line)
     if found and found[-1] not in failed and found.count(found[-1]) < answers:
         kept = begins[found[-1]]
-        found = [name for name in found if name != found[-1]]
+        del inputs[found[-1]]
     with path.open("rb+") as stream:
         stream.truncate(kept)
-    return set(found)
+    return inputs
 
 
-@contextmanager
-def opened(output: str | Path | None) -> Iterator[IO[str]]:
-    """The output file for appending, or standard output."""
-    if output is None:
-        yield sys.stdout
-        return
-    with ExitStack() as stack:
+class LineFile:
+    """A file that lines are appended to, with nothing held back: what a full disk cuts off is taken away again."""
+
+    def __init__(self, path: Path) -> None:
         try:
-            Path(output).parent.mkdir(parents=True, exist_ok=True)
-            stream = stack.enter_context(Path(output).open("a", encoding="utf-8"))
+            self.raw = path.open("ab", buffering=0)
         except OSError as error:
-            raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
-        yield stream
+            raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None
+        self.path = path
+
+    def write(self, text: str) -> None:
+        """Append whole lines.
+
+        Raises:
+            UserError: the disk is full, or the file cannot be written any more; the lines that fitted in stay.
+        """
+        data, done = text.encode(), 0
+        start = os.fstat(self.raw.fileno()).st_size
+        try:
+            while done < len(data):
+                done += self.raw.write(data[done:])
+        except OSError as error:
+            with suppress(OSError):
+                self.raw.truncate(start + data.rfind(b"\n", 0, done) + 1)
+            raise UserError(
+                f"--output {self.path}: cannot be written: {error.strerror}; the answers up to here are kept, and the same "
+                "command goes on from them when there is room"
+            ) from None
+
+    def close(self) -> None:
+        """Close the file. Raises :class:`UserError` where it was removed or replaced while it was written."""
+        written = os.fstat(self.raw.fileno())
+        self.raw.close()
+        if not (self.path.exists() and os.path.samestat(written, self.path.stat())):
+            raise UserError(f"--output {self.path}: was removed while it was written; its answers are lost")
+
+
+class StandardOutput:
+    """Lines on standard output."""
+
+    def write(self, text: str) -> None:
+        """Write and flush. Raises :class:`UserError` where that cannot be done; a reader that has gone is no such case."""
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            with suppress(OSError, ValueError):  # the interpreter would try once more at its end, and print a traceback
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise UserError(f"standard output: cannot be written: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 @dataclass
@@ -93,6 +145,13 @@ class PartFiles:
         """The parts there are."""
         return sorted(self.output.parent.glob(f"{glob.escape(self.output.name)}.part-[0-9]*"))
 
+    def answered(self, answers: int) -> dict[str, str | None]:
+        """:func:`finished_answers` of the file and its parts together."""
+        done = finished_answers(self.output, answers)
+        for part in self.found():
+            done |= finished_answers(part, answers, numbered=True)
+        return done
+
     def merge(self) -> None:
         """Parts to ``OUTPUT``. Holds 24 bytes a line; a line whose id ``OUTPUT`` has already, from a merge that was cut
         off before the parts were removed, is left out."""
@@ -112,6 +171,17 @@ class PartFiles:
                         offsets.append(offset)
                     offset += len(line)
         order = np.argsort(np.asarray(places, dtype=np.int64), kind="stable")
+        try:
+            self._write_merged(parts, order, files, offsets)
+        except OSError as error:
+            raise UserError(
+                f"--output {self.output}: cannot be written: {error.strerror}; the answers are kept beside it, and the same "
+                "command puts them together when there is room"
+            ) from None
+        for part in parts:
+            part.unlink()
+
+    def _write_merged(self, parts: list[Path], order: Any, files: array[int], offsets: array[int]) -> None:
         with ExitStack() as stack:
             streams = [stack.enter_context(part.open("rb")) for part in parts]
             out = stack.enter_context(open_atomically(self.output, "wb", fsync=True))
@@ -121,45 +191,111 @@ class PartFiles:
             for index in order:
                 streams[files[index]].seek(offsets[index])
                 out.write(streams[files[index]].readline().partition(b"\t")[2])
-        for part in parts:
-            part.unlink()
 
 
 @dataclass
 class AnswerFile:
-    """Where one process writes, and the ids that need no answer any more."""
+    """Where one process writes, and what needs no answer any more.
 
-    stream: IO[str]
-    done: set[str]
-    numbered: bool
+    Attributes:
+        done: ids answered before, each with the digest of its input (None for a line that has none).
+        numbered: whether lines begin with their place in the input.
+    """
+
+    target: LineFile | StandardOutput
+    done: dict[str, str | None] = field(default_factory=dict)
+    numbered: bool = False
+    pending: list[str] = field(default_factory=list)
 
     def write(self, place: int, entry: dict[str, Any]) -> None:
-        """One line about the utterance at ``place`` of the input."""
+        """One line about the utterance at ``place`` of the input, to be handed on by :meth:`flush`."""
         number = f"{place}\t" if self.numbered else ""
-        self.stream.write(number + json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
+        self.pending.append(number + json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
 
     def flush(self) -> None:
-        """Hand the lines to the system, so that they outlive this process."""
-        self.stream.flush()
+        """Hand the lines to the system, so that they outlive this process. Raises :class:`UserError` for a full disk."""
+        text = "".join(self.pending)
+        self.pending.clear()
+        if text:
+            self.target.write(text)
 
 
 @contextmanager
-def answer_file(output: str | None, processes: ProcessGroup, answers: int) -> Iterator[AnswerFile]:
-    """``--output`` itself for one process; a part of it for each of several, put together at the end. Collective."""
+def lock_answers(output: str | None, processes: ProcessGroup) -> Iterator[None]:
+    """Hold the lock of ``--output`` for the whole job; nothing for standard output. Collective where it is entered.
+
+    Raises:
+        UserError: on every process, where another job writes there or nothing can be written.
+    """
     if output is None:
-        yield AnswerFile(sys.stdout, set(), False)
+        yield
+        return
+    try:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
+    with lock_outputs([Path(output)], processes):
+        yield
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What has to hold for a file of answers to be continued; each raises :class:`UserError` where it does not.
+
+    Attributes:
+        claim: called with the file, and whether it has any content, before anything in it is touched.
+        compare: called with what is answered, each id with the digest of its input.
+    """
+
+    claim: Callable[[Path, bool], None]
+    compare: Callable[[dict[str, str | None]], None]
+
+
+@contextmanager
+def answer_file(
+    output: str | None, processes: ProcessGroup, answers: int, continuation: Continuation
+) -> Iterator[AnswerFile]:
+    """``--output`` itself for one process; a part of it for each of several, put together at the end. Collective.
+
+    Args:
+        answers: lines of an utterance.
+
+    Raises:
+        UserError: the file is none of ``infer.py``, or must not be continued.
+    """
+    if output is None:
+        yield AnswerFile(StandardOutput())
         return
     files = PartFiles(Path(output))
-    done: set[str] = set()
-    for turn in range(2):  # the first process cuts off what broke, then the others read
-        if processes.is_first == (turn == 0):
-            done = finished_ids(files.output, answers)
-            for part in files.found():
-                done |= finished_ids(part, answers, numbered=True)
-        processes.gather(None)
+    done: dict[str, str | None] = {}
+    refused: str | None = None
+    if processes.is_first:  # cuts off what broke, then the others read
+        try:
+            written = [path for path in (files.output, *files.found()) if path.is_file()]
+            continuation.claim(files.output, any(path.stat().st_size for path in written))
+            done = files.answered(answers)
+            continuation.compare(done)
+        except UserError as error:
+            refused = str(error)
+        except OSError as error:
+            refused = f"--output {output}: cannot be written: {error.strerror}"
+    if (refused := next((r for r in processes.gather(refused) if r is not None), None)) is not None:
+        raise UserError(refused)
+    if not processes.is_first:
+        done = files.answered(answers)
     parted = processes.world_size > 1 or bool(files.found())
-    with opened(files.part(processes.rank) if parted else output) as stream:
-        yield AnswerFile(stream, done, parted)
+    processes.gather(None)  # nobody writes before all have read
+    target = LineFile(files.part(processes.rank) if parted else files.output)
+    file = AnswerFile(target, done, parted)
+    try:
+        yield file
+    except BaseException:
+        with suppress(UserError):  # what is written already is kept; the first error is the one to tell
+            file.flush()
+            target.close()
+        raise
+    file.flush()
+    target.close()
     processes.gather(None)
     if parted and processes.is_first:
         files.merge()

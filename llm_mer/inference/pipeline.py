@@ -38,7 +38,7 @@ def check_device(device: str) -> None:
 
 @dataclass
 class MerPipeline:
-    """A checkpoint ready to answer about clips, texts and features.
+    """A checkpoint ready to answer about clips, texts and features; ``folder`` is where it lies on this machine.
 
     Example:
         >>> pipeline = MerPipeline.from_pretrained("runs/quickstart/egmf")
@@ -48,8 +48,7 @@ class MerPipeline:
 
     predictor: Predictor
     description: CheckpointDescription
-    refuse_not_finite: bool = True
-    """Whether an answer that holds NaN or infinity is an error; if not, its caller looks at ``Prediction.is_finite``."""
+    folder: Path
 
     @classmethod
     def from_pretrained(
@@ -88,7 +87,7 @@ class MerPipeline:
         trained_with = loaded.description.model["adapter"]
         if adapter is not None and adapter != trained_with:
             raise UserError(f"adapter: {folder} was trained with {trained_with}, not {adapter}")
-        return cls(Predictor(loaded.model, loaded.processor, engine=opened.engine, **options), loaded.description)
+        return cls(Predictor(loaded.model, loaded.processor, engine=opened.engine, **options), loaded.description, folder)
 
     @property
     def tasks(self) -> list[Task]:
@@ -149,12 +148,20 @@ class MerPipeline:
             raise UserError("utterances: give a list; one utterance is given by its fields, e.g. video=…, text=…")
         else:
             asked_about = [as_utterance(entry, place) for place, entry in enumerate(utterances)]
-        dataset = self.dataset([self.with_features(utterance) for utterance in asked_about], tasks)
-        asked = [i for i, q in enumerate(dataset.questions) if not last_only or q.row == len(asked_about) - 1]
-        predictions = self.predictor.predict(dataset, asked)
-        if self.refuse_not_finite:
-            require_finite_answers(predictions)
+        predictions = self.answer([self.with_features(utterance) for utterance in asked_about], tasks, last_only)
+        require_finite_answers(predictions)
         return predictions
+
+    def answer(
+        self, utterances: Sequence[Utterance], tasks: Sequence[str] | None = None, last_only: bool = False
+    ) -> list[Prediction]:
+        """As a call, about utterances as :meth:`with_features` returns them, which are not checked again.
+
+        An answer may hold NaN or infinity: its caller looks at ``Prediction.is_finite``.
+        """
+        dataset = self.dataset(utterances, tasks)
+        asked = [i for i, q in enumerate(dataset.questions) if not last_only or q.row == len(utterances) - 1]
+        return self.predictor.predict(dataset, asked)
 
     def stream(
         self, utterances: Iterable[Utterance], batch_size: int = 16, tasks: Sequence[str] | None = None

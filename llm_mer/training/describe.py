@@ -74,6 +74,7 @@ def describe_run(
             "features": run.description.get("features"),
             "missing": missing_steps(run.train),
             "drawn": run.train.drawn,
+            "labels": run.train.label_names(),
         },
         baselines=baselines,
         shift_probability=shifts,

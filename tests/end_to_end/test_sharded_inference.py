@@ -53,7 +53,7 @@ def test_two_processes_write_the_file_of_one_to_the_last_digit_and_finish_what_w
     assert sum("error" in entry for entry in expected) == 3
 
     # A run by this one process that stops in its third group, in the middle of a line.
-    answer, groups = MerPipeline.__call__, []
+    answer, groups = MerPipeline.answer, []
 
     def interrupted(self: MerPipeline, *arguments: Any) -> Any:
         groups.append(1)
@@ -62,7 +62,7 @@ def test_two_processes_write_the_file_of_one_to_the_last_digit_and_finish_what_w
         return answer(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(MerPipeline, "__call__", interrupted)
+        patch.setattr(MerPipeline, "answer", interrupted)
         with pytest.raises(KeyboardInterrupt):
             infer(InferConfig(**given, output=str(two)))
     whole = two.read_bytes()
@@ -81,7 +81,7 @@ def test_two_processes_write_the_file_of_one_to_the_last_digit_and_finish_what_w
 
 def simulated(monkeypatch: pytest.MonkeyPatch, world: int, stop: dict[int, int], **given: Any) -> None:
     """The processes of a job one after another in this one, each stopped after so many groups: what a kill leaves."""
-    answer = MerPipeline.__call__
+    answer = MerPipeline.answer
     for rank in range(world):
         groups: list[int] = []
 
@@ -95,7 +95,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch, world: int, stop: dict[int, int],
             patch.setattr(ProcessGroup, "join", classmethod(lambda cls, rank=rank: cls(rank, world)))
             patch.setattr(ProcessGroup, "gather", lambda self, value: [value])
             patch.setattr(PartFiles, "merge", lambda self: None)  # the others are not through
-            patch.setattr(MerPipeline, "__call__", limited)
+            patch.setattr(MerPipeline, "answer", limited)
             try:
                 infer(InferConfig(**given))
             except KeyboardInterrupt:

@@ -14,12 +14,12 @@ from llm_mer.checkpoints.integrity import write_checksums
 from llm_mer.data.store import write_store
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, GENERATION, Condition, parse_conditions
-from llm_mer.evaluation.dialogue import decode_dialogues
 from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate, evaluate_checkpoint
 from llm_mer.evaluation.metrics import compute_metrics
 from llm_mer.evaluation.over_seeds import run
 from llm_mer.evaluation.rows import Evaluation, load_predictions, score_rows
 from llm_mer.evaluation.subsets import turn_group
+from llm_mer.inference.dialogues import decode_dialogues
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import get_task
 

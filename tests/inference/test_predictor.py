@@ -15,7 +15,8 @@ import pytest
 import torch
 from conftest import make_utterances, training_options, values_of
 
-from llm_mer.cli.infer import batches, infer
+from llm_mer.cli.answering import batches
+from llm_mer.cli.infer import infer
 from llm_mer.cli.serving.demo import answer
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.schema import Utterance

@@ -33,7 +33,10 @@ class _Lines:
         if not line:
             raise StopIteration
         if len(line) > MOST_LINE:
-            raise UserError(f"{self._path}:{self.number + 1}: the line has more than {MOST_LINE} characters")
+            self.number += 1
+            while line and not line.endswith("\n"):
+                line = self._stream.readline(MOST_LINE)
+            raise UserError(f"{self._path}:{self.number}: the line has more than {MOST_LINE} characters")
         self.taken.append(line)
         self.number += 1
         return line
@@ -60,6 +63,9 @@ def read_rows(stream: IO[str], path: Path) -> Iterator[tuple[str, list[str] | Us
             cells = next(reader)
         except StopIteration:
             return
+        except UserError as error:
+            yield start, error
+            continue
         except csv.Error as error:
             if len(lines.taken) > 1 or "end of data" in str(error):
                 lines.give_back()

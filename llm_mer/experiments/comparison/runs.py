@@ -23,11 +23,11 @@ from llm_mer.evaluation.conditions import (
     parse_conditions,
     precompute_corrupted_features,
 )
-from llm_mer.evaluation.dialogue import decode_dialogues
 from llm_mer.evaluation.rows import PREDICTIONS, save_predictions
 from llm_mer.experiments.comparison.results import RUN, RunResult, RunSettings
 from llm_mer.experiments.comparison.systems import FULL, System
 from llm_mer.experiments.options import CompareConfig
+from llm_mer.inference.dialogues import decode_dialogues
 from llm_mer.storage.json_text import dump_json
 
 if TYPE_CHECKING:
