@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,8 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: 
     """Metrics per task and language as a flat log, and ``{prefix}_score``, the mean of the headline metrics.
 
     Beside each stand ``n``, the share of answers that are none (``unparseable``), and what the majority class (or the mean
-    score) would reach on the same truths.
+    score) would reach on the same truths; for classes also ``nll``, the mean negative log-likelihood of the truth (natural
+    logarithm, ``ln C`` where all C answers are equally probable). It is not what the best checkpoint is chosen by.
     """
     metrics: dict[str, float] = {}
     headlines: list[float] = []
@@ -35,6 +37,9 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: 
             if task.kind == "classification":
                 counts = np.unique([str(t) for t in truth], return_counts=True)[1]
                 metrics[f"{stem}_majority"] = float(counts.max() / len(chosen))
+                if all(p.log_probabilities for p in chosen):
+                    of_truth = [p.log_probabilities[task.class_index(str(p.truth))] for p in chosen]
+                    metrics[f"{stem}_nll"] = -float(np.mean(of_truth))
             else:
                 scores = np.array([float(t) for t in truth if t is not None])
                 metrics[f"{stem}_mean_mae"] = float(np.abs(scores - scores.mean()).mean())
@@ -53,6 +58,8 @@ def print_evaluation(metrics: dict[str, float], tasks: Sequence[Task]) -> None:
             n = int(metrics[f"{stem}_n"])
             if task.kind == "classification":
                 line = f"accuracy {metrics[f'{stem}_accuracy']:.3f} (majority {metrics[f'{stem}_majority']:.3f})"
+                if (nll := metrics.get(f"{stem}_nll")) is not None:
+                    line += f", NLL {nll:.3f} (uniform {math.log(task.num_classes):.3f})"
             else:
                 line = f"MAE {metrics[f'{stem}_mae']:.3f} (mean {metrics[f'{stem}_mean_mae']:.3f}), "
                 line += f"corr {metrics[f'{stem}_corr']:.3f}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from llm_mer.inference.prediction import Prediction
@@ -25,3 +27,16 @@ def test_the_share_of_unparseable_answers_is_counted_and_every_language_printed(
         "emotion [en] n=4: accuracy 0.750 (majority 1.000), unparseable 0.250 (scored answers)",
         "emotion [xx] n=3: accuracy 0.000 (majority 1.000), unparseable 0.000 (scored answers)",
     ]
+
+
+def test_the_likelihood_of_the_truths_stands_beside_the_accuracy_that_hides_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Three of four are right, and the fourth is denied with certainty: worse than answers that say nothing."""
+    task = get_task("polarity")
+    right, wrong = [math.log(0.9), math.log(0.1)], [math.log(1 - 1e-9), math.log(1e-9)]
+    names = task.label_names
+    answers = [Prediction(f"u{i}", "polarity", "en", names[0], log_probabilities=right, truth=names[0]) for i in range(3)]
+    answers.append(Prediction("u3", "polarity", "en", names[0], log_probabilities=wrong, truth=names[1]))
+    metrics = summarise(answers, [task], "eval")
+    assert metrics["eval_polarity_en_nll"] == pytest.approx((3 * -math.log(0.9) + 9 * math.log(10)) / 4)
+    print_evaluation(metrics, [task])
+    assert "accuracy 0.750 (majority 0.750), NLL 5.260 (uniform 0.693)" in capsys.readouterr().out
