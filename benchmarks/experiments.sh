@@ -47,11 +47,10 @@ mosi) # MOSI, with the tiny backbone
   mosi_store
   compare --config configs/mosi.yaml --adapters all --backbones tiny:llama
   ;;
-objectives) # MOSI, with the tiny backbone: the language model learns the tokens of its answers, or their distribution
+objectives) # MOSI in English, with the tiny backbone: the language model learns its answers' tokens, or their distribution
   mosi_store
-  compare --config configs/mosi.yaml --adapters gated_projector egmf --backbones tiny:llama \
-    --ablations "*:objective=answers" "*:objective=answers,number_objective=absolute_error" \
-    "*:objective=answers,number_objective=cross_entropy"
+  compare --config configs/mosi.yaml --adapters gated_projector --backbones tiny:llama --overrides languages=en \
+    --ablations "*:objective=answers" "*:objective=answers,number_objective=absolute_error"
   ;;
 mosi_single) # MOSI, adapters' own heads, each modality alone
   mosi_store
