@@ -217,8 +217,8 @@ class GIAMICAdapter(FusionAdapter):
         for modality in self.order:
             sequence = inputs.sequence(modality)
             if sequence is None:
-                device = self.projections[modality].missing.device
-                present[modality] = torch.zeros(inputs.batch_size, dtype=torch.bool, device=device)  # type: ignore[arg-type]
+                device = next(self.projections[modality].parameters()).device
+                present[modality] = torch.zeros(inputs.batch_size, dtype=torch.bool, device=device)
             else:
                 present[modality] = sequence.mask.bool().any(dim=1)
         return present

@@ -262,7 +262,7 @@ class LSGMERAdapter(FusionAdapter):
         scaled = rotated * (math.sqrt(d) / rotated.norm(dim=1).mean().clamp(min=1e-12))
         with torch.no_grad():
             self.label_embeddings[:classes] = scaled.to(self.label_embeddings)
-            self.previous_labels[:classes] = self.label_embeddings[:classes]  # type: ignore[operator]
+            self.get_buffer("previous_labels")[:classes] = self.label_embeddings[:classes]
 
     @torch.no_grad()
     def on_epoch_end(self) -> dict[str, float]:

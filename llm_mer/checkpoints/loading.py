@@ -51,7 +51,8 @@ def load_checkpoint(
     description = CheckpointDescription.load(folder)
     check_description(description, folder / DESCRIPTION_FILE)
     if device is None:
-        device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"  # type: ignore[union-attr]
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        device = "cpu" if accelerator is None else accelerator.type
     entry = dict(description.model)
     if description.backbone is None:
         config = MerConfig(**entry)

@@ -47,7 +47,7 @@ def complete_parser() -> argparse.ArgumentParser:
         add_options(parser, command.load().Options)
         for action in parser._actions:
             if action.type is str and action.choices is None:
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
+                setattr(action, "complete", shtab.FILE)  # noqa: B010  # read by shtab; argparse does not declare it
     return root
 
 

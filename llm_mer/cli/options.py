@@ -7,11 +7,14 @@ import dataclasses
 import difflib
 import types
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from llm_mer.errors import UserError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
@@ -108,7 +111,7 @@ def parse(config: type[T], arguments: Sequence[str], program: str, description: 
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         parser.error(f"unknown option {option}{suggestion(option, known)}")
     values = vars(found)
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    for field in dataclasses.fields(config):
         if field.metadata.get("required") and values[field.name] in (None, "", []):
             raise UserError(f"--{field.name} is required: {field.metadata.get('help', '')}")
     return config(**values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
@@ -59,7 +59,7 @@ class ProgressLog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.iterable, self.description, self.unit = iterable, description, unit
-        self.total = len(iterable) if total is None and hasattr(iterable, "__len__") else total  # type: ignore[arg-type]
+        self.total = len(iterable) if total is None and isinstance(iterable, Sized) else total
         self.initial = self.done = initial
         self.clock, self.began = clock, clock()
         self.next_line = SECONDS_BETWEEN_LINES

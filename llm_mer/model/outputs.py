@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 from torch import Tensor
 from torch.utils import _pytree
@@ -66,8 +65,3 @@ def register_fusion_output() -> None:
 
 
 register_fusion_output()
-
-
-def tensors_in(output: Any) -> list[Tensor]:
-    """Every tensor of an output, as DDP and FSDP find them."""
-    return [leaf for leaf in _pytree.tree_leaves(output) if isinstance(leaf, Tensor)]

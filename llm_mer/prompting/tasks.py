@@ -245,7 +245,7 @@ class Task:
             raise UserError(f"{where}: task {name!r} is regression; only a classification task has ignored labels")
         bounds, decimals = entry.get("range"), entry.get("decimals", 1)
         try:
-            low, high = (float(bound) for bound in bounds)  # type: ignore[union-attr]
+            low, high = map(float, bounds or ())
         except (TypeError, ValueError):
             low = high = 0.0
         if not -math.inf < low < high < math.inf:

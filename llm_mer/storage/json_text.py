@@ -21,8 +21,8 @@ def _pairs(where: str) -> Any:
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            keys = [key for key, _ in pairs]
+            twice = next(key for i, key in enumerate(keys) if key in keys[:i])
             raise UserError(f"{where}: key {quote(twice)} stands there twice; which value holds is not known")
         return found
 

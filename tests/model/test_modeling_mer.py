@@ -23,7 +23,6 @@ from llm_mer.model.modeling_mer import (
     fusion_adapter_of,
     fusion_inputs,
 )
-from llm_mer.model.outputs import tensors_in
 
 FILLER, COUNT, END = 0, 3, 2
 
@@ -280,7 +279,7 @@ def test_ddp_and_fsdp_find_every_tensor_of_the_output_the_adapters_among_them(mo
     inputs = prompts(left=False)
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     output = model(**inputs, **features(2), labels=labels)
-    found = {id(tensor) for tensor in tensors_in(output)}
+    found = {id(leaf) for leaf in _pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)}
     fusion = output.fusion
     assert {id(fusion.pseudo_tokens), id(output.loss_sum), *map(id, fusion.diagnostics.values())} <= found
     # What DDP does: flatten, replace every tensor, rebuild.

@@ -252,10 +252,10 @@ def open_engine(folder: Path, backbone: str | None, device: str | None, options:
     if taken:
         raise UserError(f"engine_options: {', '.join(taken)} is set by the engine; leave it out")
     vllm = import_vllm()
-    accelerated = torch.accelerator.is_available()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     if device is None:
-        device = torch.accelerator.current_accelerator().type if accelerated else "cpu"  # type: ignore[union-attr]
-    dtype = reference.dtype if accelerated else "float32"
+        device = "cpu" if accelerator is None else accelerator.type
+    dtype = "float32" if accelerator is None else reference.dtype
     # Libraries print on standard output while they load, where the answers will stand.
     with TemporaryDirectory(prefix="llm-mer-") as scratch, redirect_stdout(sys.stderr):
         if description.merged is None:
