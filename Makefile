@@ -1,4 +1,4 @@
-.PHONY: setup quickstart test test-slow test-gpu lint clean
+.PHONY: setup quickstart test test-slow test-gpu fuzz lint clean
 
 quickstart:
 	scripts/setup.sh media,dev
@@ -15,6 +15,9 @@ test-slow: setup
 
 test-gpu: setup
 	LLM_MER_TEST_DEVICE=cuda .venv/bin/python -m pytest -m gpu
+
+fuzz: setup
+	OMP_NUM_THREADS=1 .venv/bin/python tests/security/fuzz.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(TARGETS)
 
 lint: setup
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

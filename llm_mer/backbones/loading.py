@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -22,6 +23,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from llm_mer.backbones.attention import MASKED
+from llm_mer.backbones.hub_kernels import check_hub_kernels
 from llm_mer.distributed.sharded_parameters import gathered_parameters
 from llm_mer.errors import UserError
 from llm_mer.storage.finite_tensors import require_finite
@@ -87,6 +89,7 @@ def load_backbone(
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization, DTYPES[dtype])
     try:
+        check_hub_kernels(PreTrainedConfig.get_config_dict(source, local_files_only=local)[0], f"backbone {source!r}")
         # Declared as the model alone, which it is without output_loading_info.
         model, info = cast(
             "tuple[PreTrainedModel, dict[str, Any]]",

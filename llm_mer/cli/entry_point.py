@@ -23,10 +23,16 @@ NO_REPORTS: dict[str, str] = {
 }
 """Environment variables with which libraries leave out reports of their use to their makers, unless they are set already."""
 
+NO_FOREIGN_CODE: dict[str, str] = {"USE_HUB_KERNELS": "0"}
+"""Environment variables with which libraries load no compiled code from a hub, unless they are set already."""
 
-def disable_usage_reports() -> None:
-    """Set :data:`NO_REPORTS` for this process and those it starts. Libraries read them when they are imported."""
-    for name, value in NO_REPORTS.items():
+
+def set_library_defaults() -> None:
+    """Set :data:`NO_REPORTS` and :data:`NO_FOREIGN_CODE` for this process and those it starts.
+
+    Libraries read them when they are imported.
+    """
+    for name, value in {**NO_REPORTS, **NO_FOREIGN_CODE}.items():
         os.environ.setdefault(name, value)
 
 
@@ -51,7 +57,7 @@ def run_program(
         interrupted: what to say after Ctrl-C.
     """
     configure_logging()
-    disable_usage_reports()
+    set_library_defaults()
     try:
         code = work()
         shutdown_process_group()

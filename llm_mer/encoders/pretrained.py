@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm_mer.backbones.hub_kernels import check_hub_kernels
 from llm_mer.data.schema import SAMPLE_RATE, Frames
 from llm_mer.errors import UserError, first_line
 
@@ -19,10 +20,11 @@ FRAME_BATCH = 32
 def _load(name: str, device: str) -> tuple[Any, Any, Any]:
     """Configuration, model and torch device. Local folders never touch the network; no remote code is run."""
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
     local = Path(name).is_dir()
     try:
+        check_hub_kernels(PreTrainedConfig.get_config_dict(name, local_files_only=local)[0], f"encoder {name!r}")
         config = AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=False)
         model, report = AutoModel.from_pretrained(
             name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 import zipfile
 import zlib
@@ -21,6 +22,10 @@ from llm_mer.features.media import sound_of
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.scoring.engines.base import ENGINES
 from llm_mer.storage.json_files import read_json_object
+from llm_mer.storage.quoting import quote
+
+MOST_FEATURE_BYTES = 1 << 30
+"""Of the arrays in an ``.npz``, unpacked."""
 
 
 @dataclass
@@ -83,6 +88,29 @@ class InferConfig:
     )
 
 
+def _check_archive(path: str, where: str) -> None:
+    """Raises :class:`UserError` where the arrays of an archive are larger than is read, or than what it holds of them.
+
+    numpy takes the memory that an array's head announces before it reads the array, and unpacks whatever is packed.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        unpacked = sum(member.file_size for member in members)
+        if unpacked > MOST_FEATURE_BYTES:
+            raise UserError(f"{where}: {unpacked} bytes when unpacked; at most {MOST_FEATURE_BYTES} are read")
+        for member in members:
+            with archive.open(member) as stream:
+                if np.lib.format.read_magic(stream) == (1, 0):
+                    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+                else:
+                    shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+            if math.prod(shape) * dtype.itemsize > member.file_size:
+                announced = f"an array of shape {quote(shape)} in {member.file_size} bytes"
+                raise UserError(f"{where}: {quote(member.filename)} announces {announced}")
+
+
 def read_features(path: str) -> dict[str, np.ndarray]:
     """The float32 arrays of an ``.npz``, by modality.
 
@@ -92,6 +120,7 @@ def read_features(path: str) -> dict[str, np.ndarray]:
     where = f"--features {path}"
     found: dict[str, np.ndarray] = {}
     try:
+        _check_archive(path, where)
         stored = np.load(path, allow_pickle=False)
         if not isinstance(stored, np.lib.npyio.NpzFile):
             raise UserError(f"{where}: holds one array; it must be an .npz with any of text, audio, vision")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_mer.cli.entry_point import NO_REPORTS, run_program
+from llm_mer.cli.entry_point import NO_FOREIGN_CODE, NO_REPORTS, run_program
 from llm_mer.errors import UserError
 
 
@@ -136,4 +136,4 @@ def test_usage_reports_of_libraries_are_off_in_a_program_unless_the_user_set_the
     environment = {"HF_HUB_DISABLE_TELEMETRY": "0"}
     monkeypatch.setattr(os, "environ", environment)
     assert run_program("p", lambda: 0) == 0
-    assert environment == {**NO_REPORTS, "HF_HUB_DISABLE_TELEMETRY": "0"}
+    assert environment == {**NO_REPORTS, **NO_FOREIGN_CODE, "HF_HUB_DISABLE_TELEMETRY": "0"}

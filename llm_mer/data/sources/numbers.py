@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,8 @@ def parse_whole_number(value: Any) -> int | None:
         whole = int(value)
     elif isinstance(value, int):
         whole = value
-    elif abs(number) <= MOST_EXACT:
-        whole = int(number)
+    elif abs(number) <= MOST_EXACT and (not isinstance(value, str) or Decimal(value.strip()) == number):
+        whole = int(number)  # 1e-400 is no whole number, though its float is 0
     else:
         return None
     return whole if -MOST_TURN <= whole <= MOST_TURN else None
