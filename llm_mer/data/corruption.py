@@ -89,14 +89,14 @@ class Corruption(ABC):
     needs: ClassVar[str | None] = None
     """The modality without which it changes nothing."""
     is_rate: ClassVar[bool] = True
-    """Whether the amount is a rate, where 0 is no damage at all."""
+    """Whether the amount is a rate, where 0 changes nothing."""
 
     @classmethod
     def build(cls, amount: float, seed: int, dataset: MerDataset, input_spec: ModelInputSpec) -> Corruption:
         """The corruption for the utterances of a dataset.
 
         Raises:
-            UserError: an amount out of range, or data that cannot be damaged in this way.
+            UserError: an amount out of range, or data that cannot be corrupted in this way.
         """
         cls.check_amount(amount)
         return cls(amount, seed, input_spec)
@@ -114,7 +114,7 @@ class Corruption(ABC):
 
     @abstractmethod
     def __call__(self, utterance: Utterance) -> Utterance:
-        """The damaged utterance."""
+        """The corrupted utterance."""
 
     def generator(self, utterance: Utterance, part: str = "") -> np.random.Generator:
         """Random numbers of (seed, utterance id, kind, part), the same at every amount."""
@@ -127,7 +127,7 @@ class Corruption(ABC):
         return False
 
     def prepare(self, utterances: Iterable[Utterance], total: int, progress: str | None = None) -> None:
-        """Where it is slow, damage these utterances once, under a bar, so that their features wait in the cache."""
+        """Where it is slow, corrupt these utterances once, under a bar, so that their features wait in the cache."""
         if self.slow:
             quiet = progress is None
             shown = track_progress(

@@ -1,4 +1,4 @@
-"""Conditions of an evaluation: what the model sees is shuffled, left out or damaged by a stated amount."""
+"""Conditions of an evaluation: what the model sees is shuffled, left out or corrupted by a stated amount."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def apply_condition(dataset: MerDataset, condition: Condition, seed: int, input_
     """The dataset under a condition.
 
     Raises:
-        UserError: data that cannot be shuffled or damaged in this way.
+        UserError: data that cannot be shuffled or corrupted in this way.
     """
     if condition.kind == "shuffle":
         return dataset.shuffled(condition.modalities, seed)
@@ -114,7 +114,7 @@ def apply_condition(dataset: MerDataset, condition: Condition, seed: int, input_
 def precompute_corrupted_features(
     dataset: MerDataset, every_row: bool, processes: ProcessGroup, progress: str | None = None
 ) -> None:
-    """Make the features of damaged utterances that have to be made again, each process its share.
+    """Extract again the features that corrupted utterances need, each process its share.
 
     ``every_row`` where conversations are read too, which reach beyond the utterances that are asked about.
     """
