@@ -79,7 +79,7 @@ class ModelInputSpec:
 
 @dataclass(frozen=True)
 class Corruption(ABC):
-    """One kind of damage at one amount, for one input_spec of the damaged utterances."""
+    """One kind of corruption at one amount, of what one model reads."""
 
     amount: float
     seed: int
