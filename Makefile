@@ -1,4 +1,4 @@
-.PHONY: setup quickstart test test-slow test-gpu fuzz lint clean
+.PHONY: setup quickstart test test-slow test-gpu fuzz lint docs wheel clean
 
 quickstart:
 	scripts/setup.sh media,dev
@@ -21,6 +21,13 @@ fuzz: setup
 
 lint: setup
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
+
+docs:
+	scripts/setup.sh media,dev,docs
+	.venv/bin/mkdocs build --strict --site-dir build/site
+
+wheel: setup
+	.venv/bin/python -m hatchling build -t wheel -t sdist -d dist
 
 clean:
 	rm -rf .venv runs data .llm_mer_cache

@@ -29,14 +29,13 @@ def complete_parser() -> argparse.ArgumentParser:
 
     from llm_mer.cli.main import COMMANDS
     from llm_mer.cli.options import add_options
+    from llm_mer.cli.train_help import add_training_options
 
     root = argparse.ArgumentParser(prog="llm-mer", allow_abbrev=False)
     root.add_argument("--version", action="store_true", help="tell the version")
     commands = root.add_subparsers(dest="command")
     groups: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
     for name, command in COMMANDS.items():
-        if command.takes_arguments:
-            continue
         first, _, second = name.partition(" ")
         place = commands
         if second:
@@ -44,7 +43,10 @@ def complete_parser() -> argparse.ArgumentParser:
                 groups[first] = commands.add_parser(first, help=f"{first} …").add_subparsers(dest="second")
             place = groups[first]
         parser = place.add_parser(second or first, help=command.help, allow_abbrev=False)
-        add_options(parser, command.load().Options)
+        if command.takes_arguments:
+            add_training_options(parser)
+        else:
+            add_options(parser, command.load().Options)
         for action in parser._actions:
             if action.type is str and action.choices is None:
                 setattr(action, "complete", shtab.FILE)  # noqa: B010  # read by shtab; argparse does not declare it

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from llm_mer.cli.failures import explain_failure
+from llm_mer.cli.foreign_messages import hide_foreign_messages
 from llm_mer.distributed.process_group import shutdown_process_group
 from llm_mer.errors import UserError
 
@@ -40,6 +41,7 @@ def configure_logging() -> None:
     """Show this package's progress and warnings, and others' warnings, on standard error as plain lines."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("llm_mer").setLevel(logging.INFO)
+    hide_foreign_messages()
 
 
 def run_program(

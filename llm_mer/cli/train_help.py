@@ -32,9 +32,23 @@ def wanted_help(arguments: Sequence[str], program: str) -> str | None:
 
 def short_help(program: str) -> str:
     """The options with a group of their own, nothing heavy imported."""
-    declared = [option for group in (TrainingOptions, DataArguments, ModelArguments) for option in options_of(group)]
+    declared = _declared()
     groups = {name: [option for option in declared if option.group == name] for name in GROUPS}
     return _format(program, groups, f"{HELP_ALL} [--adapter NAME] shows every option, those of an adapter among them.")
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """The options of :func:`short_help` and every other one of data and model, to be completed by a shell."""
+    parser.add_argument("--config", type=str, help=ABOUT_CONFIG)
+    parser.add_argument(HELP_ALL, action="store_true", help="every option, those of an adapter among them")
+    for option in _declared():
+        nargs = "+" if option.item is not None else None
+        choices = list(map(str, option.choices)) if option.choices else None
+        parser.add_argument(f"--{option.name}", type=str, choices=choices, nargs=nargs, help=option.help.replace("%", "%%"))
+
+
+def _declared() -> list[Option]:
+    return [option for group in (TrainingOptions, DataArguments, ModelArguments) for option in options_of(group)]
 
 
 def whole_help(program: str, adapter: str) -> str:

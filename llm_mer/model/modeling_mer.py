@@ -111,6 +111,11 @@ class MerPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """What PEFT 0.21 and TRL 1.16 ask, without the warning that transformers 5.23 gives its users for it."""
+        return bool(self.is_activation_checkpointing)
+
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: backbone and adapter each initialise themselves, and a loaded backbone must keep its weights."""
 

@@ -74,13 +74,13 @@ def stage_checkpoint(
     """Fill ``target`` with the files that belong on the hub. Arguments and errors are those of :func:`push_to_hub`."""
     description = CheckpointDescription.load(folder)
     check_description(description, folder / "llm_mer.json")
-    verify_checkpoint(folder)
     reference = description.backbone
     if reference is not None and reference.folder is None and reference.fingerprint is not None:
         raise UserError(
             f"{folder}: its backbone {reference.name!r} is a local folder that was not copied into it, so that it would "
             "load nowhere else; train with save_backbone: always, or name the backbone by its hub name"
         )
+    verify_checkpoint(folder)
     for pattern in PUSHED:
         for path in sorted(folder.glob(pattern)):
             shutil.copyfile(path, target / path.name)

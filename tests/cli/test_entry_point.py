@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llm_mer.cli.entry_point import NO_FOREIGN_CODE, NO_REPORTS, run_program
+from llm_mer.cli.foreign_messages import WITHOUT_A_TERMINAL
 from llm_mer.errors import UserError
 
 
@@ -135,5 +136,6 @@ def test_of_several_processes_each_but_the_first_names_its_rank(
 def test_usage_reports_of_libraries_are_off_in_a_program_unless_the_user_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"HF_HUB_DISABLE_TELEMETRY": "0"}
     monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
     assert run_program("p", lambda: 0) == 0
-    assert environment == {**NO_REPORTS, **NO_FOREIGN_CODE, "HF_HUB_DISABLE_TELEMETRY": "0"}
+    assert environment == {**NO_REPORTS, **NO_FOREIGN_CODE, **WITHOUT_A_TERMINAL, "HF_HUB_DISABLE_TELEMETRY": "0"}

@@ -15,6 +15,7 @@ from conftest import ROOT
 from llm_mer import __version__
 from llm_mer.cli.main import COMMANDS, main
 from llm_mer.cli.options import parse
+from llm_mer.cli.train_help import short_help
 from llm_mer.errors import UserError
 
 
@@ -176,6 +177,9 @@ def test_a_completion_script_is_valid_and_knows_every_command_and_option(
         assert name.split()[-1] in script
         if not command.takes_arguments:
             assert all(f"--{entry.name}" in script for entry in dataclasses.fields(command.load().Options))
+    shown = [line.split()[0] for line in short_help("llm-mer train").splitlines() if line.startswith("  --")]
+    assert len(shown) > 25
+    assert all(option in script for option in shown)
     if shutil.which(shell):
         (tmp_path / "script").write_text(script, encoding="utf-8")
         subprocess.run([shell, "-n", str(tmp_path / "script")], check=True)
@@ -194,6 +198,8 @@ def test_the_bash_completion_completes_commands_and_options(capsys: pytest.Captu
     assert completed("llm-mer", "evalu") == ["evaluate"]
     assert completed("llm-mer", "evaluate", "--resam") == ["--resamples"]
     assert set(completed("llm-mer", "prompts", "")) >= {"list", "preview", "compare"}
+    assert completed("llm-mer", "train", "--num_train") == ["--num_train_epochs"]
+    assert set(completed("llm-mer", "train", "--quantization", "")) == {"none", "int8", "nf4"}
 
 
 def test_tasks_lists_every_task_with_both_languages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,10 @@
 A name that has moved fails here, before it fails in a training on many GPUs.
 """
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
+from installed_source import source
 
 DEEPSPEED = [
     ("runtime/zero/partition_parameters.py", r"param\.ds_id\s*=", "ds_id marks a parameter that ZeRO-3 shards"),
@@ -26,13 +25,6 @@ ACCELERATE = [
     ("utils/deepspeed.py", r"def backward\(self, loss, sync_gradients=True", "what the replacement must take"),
     ("utils/deepspeed.py", r"def get_global_grad_norm\(self", "what the replacement hands on"),
 ]
-
-
-def source(package: str, path: str) -> str:
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        pytest.skip(f"{package} is not installed")
-    return (Path(spec.origin).parent / path).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("path", "pattern", "use"), DEEPSPEED, ids=[use for *_, use in DEEPSPEED])

@@ -53,7 +53,7 @@ def run(environment: Path, tmp_path: Path) -> Run:
         (here / "prompts" / f"short_{language}_classification.yaml").write_text(text)
 
     def call(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-        kept = {name: value for name, value in run_environment().items() if name != "PYTHONPATH"}
+        kept = {k: v for k, v in run_environment().items() if k not in ("PYTHONPATH", "PYTHONWARNINGS")}
         path = f"{environment / 'bin'}{os.pathsep}{kept.get('PATH', '')}"
         command = [str(environment / "bin" / program), *map(str, arguments)]
         return subprocess.run(command, cwd=here, env={**kept, "PATH": path}, capture_output=True, text=True, timeout=300)
@@ -76,11 +76,15 @@ def test_the_installed_commands_train_a_step_with_the_shipped_prompts_and_answer
     arguments = training_options(store, backbones["llama"], tmp_path / "run", max_steps=1, prompts=["short"])
     trained = run("llm-mer", "train", *arguments)
     assert trained.returncode == 0, trained.stderr
+    # Nothing but this program's own lines: no other library's warning, no bar where there is no terminal.
+    said = [line.split(":")[0] for line in trained.stderr.splitlines()]
+    assert said == ["training egmf"], trained.stderr
     description = json.loads((tmp_path / "run" / "llm_mer.json").read_text())
     asked = {(prompt["language"], prompt["kind"]): prompt["task"] for prompt in description["processor"]["prompts"]}
     assert asked == {(prompt.language, prompt.kind): prompt.task for prompt in load_prompts("short")}
     answered = run("llm-mer", "infer", "--checkpoint", tmp_path / "run", "--text", "the train leaves at nine")
     assert answered.returncode == 0, answered.stderr
+    assert answered.stderr == ""
     (answer,) = map(json.loads, answered.stdout.splitlines())
     assert answer["task"] == "emotion"
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-6)

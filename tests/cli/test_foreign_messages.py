@@ -1,0 +1,47 @@
+"""Only listed messages of other libraries are hidden."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import pytest
+
+from llm_mer.checkpoints.loading import load_checkpoint
+from llm_mer.cli.foreign_messages import LOG_MESSAGES, WITHOUT_A_TERMINAL, hide_foreign_messages
+
+
+@pytest.mark.parametrize("message", LOG_MESSAGES, ids=lambda message: message.seen_in)
+def test_a_listed_message_is_hidden_and_any_other_of_its_logger_is_shown(message, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger(message.logger)
+    before, propagates = list(logger.filters), logger.propagate
+    logger.propagate = True
+    try:
+        hide_foreign_messages()
+        hide_foreign_messages()
+        assert len(logger.filters) - len(before) <= 1
+        logger.warning(message.begins)
+        logger.warning("out of memory")
+        assert caplog.messages == ["out of memory"]
+    finally:
+        logger.filters, logger.propagate = before, propagates
+
+
+def test_bars_go_without_a_terminal_unless_the_user_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in WITHOUT_A_TERMINAL:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")
+    hide_foreign_messages()
+    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "0"
+    assert os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] == "1"
+    monkeypatch.delenv("HF_DATASETS_DISABLE_PROGRESS_BARS")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    hide_foreign_messages()
+    assert "HF_DATASETS_DISABLE_PROGRESS_BARS" not in os.environ
+
+
+def test_a_checkpoint_is_loaded_without_a_warning(trained: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_checkpoint(trained)
