@@ -34,3 +34,8 @@ def test_a_number_that_only_its_float_makes_whole_is_none(text: str) -> None:
     """Found by the target ``number``."""
     assert parse_whole_number(text) is None
     assert parse_whole_number("3.0") == parse_whole_number("3e0") == 3
+
+
+def test_a_control_character_that_counts_as_white_space_does_not_end_the_reading() -> None:
+    """Found by the target ``manifest``: ``int`` does not strip U+001F."""
+    assert parse_whole_number("0\x1f") == 0

@@ -47,7 +47,7 @@ def parse_whole_number(value: Any) -> int | None:
     if number is None or not number.is_integer():
         return None
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,25}\s*", value):
-        whole = int(value)
+        whole = int(value.strip())  # int alone does not strip all that a text counts as white space
     elif isinstance(value, int):
         whole = value
     elif abs(number) <= MOST_EXACT and (not isinstance(value, str) or Decimal(value.strip()) == number):
