@@ -81,23 +81,24 @@ def call(*arguments: str, log: Path) -> None:
 def do_run(name: str, options: argparse.Namespace, store: Path) -> None:
     """Train and evaluate; what is finished is left alone."""
     folder = options.output / name
-    done = folder / "trained"
+    logs = options.output / "logs"  # a folder of a training holds what a training wrote and nothing else
+    done = logs / f"{name}.trained"
     if not done.is_file():
         call(
             *("finetune.py", "--config", str(HERE / "run.yaml"), "--data", str(store), "--backbone", str(options.backbone)),
-            *("--limit_train", str(options.train), "--seed", str(options.seed), "--output_dir", str(folder)),
+            *("--seed", str(options.seed), "--output_dir", str(folder)),
             *("--resume_from_checkpoint", "true", *RUNS[name]),
-            log=folder / "train.log",
+            log=logs / f"{name}.train.log",
         )
         done.touch()
     shuffles = ["shuffle:text"] if name == "words" else ["shuffle:audio", "shuffle:text"]
-    for split, limit, conditions in (("valid", options.valid, []), ("test", options.test, ["--conditions", *shuffles])):
+    for split, conditions in (("valid", []), ("test", ["--conditions", *shuffles])):
         output = folder / f"eval_{split}"
         if not (output / "evaluation.json").is_file():
             call(
                 *("-m", "llm_mer", "evaluate", "--checkpoint", str(folder), "--backbone", str(options.backbone)),
-                *("--data", str(store), "--split", split, "--limit", str(limit), "--output", str(output), *conditions),
-                log=folder / f"eval_{split}.log",
+                *("--data", str(store), "--split", split, "--output", str(output), *conditions),
+                log=logs / f"{name}.{split}.log",
             )
 
 
@@ -114,15 +115,14 @@ class Answers:
         self.agree = np.array(["agree" in entry["tags"] for entry in entries])
 
 
-def load_answers(folder: Path, split: str, count: int | None = None) -> dict[str, Answers]:
-    """By condition; the first ``count`` rows."""
+def load_answers(folder: Path, split: str) -> dict[str, Answers]:
+    """By condition, rows in the order of their ids, which count them."""
     found: dict[str, list[dict]] = {}
     with (folder / f"eval_{split}" / "predictions.jsonl").open(encoding="utf-8") as stream:
         for line in stream:
             entry = json.loads(line)
             found.setdefault(entry["condition"], []).append(entry)
-    order = {name: sorted(entries, key=lambda e: e["id"])[:count] for name, entries in found.items()}  # ids count rows
-    return {name: Answers(entries) for name, entries in order.items()}
+    return {name: Answers(sorted(entries, key=lambda entry: entry["id"])) for name, entries in found.items()}
 
 
 def clip_of(identifier: str) -> str:
@@ -145,17 +145,17 @@ def share(values: np.ndarray, clusters: Sequence[str]) -> str:
     return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
-def voice_vectors(store: UtteranceStore, split: str, limit: int) -> tuple[np.ndarray, list[str]]:
-    """Mean and standard deviation over time of the first ``limit`` utterances in the order of their ids, and labels."""
-    utterances = sorted(store.split(split), key=lambda u: u.id)[:limit]
+def voice_vectors(store: UtteranceStore, split: str) -> tuple[np.ndarray, list[str]]:
+    """Mean and standard deviation over time of a split's utterances in the order of their ids, and labels."""
+    utterances = sorted(store.split(split), key=lambda u: u.id)
     rows = [np.concatenate([u.audio_features.mean(axis=0), u.audio_features.std(axis=0)]) for u in utterances]
     return np.array(rows), [str(u.labels["emotion"]) for u in utterances]
 
 
-def fit_voice(store: UtteranceStore, train: int, valid: int) -> Pipeline:
+def fit_voice(store: UtteranceStore) -> Pipeline:
     """Logistic regression on the voice alone, its strength chosen on the validation split."""
-    inputs, labels = voice_vectors(store, "train", train)
-    held, truth = voice_vectors(store, "valid", valid)
+    inputs, labels = voice_vectors(store, "train")
+    held, truth = voice_vectors(store, "valid")
     fits = [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(inputs, labels) for c in STRENGTHS]
     return max(fits, key=lambda fitted: fitted.score(held, truth))
 
@@ -165,15 +165,15 @@ def table(options: argparse.Namespace, store_folder: Path) -> str:
     done = [n for n in RUNS if (options.output / n / "eval_test" / "evaluation.json").is_file()]
     if not done:
         raise SystemExit(f"{options.output}: no finished run")
-    test = {name: load_answers(options.output / name, "test", options.test) for name in done}
-    valid = {name: load_answers(options.output / name, "valid", options.valid)[ANSWERS] for name in done}
+    test = {name: load_answers(options.output / name, "test") for name in done}
+    valid = {name: load_answers(options.output / name, "valid")[ANSWERS] for name in done}
     first = test[done[0]][ANSWERS]
     clips = [clip_of(i) for i in first.ids]
     if any(answers[ANSWERS].ids != first.ids for answers in test.values()):
-        raise SystemExit("the runs were evaluated on different rows: give --test the smallest number")
+        raise SystemExit(f"{options.output}: the runs were evaluated on different rows")
     store = UtteranceStore.open(store_folder)
-    voice = fit_voice(store, options.train, options.valid)
-    inputs, _ = voice_vectors(store, "test", options.test)
+    voice = fit_voice(store)
+    inputs, _ = voice_vectors(store, "test")
     sound = voice.predict_proba(inputs)
     classes = list(voice.classes_)
 
@@ -191,7 +191,7 @@ def table(options: argparse.Namespace, store_folder: Path) -> str:
         "equal to the adapter's head",
     )
     lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-    held, truth = voice_vectors(store, "valid", options.valid)
+    held, truth = voice_vectors(store, "valid")
     score = f"{voice.score(held, truth):.3f}"
     lines.append(row("logistic regression on the voice", score, np.array(classes)[sound.argmax(axis=1)] == first.truth))
     if "words" in test:
@@ -225,9 +225,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/clean_bench"))
     parser.add_argument("--data", type=Path, default=Path("data/clean_bench"), help="store of the bench, made if absent")
     parser.add_argument("--runs", nargs="*", default=[], choices=[*RUNS], metavar="NAME", help=", ".join(RUNS))
-    parser.add_argument("--train", type=int, default=800, help="training rows")
-    parser.add_argument("--valid", type=int, default=150, help="validation rows")
-    parser.add_argument("--test", type=int, default=300, help="test rows")
     parser.add_argument("--seed", type=int, default=1111)
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     options = parser.parse_args()
@@ -242,7 +239,7 @@ def main() -> None:
         if not options.data.is_dir():
             recipe = f"joined:{HERE / 'recipe.yaml'}"
             extract = ("-m", "llm_mer", "extract", "--manifest", recipe, "--vision", "none", "--output", str(options.data))
-            call(*extract, log=options.output / "extract.log")
+            call(*extract, log=options.output / "logs" / "extract.log")
         for name in options.runs:
             do_run(name, options, options.data)
     text = table(options, options.data)

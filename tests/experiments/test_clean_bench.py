@@ -76,7 +76,7 @@ def test_the_table_has_each_share(bench: object, tmp_path: Path) -> None:
     ):
         for split in ("valid", "test"):
             evaluation(tmp_path / "runs" / name, split, truth, answers)
-    options = argparse.Namespace(output=tmp_path / "runs", train=8, valid=8, test=8)
+    options = argparse.Namespace(output=tmp_path / "runs")
     rows = {
         line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
         for line in bench.table(options, store).splitlines()

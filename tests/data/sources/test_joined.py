@@ -168,7 +168,7 @@ def test_real_files() -> None:
     shared_data("meld"), shared_data("ravdess12")
     path = Path(__file__).parents[3] / "benchmarks" / "clean_bench" / "recipe.yaml"
     rows = list(read_joined(path))
-    assert Counter(row.split for row in rows) == {"train": 1200, "valid": 300, "test": 600}
+    assert Counter(row.split for row in rows) == {"train": 800, "valid": 150, "test": 300}
     speakers = {split: {row.speaker for row in rows if row.split == split} for split in ("train", "valid", "test")}
     assert speakers["valid"] == {"actor-09", "actor-10"}
     assert speakers["test"] == {"actor-11", "actor-12"}
