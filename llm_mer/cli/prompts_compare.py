@@ -7,7 +7,6 @@ from pathlib import Path
 
 from llm_mer.errors import UserError
 from llm_mer.experiments.options import PromptComparisonConfig as Options
-from llm_mer.storage.json_text import dump_json
 
 EXAMPLES = (
     "llm-mer prompts compare --checkpoint runs/quickstart/egmf --data runs/quickstart/features",
@@ -31,13 +30,16 @@ def run(options: Options) -> str:
     from llm_mer.evaluation.evaluate import output_folder
     from llm_mer.evaluation.rows import save_predictions
     from llm_mer.reporting.prompt_figure import figure_of
+    from llm_mer.storage.atomic_files import write_json_atomically, write_text_atomically
+    from llm_mer.storage.locks import lock_output
+    from llm_mer.storage.watched_folder import watch_folder
 
     folder = output_folder(options.output, Path(options.checkpoint) / "prompts")
-    comparison, by_variant = ask(options)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_predictions(folder / PREDICTIONS, by_variant)
-    (folder / COMPARISON).write_text(dump_json(asdict(comparison), indent=1), encoding="utf-8")
-    text = markdown(comparison)
-    (folder / TABLE).write_text(text + "\n", encoding="utf-8")
-    figure_of(comparison).savefig(folder / FIGURE, metadata={"Software": None})
+    with lock_output(folder), watch_folder(folder):
+        comparison, by_variant = ask(options)
+        save_predictions(folder / PREDICTIONS, by_variant)
+        write_json_atomically(folder / COMPARISON, asdict(comparison))
+        text = markdown(comparison)
+        write_text_atomically(folder / TABLE, text + "\n")
+        figure_of(comparison).savefig(folder / FIGURE, metadata={"Software": None})
     return f"{text}\nwritten to {folder}"

@@ -25,6 +25,7 @@ from llm_mer.prompting.languages import require_language
 from llm_mer.storage.atomic_files import replaced_folder, write_json_atomically, write_text_atomically
 from llm_mer.storage.fingerprints import json_sha256
 from llm_mer.storage.json_files import read_json_object
+from llm_mer.storage.locks import lock_output
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +231,7 @@ def write_store(
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / STORE_FILE).is_file())):
         raise UserError(f"{folder} exists and is not a store; name an empty or new folder")
-    with replaced_folder(folder, is_store_file) as staging:
+    with lock_output(folder), replaced_folder(folder, is_store_file) as staging:
         info = _write_splits(utterances, staging, folder)
         info.feature_names, info.description = feature_names or {}, description or {}
         write_json_atomically(staging / STORE_FILE, info.to_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llm_mer.adapters.base import MODALITIES, FusionAdapter
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.missing_values import check_transcript
+from llm_mer.distributed.output_lock import lock_outputs
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import (
@@ -31,6 +33,7 @@ from llm_mer.evaluation.subsets import check_groupings
 from llm_mer.inference.dialogues import decode_dialogues
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
+from llm_mer.storage.watched_folder import watch_folder
 
 if TYPE_CHECKING:
     from llm_mer.inference.pipeline import MerPipeline
@@ -242,6 +245,11 @@ def evaluate_checkpoint(config: EvaluateConfig) -> str | None:
     """
     processes = ProcessGroup.join()
     folders = output_folders(config)
+    with lock_outputs(list(folders.values()), processes):
+        return _evaluate_into(config, folders, processes)
+
+
+def _evaluate_into(config: EvaluateConfig, folders: dict[str, Path], processes: ProcessGroup) -> str | None:
     pipeline = load_pipeline(config, processes)
     plans = [plan(config, pipeline, place, folder) for place, folder in folders.items()]
     journals = (
@@ -250,7 +258,8 @@ def evaluate_checkpoint(config: EvaluateConfig) -> str | None:
     texts = []
     for number, planned in enumerate(plans):
         journal = None if journals is None else journals[number]
-        by_condition = predict_conditions(config, pipeline, planned, processes, journal, progress=True)
+        with watch_folder(planned.folder) if processes.is_first else nullcontext():
+            by_condition = predict_conditions(config, pipeline, planned, processes, journal, progress=True)
         if journal is None:
             continue
         evaluation = score(config, pipeline, planned, by_condition)

@@ -15,7 +15,7 @@ from llm_mer.evaluation.options import EvaluateConfig
 from llm_mer.evaluation.rows import Evaluation
 from llm_mer.evaluation.spread import SEEDS_FILE, Spread
 from llm_mer.evaluation.subsets import EVERYTHING
-from llm_mer.storage.json_text import dump_json
+from llm_mer.storage.atomic_files import write_json_atomically
 
 TABLE_METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "mae", "corr")
 """Metrics of the printed table; the file has all."""
@@ -47,7 +47,7 @@ class SeedEvaluation:
         """Write ``seeds.json``; returns its path."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / SEEDS_FILE
-        path.write_text(dump_json(asdict(self), indent=1), encoding="utf-8")
+        write_json_atomically(path, asdict(self))
         return path
 
 

@@ -20,6 +20,7 @@ from llm_mer.evaluation.resampling import metric_intervals
 from llm_mer.evaluation.subsets import EVERYTHING, TAG, subset_names, subsets_of
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
+from llm_mer.storage.atomic_files import open_atomically, write_json_atomically
 from llm_mer.storage.json_text import dump_json
 
 PREDICTIONS, EVALUATION = "predictions.jsonl", "evaluation.json"
@@ -105,8 +106,7 @@ class Evaluation:
 
     def save(self, folder: Path) -> None:
         """Write ``evaluation.json``."""
-        text = dump_json(asdict(self), indent=1)
-        (folder / EVALUATION).write_text(text, encoding="utf-8")
+        write_json_atomically(folder / EVALUATION, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> Evaluation:
@@ -127,7 +127,7 @@ class Evaluation:
 
 def save_predictions(path: Path, by_condition: dict[str, list[Prediction]]) -> None:
     """One JSONL line a prediction, its condition beside it: any metric can be recomputed without the model."""
-    with path.open("w", encoding="utf-8") as stream:
+    with open_atomically(path) as stream:
         for condition, predictions in by_condition.items():
             for prediction in predictions:
                 line = {"condition": condition, **prediction.to_dict()}

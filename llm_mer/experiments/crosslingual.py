@@ -18,6 +18,8 @@ from llm_mer.experiments.comparison.table import Comparison, select, signed
 from llm_mer.experiments.options import CompareConfig, CrosslingualConfig
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import Task
+from llm_mer.storage.atomic_files import write_text_atomically
+from llm_mer.storage.locks import lock_output
 
 MATRIX = "crosslingual.md"
 BOTH = " and ".join(LANGUAGES)
@@ -144,6 +146,7 @@ def run(config: CrosslingualConfig) -> str:
         resamples=config.resamples,
     )
     check_metrics(wanted)
-    text = markdown(transfers(wanted, *compare(wanted)), len(config.seeds))
-    (Path(config.output) / MATRIX).write_text(text + "\n", encoding="utf-8")
+    with lock_output(config.output):
+        text = markdown(transfers(wanted, *compare(wanted)), len(config.seeds))
+        write_text_atomically(Path(config.output) / MATRIX, text + "\n")
     return text

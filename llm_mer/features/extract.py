@@ -28,6 +28,8 @@ from llm_mer.features.extractor import Extracted, Extractor, Rejected, with_feat
 from llm_mer.prompting.languages import require_language
 from llm_mer.storage.atomic_files import open_atomically
 from llm_mer.storage.fingerprints import json_sha256
+from llm_mer.storage.locks import lock_output
+from llm_mer.storage.watched_folder import watch_folder
 
 logger = logging.getLogger(__name__)
 TASKS_PER_WORKER = 8
@@ -134,7 +136,16 @@ def extract(config: ExtractConfig, utterances: Sequence[Utterance], progress: bo
         require_language(utterance.language, f"utterance {utterance.id!r}")
     names = Extractor(settings).names  # an option that cannot work fails here, before any worker starts
     parts = output.with_name(f"{output.name}.parts")
-    parts.mkdir(parents=True, exist_ok=True)
+    with lock_output(output), watch_folder(parts):
+        _extract_into(config, utterances, names, parts, progress)
+    remove_parts(parts)
+    return output
+
+
+def _extract_into(
+    config: ExtractConfig, utterances: Sequence[Utterance], names: dict[str, list[str]], parts: Path, progress: bool
+) -> None:
+    settings, output = config.settings, Path(config.output)
     places = [_part_path(parts, utterance, settings) for utterance in utterances]
     missing = [(u, p) for u, p in zip(utterances, places, strict=True) if not p.is_file()]
     with track_progress(
@@ -165,8 +176,6 @@ def extract(config: ExtractConfig, utterances: Sequence[Utterance], progress: bo
         raise
     if rejected:
         logger.warning("%d files could not be used; %s names each with its reason", len(rejected), output / QUARANTINE_FILE)
-    remove_parts(parts)
-    return output
 
 
 def remove_parts(folder: Path) -> None:

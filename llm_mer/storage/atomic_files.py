@@ -108,6 +108,8 @@ def replaced_folder(target: Path, is_ours: Callable[[str], bool]) -> Iterator[Pa
     except OSError as error:
         if error.errno in FULL_DISK_ERRORS:
             raise UserError(f"{target}: no space left on its disk; make room and run the command again") from error
+        if isinstance(error, FileNotFoundError) and f".{target.name}.staging-" in str(error):
+            raise UserError(f"{target}: it was removed or moved while it was written; run the command again") from error
         raise
 
 

@@ -18,7 +18,8 @@ from llm_mer.experiments.comparison.systems import System, check_metrics, plan
 from llm_mer.experiments.comparison.table import Comparison, markdown, tabulate
 from llm_mer.experiments.options import CompareConfig
 from llm_mer.resources.files import resolve_file
-from llm_mer.storage.json_text import dump_json
+from llm_mer.storage.atomic_files import write_json_atomically, write_text_atomically
+from llm_mer.storage.locks import lock_output
 
 logger = logging.getLogger(__name__)
 TABLE = "comparison.md"
@@ -31,6 +32,11 @@ def compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
     Raises:
         UserError: options or data that do not fit one another, or finished runs of other options.
     """
+    with lock_output(config.output):
+        return _compare(config)
+
+
+def _compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
     from llm_mer.checkpoints.run_differences import questions_digest
     from llm_mer.data.reading import find_split, read_utterances
     from llm_mer.prompting.templates import load_prompts
@@ -98,12 +104,13 @@ def compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
         runs.setdefault(system.name, []).append(done[place])
     comparison = tabulate(config, systems, runs)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / COMPARISON).write_text(dump_json(asdict(comparison), indent=1), encoding="utf-8")
+    write_json_atomically(folder / COMPARISON, asdict(comparison))
     return comparison, systems
 
 
 def run(config: CompareConfig) -> str:
     """``llm-mer compare``: the table, also written as ``comparison.md``."""
-    text = markdown(compare(config)[0])
-    (Path(config.output) / TABLE).write_text(text + "\n", encoding="utf-8")
+    with lock_output(config.output):
+        text = markdown(compare(config)[0])
+        write_text_atomically(Path(config.output) / TABLE, text + "\n")
     return text

@@ -28,7 +28,7 @@ from llm_mer.experiments.comparison.results import RUN, RunResult, RunSettings
 from llm_mer.experiments.comparison.systems import FULL, System
 from llm_mer.experiments.options import CompareConfig
 from llm_mer.inference.dialogues import decode_dialogues
-from llm_mer.storage.json_text import dump_json
+from llm_mer.storage.atomic_files import write_json_atomically
 
 if TYPE_CHECKING:
     from llm_mer.training.run_config import RunConfig
@@ -157,7 +157,7 @@ def train_and_predict(
         diagnostics=[asdict(info) for info in adapter.diagnostic_info()],
     )
     run.manifest.finish(folder, {}, trainer.state.global_step)
-    (folder / RUN).write_text(dump_json(asdict(result), indent=1), encoding="utf-8")
+    write_json_atomically(folder / RUN, asdict(result))
     del run, trainer, predictor
     scratch.cleanup()
     gc.collect()
