@@ -41,17 +41,22 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
+def write_with(command: str, place: Path, trained: Path, store: Path) -> None:
+    """Begin to write ``place``."""
+    if command == "store":
+        write_store(make_utterances("train", 4), place)
+    elif command == "extract":
+        extract(ExtractConfig(manifest="m", output=str(place)), make_utterances("train", 2))
+    elif command == "evaluate":
+        evaluate_checkpoint(EvaluateConfig(checkpoint=str(trained), data=[str(store)], output=str(place)))
+    else:
+        compare(CompareConfig(config="configs/quickstart.yaml", output=str(place), adapters=["egmf"]))
+
+
 @pytest.mark.parametrize("command", ["store", "extract", "evaluate", "compare"])
 def test_a_second_writer_is_refused(command: str, held: Path, trained: Path, store: Path) -> None:
     with pytest.raises(UserError, match=r"out is being written by process 4711 on elsewhere since 2026-01-01T00:00"):
-        if command == "store":
-            write_store(make_utterances("train", 4), held)
-        elif command == "extract":
-            extract(ExtractConfig(manifest="m", output=str(held)), make_utterances("train", 2))
-        elif command == "evaluate":
-            evaluate_checkpoint(EvaluateConfig(checkpoint=str(trained), data=[str(store)], output=str(held)))
-        else:
-            compare(CompareConfig(config="configs/quickstart.yaml", output=str(held), adapters=["egmf"]))
+        write_with(command, held, trained, store)
     assert not held.exists()
 
 
