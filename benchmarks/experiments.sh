@@ -9,7 +9,8 @@ mosi=${MOSI:-../shared/data/mosi} meld=${MELD:-../shared/data/meld}
 text_only="*:use_audio=false,use_vision=false" audio_only="*:use_text=false,use_vision=false"
 vision_only="*:use_text=false,use_audio=false"
 
-compare() { "$bin/llm-mer" compare --output "runs/experiments/$name" "$@"; }
+metrics=(--metrics accuracy mae) # docs/results.md shows these
+compare() { "$bin/llm-mer" compare --output "runs/experiments/$name" "${metrics[@]}" "$@"; }
 corpus() {
   [ -d runs/quickstart/corpus ] || "$bin/llm-mer" make-corpus --output runs/quickstart/corpus --utterances_per_language 360
   [ -d runs/quickstart/features ] ||
@@ -65,8 +66,9 @@ meld) # MELD's dialogues as text, with the dialogue decoder
 crosslingual) # trained on English, Chinese or both × tested on each: the quickstart corpus (two seeds) and MOSI (one)
   corpus
   mosi_store
-  "$bin/llm-mer" crosslingual --config configs/quickstart.yaml --seeds 1111 1112 --output runs/experiments/crosslingual
-  "$bin/llm-mer" crosslingual --config configs/mosi.yaml --seeds 1111 --output runs/experiments/crosslingual_mosi
+  "$bin/llm-mer" crosslingual --config configs/quickstart.yaml --seeds 1111 1112 --output runs/experiments/crosslingual "${metrics[@]}"
+  "$bin/llm-mer" crosslingual --config configs/mosi.yaml --seeds 1111 --output runs/experiments/crosslingual_mosi \
+    "${metrics[@]}"
   ;;
 lora) # one LoRA for both languages, one for each, both, and none; two seeds
   corpus

@@ -31,7 +31,9 @@ def test_a_model_of_one_language_is_scored_on_both_and_the_gap_is_between_the_sa
     store: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    text = run(CrosslingualConfig(config=str(config_file(store, tmp_path)), output=str(out), resamples=50))
+    text = run(
+        CrosslingualConfig(config=str(config_file(store, tmp_path)), output=str(out), metrics=["accuracy"], resamples=50)
+    )
     assert (out / "crosslingual.md").read_text(encoding="utf-8") == text + "\n"
     runs = {json.loads(p.read_text(encoding="utf-8"))["system"]: p.parent for p in out.glob("*/run.json")}
     questions, right = {}, {}
