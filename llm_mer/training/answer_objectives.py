@@ -63,7 +63,11 @@ def question_losses(scores: Tensor, targets: AnswerTargets, number_objective: st
         return cross_entropy
     is_number = ~torch.isnan(targets.scores)
     # Labels get finite numbers that nobody reads: a NaN would reach their gradient, though its weight is zero.
-    values, truth = torch.nan_to_num(targets.values), torch.nan_to_num(targets.scores)
+    truth = torch.nan_to_num(targets.scores)
+    values = torch.where(is_number.unsqueeze(1), targets.values, 0.0)
+    # A shorter grid goes on at its end, not at 0, which need not lie in the task's range.
+    end = torch.nan_to_num(values, nan=-torch.inf).amax(dim=1, keepdim=True)
+    values = torch.where(torch.isnan(values), end, values)
     probs = log_probs.exp()  # 0 where a question has fewer answers
     span = (values.amax(dim=1) - values.amin(dim=1)).clamp(min=torch.finfo(values.dtype).tiny)
     loss = (probs * (values - truth.unsqueeze(1)).abs()).sum(dim=1)
@@ -74,11 +78,9 @@ def question_losses(scores: Tensor, targets: AnswerTargets, number_objective: st
 
 
 def _half_expected_difference(probs: Tensor, values: Tensor) -> Tensor:
-    """``½ E|X - X'|`` of two draws: ``Σ_k F_k (1 - F_k) (g_{k+1} - g_k)`` on a rising grid, ``(B, C)`` to ``(B,)``."""
+    """``½ E|X - X'|`` of two draws: ``Σ_k F_k (1 - F_k) (g_{k+1} - g_k)`` on a grid that never falls, ``(B, C)`` to ``(B,)``."""
     below = probs.cumsum(dim=1)[:, :-1]
-    # Padding after a shorter grid has a negative step, and nothing above it: 1 - F is 0 but for rounding.
-    steps = (values[:, 1:] - values[:, :-1]).clamp(min=0)
-    return (below * (1 - below) * steps).sum(dim=1)
+    return (below * (1 - below) * (values[:, 1:] - values[:, :-1])).sum(dim=1)
 
 
 def targets_from(batch: dict[str, Tensor]) -> AnswerTargets:

@@ -44,6 +44,18 @@ def targets(values: np.ndarray, scores: list[float], truth: list[int], fewer: in
     return AnswerTargets(paths, torch.tensor(truth), torch.from_numpy(values), torch.tensor(scores))
 
 
+@pytest.mark.parametrize("objective", [CRPS, ABSOLUTE_ERROR])
+@pytest.mark.parametrize("grid", [np.linspace(1, 5, 5), np.linspace(-5, -1, 5)])
+def test_a_number_has_one_loss_beside_whatever_other_questions_also_where_0_is_not_in_its_range(
+    objective: str, grid: np.ndarray
+) -> None:
+    logits = torch.from_numpy(np.random.default_rng(3).normal(size=(2, 9))).float()
+    padded = targets(np.stack([np.r_[grid, np.full(4, np.nan)], np.linspace(-3, 3, 9)]), [grid[1], 1.5], [1, 6], fewer=4)
+    alone = targets(grid[None], [grid[1]], [1])
+    beside = question_losses(answer_scores(logits, padded), padded, objective)[0]
+    torch.testing.assert_close(beside, question_losses(answer_scores(logits[:1, :5], alone), alone, objective)[0])
+
+
 @pytest.mark.parametrize("objective", [CRPS, ABSOLUTE_ERROR, CROSS_ENTROPY])
 def test_losses_of_numbers_and_labels_equal_their_definitions(objective: str) -> None:
     random = np.random.default_rng(0)
