@@ -78,7 +78,7 @@ def question_losses(scores: Tensor, targets: AnswerTargets, number_objective: st
 
 
 def _half_expected_difference(probs: Tensor, values: Tensor) -> Tensor:
-    """``½ E|X - X'|`` of two draws: ``Σ_k F_k (1 - F_k) (g_{k+1} - g_k)`` on a grid that never falls, ``(B, C)`` to ``(B,)``."""
+    """``½ E|X - X'|`` of two draws: ``Σ_k F_k (1 - F_k) (g_{k+1} - g_k)`` on a rising grid, ``(B, C)`` to ``(B,)``."""
     below = probs.cumsum(dim=1)[:, :-1]
     return (below * (1 - below) * (values[:, 1:] - values[:, :-1])).sum(dim=1)
 
