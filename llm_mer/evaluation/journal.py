@@ -108,7 +108,7 @@ def predict_all(
     last digit on any number of processes. After each round of one batch a process, the first keeps them in the journal.
 
     Raises:
-        UserError: an answer that holds NaN or infinity.
+        UserError: on every process, an answer of any that holds NaN or infinity.
     """
     batches = predictor.batches(dataset)
     done: dict[tuple[int, ...], list[Prediction]] = processes.broadcast_from_first(
@@ -129,8 +129,10 @@ def predict_all(
             turn = rest[start : start + processes.world_size]
             mine = turn[processes.rank : processes.rank + 1]
             own = placed(dataset, mine[0], predictor.predict_batch(dataset, mine[0])) if mine else []
-            require_finite_answers(own)
-            for batch, answers in zip(turn, processes.gather(own), strict=False):
+            gathered = processes.gather(own)
+            # Of all processes: where one alone stopped, the others would wait for it.
+            require_finite_answers(answer for answers in gathered for answer in answers)
+            for batch, answers in zip(turn, gathered, strict=False):
                 found.update(zip(batch.questions, answers, strict=True))
                 if journal is not None and processes.is_first:
                     journal.append(condition, batch.questions, answers)

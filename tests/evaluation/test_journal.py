@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,10 @@ import pytest
 
 from llm_mer.checkpoints.integrity import write_checksums
 from llm_mer.data.store import write_store
+from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.evaluation.evaluate import EvaluateConfig
-from llm_mer.evaluation.journal import JOURNAL, Journal
+from llm_mer.evaluation.journal import JOURNAL, Journal, predict_all
 from llm_mer.evaluation.over_seeds import run
 from llm_mer.inference.prediction import Prediction
 from llm_mer.inference.predictor import Predictor
@@ -145,3 +148,46 @@ def test_answers_of_another_checkpoint_or_other_data_are_not_taken(
     write_checksums(copied)
     with pytest.raises(UserError, match="checkpoint was"):
         run(config)
+
+
+class _FirstOfTwo(ProcessGroup):
+    """A process whose neighbour has these answers."""
+
+    def __init__(self, others: list[Prediction]) -> None:
+        super().__init__(0, 2)
+        object.__setattr__(self, "others", others)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, getattr(self, "others") if value != {} else {}]  # noqa: B009
+
+
+class _Untold:
+    """Two questions about utterances without transcript and conversation, and whoever answers them."""
+
+    questions = utterances = (SimpleNamespace(row=0, text=None), SimpleNamespace(row=1, text=None))
+
+    def __len__(self) -> int:
+        return 2
+
+    def position(self, _: int) -> None:
+        return None
+
+    def batches(self, _: Any) -> list[Any]:
+        return [SimpleNamespace(questions=(0,)), SimpleNamespace(questions=(1,))]
+
+    def evaluating(self) -> Any:
+        return nullcontext()
+
+    def predict_batch(self, *_: Any) -> list[Prediction]:
+        return [Prediction("own", "sentiment", "zh", 1.0)]
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan")])
+def test_an_answer_that_is_not_finite_on_another_process_ends_this_one_too(value: float) -> None:
+    double: Any = _Untold()
+    others = _FirstOfTwo([Prediction("other", "sentiment", "zh", value)])
+    if value == value:
+        assert [p.id for p in predict_all(double, double, "as is", others, progress=False)] == ["own", "other"]
+        return
+    with pytest.raises(UserError, match=r"utterance 'other'.*NaN or infinity"):
+        predict_all(double, double, "as is", others, progress=False)
