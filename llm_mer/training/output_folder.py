@@ -136,7 +136,8 @@ def claim_output(config: RunConfig) -> Iterator[TrainingOutput]:
         if first_on_node:
             finish_exchange(target, beside)
         processes.barrier()
-        begun, content = beside.is_dir() and resuming, finished_content(target, resuming)
+        begun = beside.is_dir() and (resuming or is_inside(training.resume_from_checkpoint, beside))
+        content = finished_content(target, resuming)
         begun, content = max(processes.gather((begun, content)), key=lambda found: (found[0], found[1] or ""))
         working = beside if training.overwrite_output_dir and (content or begun) else target
         if working != target and os.path.ismount(target):
@@ -154,6 +155,11 @@ def claim_output(config: RunConfig) -> Iterator[TrainingOutput]:
         if working != target and processes.is_first:
             logger.info("%s %s; the new run is written in %s until it is whole", target, content or "is gone", working)
         yield TrainingOutput(target, working, processes, first_on_node)
+
+
+def is_inside(checkpoint: Any, folder: Path) -> bool:
+    """Whether ``resume_from_checkpoint`` is the path of a checkpoint in ``folder``."""
+    return isinstance(checkpoint, str | Path) and Path(checkpoint).resolve().parent == folder.resolve()
 
 
 def refusal(target: Path, content: str, resuming: bool) -> str:

@@ -139,6 +139,21 @@ def test_without_resume_an_unfinished_overwriting_begins_anew(output: Path, argu
     assert around(output) == []
 
 
+def test_a_checkpoint_of_an_unfinished_overwriting_is_gone_on_with_though_the_old_folder_is_gone(
+    output: Path, arguments: Arguments, backbones: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    left = overwriting_folder(output)
+    output.rename(left)
+    shutil.rmtree(left / "checkpoint-2")
+    changes = {**SAVING, "backbone": backbones["llama"], "resume_from_checkpoint": left / "checkpoint-1"}
+    with caplog.at_level(logging.INFO):
+        finetune(arguments(output=output, overwrite_output_dir="true", **changes))
+    assert "going on from" in caplog.text
+    assert RunManifest.load(output).complete
+    assert [path.name for path in list_checkpoints(output)] == ["checkpoint-2", "checkpoint-1"]
+    assert around(output) == []
+
+
 @pytest.mark.parametrize("new_is_there", [True, False])
 def test_a_kill_between_the_two_renames_is_completed(new_is_there: bool, output: Path, arguments: Arguments) -> None:
     beside = overwriting_folder(output)
