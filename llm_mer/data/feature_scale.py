@@ -40,7 +40,9 @@ def check_scale(utterances: Sequence[Utterance], statistics: Mapping[str, Featur
             continue  # a wrong size is told elsewhere
         steps = (np.concatenate(found)[:, usable].astype(np.float64) - known.mean[usable]) / known.std[usable]
         beyond = float((np.abs(steps) > BEYOND).mean())
-        still = float((steps.std(axis=0) < STILL).mean()) if len(found) > 1 else 0.0
+        # The same clip several times over varies by nothing, and is no sign of another scale.
+        several = len({values.tobytes() for values in found}) > 1
+        still = float((steps.std(axis=0) < STILL).mean()) if several else 0.0
         if beyond > MOST_BEYOND or still > MOST_STILL:
             told = (
                 f"{beyond:.0%} of its values lie more than {BEYOND:.0f} standard deviations from the training's mean"

@@ -144,3 +144,9 @@ def test_a_checkpoint_with_its_labels_in_another_order_is_no_beginning(
     begin["tasks"] = [tmp_path / "other" / "mood.yaml"]
     with pytest.raises(UserError, match=r"the labels of task 'mood' in the order anger, joy.*'mood' has surprise, sadness"):
         build_trainer(parse_arguments(arguments(output=tmp_path / "next", **begin)))
+
+
+def test_one_clip_several_times_over_is_no_sign_of_another_scale() -> None:
+    values = np.random.default_rng(0).normal(size=(1, 4)).astype(np.float32)
+    twice = [Utterance(id=name, split="test", language="en", audio_features=values.copy()) for name in "ab"]
+    check_scale(twice, {"audio": FeatureStatistics(np.zeros(4, np.float32), np.ones(4, np.float32))}, "store")
