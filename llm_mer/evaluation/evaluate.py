@@ -200,6 +200,7 @@ def score(
         data=f"{Path(planned.place).name} ({planned.fingerprint[:12]})",
         split=config.split,
         drawn=planned.dataset.drawn,
+        checkpoint_sha256=planned.settings["checkpoint"],
         seed=config.seed,
         resamples=config.resamples,
         warnings=diagnose(pipeline.predictor.adapter, by_condition[AS_IS]),

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from llm_mer.adapters.diagnostics import DiagnosticInfo
-from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, Condition
 from llm_mer.evaluation.metrics import compute_metrics, majority_baseline
 from llm_mer.evaluation.resampling import metric_intervals
@@ -21,6 +20,7 @@ from llm_mer.evaluation.subsets import EVERYTHING, TAG, subset_names, subsets_of
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
 from llm_mer.storage.atomic_files import open_atomically, write_json_atomically
+from llm_mer.storage.json_files import read_json_object
 from llm_mer.storage.json_text import dump_json
 
 PREDICTIONS, EVALUATION = "predictions.jsonl", "evaluation.json"
@@ -80,6 +80,7 @@ class Evaluation:
     ``conditions`` are those asked for, in order; ``areas`` the areas under the curves of damage with several amounts.
     ``diagnostics`` are titles and part names of what the adapter tells about itself, so that a report needs no adapter;
     evaluations older than this entry have none. ``drawn`` says what ``--limit`` left of the split, None where it left all.
+    ``checkpoint_sha256`` is over the files the answers came from; a report compares it with the checkpoint around it.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Evaluation:
     areas: list[Area] = field(default_factory=list)
     diagnostics: list[DiagnosticInfo] = field(default_factory=list)
     drawn: str | None = None
+    checkpoint_sha256: str | None = None
 
     def find(
         self, condition: str = AS_IS, task: str = "", language: str = EVERYTHING, subset: str = EVERYTHING
@@ -112,9 +114,7 @@ class Evaluation:
     def load(cls, folder: Path) -> Evaluation:
         """Read it back. Raises :class:`UserError` where there is none."""
         path = folder / EVALUATION
-        if not path.is_file():
-            raise UserError(f"{folder}: no {EVALUATION}; write it with `llm-mer evaluate`")
-        entry = json.loads(path.read_text(encoding="utf-8"))
+        entry = read_json_object(path, f"{folder}: no {EVALUATION}; write it with `llm-mer evaluate`")
         entry["rows"] = [Row.from_dict(row) for row in entry["rows"]]
         entry["conditions"] = [
             Condition(**{**condition, "modalities": tuple(condition["modalities"])})

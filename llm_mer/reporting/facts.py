@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_mer.checkpoints.description import TRAJECTORIES
+from llm_mer.checkpoints.description import DESCRIPTION_FILE, TRAJECTORIES
+from llm_mer.checkpoints.integrity import checkpoint_fingerprint
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import AS_IS, GENERATION
 from llm_mer.evaluation.resampling import as_arrays, mean_absolute_error, paired_difference
@@ -19,6 +20,7 @@ from llm_mer.evaluation.rows import EVALUATION, PREDICTIONS, Evaluation, load_pr
 from llm_mer.evaluation.subsets import EVERYTHING, TAG, subset_names
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Label, Task
+from llm_mer.storage.json_files import read_json
 
 SUBSET = "neutral_words"
 """Utterances whose words do not tell the emotion: what is right there was heard or seen."""
@@ -61,7 +63,7 @@ class Loaded:
     def read_log(self) -> list[dict[str, Any]]:
         """``log_history.json`` of the training; empty when it is not there."""
         path = None if self.checkpoint is None else self.checkpoint / "log_history.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else []
+        return read_json(path) if path is not None and path.is_file() else []
 
     def read_trajectories(self) -> dict[str, list[tuple[float, np.ndarray]]]:
         """``trajectories.jsonl`` of the training: ``{name: [(epoch, (n, d)), …]}``; empty when it is not there."""
@@ -88,13 +90,16 @@ def load(place: str) -> Loaded:
         if not (folder / PREDICTIONS).is_file():
             raise UserError(f"{folder}: no {PREDICTIONS} beside {EVALUATION}; write both with `llm-mer evaluate`")
         predictions = load_predictions(folder / PREDICTIONS)
-    except UserError:
-        raise
+    except UserError as error:
+        if "damaged" not in str(error):
+            raise
+        raise UserError(f"{folder}: {EVALUATION} or {PREDICTIONS} cannot be read ({error}); {again}") from None
     except (ValueError, KeyError, TypeError) as error:  # no JSON, or not with the fields of these files
         raise UserError(f"{folder}: {EVALUATION} or {PREDICTIONS} cannot be read ({error!r}); {again}") from None
     parent = folder.resolve().parent
     trained = any((parent / name).is_file() for name in ("llm_mer.json", "log_history.json"))
     loaded = Loaded(evaluation, predictions, folder, parent if trained else None)
+    check_checkpoint(loaded)
     for row in evaluation.rows:
         if (row.language, row.subset) == (EVERYTHING, EVERYTHING):
             count = len(loaded.known(AS_IS if row.condition == GENERATION else row.condition, row.task))
@@ -104,6 +109,28 @@ def load(place: str) -> Loaded:
                     f"{count}: they are not of one run; {again}"
                 )
     return loaded
+
+
+def check_checkpoint(loaded: Loaded) -> None:
+    """Compare the model that was scored with the one in the folder around the evaluation.
+
+    An evaluation that does not say which model it scored, as those of earlier versions, gets a warning on the page.
+
+    Raises:
+        UserError: another model lies there now, as after a second training into the same folder.
+    """
+    folder, scored = loaded.checkpoint, loaded.evaluation.checkpoint_sha256
+    if folder is None or not (folder / DESCRIPTION_FILE).is_file():
+        return
+    if scored is None:
+        loaded.evaluation.warnings.append(
+            f"This evaluation does not say which model it scored, so it may be of another than {folder.name} is now."
+        )
+    elif (found := checkpoint_fingerprint(folder)) != scored:
+        raise UserError(
+            f"{loaded.folder}: scores of another model ({scored[:12]}) than the one in {folder} now ({found[:12]}); "
+            "evaluate it again with `llm-mer evaluate`"
+        )
 
 
 def task_of(loaded: Loaded, name: str) -> Task:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llm_mer.checkpoints.run_differences import RunSetup, compare_settings, run_differences
 from llm_mer.errors import UserError
+from llm_mer.storage.json_files import read_json_object
 
 RUN = "run.json"
 
@@ -63,9 +63,9 @@ class RunResult(RunSettings):
 def read_result(path: Path) -> RunResult:
     """A finished run's ``run.json``. Raises :class:`UserError` for one that another version of the program wrote."""
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not whole ({error}); delete {path.parent}") from error
+        entry = read_json_object(path)
+    except UserError as error:
+        raise UserError(f"{path} is not whole ({error}); delete {path.parent}") from None
     names = {f.name for f in dataclasses.fields(RunResult)}
     odd = sorted(names ^ set(entry))
     if odd:
