@@ -12,6 +12,7 @@ from torch import Tensor
 from llm_mer.backbones.hub_kernels import check_hub_kernels
 from llm_mer.data.schema import SAMPLE_RATE, Frames
 from llm_mer.errors import UserError, first_line
+from llm_mer.prompting.verbatim import Piece, VerbatimEncoder
 
 SPEECH_MODELS = ("wavlm", "hubert", "wav2vec2", "wav2vec2-bert", "data2vec-audio", "unispeech", "unispeech-sat")
 FRAME_BATCH = 32
@@ -124,7 +125,10 @@ class PictureEncoder:
 
 
 class TextEncoder:
-    """RoBERTa, BERT or a causal language model: the last hidden state of every token, ``(T, D)``; CLAP or CLIP: one step."""
+    """RoBERTa, BERT or a causal language model: the last hidden state of every token, ``(T, D)``; CLAP or CLIP: one step.
+
+    A special token that a transcript spells (``</s>``, ``[MASK]``) is read as words (:mod:`llm_mer.prompting.verbatim`).
+    """
 
     def __init__(self, name: str, device: str = "cpu", max_tokens: int = 512) -> None:
         self.config, self.model, self.device = _load(name, device)
@@ -136,16 +140,29 @@ class TextEncoder:
                 f"--text {name}: a {kind!r} model is no text encoder; use RoBERTa, BERT or a causal language model"
             )
         self.tokenizer = _processor(name, "AutoTokenizer")
+        self.verbatim = VerbatimEncoder(self.tokenizer)
         self.max_tokens = min(max_tokens, _max_positions(self.config))
         self.names = [f"{kind}_{i}" for i in range(_size(self.config, name, projected))]
 
     @torch.no_grad()
     def __call__(self, text: str) -> np.ndarray:
-        inputs = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_tensors="pt").to(self.device)
-        wanted = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
+        ids = torch.tensor([self.token_ids(text)], dtype=torch.long, device=self.device)
+        wanted = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if hasattr(self.model, "get_text_features"):
             return _rows(_pooled(self.model.get_text_features(**wanted)))
         return _rows(self.model(**wanted).last_hidden_state[0])
+
+    def token_ids(self, text: str) -> list[int]:
+        """The tokenizer's ids, cut to ``max_tokens``; special tokens in the text itself are words."""
+        plain = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        words = self.verbatim.encode([Piece(text, quoted=True)])
+        if words == plain:
+            return list(self.tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"])
+        around = self.tokenizer("a", return_special_tokens_mask=True)
+        added = list(around["special_tokens_mask"])
+        start, stop = added.index(0), len(added) - added[::-1].index(0)
+        before, after = list(around["input_ids"])[:start], list(around["input_ids"])[stop:]
+        return [*before, *words[: self.max_tokens - len(before) - len(after)], *after]
 
 
 def _max_positions(config: Any) -> int:

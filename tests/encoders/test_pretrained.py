@@ -226,6 +226,23 @@ def test_a_text_beyond_the_positions_of_the_model_is_cut(folders: dict[str, str]
     assert np.isfinite(found).all()
 
 
+@pytest.mark.parametrize("kind", sorted(TEXT_MODELS))
+def test_a_special_token_in_a_transcript_is_words(folders: dict[str, str], kind: str) -> None:
+    found = TextEncoder(folders[kind])("i am </s> happy <pad>")
+    spelt = ["<unk>"] * 3  # "</", "s" and ">"
+    ids = [1, *(WORDS.index(word) for word in ["i", "am", *spelt, "happy", *spelt]), 2]
+    model = transformers.AutoModel.from_pretrained(folders[kind]).eval()
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_cut_transcript_with_special_tokens_keeps_the_ends_of_the_models_own(folders: dict[str, str]) -> None:
+    encoder = TextEncoder(folders["bert"], max_tokens=6)
+    assert encoder.token_ids("i am </s> so happy") == [1, WORDS.index("i"), WORDS.index("am"), 3, 3, 2]
+
+
 def test_the_longest_text_can_be_set(folders: dict[str, str]) -> None:
     assert len(TextEncoder(folders["bert"], max_tokens=5)("happy " * 100)) == 5
 
