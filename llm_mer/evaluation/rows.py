@@ -49,7 +49,9 @@ class Row:
 
     ``metrics`` as in METRICS of the task's convention, ``intervals`` 95 % bootstrap of the headline ones, ``baseline`` what
     the row's own majority class or mean score would get: no constant answer does better on accuracy. ``by`` says what the
-    subset is one of: a tag, a length, a turn.
+    subset is one of: a tag, a length, a turn. ``outside_share`` is the mean probability that a free answer of the language
+    model would be none of the admissible ones, ``1/N Σ exp(outside_mass)``; None where no language model scored the answers
+    or the file is older than this entry.
     """
 
     condition: str
@@ -62,6 +64,7 @@ class Row:
     intervals: dict[str, tuple[float, float]]
     baseline: dict[str, float]
     by: str = TAG
+    outside_share: float | None = None
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Row:
@@ -184,6 +187,7 @@ def score_rows(
                     metric_intervals(task, truth, values, resamples, seed),
                     {k: float(v) for k, v in majority_baseline(task, truth).items() if k != "n"},
                     grouping,
+                    None if use_parsed else _outside_share(chosen),
                 )
             )
     if len(languages) == 1:
@@ -192,8 +196,17 @@ def score_rows(
     return rows
 
 
+def _outside_share(predictions: Sequence[Prediction]) -> float | None:
+    """Mean probability outside the admissible answers; None where an answer has none (an adapter alone)."""
+    masses = [p.outside_mass for p in predictions if p.outside_mass is not None]
+    return float(np.mean(np.exp(masses))) if masses and len(masses) == len(predictions) else None
+
+
 def table(evaluation: Evaluation) -> str:
-    """Languages and subsets as text: score with its interval, n, baseline, unparseable rate. The file has every crossing."""
+    """Languages and subsets as text: score with its interval, n, baseline, unparseable rate, mass outside the answers.
+
+    The file has every crossing.
+    """
     lines = []
     rows = [row for row in evaluation.rows if EVERYTHING in (row.subset, row.language)]
     width = max([16, *(len(row.subset) for row in rows)])
@@ -207,7 +220,8 @@ def table(evaluation: Evaluation) -> str:
                 f"(baseline {row.baseline.get(name, float('nan')):.3f})"
             )
         head = f"{row.condition:<28} {row.task:<10} {row.language:<3} {row.subset:<{width}} n={row.n:<5}"
-        lines.append(f"{head} {'  '.join(shown)}  unparseable {row.unparseable_rate:.3f}")
+        outside = "" if row.outside_share is None else f"  outside the answers {row.outside_share:.3g}"
+        lines.append(f"{head} {'  '.join(shown)}  unparseable {row.unparseable_rate:.3f}{outside}")
     for area in evaluation.areas:
         word = "AUILC" if area.kind == "missing" else "area"
         span = f"{area.amounts[0]:g} to {area.amounts[-1]:g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, GENERATION, Condition
 from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate, evaluate_checkpoint
 from llm_mer.evaluation.metrics import compute_metrics
 from llm_mer.evaluation.over_seeds import run
-from llm_mer.evaluation.rows import Evaluation, load_predictions, score_rows
+from llm_mer.evaluation.rows import Evaluation, load_predictions, score_rows, table
 from llm_mer.evaluation.subsets import turn_group
 from llm_mer.inference.dialogues import decode_dialogues
 from llm_mer.inference.prediction import Prediction
@@ -83,6 +84,28 @@ def test_a_free_generation_that_cannot_be_read_is_wrong_and_counted() -> None:
     scored = score_rows(GENERATION, rows, EMOTION, 50, 0, use_parsed=True)[0]
     assert scored.unparseable_rate == 0.25
     assert scored.metrics["accuracy"] == 0.75
+
+
+def test_a_row_tells_the_mean_probability_outside_the_answers_and_a_file_without_it_loads(tmp_path: Path) -> None:
+    rows = [prediction(str(i), "joy", "joy", outside_mass=math.log(share)) for i, share in enumerate((0.1, 0.2, 0.6))]
+    scored = score_rows(AS_IS, rows, EMOTION, 50, 0)
+    assert [row.outside_share for row in scored] == [pytest.approx(0.3)] * 2
+    evaluation = Evaluation("x", {}, "d", "test", 0, 50, scored)
+    assert table(evaluation).splitlines()[0].endswith("unparseable 0.000  outside the answers 0.3")
+    evaluation.save(tmp_path)
+    assert [row.outside_share for row in Evaluation.load(tmp_path).rows] == [row.outside_share for row in scored]
+    entry = json.loads((tmp_path / "evaluation.json").read_text())
+    for row in entry["rows"]:
+        del row["outside_share"]
+    (tmp_path / "evaluation.json").write_text(json.dumps(entry))
+    assert [row.outside_share for row in Evaluation.load(tmp_path).rows] == [None, None]
+
+
+def test_answers_of_no_language_model_have_no_probability_outside() -> None:
+    rows = [prediction(str(i), "joy", "joy", outside_mass=None if i else -1.0) for i in range(2)]
+    scored = score_rows(AS_IS, rows, EMOTION, 50, 0)
+    assert [row.outside_share for row in scored] == [None, None]
+    assert "outside" not in table(Evaluation("x", {}, "d", "test", 0, 50, scored))
 
 
 def test_the_baseline_of_a_row_is_its_own_majority_class() -> None:

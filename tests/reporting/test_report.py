@@ -38,13 +38,13 @@ from llm_mer.evaluation.rows import Evaluation, Row, score_rows
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.inference.prediction import Prediction
 from llm_mer.reporting import plots, report
-from llm_mer.reporting.blocks import Picture, Section
+from llm_mer.reporting.blocks import Picture, Section, Table
 from llm_mer.reporting.facts import load
 from llm_mer.reporting.report import ReportConfig, build
 from llm_mer.reporting.sections.adapter import feature_section, gate_section
 from llm_mer.reporting.sections.answers import confusion_section, score_plot_section
 from llm_mer.reporting.sections.examples import inference_section
-from llm_mer.reporting.sections.scores import noise_section
+from llm_mer.reporting.sections.scores import noise_section, score_section
 from llm_mer.reporting.sections.training import training_section
 from llm_mer.reporting.wording import format_interval, format_number, metric_label
 
@@ -346,6 +346,16 @@ def test_every_score_stands_in_its_column_with_n_baseline_interval_and_unparseab
             assert cell == expected, name
     headline = "accuracy ↑" if task == "emotion" else "MAE ↓"
     assert all(len(cell) == 3 for cell in row_of(rows, headline)[1:])
+
+
+def test_the_probability_outside_the_answers_stands_by_language_where_a_language_model_answered(tmp_path: Path) -> None:
+    answers = emotions(40, mostly)
+    for answer in answers:
+        answer.outside_mass = float(np.log(0.25 if answer.language == "en" else 0.5))
+    found = load(str(written(tmp_path / "evaluation", {AS_IS: answers})))
+    (table,) = [block for block in score_section(found).blocks if isinstance(block, Table)]
+    shown = {line[0].text: [cell.text for cell in line[1:]] for line in table.rows}
+    assert shown["probability outside the answers ↓"] == ["0.25", "0.5", "0.375"]
 
 
 @pytest.mark.parametrize(

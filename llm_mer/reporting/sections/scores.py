@@ -61,6 +61,9 @@ def score_section(main: Loaded) -> Section:
                 line.append(score_cell(row, name, *below))
             lines.append(line)
         lines.append([Cell("unparseable rate ↓"), *(Cell(format_number(row.unparseable_rate)) for row in present)])
+        if any(row.outside_share is not None for row in present):
+            shares = ("–" if row.outside_share is None else f"{row.outside_share:.3g}" for row in present)
+            lines.append([Cell("probability outside the answers ↓"), *(Cell(share) for share in shares)])
         trivial = "commonest class" if task.kind == "classification" else "mean score"
         caption = (
             f"Task {task.name} ({task.kind}), split {main.evaluation.split}, {AS_IS}. In brackets the 95 % interval from "
