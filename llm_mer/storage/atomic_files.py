@@ -114,15 +114,19 @@ def replaced_folder(target: Path, is_ours: Callable[[str], bool]) -> Iterator[Pa
 
 
 def exchange_folders(staging: Path, target: Path, is_ours: Callable[[str], bool]) -> None:
-    """Rename ``staging`` to ``target``, whose own files it replaces and whose others it takes over by links."""
+    """Rename ``staging`` to ``target``, whose own files it replaces and whose others it takes over by links.
+
+    Of two folders of one name (a tracker's ``runs``) the new one takes over what only the old one has.
+
+    Raises:
+        UserError: a new file has the name of one that is not ours.
+    """
     if not target.exists():
         staging.rename(target)
         return
     for entry in target.iterdir():
         if not is_ours(entry.name):
-            if (staging / entry.name).exists():
-                raise UserError(f"{entry} was not written by this program, and a new file has its name; move it away")
-            _link(entry, staging / entry.name)
+            _take_over(entry, staging)
     old = old_folder(staging)
     target.rename(old)
     try:
@@ -131,6 +135,18 @@ def exchange_folders(staging: Path, target: Path, is_ours: Callable[[str], bool]
         old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _take_over(entry: Path, folder: Path) -> None:
+    """Link a file or folder into a folder, in which all that is there stays as it is."""
+    copy = folder / entry.name
+    if not os.path.lexists(copy):
+        _link(entry, copy)
+    elif all(path.is_dir() and not path.is_symlink() for path in (entry, copy)):
+        for inner in entry.iterdir():
+            _take_over(inner, copy)
+    else:
+        raise UserError(f"{entry} was not written by this program, and a new file has its name; move it away")
 
 
 def _link(source: Path, copy: Path) -> None:
