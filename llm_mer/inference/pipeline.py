@@ -99,8 +99,15 @@ class MerPipeline:
         return self.questions(list(utterances), self.named_tasks(tasks), require_truth=False)
 
     def named_tasks(self, names: Sequence[str] | None) -> list[Task]:
-        """These tasks of the checkpoint, all without names. Raises :class:`UserError` for one it was not trained on."""
+        """These tasks of the checkpoint, all without names.
+
+        Raises:
+            UserError: for one the checkpoint was not trained on, or one named twice: each answer would count twice, and
+                intervals would be too narrow.
+        """
         known = {task.name: task for task in self.tasks}
+        if names is not None and len(set(names)) != len(names):
+            raise UserError(f"tasks: {list(names)} names a task twice")
         for name in names or ():
             if name not in known:
                 raise UserError(f"the checkpoint was not trained on task {name!r}; it knows {', '.join(known)}")

@@ -1302,6 +1302,15 @@ OPTIONS = (
         "",
     ),
     Fault(
+        "evaluate: a task twice",
+        lambda g: g.checkpoint(),
+        lambda path, ground: cli(
+            "evaluate", "--checkpoint", "{}", "--data", str(ground.store), "--tasks", "emotion", "emotion"
+        )(path, ground),
+        r"tasks: \['emotion', 'emotion'\] names a task twice",
+        "",
+    ),
+    Fault(
         "evaluate: seeds that are not there",
         lambda g: g.checkpoint(),
         cli("evaluate", "--checkpoint", "{}", "--data", "unread", "--seeds", "1"),

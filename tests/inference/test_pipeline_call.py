@@ -53,6 +53,11 @@ def test_only_the_named_tasks_are_answered(pipeline: MerPipeline, utterance: Utt
     assert [p.task for p in pipeline(**fields_of(utterance), tasks=["sentiment"])] == ["sentiment"]
 
 
+def test_a_task_named_twice_is_refused_so_that_no_answer_counts_twice(pipeline: MerPipeline, utterance: Utterance) -> None:
+    with pytest.raises(UserError, match=r"tasks: \['emotion', 'emotion'\] names a task twice"):
+        pipeline(**fields_of(utterance), tasks=["emotion", "emotion"])
+
+
 @pytest.mark.parametrize(("text", "language"), [("I am fine, thank you", "en"), ("我一点都不知道", "zh")])
 def test_the_language_is_that_of_the_transcript(pipeline: MerPipeline, text: str, language: str) -> None:
     assert {p.language for p in pipeline(text=text)} == {language}
