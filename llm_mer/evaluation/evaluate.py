@@ -190,6 +190,7 @@ def score(
             "adapter": description.model["adapter"],
             "modalities": modalities_of(pipeline),
             "backbone": None if backbone is None else backbone.name,
+            "precision": pipeline.predictor.precision,
             "parameters": description.training.get("parameters"),
             "seed": description.training.get("seed"),
             "trained_on": description.data,

@@ -23,6 +23,7 @@ class Prediction:
         outside_mass: natural log of the probability that a free answer of the language model would be none of these; -15.94
             where it is too small for float32. None for an adapter alone.
         mean, median, mode, interval: of a score's distribution; ``interval`` is the central 80 %. None for classes.
+        precision: type of the numbers the language model computed with: an answer in bfloat16 is not that of float32.
         truth: label name or score when the data knows it.
         generated: text of a free generation when one was asked for. parsed: its value, None when unparseable.
         diagnostics: adapter diagnostics of this sample (expert weights, gates).
@@ -40,6 +41,7 @@ class Prediction:
     probabilities: dict[str, float] = field(default_factory=dict)
     log_probabilities: list[float] = field(default_factory=list)
     outside_mass: float | None = None
+    precision: str | None = None
     mean: float | None = None
     median: float | None = None
     mode: float | None = None

@@ -200,7 +200,7 @@ class Predictor:
         if self.keep_features and fusion.features is not None:
             diagnostics["features"] = fusion.features.double().cpu().numpy()
         seconds = (time.perf_counter() - began) / len(questions)
-        predictions = []
+        predictions, precision = [], self.precision
         for place, question in enumerate(questions):
             row, number = divmod(place, len(tasks))
             task, utterance, scored = tasks[number], read.utterances[row], answers[number]
@@ -217,6 +217,7 @@ class Predictor:
                 speaker=utterance.speaker,
                 seconds=round(seconds, 6),
             )
+            prediction.precision = precision
             if scored.outside_mass is not None:
                 prediction.outside_mass = float(scored.outside_mass[row])
             log_probs = None if scored.log_probabilities is None else scored.log_probabilities[row]
@@ -225,6 +226,18 @@ class Predictor:
                 self._fill_generated(prediction, task, generated[number][row])
             predictions.append(prediction)
         return predictions
+
+    @property
+    def precision(self) -> str | None:
+        """``float32``, ``bfloat16`` …: what the language model computes with, autocast included; None without one."""
+        if not isinstance(self.core, MerForConditionalGeneration):
+            return None
+        device = self.device.type
+        # A quantised model keeps its embeddings, and computes in their type.
+        dtype = self.core.get_input_embeddings().weight.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        return str(dtype).removeprefix("torch.")
 
     def _score(self, read: UtteranceBatch, inputs: dict[str, Any], batch: Batch) -> list[_Answers]:
         """The answers to each task, on the CPU: the language model's, or those of an adapter's own head."""

@@ -43,6 +43,7 @@ def description(main: Loaded) -> list[tuple[str, str]]:
         ("checkpoint", evaluation.name),
         ("adapter", f"{checkpoint.get('adapter', '?')}, reads {', '.join(checkpoint.get('modalities') or ['?'])}"),
         ("backbone", checkpoint.get("backbone") or "none (adapter alone)"),
+        ("precision", checkpoint.get("precision") or "not recorded"),
         ("parameters", ", ".join(f"{name} {count:,}" for name, count in parameters.items()) or "not recorded"),
         ("evaluated on", f"{evaluation.data}, split {evaluation.split}, {evaluation.drawn or f'{utterances} utterances'}"),
         ("languages, tasks", f"{', '.join(main.languages)}; {', '.join(task.name for task in main.tasks)}"),

@@ -702,3 +702,13 @@ def test_where_memory_is_exhausted_a_batch_is_answered_in_halves_and_that_is_sai
     limit = 0
     with pytest.raises(UserError, match=r"utterance '.*' alone exhausts the memory \(CUDA out of memory\)"):
         pipeline(utterances)
+
+
+def test_an_answer_says_the_precision_it_was_computed_in(trained: Path, utterances: list[Utterance]) -> None:
+    pipeline = MerPipeline.from_pretrained(trained)
+    dataset = pipeline.dataset(utterances[:2])
+    assert {p.precision for p in pipeline.predictor.predict(dataset)} == {"float32"}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {p.precision for p in pipeline.predictor.predict(dataset)} == {"bfloat16"}
+    pipeline.predictor.model.to(torch.bfloat16)
+    assert {p.precision for p in pipeline.predictor.predict(dataset)} == {"bfloat16"}
