@@ -4,9 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, run_environment
 
 
+@pytest.mark.slow
 def test_under_a_quiet_accelerate_launch_a_mistake_is_one_line(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "1"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]

@@ -134,6 +134,7 @@ needs_deepspeed = pytest.mark.skipif(deepspeed_lacks() is not None, reason=str(d
 
 
 @needs_deepspeed
+@pytest.mark.slow
 def test_deepspeed_zero2_trains_on_two_ranks_and_its_checkpoint_loads(
     backbones: dict[str, Path], store: Path, tmp_path: Path
 ) -> None:

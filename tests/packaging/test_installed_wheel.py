@@ -14,6 +14,8 @@ from conftest import ROOT, run_environment, training_options
 import llm_mer
 from llm_mer.prompting.templates import load_prompts
 
+pytestmark = pytest.mark.slow  # builds a wheel and an environment
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 DECOY = """\
 name: short

@@ -74,6 +74,7 @@ def test_an_update_that_ruins_the_weights_stops_in_its_own_step(arguments: Calla
     assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_nan_on_one_of_two_processes_stops_both_at_once(
     store: Path, backbones: dict[str, Path], tmp_path: Path
 ) -> None:
