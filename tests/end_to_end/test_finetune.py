@@ -201,7 +201,7 @@ def fsdp_in_float32(tmp_path: Path) -> Path:
     "config",
     [
         pytest.param("zero2", marks=needs_deepspeed),
-        pytest.param("zero3", marks=needs_deepspeed),
+        pytest.param("zero3", marks=[needs_deepspeed, pytest.mark.slow]),
         pytest.param("zero3_offload", marks=[needs_deepspeed, pytest.mark.slow]),
         "fsdp2",
         pytest.param(None, marks=pytest.mark.slow, id="ddp"),
@@ -363,6 +363,7 @@ def test_the_moving_average_on_two_ranks_is_that_of_one_process(
         assert torch.allclose(torch.tensor(json.loads(one)["points"]), torch.tensor(json.loads(two)["points"]), atol=2e-4)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_two_seeds_keep_them_and_reproduce_one(store: Path, tmp_path: Path) -> None:
     argv = training_options(
         store,
