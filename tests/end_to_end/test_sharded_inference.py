@@ -42,6 +42,7 @@ def launched(count: int, **given: Any) -> subprocess.CompletedProcess[str]:
     return torchrun(count, "infer.py", *options(**given))
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_file_of_one_to_the_last_digit_and_finish_what_was_begun(
     trained: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
