@@ -140,9 +140,10 @@ def clustered_interval(values: np.ndarray, clusters: Sequence[str]) -> tuple[flo
     return float(low), float(high)
 
 
-def share(values: np.ndarray, clusters: Sequence[str]) -> str:
+def mean_with_interval(values: np.ndarray, clusters: Sequence[str], signed: bool = False) -> str:
     low, high = clustered_interval(values.astype(float), clusters)
-    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
+    sign = "+" if signed else ""
+    return f"{values.mean():{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def voice_vectors(store: UtteranceStore, split: str) -> tuple[np.ndarray, list[str]]:
@@ -179,7 +180,11 @@ def table(options: argparse.Namespace, store_folder: Path) -> str:
 
     def row(name: str, validation: str, right: np.ndarray, *rest: str) -> str:
         agreeing = [f"{right[mask].mean():.3f}" for mask in (first.agree, ~first.agree)]
-        return "| " + " | ".join((name, validation, share(right, clips), *agreeing, *(rest or ("", "", "")))) + " |"
+        return (
+            "| "
+            + " | ".join((name, validation, mean_with_interval(right, clips), *agreeing, *(rest or ("", "", ""))))
+            + " |"
+        )
 
     head = (
         f"accuracy, validation (n={len(next(iter(valid.values())).ids)})",
@@ -214,7 +219,7 @@ def table(options: argparse.Namespace, store_folder: Path) -> str:
         for name in done:
             if name != "words":
                 difference = (test[name][ANSWERS].answer == first.truth).astype(float) - base
-                lines.append(f"| `{name}` | {share(difference, clips)} |")
+                lines.append(f"| `{name}` | {mean_with_interval(difference, clips)} |")
     return "\n".join(lines) + "\n"
 
 

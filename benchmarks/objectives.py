@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from clean_bench import clustered_interval
+from clean_bench import mean_with_interval
 from common import options, report
 
 NAMES = {
@@ -24,13 +24,6 @@ def rows_of(run: Path) -> dict[tuple[str, str], dict[str, object]]:
     """The predictions of a run, by task and utterance."""
     lines = (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     return {(row["task"], row["id"]): row for row in map(json.loads, lines)}
-
-
-def interval(values: np.ndarray, videos: list[str], signed: bool = False) -> str:
-    """A mean and its interval over videos."""
-    low, high = clustered_interval(values, videos)
-    sign = "+" if signed else ""
-    return f"{values.mean():{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def main() -> None:
@@ -56,9 +49,9 @@ def main() -> None:
     for name, rows in found.items():
         right = np.array([float(rows[key]["value"] == rows[key]["truth"]) for key in ids["polarity"]])
         own, base = errors(rows, "value"), errors(first, "value")
-        difference = "" if rows is first else interval(own - base, videos["sentiment"], signed=True)
-        cells = [interval(own, videos["sentiment"]), difference, interval(right, videos["polarity"])]
-        own_head = interval(errors(rows, "head_value"), videos["sentiment"])
+        difference = "" if rows is first else mean_with_interval(own - base, videos["sentiment"], signed=True)
+        cells = [mean_with_interval(own, videos["sentiment"]), difference, mean_with_interval(right, videos["polarity"])]
+        own_head = mean_with_interval(errors(rows, "head_value"), videos["sentiment"])
         table.append([name, *cells, own_head, outside(rows, "sentiment"), outside(rows, "polarity")])
     head = [
         "objective",

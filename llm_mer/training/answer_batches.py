@@ -87,23 +87,23 @@ class AnswerCollator(MerCollator):
 
     def _lay_out(self, batch: MerBatch, samples: Sequence[PreparedSample], sets: Sequence[AnswerSet]) -> None:
         """``input_ids``, ``position_ids``, ``pseudo_token_mask``: ``(B, W)``; ``attention_mask``: ``(B, 1, W, W)``."""
-        ids, positions, prompts = [], [], []
+        rows, positions = [], []
         for sample, answers in zip(samples, sets, strict=True):
             assert sample.prompt is not None
             prompt, tree = sample.prompt.ids, answers.tree
-            prompts.append(PromptIds([*prompt, *tree.tokens], sample.prompt.start, sample.prompt.count))
+            rows.append(PromptIds([*prompt, *tree.tokens], sample.prompt.start, sample.prompt.count))
             # A first token of an answer stands right behind the prompt's last, wherever it stands in the row.
             positions.append([*range(len(prompt)), *(len(prompt) - 1 + depth for depth in tree.depths)])
-            ids.append(prompt)
-        batch.input_ids, _, batch.pseudo_token_mask = pad_prompts(prompts, self.processor.filler_id)
+        batch.input_ids, _, batch.pseudo_token_mask = pad_prompts(rows, self.processor.filler_id)
         batch.position_ids = pad_ids(positions, 0)[0]
         width = batch.input_ids.shape[1]
         visible = torch.eye(width, dtype=torch.bool).repeat(len(samples), 1, 1)  # padding sees itself, and is seen by none
-        for row, prompt, answers in zip(visible, ids, sets, strict=True):
-            begin, end = len(prompt), len(prompt) + len(answers.tree.tokens)
-            row[:begin, :begin] = torch.ones(begin, begin, dtype=torch.bool).tril()
-            row[begin:end, :begin] = True
-            row[begin:end, begin:end] = answers.tree.ancestors
+        for sees, row, answers in zip(visible, rows, sets, strict=True):
+            end = len(row.ids)
+            begin = end - len(answers.tree.tokens)
+            sees[:begin, :begin] = torch.ones(begin, begin, dtype=torch.bool).tril()
+            sees[begin:end, :begin] = True
+            sees[begin:end, begin:end] = answers.tree.ancestors
         mask = visible.unsqueeze(1)
         # Eager attention adds the mask to scores of any type, and takes the softmax in float32.
         batch.attention_mask = additive_mask(mask, torch.float32) if self.eager else mask

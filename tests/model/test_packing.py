@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, adapter_weights
+from double_precision import build_double_trainer, doubled
 from transformers import LlamaConfig, Qwen2Config
 
 import llm_mer.model.modeling_mer
@@ -35,20 +36,8 @@ def gradients(model: Any, batch: dict[str, torch.Tensor]) -> tuple[Any, dict[str
     return output, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def doubled(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
-
-
 def built(arguments: Callable[..., list[str]], **changes: Any) -> Any:
-    """A trainer whose LoRA is no longer at its start, where it would be zero, in float64."""
-    trainer = build_trainer(parse_arguments(arguments(tasks=["emotion", "sentiment"], auxiliary_head="true", **changes)))
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in trainer.model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    trainer.model.double().eval()
-    return trainer
+    return build_double_trainer(arguments(tasks=["emotion", "sentiment"], auxiliary_head="true", **changes))
 
 
 def assert_equal(trainer: Any) -> dict[str, torch.Tensor]:

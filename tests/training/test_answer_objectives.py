@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, adapter_weights
+from double_precision import build_double_trainer, doubled
 from torch import Tensor
 
 from llm_mer.cli.train import finetune
@@ -105,20 +106,8 @@ def test_gradients_are_finite_where_labels_numbers_and_padding_share_a_batch() -
 
 
 def built(arguments: Callable[..., list[str]], **changes: Any) -> Any:
-    """A trainer in float64 whose LoRA is no longer at its start, where it would be zero."""
     given = {"tasks": ["emotion", "sentiment"], "objective": "answers", "auxiliary_head": "true", **changes}
-    trainer = build_trainer(parse_arguments(arguments(**given)))
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in trainer.model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    trainer.model.double().eval()
-    return trainer
-
-
-def doubled(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
+    return build_double_trainer(arguments(**given))
 
 
 def without_auxiliary_targets(batch: dict[str, Tensor]) -> dict[str, Tensor]:
