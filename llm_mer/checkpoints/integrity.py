@@ -30,6 +30,7 @@ ANSWERING_FILES: tuple[str, ...] = (
     "vocab.*",
     "merges.txt",
     "*.jinja",
+    "*.model",
 )
 """What answers come from, apart from the backbone. The rest, such as an optimizer's state, may be deleted."""
 

@@ -51,6 +51,16 @@ def test_one_bit_of_any_file_that_answers_is_found_and_the_file_named(copied: Pa
     verify_checkpoint(copied)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"])
+def test_a_vocabulary_of_sentencepiece_is_recorded_under_any_of_its_names(name: str, copied: Path) -> None:
+    (copied / name).write_bytes(b"pieces")
+    write_checksums(copied)
+    verify_checkpoint(copied)
+    (copied / name).write_bytes(b"pieceS")
+    with pytest.raises(UserError, match=name):
+        verify_checkpoint(copied)
+
+
 def test_weights_of_one_bit_less_are_not_loaded(copied: Path) -> None:
     flip(copied / WEIGHTS)
     with pytest.raises(UserError, match=f"{WEIGHTS}: damaged or edited"):
