@@ -8,7 +8,7 @@ setup:
 	scripts/setup.sh media,deepspeed,dev
 
 test: setup
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: setup
 	.venv/bin/python -m pytest -m slow

@@ -81,7 +81,7 @@ def fsdp_in_float32(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param("zero2", marks=needs_deepspeed),
+        pytest.param("zero2", marks=[needs_deepspeed, pytest.mark.slow]),
         pytest.param("zero3", marks=[needs_deepspeed, pytest.mark.slow]),
         pytest.param("zero3_offload", marks=[needs_deepspeed, pytest.mark.slow]),
         "fsdp2",
