@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_mer.adapters.diagnostics import DiagnosticInfo
-from llm_mer.adapters.layers import AuxiliaryHead, ModalityProjection, PseudoTokenProjection
+from llm_mer.adapters.layers import AuxiliaryHead, ModalityProjection, PseudoTokenProjection, score_unit
 from llm_mer.adapters.pseudo_token_gate import PseudoTokenGate, drop_rows
 
 MODALITIES: tuple[str, ...] = ("text", "audio", "vision")
@@ -307,7 +307,8 @@ class FusionAdapter(nn.Module, ABC):
             logits = head.logits if logits is None else logits
             scores = head.scores if scores is None else scores
             if inputs.targets is not None:
-                losses = {**self.head.losses(head, inputs.targets.classes, inputs.targets.scores), **losses}
+                targets, unit = inputs.targets, score_unit(self.config.score_range)
+                losses = {**self.head.losses(head, targets.classes, targets.scores, unit), **losses}
         if self.pseudo_tokens is None:
             tokens = fused.vector.new_zeros(fused.vector.shape[0], 0, max(self.config.backbone_size, 1))
         else:

@@ -154,7 +154,8 @@ class HeadOutput:
 class AuxiliaryHead(nn.Module):
     """The adapter's own classifier and regressor: ``logits = W_c h``, ``score = mid + half-range · (w_s h)``.
 
-    Scores are in the unit of the task and not clipped; a fresh head predicts near the middle of the range.
+    Scores are in the unit of the task and not clipped; a fresh head predicts near the middle of the range. Its loss is in
+    units of :func:`score_unit`.
     """
 
     def __init__(
@@ -178,14 +179,33 @@ class AuxiliaryHead(nn.Module):
         return HeadOutput(logits, scores)
 
     @staticmethod
-    def losses(output: HeadOutput, classes: Tensor | None, scores: Tensor | None) -> dict[str, Tensor]:
-        """``ce`` over samples with a class, ``l1`` over samples with a score; each zero (with a graph) when none has."""
+    def losses(output: HeadOutput, classes: Tensor | None, scores: Tensor | None, unit: float = 1.0) -> dict[str, Tensor]:
+        """``ce`` over samples with a class, ``l1`` over samples with a score; each zero (with a graph) when none has.
+
+        ``unit`` is that of the scores' losses, :func:`score_unit`.
+        """
         losses: dict[str, Tensor] = {}
         if output.logits is not None and classes is not None:
             losses["ce"] = class_loss(output.logits, classes)
         if output.scores is not None and scores is not None:
-            losses["l1"] = score_loss(output.scores, scores)
+            losses["l1"] = score_loss(output.scores, scores, unit)
         return losses
+
+
+PUBLISHED_RANGES: tuple[tuple[float, float], ...] = ((-3.0, 3.0), (-1.0, 1.0))
+"""Of CMU-MOSI and MOSEI, and of CH-SIMS: losses of these scores are in points of their own scale, as published."""
+
+
+def score_unit(score_range: tuple[float, float] | None) -> float:
+    """What a loss of scores is measured in: 1 point on a published range, else half of the range's width.
+
+    A target ``y`` of any other range is thereby trained as ``2 (y - low) / (high - low) - 1`` in [-1, 1], so that no task
+    drowns another by the numbers it is written in.
+    """
+    if score_range is None or tuple(score_range) in PUBLISHED_RANGES:
+        return 1.0
+    low, high = score_range
+    return (high - low) / 2
 
 
 def class_loss(logits: Tensor, classes: Tensor) -> Tensor:
@@ -195,9 +215,9 @@ def class_loss(logits: Tensor, classes: Tensor) -> Tensor:
     return F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, classes)
 
 
-def score_loss(predicted: Tensor, scores: Tensor) -> Tensor:
-    """Mean absolute error over samples whose score is not NaN; a zero that keeps the graph when there is none."""
+def score_loss(predicted: Tensor, scores: Tensor, unit: float = 1.0) -> Tensor:
+    """Mean absolute error over samples whose score is not NaN, in ``unit``; a zero that keeps the graph without any."""
     known = ~torch.isnan(scores)
     if not bool(known.any()):
         return predicted.sum() * 0.0
-    return (predicted - torch.where(known, scores.to(predicted.dtype), predicted.detach())).abs().sum() / known.sum()
+    return (predicted - torch.where(known, scores.to(predicted.dtype), predicted.detach())).abs().sum() / known.sum() / unit

@@ -33,6 +33,7 @@ from llm_mer.adapters.layers import (
     masked_mean,
     real_steps_first,
     score_loss,
+    score_unit,
 )
 
 
@@ -308,7 +309,8 @@ class LPGNetAdapter(FusionAdapter):
         Args:
             modal: ``{modality: h_m (B, d)}``. shown: ``{modality: (B,) bool}``, True where the target has the modality.
         """
-        losses = AuxiliaryHead.losses(teacher, targets.classes, targets.scores)
+        unit = score_unit(self.config.score_range)
+        losses = AuxiliaryHead.losses(teacher, targets.classes, targets.scores, unit)
         hard: list[Tensor] = []
         soft: list[Tensor] = []
         for modality, student in self.students.items():
@@ -320,8 +322,9 @@ class LPGNetAdapter(FusionAdapter):
                 soft.append(known_mean(divergence, classes != IGNORE_CLASS))
             if output.scores is not None and teacher.scores is not None and targets.scores is not None:
                 scores = targets.scores.masked_fill(~shown[modality], float("nan"))
-                hard.append(score_loss(output.scores, scores))
-                soft.append(known_mean((output.scores - teacher.scores.detach()) ** 2, ~torch.isnan(scores)))
+                hard.append(score_loss(output.scores, scores, unit))
+                distance = (output.scores - teacher.scores.detach()) / unit
+                soft.append(known_mean(distance**2, ~torch.isnan(scores)))
         if hard:
             losses |= {"distill_ce": torch.stack(hard).sum(), "distill_kl": torch.stack(soft).sum()}
         return losses

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llm_mer.adapters.base import IGNORE_CLASS, AdapterConfig, FusedFeatures, FusionAdapter, FusionInputs, FusionTargets
 from llm_mer.adapters.diagnostics import DiagnosticInfo
-from llm_mer.adapters.layers import MultiHeadAttention, masked_mean, score_loss
+from llm_mer.adapters.layers import MultiHeadAttention, masked_mean, score_loss, score_unit
 
 DOMINANT_MODALITY = 0.95
 COLLAPSED_COSINE = 0.9
@@ -191,7 +191,7 @@ class LSGMERAdapter(FusionAdapter):
         if inputs.targets is not None:
             losses = self.losses(logits, bin_logits, cosine, inputs.targets)
             if self.config.auxiliary_head and scores is not None and inputs.targets.scores is not None:
-                losses["l1"] = score_loss(scores, inputs.targets.scores)
+                losses["l1"] = score_loss(scores, inputs.targets.scores, score_unit(self.config.score_range))
         return FusedFeatures(fused, losses, diagnostics, logits, scores)
 
     def weigh(self, pooled: Tensor) -> Tensor:

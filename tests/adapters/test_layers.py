@@ -19,6 +19,7 @@ from llm_mer.adapters.layers import (
     masked_softmax,
     real_steps_first,
     score_loss,
+    score_unit,
 )
 
 B, T, S, D = 3, 4, 5, 6
@@ -233,6 +234,12 @@ def test_score_loss_is_the_mean_absolute_error_of_known_scores() -> None:
     loss.backward()
     assert float(loss.detach()) == (1.0 + 2.5) / 2
     assert predicted.grad.tolist() == [0.5, 0.0, -0.5]
+
+
+def test_scores_of_published_ranges_are_trained_in_points_and_others_in_halves_of_their_range() -> None:
+    assert [score_unit(bounds) for bounds in ((-3.0, 3.0), (-1.0, 1.0), None)] == [1.0, 1.0, 1.0]
+    assert [score_unit(bounds) for bounds in ((0.0, 100.0), (0.0, 1.0), (1.0, 9.0))] == [50.0, 0.5, 4.0]
+    assert float(score_loss(torch.tensor([20.0]), torch.tensor([70.0]), score_unit((0.0, 100.0)))) == 1.0
 
 
 def test_losses_without_a_known_target_are_zero_with_a_graph() -> None:
