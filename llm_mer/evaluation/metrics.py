@@ -16,7 +16,13 @@ from llm_mer.prompting.tasks import Task
 ECE_BINS = 15
 Metrics = dict[str, float]
 
-HEADLINE_METRICS: dict[str, str] = {"classification": "weighted_f1", "iemocap": "ua", "mosi": "corr", "sims": "corr"}
+HEADLINE_METRICS: dict[str, str] = {
+    "classification": "weighted_f1",
+    "iemocap": "ua",
+    "plain": "ccc",
+    "mosi": "corr",
+    "sims": "corr",
+}
 """The one metric that stands for a task where there is room for one, by the convention of its metrics; higher is better."""
 
 
@@ -115,6 +121,34 @@ def pearson(truth: np.ndarray, predicted: np.ndarray) -> float:
     return float(np.corrcoef(truth / np.ptp(truth), predicted / np.ptp(predicted))[0, 1])
 
 
+def concordance(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Lin's concordance correlation (1989), ``2 cov / (var_x + var_y + (mean_x - mean_y)²)``, variances over ``N``.
+
+    0 with a warning where nothing varies on either side and the means are one: 0 / 0.
+    """
+    truth, predicted = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    # In units of the largest difference, or the squares of tiny ones underflow to 0.
+    low = min(truth.min(), predicted.min())
+    unit = max(truth.max(), predicted.max()) - low
+    if unit == 0:
+        warnings.warn("concordance of one constant with itself is undefined; reported as 0", stacklevel=2)
+        return 0.0
+    x, y = (truth - low) / unit, (predicted - low) / unit
+    covariance = ((x - x.mean()) * (y - y.mean())).mean()
+    return float(2 * covariance / (x.var() + y.var() + (x.mean() - y.mean()) ** 2))
+
+
+def plain_metrics(truth: np.ndarray, predicted: np.ndarray) -> Metrics:
+    """Scores of any range, unclipped: ``mae``, ``rmse``, ``corr`` (:func:`pearson`), ``ccc`` (:func:`concordance`)."""
+    truth, predicted = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    return {
+        "mae": float(np.abs(truth - predicted).mean()),
+        "rmse": float(np.sqrt(((truth - predicted) ** 2).mean())),
+        "corr": pearson(truth, predicted),
+        "ccc": concordance(truth, predicted),
+    }
+
+
 def _two_class(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
     if len(truth) == 0:
         return 0.0, 0.0
@@ -176,7 +210,11 @@ def interval_coverage(truth: np.ndarray, intervals: np.ndarray) -> float:
     return float(((truth >= intervals[:, 0]) & (truth <= intervals[:, 1])).mean())
 
 
-SCORE_CONVENTIONS: dict[str, Callable[[np.ndarray, np.ndarray], Metrics]] = {"mosi": mosi_metrics, "sims": sims_metrics}
+SCORE_CONVENTIONS: dict[str, Callable[[np.ndarray, np.ndarray], Metrics]] = {
+    "plain": plain_metrics,
+    "mosi": mosi_metrics,
+    "sims": sims_metrics,
+}
 
 
 def class_indices(task: Task, values: Sequence[Any]) -> np.ndarray:

@@ -17,7 +17,7 @@ from llm_mer.evaluation.spread import SEEDS_FILE, Spread
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.storage.atomic_files import write_json_atomically
 
-TABLE_METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "mae", "corr")
+TABLE_METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "mae", "rmse", "corr", "ccc")
 """Metrics of the printed table; the file has all."""
 
 

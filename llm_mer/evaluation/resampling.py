@@ -68,10 +68,26 @@ def correlation(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(scale > 1e-12, (x * y).sum(axis=1) / np.maximum(scale, 1e-12), 0.0))
 
 
+def root_mean_square_error(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Root of the mean of ``(truth − predicted)²``."""
+    return np.asarray(np.sqrt(((truth - predicted) ** 2).mean(axis=1)))
+
+
+def concordance(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Lin's concordance correlation; 0 where neither side varies."""
+    x, y = truth.mean(axis=1), predicted.mean(axis=1)
+    covariance = ((truth - x[:, None]) * (predicted - y[:, None])).mean(axis=1)
+    scale = truth.var(axis=1) + predicted.var(axis=1) + (x - y) ** 2
+    return np.asarray(np.where(scale > 1e-12, 2 * covariance / np.maximum(scale, 1e-12), 0.0))
+
+
 def statistics_of(task: Task) -> dict[str, Statistic]:
     """The metrics of a task that have an interval: the usual two, and the convention's own headline metric."""
     if task.kind == "regression":
-        return {"mae": mean_absolute_error, "corr": correlation}
+        scores: dict[str, Statistic] = {"mae": mean_absolute_error, "corr": correlation}
+        if task.metrics == "plain":
+            scores |= {"rmse": root_mean_square_error, "ccc": concordance}
+        return scores
     found: dict[str, Statistic] = {"accuracy": accuracy, "weighted_f1": weighted_f1}
     if task.metrics == "iemocap":
         found |= {"ua": mean_recall, "ova_accuracy": one_vs_all_accuracy(task.num_classes)}

@@ -211,7 +211,7 @@ def table(evaluation: Evaluation) -> str:
     rows = [row for row in evaluation.rows if EVERYTHING in (row.subset, row.language)]
     width = max([16, *(len(row.subset) for row in rows)])
     for row in rows:
-        names = [name for name in ("accuracy", "weighted_f1", "ua", "mae", "corr") if name in row.intervals]
+        names = [name for name in ("accuracy", "weighted_f1", "ua", "mae", "rmse", "corr", "ccc") if name in row.intervals]
         shown = []
         for name in names:
             low, high = row.intervals[name]

@@ -58,7 +58,7 @@ def transfers(config: CompareConfig, comparison: Comparison, systems: Sequence[S
     for adapter, backbone in dict.fromkeys((s.adapter, s.backbone) for s in systems):
         own = {_trained_on(s): s.name for s in systems if (s.adapter, s.backbone) == (adapter, backbone)}
         for (name, entry), tested in product(runs[own[BOTH]].tasks.items(), LANGUAGES):
-            task = Task.from_dict(name, entry)
+            task = Task.from_checkpoint(name, entry)
             chosen = select(loaded, AS_IS, name, tested, EVERYTHING)
             for metric in [m for m in config.metrics if m in statistics_of(task)] or [headline_metric(task)]:
                 for trained in (*LANGUAGES, BOTH):

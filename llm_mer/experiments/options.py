@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from llm_mer.adapters.registry import DEFAULT_ADAPTER
 
-METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "ova_accuracy", "mae", "corr")
+METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "ova_accuracy", "mae", "rmse", "corr", "ccc")
 
 
 @dataclass

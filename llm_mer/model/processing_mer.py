@@ -353,7 +353,7 @@ class MerProcessor:
     def from_dict(cls, entry: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> MerProcessor:
         """Read :meth:`to_dict` back."""
         entry = {"answer_start": BARE, **entry}
-        entry["tasks"] = [Task.from_dict(name, task, "checkpoint") for name, task in entry["tasks"].items()]
+        entry["tasks"] = [Task.from_checkpoint(name, task) for name, task in entry["tasks"].items()]
         entry["prompts"] = [PromptTemplate.from_dict(prompt) for prompt in entry["prompts"]]
         entry["statistics"] = {m: FeatureStatistics.from_dict(s) for m, s in entry["statistics"].items()}
         return cls(tokenizer=tokenizer, **entry)

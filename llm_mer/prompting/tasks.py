@@ -17,8 +17,13 @@ from llm_mer.storage.quoting import quote
 from llm_mer.storage.yaml_text import parse_yaml, read_yaml
 
 ANSWER_STYLES: tuple[str, ...] = ("word", "index", "number")
-CONVENTIONS: dict[str, tuple[str, ...]] = {"classification": ("classification", "iemocap"), "regression": ("mosi", "sims")}
+CONVENTIONS: dict[str, tuple[str, ...]] = {
+    "classification": ("classification", "iemocap"),
+    "regression": ("plain", "mosi", "sims"),
+}
 """Metric conventions a kind of task may name."""
+METRIC_RANGES: dict[str, tuple[float, float]] = {"mosi": (-3.0, 3.0), "sims": (-1.0, 1.0)}
+"""Conventions that cut a score at fixed points: the one range they are about, whose default they are."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Task:
         score_range: inclusive, in the unit of the data; None for classification.
         decimals: digits after the point of a numeric answer; the grid of admissible answers follows from it.
         question: in words, by language, for prompts that show ``{question}``; it tells two tasks of one kind apart.
-        metrics: convention of :mod:`llm_mer.evaluation.metrics`: ``classification``, ``iemocap``, ``mosi``, ``sims``.
+        metrics: convention of :mod:`llm_mer.evaluation.metrics`, one of :data:`CONVENTIONS`.
     """
 
     name: str
@@ -170,6 +175,14 @@ class Task:
         return entry
 
     @classmethod
+    def from_checkpoint(cls, name: str, entry: dict[str, Any], where: str = "checkpoint") -> Task:
+        """:meth:`from_dict` of what :meth:`to_dict` wrote, an earlier version's too, which gave any range MOSI's metrics."""
+        known = METRIC_RANGES.get(entry.get("metrics", ""))
+        if known is not None and entry.get("range") != list(known):
+            entry = {**entry, "metrics": "plain"}
+        return cls.from_dict(name, entry, where)
+
+    @classmethod
     def from_dict(cls, name: str, entry: dict[str, Any], where: str = "tasks") -> Task:
         """Build and check a task from its YAML form."""
         if not isinstance(entry, dict):
@@ -181,7 +194,7 @@ class Task:
         kind = entry.get("kind")
         if kind not in ("classification", "regression"):
             raise UserError(f"{where}: task {name!r} has kind {kind!r}; it must be classification or regression")
-        metrics = str(entry.get("metrics", CONVENTIONS[kind][0]))
+        metrics = str(entry.get("metrics", _default_metrics(kind, entry.get("range"))))
         if metrics not in CONVENTIONS[kind]:
             allowed = " or ".join(CONVENTIONS[kind])
             raise UserError(f"{where}: task {name!r} has metrics {metrics!r}; a {kind} task has {allowed}")
@@ -254,6 +267,11 @@ class Task:
             raise UserError(f"{where}: task {name!r} has decimals {decimals!r}; it must be a whole number from 0 to 4")
         if any(round(bound, decimals) != bound for bound in (low, high)):
             raise UserError(f"{where}: range {bounds!r} of task {name!r} has more than its {decimals} decimals")
+        if METRIC_RANGES.get(metrics, (low, high)) != (low, high):
+            raise UserError(
+                f"{where}: task {name!r} has metrics {metrics!r} and range {bounds!r}; they are for the range "
+                f"{list(METRIC_RANGES[metrics])} alone: leave metrics out, or write plain"
+            )
         return cls(
             name=name,
             kind=kind,
@@ -263,6 +281,13 @@ class Task:
             metrics=metrics,
             question=dict(question),
         )
+
+
+def _default_metrics(kind: str, bounds: Any) -> str:
+    """The convention of a published range, else the first of a kind; a range that is none is refused later."""
+    if kind == "regression":
+        return next((name for name, known in METRIC_RANGES.items() if bounds in (known, list(known))), "plain")
+    return CONVENTIONS[kind][0]
 
 
 def _text(value: Any, where: str) -> str:

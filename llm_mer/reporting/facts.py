@@ -152,7 +152,7 @@ def task_of(loaded: Loaded, name: str) -> Task:
         labels = tuple(Label(label, {}) for label in names)
         return Task(name, "classification", name, labels, metrics="iemocap" if "ua" in metrics else "classification")
     scores = [float(a) for a in answers] or [float(p.truth) for p in predictions if p.truth is not None] or [0.0]
-    convention = "sims" if "acc2_weak" in metrics else "mosi"
+    convention = "sims" if "acc2_weak" in metrics else "plain" if "ccc" in metrics else "mosi"
     return Task(name, "regression", name, score_range=(min(scores), max(scores)), metrics=convention)
 
 

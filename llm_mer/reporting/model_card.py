@@ -20,7 +20,7 @@ CARD_FILE = "README.md"
 LIBRARY = "llm_mer"
 BASELINES = {"accuracy": "majority", "mae": "mean"}
 """The answer that looks at nothing, by metric."""
-SHOWN = ("accuracy", "weighted_f1", "ua", "mae", "corr")
+SHOWN = ("accuracy", "weighted_f1", "ua", "mae", "rmse", "corr", "ccc")
 """Metrics of the table."""
 
 

@@ -30,7 +30,7 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: 
             truth = [p.truth for p in chosen]
             values = compute_metrics(task, truth, [p.value for p in chosen])
             stem = f"{prefix}_{task.name}_{language}"
-            names = ("accuracy", "weighted_f1", "ua") if task.kind == "classification" else ("mae", "corr")
+            names = ("accuracy", "weighted_f1", "ua") if task.kind == "classification" else ("mae", "rmse", "corr", "ccc")
             metrics.update({f"{stem}_{name}": float(values[name]) for name in names if name in values})
             metrics[f"{stem}_n"] = float(len(chosen))
             metrics[f"{stem}_unparseable"] = float(values["unparseable_rate"])
@@ -63,6 +63,8 @@ def print_evaluation(metrics: dict[str, float], tasks: Sequence[Task]) -> None:
             else:
                 line = f"MAE {metrics[f'{stem}_mae']:.3f} (mean {metrics[f'{stem}_mean_mae']:.3f}), "
                 line += f"corr {metrics[f'{stem}_corr']:.3f}"
+                if (ccc := metrics.get(f"{stem}_ccc")) is not None:
+                    line += f", CCC {ccc:.3f}"
             print(
                 f"{task.name} [{language}] n={n}: {line}, unparseable {metrics[f'{stem}_unparseable']:.3f} (scored answers)"
             )

@@ -221,7 +221,7 @@ def check_initial(initial: CheckpointDescription, run: RunData, checkpoint: str,
         UserError: a label at another place than in the checkpoint, another score range, or features made otherwise.
     """
     where = f"init_checkpoint: {checkpoint}"
-    known = [Task.from_dict(name, entry, where) for name, entry in initial.processor["tasks"].items()]
+    known = [Task.from_checkpoint(name, entry, where) for name, entry in initial.processor["tasks"].items()]
     for kind in ("classification", "regression"):
         before = next((task for task in known if task.kind == kind), None)
         now = next((task for task in run.tasks if task.kind == kind), None)

@@ -1210,6 +1210,7 @@ TASKS = (
     Fault("task: no range", score_file(range=None), task, r"needs range: \[low, high\] with low < high, found None"),
     Fault("task: range turned round", score_file(range=[1, -1]), task, r"needs range: .* found \[1, -1\]"),
     Fault("task: infinite range", score_file(range=[-1, float("inf")]), task, r"needs range: .* found \[-1, inf\]"),
+    Fault("task: MOSI's metrics", score_file(metrics="mosi"), task, r"metrics 'mosi' and range \[-1, 1\]; they are"),
     Fault("task: too many decimals", score_file(decimals=9), task, "has decimals 9; it must be a whole number from 0 to 4"),
 )
 

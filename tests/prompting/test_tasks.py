@@ -236,10 +236,22 @@ def test_a_custom_classification_file_is_a_task(tmp_path: Path) -> None:
 
 
 def test_a_custom_regression_file_is_a_task(tmp_path: Path) -> None:
-    task = get_task(write(tmp_path, "arousal: {kind: regression, range: [0, 1], decimals: 2, metrics: sims}"))
-    assert (task.target, task.score_range, task.metrics) == ("arousal", (0.0, 1.0), "sims")
+    task = get_task(write(tmp_path, "arousal: {kind: regression, range: [0, 1], decimals: 2}"))
+    assert (task.target, task.score_range, task.metrics) == ("arousal", (0.0, 1.0), "plain")
     assert len(task.grid()) == 101
     assert task.format_score(0.125) == "0.12"
+
+
+def test_a_score_has_the_metrics_of_its_range_and_plain_ones_on_any_other() -> None:
+    ranges = {(-3, 3): "mosi", (-1, 1): "sims", (0, 100): "plain", (-2, 2): "plain"}
+    for bounds, metrics in ranges.items():
+        assert Task.from_dict("t", {"kind": "regression", "range": list(bounds)}).metrics == metrics
+
+
+def test_a_checkpoint_of_the_time_when_any_range_had_mosis_metrics_is_read_with_plain_ones() -> None:
+    entry = {"kind": "regression", "range": [0.0, 5.0], "metrics": "mosi"}
+    assert Task.from_checkpoint("t", entry).metrics == "plain"
+    assert Task.from_checkpoint("t", {**entry, "range": [-3.0, 3.0]}).metrics == "mosi"
 
 
 def labels(*rows: str) -> str:
@@ -262,6 +274,8 @@ LOW, HIGH = "{name: low, en: low, zh: 低}", "{name: high, en: high, zh: 高}"
         ("t: {kind: regression, range: [-2.55, 2.55]}", ["'t'", "range", "-2.55", "1 decimals"]),
         ("t: {kind: regression, range: [0, 1], decimals: many}", ["'t'", "decimals", "many"]),
         ("t: {kind: regression, range: [0, 1], metrics: f1}", ["'t'", "metrics", "f1", "mosi or sims"]),
+        ("t: {kind: regression, range: [0, 100], metrics: mosi}", ["'t'", "mosi", "[0, 100]", "[-3.0, 3.0]", "plain"]),
+        ("t: {kind: regression, range: [-3, 3], metrics: sims}", ["'t'", "sims", "[-3, 3]", "[-1.0, 1.0]"]),
         (labels(LOW), ["'t'", "two labels", "1"]),
         ("t: {kind: classification}", ["'t'", "two labels", "0"]),
         (labels(LOW, "high"), ["'t'", "label", "'high'"]),

@@ -139,7 +139,7 @@ def tabulate(config: CompareConfig, systems: Sequence[System], runs: dict[str, l
     rows: list[TableRow] = []
     gains: list[DecoderGain] = []
     for task_name, entry in first.tasks.items():
-        task = Task.from_dict(task_name, entry)
+        task = Task.from_checkpoint(task_name, entry)
         metrics = [m for m in config.metrics if m in statistics_of(task)] or [headline_metric(task)]
         languages = sorted({p.language for p in loaded[reference][0][AS_IS]})
         if len(languages) > 1:

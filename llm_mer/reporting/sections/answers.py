@@ -56,7 +56,7 @@ def score_plot_section(main: Loaded) -> Section:
             low, high = task.require_range()
             bounds = (min(low, truth.min(), value.min()), max(high, truth.max(), value.max()))
             caption = f"{task.name}, {language}, n={row.n}: answer over truth; the dashed line is answer = truth."
-            for name in ("mae", "corr"):
+            for name in ("mae", "corr", "ccc"):
                 caption += f" {METRIC_WORDS[name][0]} {format_number(row.metrics[name])}." if name in row.metrics else ""
             if intervals is not None and "coverage80" in row.metrics:
                 caption += f" Bars are 80 % intervals; {format_number(row.metrics['coverage80'])} of the truths lie inside."

@@ -91,6 +91,7 @@ def subset_section(main: Loaded) -> Section:
 def subset_table(main: Loaded, task: Task, by: str) -> Table:
     """The subsets of one grouping, after the whole."""
     metrics = ["accuracy", "weighted_f1"] if task.kind == "classification" else ["mae", "corr"]
+    metrics += ["ccc"] if task.metrics == "plain" else []
     columns = ["subset", "language", "n"]
     for metric in metrics:
         columns += [metric_label(metric), f"baseline {METRIC_WORDS[metric][0]}"]
