@@ -20,7 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from llm_mer.adapters.diagnostics import DiagnosticInfo
-from llm_mer.adapters.layers import AuxiliaryHead, ModalityProjection, PseudoTokenProjection, score_unit
+from llm_mer.adapters.layers import (
+    AuxiliaryHead,
+    ModalityProjection,
+    PseudoTokenProjection,
+    check_on_device,
+    score_unit,
+)
 from llm_mer.adapters.pseudo_token_gate import PseudoTokenGate, drop_rows
 
 MODALITIES: tuple[str, ...] = ("text", "audio", "vision")
@@ -296,7 +302,8 @@ class FusionAdapter(nn.Module, ABC):
         """Fuse, then project to pseudo tokens and auxiliary predictions.
 
         Raises:
-            ValueError: a sample has no modality at all, or no sequence was given.
+            ValueError: no sequence was given, or on a CPU, where that is read, a sample has no modality at all. Elsewhere
+                the device's own assertion fails.
         """
         inputs = self.select_modalities(inputs)
         fused = self.fuse(inputs)
@@ -352,7 +359,7 @@ class FusionAdapter(nn.Module, ABC):
         present = torch.stack([mask.any(dim=1) for mask in masks.values()], dim=1)  # (B, M)
         if self.training and self.config.modality_dropout > 0 and len(masks) > 1:
             present = self._drop_modalities(present)
-        if not bool(present.any(dim=1).all()):
+        if not check_on_device(present.any(dim=1).all(), "a sample of the batch has no modality at all"):
             rows = [i for i in range(batch) if not bool(present[i].any())]
             raise ValueError(
                 f"samples {rows} of the batch have no modality at all; this adapter reads "

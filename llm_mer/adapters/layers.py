@@ -10,6 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def check_on_device(holds: Tensor, message: str) -> bool:
+    """Whether a scalar bool tensor is true, where that can be read; elsewhere its device checks it.
+
+    Reading a number of an accelerator makes the host wait for all the work queued before it, once a step. There the device
+    asserts it by itself and stops with ``message``, and True is returned at once.
+    """
+    if holds.device.type == "cpu":
+        return bool(holds)
+    torch._assert_async(holds, message)
+    return True
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over real steps: ``(B, T, D), (B, T) -> (B, D)``; zeros for a row without a real step."""
     weights = mask.to(values.dtype).unsqueeze(-1)  # (B, T, 1)
@@ -210,14 +222,13 @@ def score_unit(score_range: tuple[float, float] | None) -> float:
 
 def class_loss(logits: Tensor, classes: Tensor) -> Tensor:
     """Mean cross entropy over samples whose class is not -100; a zero that keeps the graph when there is none."""
-    if not bool((classes != -100).any()):
-        return logits.sum() * 0.0
-    return F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, classes)
+    # Not the mean of cross_entropy, which is NaN over none; how many there are is never read on the host.
+    total = F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, classes, reduction="sum")
+    return total / (classes != -100).sum().clamp(min=1)
 
 
 def score_loss(predicted: Tensor, scores: Tensor, unit: float = 1.0) -> Tensor:
     """Mean absolute error over samples whose score is not NaN, in ``unit``; a zero that keeps the graph without any."""
     known = ~torch.isnan(scores)
-    if not bool(known.any()):
-        return predicted.sum() * 0.0
-    return (predicted - torch.where(known, scores.to(predicted.dtype), predicted.detach())).abs().sum() / known.sum() / unit
+    distance = (predicted - torch.where(known, scores.to(predicted.dtype), predicted.detach())).abs()
+    return distance.sum() / known.sum().clamp(min=1) / unit

@@ -212,7 +212,9 @@ class LSGMERAdapter(FusionAdapter):
         parts: list[tuple[Tensor, Tensor, Tensor, int]] = []  # logits, target distribution, known, first anchor
         if logits is not None and targets.classes is not None:
             known = targets.classes != IGNORE_CLASS
-            one_hot = F.one_hot(targets.classes.masked_fill(~known, 0), logits.shape[-1])
+            # Not F.one_hot, which reads the classes on the host.
+            classes = targets.classes.masked_fill(~known, 0).unsqueeze(-1)
+            one_hot = (classes == torch.arange(logits.shape[-1], device=classes.device)).long()
             parts.append((precise(logits), one_hot, known, 0))
         if bin_logits is not None and targets.scores is not None:
             assert self.config.score_range is not None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llm_mer.data.dataset import MerDataset, Question
 from llm_mer.data.schema import Utterance
+from llm_mer.model.outputs import find_answer_places
 from llm_mer.model.packing import Group, pack_groups
 from llm_mer.model.processing_mer import MerProcessor, PreparedSample, PreparedUtterance, PromptIds
 from llm_mer.prompting.languages import LANGUAGES
@@ -25,6 +26,7 @@ class MerBatch:
 
     Attributes:
         input_ids, attention_mask, labels: ``(B, L)``; labels are -100 outside the answer. pseudo_token_mask: ``(B, L)``.
+        answer_places: ``(N,)`` where labels are, one row after another; see ``MerForConditionalGeneration.forward``.
         sample_ids, position_ids: ``(R, L)`` in packed batches alone, whose ``(R, L)`` tensors have several samples a row:
             the sample of each place, -1 at padding, and its position in the sample. They need no attention_mask.
         shared_prefix_ids: ``(R, L)`` in packed batches some of whose samples share their beginnings. Those are numbered from
@@ -39,6 +41,7 @@ class MerBatch:
     attention_mask: Tensor | None = None
     pseudo_token_mask: Tensor | None = None
     labels: Tensor | None = None
+    answer_places: Tensor | None = None
     sample_ids: Tensor | None = None
     position_ids: Tensor | None = None
     shared_prefix_ids: Tensor | None = None
@@ -202,6 +205,8 @@ class MerCollator:
                 self._pack_prompts(batch, samples, rows)
             else:
                 self._pad_prompts(batch, samples, with_answer)
+            if batch.labels is not None:
+                batch.answer_places = find_answer_places(batch.labels)
             batch.language_ids = torch.tensor([LANGUAGES.index(language) for language in languages], dtype=torch.long)
         self._pad_inputs(batch, questions, samples, with_answer)
         return batch

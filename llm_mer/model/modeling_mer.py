@@ -27,11 +27,12 @@ from llm_mer.adapters.base import (
     FusionTargets,
     ModalitySequence,
 )
+from llm_mer.adapters.layers import check_on_device
 from llm_mer.backbones.attention import attends_by_positions, attention_implementation
 from llm_mer.backbones.language_lora import LanguageRouter
 from llm_mer.distributed.sharded_parameters import full_numel
 from llm_mer.model.configuration_mer import MerConfig
-from llm_mer.model.outputs import MerOutput, NextTokens
+from llm_mer.model.outputs import MerOutput, NextTokens, find_answer_places
 from llm_mer.model.packing import block_causal_mask
 
 FUSION_KEYS: tuple[str, ...] = (
@@ -148,15 +149,18 @@ class MerModel(MerPreTrainedModel):
 
         With ``sample_ids (R, L)`` mask and embeddings are of ``R`` rows that hold the ``B`` samples one after another.
         """
-        self._check_places(pseudo_token_mask, pseudo_tokens.shape[0], pseudo_tokens.shape[1], sample_ids)
-        return embeds.masked_scatter(pseudo_token_mask.unsqueeze(-1), pseudo_tokens.to(embeds.dtype))
+        samples, count, size = pseudo_tokens.shape
+        self._check_places(pseudo_token_mask, samples, count, sample_ids)
+        # By index: the gradient of masked_scatter would count the places on the host. Samples follow one another in order.
+        places = torch.argsort(~pseudo_token_mask.flatten(), stable=True)[: samples * count]
+        flat = embeds.reshape(-1, size).index_copy(0, places, pseudo_tokens.reshape(-1, size).to(embeds.dtype))
+        return flat.view_as(embeds)
 
     @staticmethod
     def _check_places(places: Tensor, samples: int, count: int, sample_ids: Tensor | None) -> None:
         """Each sample must have ``count`` places for its pseudo tokens.
 
-        On a CPU the error says what was found. On another device reading a number would make the host wait for all the work
-        queued before it, once a step: there the device itself checks, and stops with a shorter message.
+        On a CPU the error says what was found. Another device checks by itself, and stops with a shorter message.
 
         Raises:
             ValueError: on a CPU. Elsewhere the device's own assertion fails.
@@ -170,16 +174,14 @@ class MerModel(MerPreTrainedModel):
             numbers = (sample_ids + 1).clamp(max=samples + 1)
             counts = numbers.new_zeros(samples + 2).scatter_add(0, numbers.flatten(), places.long().flatten())
             found, outside = counts[1:-1], counts[:: samples + 1]
-        if places.device.type != "cpu":
-            whole = (found == count).all() & ~outside.any()
-            torch._assert_async(whole, f"each prompt must hold {count} pseudo-token places; was a prompt truncated?")
+        whole = (found == count).all() & ~outside.any()
+        if check_on_device(whole, f"each prompt must hold {count} pseudo-token places; was a prompt truncated?"):
             return
         if bool(outside.any()):
             raise ValueError("pseudo-token places stand in padding, or in samples that the features do not have")
-        if not bool((found == count).all()):
-            raise ValueError(
-                f"each prompt must hold {count} pseudo-token places, found {found.tolist()}; was a prompt truncated?"
-            )
+        raise ValueError(
+            f"each prompt must hold {count} pseudo-token places, found {found.tolist()}; was a prompt truncated?"
+        )
 
     def forward(
         self,
@@ -308,6 +310,7 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         pseudo_token_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        answer_places: Tensor | None = None,
         logits_to_keep: int = 0,
         next_tokens: NextTokens | None = None,
         answer_nodes: Tensor | None = None,
@@ -317,8 +320,10 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         """Logits, and the answer's loss when ``labels (B, L)`` (-100 outside the answer) are given.
 
         With labels, logits are computed at answer positions only: of ``B · L`` rows of vocabulary size, the few that the
-        loss reads. With ``next_tokens`` there are none, only the log-probabilities of the tokens asked for. With
-        ``answer_nodes (N, 2)``, rows and places of ``input_ids``, these are of ``answer_tokens (N, K)``, to be learnt from.
+        loss reads. ``answer_places (N,)`` says which of the ``B · L`` places, one row after another, hold the labels;
+        without it they are looked for, which makes the host wait for an accelerator. With ``next_tokens`` there are none,
+        only the log-probabilities of the tokens asked for. With ``answer_nodes (N, 2)``, rows and places of ``input_ids``,
+        these are of ``answer_tokens (N, K)``, to be learnt from.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -339,9 +344,10 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
             kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
             logits = self.lm_head(kept)  # (B, L, V)
         else:
-            answers = labels[:, 1:]
-            places = answers != -100
-            predicting, targets = hidden[:, :-1][places], answers[places]  # (N, H), (N,)
+            if answer_places is None:
+                answer_places = find_answer_places(labels)
+            targets = labels.flatten()[answer_places]  # (N,)
+            predicting = hidden.flatten(0, 1)[answer_places - 1]  # (N, H)
             logits = self.lm_head(predicting) if self.answer_loss is None else None  # (N, V)
             if not targets.shape[0]:
                 loss_sum = hidden.float().sum() * 0.0  # keeps the graph, so every rank takes part in the reduction

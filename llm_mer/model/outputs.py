@@ -52,6 +52,18 @@ class NextTokens:
     tokens: Tensor
 
 
+def find_answer_places(labels: Tensor) -> Tensor:
+    """``(B, L) -> (N,)``: the places, one row after another, that hold a label and have a place before them in their row.
+
+    >>> import torch
+    >>> find_answer_places(torch.tensor([[-100, 7, 8], [9, -100, 2]]))
+    tensor([1, 2, 5])
+    """
+    behind = labels != -100
+    behind[:, 0] = False
+    return behind.flatten().nonzero().squeeze(1)
+
+
 def register_fusion_output() -> None:
     """Let torch see the tensors of a :class:`FusionOutput` inside an output.
 
