@@ -19,10 +19,13 @@ from llm_mer.storage.fingerprints import file_sha256, files_sha256
 from llm_mer.storage.json_files import read_json_object
 
 CHECKSUMS_FILE = "checksums.json"
+CALIBRATION_FILE = "calibration.json"
+"""Temperatures of the answers (:mod:`~llm_mer.checkpoints.calibration`)."""
 COMPLETION_MARKER = "complete.json"
 """Written last into ``checkpoint-N``, over each of its files."""
 ANSWERING_FILES: tuple[str, ...] = (
     "llm_mer.json",
+    CALIBRATION_FILE,
     "*.safetensors",
     "adapter_config.json",
     "tokenizer*",
@@ -44,9 +47,10 @@ def _answers(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in ANSWERING_FILES)
 
 
-def write_checksums(folder: Path) -> None:
-    """Write :data:`CHECKSUMS_FILE` over the files that answers come from."""
-    files = {path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in answering_files(folder)}
+def write_checksums(folder: Path, without: str | None = None) -> None:
+    """Write :data:`CHECKSUMS_FILE` over the files that answers come from, except the one of this name."""
+    paths = [path for path in answering_files(folder) if path.name != without]
+    files = {path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in paths}
     write_json_atomically(folder / CHECKSUMS_FILE, {"files": files})
 
 

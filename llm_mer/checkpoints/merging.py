@@ -41,9 +41,11 @@ def merge_checkpoint(
     """
     from llm_mer.backbones.language_lora import SHARED
     from llm_mer.checkpoints.backbone_reference import BACKBONE_COPY, folder_fingerprint
+    from llm_mer.checkpoints.calibration import Calibration
     from llm_mer.checkpoints.description import BackboneReference, CheckpointDescription
     from llm_mer.checkpoints.integrity import write_checksums
     from llm_mer.checkpoints.loading import load_checkpoint
+    from llm_mer.checkpoints.run_manifest import weights_digest
 
     description = CheckpointDescription.load(checkpoint)
     reference = description.backbone
@@ -62,6 +64,7 @@ def merge_checkpoint(
     wanted = reference.dtype if dtype == "auto" else dtype
     if wanted not in MERGED_DTYPES[1:]:
         raise UserError(f"--dtype: {dtype!r} is not one of {', '.join(MERGED_DTYPES)}")
+    calibration = Calibration.load(checkpoint)
     loaded = load_checkpoint(checkpoint, backbone, device="cpu", dtype=wanted)
     model, processor = loaded.model, loaded.processor
     assert processor.tokenizer is not None
@@ -85,6 +88,10 @@ def merge_checkpoint(
             backbone=BackboneReference(f"{reference.name} with LoRA", BACKBONE_COPY, fingerprint, "none", wanted),
             merged={"language": language, "lora_sharing": sharing, "quantization": reference.quantization},
         ).save(staging)
+        if calibration is not None:  # the same answers to within rounding have the same temperatures
+            digest = weights_digest(staging)
+            assert digest is not None
+            dataclasses.replace(calibration, weights_sha256=digest).save(staging)
         write_checksums(staging)
     return output
 

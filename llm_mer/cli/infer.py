@@ -89,6 +89,7 @@ def load_pipeline(config: InferConfig, checkpoint: Path, processes: ProcessGroup
         batch_size=config.batch_size,
         generate=config.generate,
         answer_end=config.answer_end,
+        calibration=config.calibration,
     )
     if config.dialogue_decoder != "none" and not pipeline.description.shift_probability:
         raise UserError(

@@ -70,6 +70,7 @@ COMMANDS: dict[str, Command] = {
     "tasks": Command("tasks", "list the tasks and their labels"),
     "info": Command("info", "what a checkpoint or a store says of itself"),
     "evaluate": Command("evaluate", "scores of a checkpoint with baselines and intervals; predictions kept"),
+    "calibrate": Command("calibrate", "fit a checkpoint's temperatures on the validation split, and store them in it"),
     "report": Command("report", "one self-contained HTML page from evaluations"),
     "reproduce": Command("reproduce", "run a training again from its manifest (RUN) and say whether it comes to the same"),
     "demo": Command("demo", "try a checkpoint in the browser"),

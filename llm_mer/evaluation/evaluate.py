@@ -104,6 +104,7 @@ def load_pipeline(config: EvaluateConfig, processes: ProcessGroup) -> MerPipelin
         generate=config.generate,
         score_statistic=config.score_statistic,
         keep_features=config.keep_features,
+        calibration=config.calibration,
     )
 
 
@@ -145,6 +146,8 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
         "device": pipeline.predictor.device.type,
         "versions": stack_versions(),
     }
+    if not config.calibration:  # with it, its file is part of the checkpoint's digest
+        settings["calibration"] = False
     return EvaluationPlan(place, folder, dataset, changed, list(conditions.values()), tasks, fingerprint, settings)
 
 
@@ -204,7 +207,10 @@ def score(
         checkpoint_sha256=planned.settings["checkpoint"],
         seed=config.seed,
         resamples=config.resamples,
-        warnings=diagnose(pipeline.predictor.adapter, by_condition[AS_IS]),
+        warnings=[
+            *diagnose(pipeline.predictor.adapter, by_condition[AS_IS]),
+            *_calibration_warning(pipeline, planned, config.split),
+        ],
         conditions=planned.conditions,
         diagnostics=adapter.diagnostic_info(() if class_task is None else class_task.label_names),
     )
@@ -221,6 +227,17 @@ def score(
             evaluation.rows += score_rows(DIALOGUE, decoded, task, **shared)
     evaluation.areas = areas(evaluation.rows, planned.conditions, AS_IS)
     return evaluation
+
+
+def _calibration_warning(pipeline: MerPipeline, planned: EvaluationPlan, split: str) -> list[str]:
+    from llm_mer.checkpoints.calibration import CALIBRATION_SPLIT, Calibration
+
+    if not pipeline.predictor.temperatures or split != CALIBRATION_SPLIT:
+        return []
+    fitted = Calibration.load(pipeline.folder)
+    if fitted is None or fitted.data != planned.fingerprint:
+        return []
+    return [f"the temperatures were fitted on this split, {split!r}: its NLL, Brier and ECE flatter the checkpoint"]
 
 
 def evaluate(config: EvaluateConfig, progress: bool = True) -> tuple[Evaluation, dict[str, list[Prediction]]]:

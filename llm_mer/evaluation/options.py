@@ -52,6 +52,9 @@ class EvaluateConfig:
         default="median",
         metadata={"help": "which point of a score's distribution answers", "choices": ["median", "mean", "mode"]},
     )
+    calibration: bool = field(
+        default=True, metadata={"help": "use the temperatures of `llm-mer calibrate` where the checkpoint has some"}
+    )
     resamples: int = field(default=1000, metadata={"help": "bootstrap resamples for the 95 % intervals"})
     seed: int = field(default=0, metadata={"help": "of the bootstrap, of shuffling and of --limit"})
     batch_size: int = field(default=64, metadata={"help": "questions per forward"})
@@ -64,3 +67,21 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if isinstance(self.data, str):
             self.data = [self.data]
+
+
+@dataclass
+class CalibrateConfig:
+    """Options of ``llm-mer calibrate``."""
+
+    checkpoint: str = field(
+        default="", metadata={"help": "folder written by finetune.py", "required": True, "positional": True}
+    )
+    data: str = field(default="", metadata={"help": "a store, or FORMAT:PATH", "required": True})
+    split: str = field(default="valid", metadata={"help": "which split to fit on; any but valid is refused"})
+    tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
+    languages: list[str] | None = field(default=None, metadata={"help": "only these languages"})
+    batch_size: int = field(default=64, metadata={"help": "questions per forward"})
+    backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
+    adapter: str | None = field(
+        default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
+    )

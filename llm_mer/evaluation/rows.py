@@ -15,6 +15,7 @@ import numpy as np
 from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, Condition
 from llm_mer.evaluation.metrics import compute_metrics, majority_baseline
+from llm_mer.evaluation.proper_scores import ProbabilityScore, probability_scores
 from llm_mer.evaluation.resampling import metric_intervals
 from llm_mer.evaluation.subsets import EVERYTHING, TAG, subset_names, subsets_of
 from llm_mer.inference.prediction import Prediction
@@ -51,7 +52,7 @@ class Row:
     the row's own majority class or mean score would get: no constant answer does better on accuracy. ``by`` says what the
     subset is one of: a tag, a length, a turn. ``outside_share`` is the mean probability that a free answer of the language
     model would be none of the admissible ones, ``1/N Σ exp(outside_mass)``; None where no language model scored the answers
-    or the file is older than this entry.
+    or the file is older than this entry. ``probability_scores`` stand in rows of the answers as is.
     """
 
     condition: str
@@ -65,6 +66,7 @@ class Row:
     baseline: dict[str, float]
     by: str = TAG
     outside_share: float | None = None
+    probability_scores: list[ProbabilityScore] = field(default_factory=list)
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Row:
@@ -73,7 +75,8 @@ class Row:
             name: {metric: math.nan if value is None else value for metric, value in entry[name].items()}
             for name in ("metrics", "baseline")
         }
-        return cls(**{**entry, **known})
+        scores = [ProbabilityScore.from_dict(score) for score in entry.get("probability_scores", [])]
+        return cls(**{**entry, **known, "probability_scores": scores})
 
 
 @dataclass
@@ -188,6 +191,7 @@ def score_rows(
                     {k: float(v) for k, v in majority_baseline(task, truth).items() if k != "n"},
                     grouping,
                     None if use_parsed else _outside_share(chosen),
+                    probability_scores(task, chosen, resamples, seed) if condition == AS_IS and not use_parsed else [],
                 )
             )
     if len(languages) == 1:
@@ -222,6 +226,11 @@ def table(evaluation: Evaluation) -> str:
         head = f"{row.condition:<28} {row.task:<10} {row.language:<3} {row.subset:<{width}} n={row.n:<5}"
         outside = "" if row.outside_share is None else f"  outside the answers {row.outside_share:.3g}"
         lines.append(f"{head} {'  '.join(shown)}  unparseable {row.unparseable_rate:.3f}{outside}")
+        calibrated = [
+            f"{s.metric} {s.uncalibrated:.3f} → {s.value:.3f}" for s in row.probability_scores if s.uncalibrated is not None
+        ]
+        if calibrated and row.subset == EVERYTHING:
+            lines.append(f"{'':<28} {'':<10} {'':<3} {'calibrated':<{width}} {'  '.join(calibrated)}")
     for area in evaluation.areas:
         word = "AUILC" if area.kind == "missing" else "area"
         span = f"{area.amounts[0]:g} to {area.amounts[-1]:g}"

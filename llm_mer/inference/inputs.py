@@ -63,6 +63,9 @@ class InferConfig:
         default=True,
         metadata={"help": "score the end of an answer too; false is faster, where no answer begins another"},
     )
+    calibration: bool = field(
+        default=True, metadata={"help": "use the temperatures of `llm-mer calibrate` where the checkpoint has some"}
+    )
     on_bad_input: str = field(
         default="report",
         metadata={"help": "an input that cannot be used: a line with its error, or stop", "choices": ["report", "stop"]},

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from llm_mer.adapters import use_adapter
+from llm_mer.checkpoints.calibration import Calibration
 from llm_mer.checkpoints.description import CheckpointDescription
 from llm_mer.checkpoints.hub import resolve_checkpoint
 from llm_mer.data.dataset import MerDataset
@@ -61,6 +62,7 @@ class MerPipeline:
         engine: str = "transformers",
         engine_options: Mapping[str, Any] | None = None,
         adapter: str | None = None,
+        calibration: bool = True,
         **options: Any,
     ) -> MerPipeline:
         """Load a checkpoint; ``options`` are those of :class:`Predictor`.
@@ -72,10 +74,11 @@ class MerPipeline:
                 has such a module imported.
             engine: what runs the language model, one of :data:`~llm_mer.scoring.engines.base.ENGINES`.
             engine_options: its own options.
+            calibration: take the temperatures that ``llm-mer calibrate`` left in the checkpoint, where it has some.
 
         Raises:
             UserError: a folder that is no checkpoint, or one of another adapter; a hub name that cannot be fetched; a device
-                or an engine that cannot be used.
+                or an engine that cannot be used; temperatures of other weights.
         """
         if adapter is not None:
             use_adapter(adapter)
@@ -87,7 +90,10 @@ class MerPipeline:
         trained_with = loaded.description.model["adapter"]
         if adapter is not None and adapter != trained_with:
             raise UserError(f"adapter: {folder} was trained with {trained_with}, not {adapter}")
-        return cls(Predictor(loaded.model, loaded.processor, engine=opened.engine, **options), loaded.description, folder)
+        fitted = Calibration.load(folder) if calibration else None
+        temperatures = {} if fitted is None else fitted.by_question()
+        predictor = Predictor(loaded.model, loaded.processor, engine=opened.engine, temperatures=temperatures, **options)
+        return cls(predictor, loaded.description, folder)
 
     @property
     def tasks(self) -> list[Task]:

@@ -22,6 +22,8 @@ class Prediction:
         log_probabilities: natural logs of the same, in label or grid order.
         outside_mass: natural log of the probability that a free answer of the language model would be none of these; -15.94
             where it is too small for float32. None for an adapter alone.
+        temperature: by which the logarithms of the probabilities were divided before they were normalised again; None where
+            the checkpoint has none for the question.
         mean, median, mode, interval: of a score's distribution; ``interval`` is the central 80 %. None for classes.
         precision: type of the numbers the language model computed with: an answer in bfloat16 is not that of float32.
         truth: label name or score when the data knows it.
@@ -42,6 +44,7 @@ class Prediction:
     log_probabilities: list[float] = field(default_factory=list)
     outside_mass: float | None = None
     precision: str | None = None
+    temperature: float | None = None
     mean: float | None = None
     median: float | None = None
     mode: float | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +37,7 @@ from llm_mer.scoring.engines.base import MAX_ANSWER_TOKENS, Engine
 from llm_mer.scoring.engines.transformers_engine import TransformersEngine
 from llm_mer.scoring.prompt_layout import TaskPrompts
 from llm_mer.scoring.score_distribution import ScoreDistribution
+from llm_mer.scoring.temperature import scale_by_temperature
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Predictor:
             would follow them, and the vocabulary is read once a question in place of once a label.
         keep_features: keep each sample's fused vector in ``diagnostics["features"]``.
         engine: what runs the language model; the model itself when None.
+        temperatures: ``{(task, language): T}``, of the distributions over answers; none where a question is not named.
     """
 
     model: nn.Module
@@ -87,6 +89,7 @@ class Predictor:
     answer_end: bool = True
     keep_features: bool = False
     engine: Engine | None = None
+    temperatures: Mapping[tuple[str, str], float] = field(default_factory=dict)
     _trees: dict[tuple[str, str], AnswerTree] = field(default_factory=dict, repr=False)
     _kept: dict[tuple[str, ...], PrefixCache] | None = field(default=None, repr=False)
 
@@ -221,6 +224,9 @@ class Predictor:
             if scored.outside_mass is not None:
                 prediction.outside_mass = float(scored.outside_mass[row])
             log_probs = None if scored.log_probabilities is None else scored.log_probabilities[row]
+            temperature = self.temperatures.get((task.name, batch.language))
+            if temperature is not None and log_probs is not None:
+                log_probs, prediction.temperature = scale_by_temperature(log_probs, temperature), temperature
             self._fill_value(prediction, task, log_probs, heads[number], row)
             if generated is not None:
                 self._fill_generated(prediction, task, generated[number][row])

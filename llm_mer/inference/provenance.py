@@ -67,6 +67,8 @@ class Provenance:
     def of(cls, config: InferConfig, checkpoint: Path, tasks: Sequence[str]) -> Provenance:
         """That of a run with these options; ``tasks`` are those it asks."""
         options = {name: getattr(config, name) for name in ANSWERING_OPTIONS}
+        if not config.calibration:  # with it, its file is part of the checkpoint's digest
+            options["calibration"] = False
         return cls({"checkpoint": checkpoint_fingerprint(checkpoint), "tasks": list(tasks), **options})
 
     @staticmethod

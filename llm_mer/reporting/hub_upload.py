@@ -11,7 +11,7 @@ from pathlib import Path
 from llm_mer.checkpoints.backbone_reference import BACKBONE_COPY, find_backbone
 from llm_mer.checkpoints.description import CheckpointDescription, check_description
 from llm_mer.checkpoints.hub import HUB_NAME
-from llm_mer.checkpoints.integrity import CHECKSUMS_FILE, verify_checkpoint, write_checksums
+from llm_mer.checkpoints.integrity import CALIBRATION_FILE, CHECKSUMS_FILE, verify_checkpoint, write_checksums
 from llm_mer.checkpoints.run_differences import without_folders
 from llm_mer.checkpoints.run_manifest import MANIFEST, RunManifest
 from llm_mer.errors import UserError, first_line
@@ -30,6 +30,7 @@ PUSHED = (
     "vocab.*",
     "merges.txt",
     "trajectories.jsonl",
+    CALIBRATION_FILE,
 )
 """Files of a checkpoint that are copied as they are. Optimiser, trainer state and logs stay where they are."""
 WRITTEN = ("config.json", "llm_mer.json", MANIFEST, CHECKSUMS_FILE, CARD_FILE)

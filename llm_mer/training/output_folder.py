@@ -18,7 +18,7 @@ from typing import Any
 
 from llm_mer.checkpoints.backbone_reference import BACKBONE_COPY
 from llm_mer.checkpoints.description import DESCRIPTION_FILE, TRAJECTORIES
-from llm_mer.checkpoints.integrity import CHECKSUMS_FILE
+from llm_mer.checkpoints.integrity import CALIBRATION_FILE, CHECKSUMS_FILE
 from llm_mer.checkpoints.run_manifest import MANIFEST, RunManifest, weights_file
 from llm_mer.distributed.output_lock import lock_outputs
 from llm_mer.distributed.process_group import ProcessGroup
@@ -32,14 +32,20 @@ from llm_mer.training.run_config import RunConfig
 logger = logging.getLogger(__name__)
 
 LOG_HISTORY = "log_history.json"
+NAMED_FILES = (
+    MANIFEST,
+    CHECKSUMS_FILE,
+    CALIBRATION_FILE,
+    LOG_HISTORY,
+    TRAJECTORIES,
+    DESCRIPTION_FILE,
+    BACKBONE_COPY,
+    STAGING_FOLDER,
+)
 RUN_FILE = re.compile(
     r"checkpoint-\d+|.*\.safetensors|.*\.safetensors\.index\.json|(adapter_|generation_)?config\.json|.*token.*\.json|"
     r"chat_template\.(jinja|json)|.*\.model|vocab\.(json|txt)|merges\.txt|training_args\.bin|trainer_state\.json|"
-    + "|".join(
-        map(
-            re.escape, (MANIFEST, CHECKSUMS_FILE, LOG_HISTORY, TRAJECTORIES, DESCRIPTION_FILE, BACKBONE_COPY, STAGING_FOLDER)
-        )
-    )
+    + "|".join(map(re.escape, NAMED_FILES))
 )
 """Names that a training writes into its output folder."""
 

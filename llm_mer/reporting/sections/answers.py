@@ -7,7 +7,7 @@ import numpy as np
 from llm_mer.evaluation.conditions import AS_IS
 from llm_mer.evaluation.metrics import class_indices, interval_coverage
 from llm_mer.reporting import plots
-from llm_mer.reporting.blocks import Picture, Section
+from llm_mer.reporting.blocks import Block, Cell, Picture, Section, Table
 from llm_mer.reporting.facts import Loaded
 from llm_mer.reporting.wording import METRIC_WORDS, format_number, with_key
 
@@ -99,4 +99,40 @@ def calibration_section(main: Loaded) -> Section:
                 "share of answers in the bin, counted below. Below the dashed line the model is too sure."
             )
             section.blocks.append(Picture(plots.reliability(answers), caption))
+    section.blocks += _temperature_tables(main)
     return section
+
+
+def _temperature_tables(main: Loaded) -> list[Block]:
+    """Scores of the probabilities without and with the checkpoint's temperatures, where it has some."""
+
+    def cell(value: float | None, interval: tuple[float, float] | None) -> Cell:
+        if value is None or interval is None:
+            return Cell("–")
+        return Cell(format_number(value), (f"{format_number(interval[0])} to {format_number(interval[1])}",))
+
+    lines = []
+    for task in main.tasks:
+        for language in main.languages:
+            row = main.evaluation.find(AS_IS, task.name, language)
+            for score in [] if row is None else row.probability_scores:
+                if row is None or score.uncalibrated is None:
+                    continue
+                lines.append(
+                    [
+                        Cell(task.name),
+                        Cell(language),
+                        Cell(score.metric),
+                        Cell(str(row.n)),
+                        cell(score.uncalibrated, score.uncalibrated_interval),
+                        cell(score.value, score.interval),
+                        cell(score.value - score.uncalibrated, score.difference_interval),
+                    ]
+                )
+    if not lines:
+        return []
+    caption = (
+        "Probabilities without and with the temperatures that the checkpoint keeps, fitted on the validation split; lower "
+        "is better. NLL and CRPS of the true answer, Brier score and ECE of classes; 95 % intervals, dialogues drawn whole."
+    )
+    return [Table(["task", "language", "metric", "n", "uncalibrated", "calibrated", "change"], lines, caption, heads=3)]

@@ -1,0 +1,83 @@
+"""The temperatures of a checkpoint's answers: ``calibration.json`` beside the weights they were fitted for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llm_mer.checkpoints.integrity import CALIBRATION_FILE, CHECKSUMS_FILE, write_checksums
+from llm_mer.checkpoints.run_manifest import weights_digest
+from llm_mer.errors import UserError
+from llm_mer.storage.atomic_files import write_json_atomically
+from llm_mer.storage.json_files import read_json_object
+
+CALIBRATION_SPLIT = "valid"
+"""The only split that temperatures are fitted on."""
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """That of one task in one language: ``n`` answers it was fitted on, and their mean NLL before and after (nats)."""
+
+    task: str
+    language: str
+    temperature: float
+    n: int
+    nll_before: float
+    nll_after: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The content of ``calibration.json``.
+
+    Attributes:
+        weights_sha256: of the weights whose answers these are for. data: fingerprint of what they were fitted on.
+        temperatures: one a task and language; answers in another language stay as they are.
+    """
+
+    weights_sha256: str
+    data: str
+    temperatures: tuple[Temperature, ...]
+
+    def by_question(self) -> dict[tuple[str, str], float]:
+        """``{(task, language): temperature}``."""
+        return {(entry.task, entry.language): entry.temperature for entry in self.temperatures}
+
+    def save(self, folder: Path) -> None:
+        """Write ``calibration.json``, and its digest into the checkpoint's checksums where it has some."""
+        has_checksums = (folder / CHECKSUMS_FILE).is_file()
+        if has_checksums:
+            # Without it first: a kill in between leaves a checkpoint whose every recorded digest is right.
+            write_checksums(folder, without=CALIBRATION_FILE)
+        write_json_atomically(folder / CALIBRATION_FILE, asdict(self))
+        if has_checksums:
+            write_checksums(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Calibration | None:
+        """Read it back; None where the checkpoint has none.
+
+        Raises:
+            UserError: damaged, or fitted for other weights than those beside it.
+        """
+        path = folder / CALIBRATION_FILE
+        if not path.is_file():
+            return None
+        entry = read_json_object(path)
+        try:
+            found = tuple(Temperature(**values) for values in entry["temperatures"])
+            calibration = cls(str(entry["weights_sha256"]), str(entry["data"]), found)
+            for one in found:
+                if not (math.isfinite(one.temperature) and one.temperature > 0):
+                    raise ValueError(f"temperature of task {one.task!r} is {one.temperature!r}, it must be above 0")
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: damaged or edited: {error}") from None
+        digest = weights_digest(folder)
+        if calibration.weights_sha256 != digest:
+            raise UserError(
+                f"{path}: fitted for weights of SHA-256 {calibration.weights_sha256[:12]}…, those beside it have "
+                f"{str(digest)[:12]}…; run `llm-mer calibrate` again, or answer with --calibration false"
+            )
+        return calibration

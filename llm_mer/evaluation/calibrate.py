@@ -1,0 +1,92 @@
+"""``llm-mer calibrate``: one temperature a task and language, fitted on the validation split and kept in the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from llm_mer.checkpoints.calibration import CALIBRATION_SPLIT, Calibration, Temperature
+from llm_mer.checkpoints.run_manifest import weights_digest
+from llm_mer.data.reading import find_split, read_utterances
+from llm_mer.distributed.process_group import ProcessGroup
+from llm_mer.errors import UserError
+from llm_mer.evaluation.options import CalibrateConfig
+from llm_mer.evaluation.proper_scores import answer_arrays
+from llm_mer.inference.pipeline import MerPipeline
+from llm_mer.inference.prediction import Prediction, require_finite_answers
+from llm_mer.prompting.tasks import Task
+from llm_mer.scoring.temperature import LEAST_TEMPERATURE, MOST_TEMPERATURE, fit_temperature, scale_by_temperature
+from llm_mer.storage.locks import lock_output
+
+
+def calibrate(config: CalibrateConfig) -> Calibration:
+    """Fit the temperatures, and write them into the checkpoint (:class:`~llm_mer.checkpoints.calibration.Calibration`).
+
+    Raises:
+        UserError: another split than ``valid``, several processes, a checkpoint or data that do not fit, or nothing that
+            gives probabilities.
+    """
+    if config.split != CALIBRATION_SPLIT:
+        raise UserError(
+            f"--split {config.split}: temperatures are fitted on {CALIBRATION_SPLIT} alone; on test they would know the "
+            "answers they are judged by, on train the model is surer than it is elsewhere"
+        )
+    if config.batch_size < 1:
+        raise UserError(f"--batch_size {config.batch_size}: it must be at least 1")
+    processes = ProcessGroup.join()
+    if processes.world_size > 1:
+        raise UserError(f"calibrate runs in one process, {processes.world_size} were started")
+    pipeline = MerPipeline.from_pretrained(
+        config.checkpoint,
+        backbone=config.backbone,
+        adapter=config.adapter,
+        device=processes.device,
+        batch_size=config.batch_size,
+        calibration=False,
+    )
+    splits, made, fingerprint = read_utterances(config.data)
+    utterances = find_split(splits, config.split, config.data)
+    where = f"{config.data}, split {config.split!r}"
+    pipeline.check_features(utterances, made, where)
+    tasks = pipeline.named_tasks(config.tasks)
+    dataset = pipeline.questions(utterances, tasks, languages=config.languages)
+    with lock_output(pipeline.folder / "calibration"):
+        predictions = pipeline.predictor.predict(dataset, progress="calibrate")
+        require_finite_answers(predictions)
+        temperatures = fit(predictions, tasks)
+        if not temperatures:
+            raise UserError(f"{where}: no labelled utterance of a task that the checkpoint gives probabilities for")
+        digest = weights_digest(pipeline.folder)
+        if digest is None:
+            raise UserError(f"{pipeline.folder}: it has no weights that temperatures could belong to")
+        calibration = Calibration(digest, fingerprint, temperatures)
+        calibration.save(pipeline.folder)
+    return calibration
+
+
+def fit(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> tuple[Temperature, ...]:
+    """The temperature of each task and language that has truths and probabilities, in the order of the tasks."""
+    found = []
+    for task in tasks:
+        known = [p for p in predictions if p.task == task.name and p.truth is not None and p.log_probabilities]
+        for language in sorted({p.language for p in known}):
+            log_probs, truth = answer_arrays(task, [p for p in known if p.language == language])
+            temperature = fit_temperature(log_probs, truth)
+            rows = np.arange(len(truth))
+            before, after = (-scale_by_temperature(log_probs, t)[rows, truth].mean() for t in (1.0, temperature))
+            found.append(Temperature(task.name, language, temperature, len(truth), float(before), float(after)))
+    return tuple(found)
+
+
+def table(calibration: Calibration, checkpoint: str) -> str:
+    """``emotion en  T 1.83  n=120  NLL 2.970 → 1.901``, a line a temperature."""
+    lines = []
+    for one in calibration.temperatures:
+        line = f"{one.task:<10} {one.language:<3} T {one.temperature:.3f}  n={one.n}"
+        line += f"  NLL {one.nll_before:.3f} → {one.nll_after:.3f} on {CALIBRATION_SPLIT}"
+        if one.temperature in (LEAST_TEMPERATURE, MOST_TEMPERATURE):
+            line += "  (as far as a fit goes: every answer of these is right, or the answers tell nothing)"
+        lines.append(line)
+    return "\n".join([*lines, f"written to {Path(checkpoint)}"])

@@ -1,0 +1,140 @@
+"""What probabilities of answers are worth, with and without the checkpoint's temperature, with clustered intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import logsumexp
+
+from llm_mer.evaluation.metrics import ECE_BINS
+from llm_mer.evaluation.resampling import BLOCK, percentile_interval
+from llm_mer.inference.prediction import Prediction
+from llm_mer.prompting.tasks import Task
+from llm_mer.scoring.temperature import scale_by_temperature
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ProbabilityScore:
+    """One metric of the probabilities, lower is better.
+
+    Attributes:
+        metric: ``nll`` (of the true answer; of a score, of the nearest on its grid), ``brier`` and ``ece`` of classes,
+            ``crps`` of scores.
+        value, interval: of the answers as they were given; 95 %, dialogues resampled whole (utterances without one alone).
+        uncalibrated, uncalibrated_interval: of the same answers without their temperatures; None where there is none.
+        difference_interval: of ``value - uncalibrated``, over the same draws.
+    """
+
+    metric: str
+    value: float
+    interval: Interval
+    uncalibrated: float | None = None
+    uncalibrated_interval: Interval | None = None
+    difference_interval: Interval | None = None
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> ProbabilityScore:
+        """Read plain values back."""
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
+        return cls(**values)
+
+
+def answer_arrays(task: Task, predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
+    """``(N, C)`` log-probabilities and ``(N,)`` index of the true answer; of a score, the nearest on the grid."""
+    log_probs = np.array([p.log_probabilities for p in predictions], dtype=np.float64)
+    log_probs -= logsumexp(log_probs, axis=1, keepdims=True)
+    if task.kind == "classification":
+        return log_probs, np.array([task.class_index(str(p.truth)) for p in predictions])
+    truth = np.array([float(p.truth) for p in predictions if p.truth is not None])
+    return log_probs, np.abs(truth[:, None] - np.asarray(task.grid())).argmin(axis=1)
+
+
+def contributions(task: Task, log_probs: np.ndarray, predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
+    """What each answer adds to a metric, ``(N, K)``: the metric is ``Σ_k |Σ_i a_ik| / N``.
+
+    ``ece`` has a column a bin ``(lo, hi]`` of confidence, and in it confidence less correctness; the others have one column.
+    """
+    _, truth = answer_arrays(task, predictions)
+    rows, probs = np.arange(len(truth)), np.exp(log_probs)
+    found = {"nll": -log_probs[rows, truth][:, None]}
+    if task.kind == "regression":
+        scores = np.array([float(p.truth) for p in predictions if p.truth is not None])
+        grid, below = np.asarray(task.grid()), probs.cumsum(axis=1)[:, :-1]
+        expected = (probs * np.abs(grid - scores[:, None])).sum(axis=1)
+        found["crps"] = (expected - (below * (1 - below) * np.diff(grid)).sum(axis=1))[:, None]
+        return found
+    target = np.zeros_like(probs)
+    target[rows, truth] = 1.0
+    found["brier"] = ((probs - target) ** 2).sum(axis=1)[:, None]
+    confidence = probs.max(axis=1)
+    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+    gaps = np.zeros((len(truth), ECE_BINS))
+    gaps[rows, bins] = confidence - (probs.argmax(axis=1) == truth)
+    found["ece"] = gaps
+    return found
+
+
+def probability_scores(task: Task, predictions: Sequence[Prediction], resamples: int, seed: int) -> list[ProbabilityScore]:
+    """The scores of predictions that have a truth; none where one has no probabilities (a head's score)."""
+    if not predictions or any(not p.log_probabilities for p in predictions):
+        return []
+    log_probs, _ = answer_arrays(task, predictions)
+    given = contributions(task, log_probs, predictions)
+    before = None
+    if any(p.temperature is not None for p in predictions):
+        inverse = [1.0 / (p.temperature or 1.0) for p in predictions]
+        raw = np.stack([scale_by_temperature(row, factor) for row, factor in zip(log_probs, inverse, strict=True)])
+        before = contributions(task, raw, predictions)
+    draws = _cluster_draws([p.dialogue_id or f"\0{p.id}" for p in predictions], resamples, seed)
+    scores = []
+    for metric, parts in given.items():
+        value, spread = _value(parts), draws.spread(parts)
+        score = ProbabilityScore(metric, value, percentile_interval(spread))
+        if before is not None:
+            raw_spread = draws.spread(before[metric])
+            score = ProbabilityScore(
+                metric,
+                value,
+                score.interval,
+                _value(before[metric]),
+                percentile_interval(raw_spread),
+                percentile_interval(spread - raw_spread),
+            )
+        scores.append(score)
+    return scores
+
+
+def _value(parts: np.ndarray) -> float:
+    return float(np.abs(parts.sum(axis=0)).sum() / len(parts)) if parts.shape[1] > 1 else float(parts.mean())
+
+
+@dataclass
+class _Draws:
+    """How often each of ``G`` clusters stands in each resample: ``counts (R, G)``; ``members (N,)`` the cluster of a row."""
+
+    counts: np.ndarray
+    members: np.ndarray
+
+    def spread(self, parts: np.ndarray) -> np.ndarray:
+        """``(N, K)`` contributions to the metric of each resample ``(R,)``."""
+        clusters = self.counts.shape[1]
+        sums = np.zeros((clusters, parts.shape[1]))
+        np.add.at(sums, self.members, parts)
+        total = self.counts @ sums
+        sizes = self.counts @ np.bincount(self.members, minlength=clusters)
+        return np.asarray((np.abs(total).sum(axis=1) if parts.shape[1] > 1 else total[:, 0]) / sizes)
+
+
+def _cluster_draws(clusters: Sequence[str], resamples: int, seed: int) -> _Draws:
+    names, members = np.unique(np.array(clusters, dtype=object).astype(str), return_inverse=True)
+    generator, count = np.random.default_rng(seed), len(names)
+    counts = []
+    for start in range(0, resamples, BLOCK):
+        drawn = generator.integers(0, count, (min(BLOCK, resamples - start), count))
+        counts.append(np.stack([np.bincount(row, minlength=count) for row in drawn]))
+    return _Draws(np.concatenate(counts), members)
