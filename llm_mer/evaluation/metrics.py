@@ -25,6 +25,9 @@ HEADLINE_METRICS: dict[str, str] = {
 }
 """The one metric that stands for a task where there is room for one, by the convention of its metrics; higher is better."""
 
+PROPER_SCORES: tuple[str, ...] = ("nll", "brier")
+"""Scores of probabilities that the true ones minimise; lower is better."""
+
 
 def headline_metric(task: Task) -> str:
     """The metric by which the best checkpoint of a training is chosen and that tables and plots of one metric show."""

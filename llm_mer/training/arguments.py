@@ -14,6 +14,7 @@ import torch
 from trl import SFTConfig
 
 from llm_mer.errors import UserError
+from llm_mer.evaluation.metrics import PROPER_SCORES
 from llm_mer.resources.files import resolve_file
 from llm_mer.training.options import SECRETS, TrainingOptions
 
@@ -85,6 +86,8 @@ class MerTrainingArguments(TrainingOptions, SFTConfig):  # type: ignore[misc]
         if isinstance(given, str):  # JSON from the command line
             given = json.loads(given)
         self.dataset_kwargs = {**given, "skip_prepare_dataset": True}
+        if (self.metric_for_best_model or "").removeprefix("eval_") in PROPER_SCORES:
+            self.greater_is_better = False  # the option's default is for the scores of which more is better
         super().__post_init__()
         # It would wait for the accelerator after every micro-batch, to hide what training/finite.py stops at.
         self.logging_nan_inf_filter = False

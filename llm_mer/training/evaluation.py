@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm_mer.evaluation.metrics import compute_metrics, headline_metric
+from llm_mer.evaluation.metrics import PROPER_SCORES, calibration_metrics, compute_metrics, headline_metric
+from llm_mer.evaluation.proper_scores import answer_arrays
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import Task
@@ -18,7 +19,8 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: 
 
     Beside each stand ``n``, the share of answers that are none (``unparseable``), and what the majority class (or the mean
     score) would reach on the same truths; for classes also ``nll``, the mean negative log-likelihood of the truth (natural
-    logarithm, ``ln C`` where all C answers are equally probable). It is not what the best checkpoint is chosen by.
+    logarithm, ``ln C`` where all C answers are equally probable). ``{prefix}_nll`` and ``{prefix}_brier`` are means over
+    classification tasks and languages, by which the best checkpoint may be chosen (:data:`PROPER_SCORES`).
     """
     metrics: dict[str, float] = {}
     headlines: list[float] = []
@@ -44,8 +46,25 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: 
                 scores = np.array([float(t) for t in truth if t is not None])
                 metrics[f"{stem}_mean_mae"] = float(np.abs(scores - scores.mean()).mean())
             headlines.append(float(values[headline_metric(task)]))
+    for name, found in _mean_proper_scores(predictions, tasks).items():
+        metrics[f"{prefix}_{name}"] = found
     metrics[f"{prefix}_score"] = float(np.mean(headlines)) if headlines else 0.0
     return metrics
+
+
+def _mean_proper_scores(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> dict[str, float]:
+    """``nll`` and ``brier``, the means over classification tasks and languages; empty where no label has probabilities."""
+    found: dict[str, list[float]] = {name: [] for name in PROPER_SCORES}
+    for task in tasks:
+        known = [p for p in predictions if p.task == task.name and p.truth is not None and p.log_probabilities]
+        if task.kind != "classification":
+            continue
+        for language in sorted({p.language for p in known}):
+            log_probs, truth = answer_arrays(task, [p for p in known if p.language == language])
+            values = calibration_metrics(truth, log_probs)
+            for name, entries in found.items():
+                entries.append(values[name])
+    return {name: float(np.mean(entries)) for name, entries in found.items() if entries}
 
 
 def print_evaluation(metrics: dict[str, float], tasks: Sequence[Task]) -> None:

@@ -319,7 +319,8 @@ class TrainingOptions:
     )
     load_best_model_at_end: bool = field(default=True, metadata={"group": SAVING, "help": "finish with the best checkpoint"})
     metric_for_best_model: str | None = field(
-        default="score", metadata={"help": "score is the mean of each task's headline metric over languages"}
+        default="score",
+        metadata={"help": "score is the mean of each task's headline metric over languages; nll and brier are of labels"},
     )
     greater_is_better: bool | None = field(default=True, metadata={"help": "whether more of that metric is better"})
     early_stopping_patience: int | None = field(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import get_task
+from llm_mer.training.arguments import MerTrainingArguments
 from llm_mer.training.evaluation import print_evaluation, summarise
 
 
@@ -40,3 +42,23 @@ def test_the_likelihood_of_the_truths_stands_beside_the_accuracy_that_hides_it(c
     assert metrics["eval_polarity_en_nll"] == pytest.approx((3 * -math.log(0.9) + 9 * math.log(10)) / 4)
     print_evaluation(metrics, [task])
     assert "accuracy 0.750 (majority 0.750), NLL 5.260 (uniform 0.693)" in capsys.readouterr().out
+
+
+def test_proper_scores_are_means_over_tasks_and_languages() -> None:
+    task = get_task("polarity")
+    names, probs = task.label_names, [0.8, 0.2]
+    answers = [Prediction("a", "polarity", "en", names[0], log_probabilities=list(map(math.log, probs)), truth=names[0])]
+    answers += [
+        Prediction(f"b{i}", "polarity", "zh", names[0], log_probabilities=list(map(math.log, probs)), truth=names[1])
+        for i in range(3)
+    ]
+    metrics = summarise(answers, [task], "eval")
+    assert metrics["eval_nll"] == pytest.approx((-math.log(0.8) - math.log(0.2)) / 2)
+    assert metrics["eval_brier"] == pytest.approx((2 * 0.2**2 + 2 * 0.8**2) / 2)
+    assert "eval_nll" not in summarise([Prediction("a", "polarity", "en", names[0], truth=names[0])], [task], "eval")
+
+
+@pytest.mark.parametrize(("metric", "greater"), [("nll", False), ("eval_brier", False), ("score", True)])
+def test_less_of_a_proper_score_is_better(metric: str, greater: bool, tmp_path: Path) -> None:
+    given = MerTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=metric, report_to="none")
+    assert given.greater_is_better is greater
