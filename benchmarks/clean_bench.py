@@ -30,6 +30,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from llm_mer.data.store import UtteranceStore
+from llm_mer.evaluation.resampling import clustered_mean_interval
 
 HERE = Path(__file__).resolve().parent / "clean_bench"
 RUNS: dict[str, tuple[str, ...]] = {
@@ -43,6 +44,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "no_head_loss": ("--loss_weights", "ce=0"),
     "slow_adapter": ("--adapter_learning_rate", "1e-4"),
     "fast_adapter": ("--adapter_learning_rate", "5e-3"),
+    "two_epochs": ("--num_train_epochs", "2"),
+    "words_two_epochs": ("--use_audio", "false", "--num_train_epochs", "2"),
     "sound_only_adapter": ("--use_text", "false"),
 }
 """Name → what is changed of ``clean_bench/run.yaml``."""
@@ -91,7 +94,7 @@ def do_run(name: str, options: argparse.Namespace, store: Path) -> None:
             log=logs / f"{name}.train.log",
         )
         done.touch()
-    shuffles = ["shuffle:text"] if name == "words" else ["shuffle:audio", "shuffle:text"]
+    shuffles = ["shuffle:text"] if name.startswith("words") and name != "words_first" else ["shuffle:audio", "shuffle:text"]
     for split, conditions in (("valid", []), ("test", ["--conditions", *shuffles])):
         output = folder / f"eval_{split}"
         if not (output / "evaluation.json").is_file():
@@ -130,18 +133,8 @@ def clip_of(identifier: str) -> str:
     return identifier.rsplit(".", 1)[1]
 
 
-def clustered_interval(values: np.ndarray, clusters: Sequence[str]) -> tuple[float, float]:
-    """95 % of the mean of ``values (N,)`` when whole clusters are drawn with replacement."""
-    names, place = np.unique(clusters, return_inverse=True)
-    sums, counts = np.bincount(place, values), np.bincount(place)
-    drawn = np.random.default_rng(0).integers(0, len(names), (RESAMPLES, len(names)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def mean_with_interval(values: np.ndarray, clusters: Sequence[str], signed: bool = False) -> str:
-    low, high = clustered_interval(values.astype(float), clusters)
+    low, high = clustered_mean_interval(values.astype(float), clusters, RESAMPLES, 0)
     sign = "+" if signed else ""
     return f"{values.mean():{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 

@@ -15,6 +15,15 @@ from llm_mer.data.store import FEATURE_COLUMNS, UtteranceTable
 from llm_mer.errors import UserError
 from llm_mer.prompting.tasks import Task
 
+PARTS: dict[str, tuple[str, ...]] = {
+    "text": ("text", FEATURE_COLUMNS["text"]),
+    "audio": (FEATURE_COLUMNS["audio"],),
+    "vision": (FEATURE_COLUMNS["vision"],),
+    "transcript": ("text",),
+    "features": tuple(FEATURE_COLUMNS.values()),
+}
+"""What of an utterance can come from another one: a modality, the transcript alone, or every stored feature sequence."""
+
 
 class UtteranceTransform(Protocol):
     """What changes utterances as they are read: a corruption (:mod:`llm_mer.data.corruption`)."""
@@ -76,7 +85,7 @@ class MerDataset:
             the task ignores is no target, but its utterance stays in windows.
         languages: keep only these.
         limit, limit_seed: keep only so many utterances, drawn over languages (:mod:`llm_mer.data.sampling`).
-        permutation: ``{modality: rows}`` reads that modality from another row, e.g. a shuffle across samples.
+        permutation: ``{part: rows}`` reads that part (:data:`PARTS`) from another row, e.g. a shuffle across samples.
         hidden: modalities treated as missing. corruptions: damage to what is left, in this order.
         context_window, bidirectional: shape of :meth:`window`.
     """
@@ -165,11 +174,9 @@ class MerDataset:
         """The utterance of a row, with permuted and hidden modalities and corruptions applied."""
         utterance = self.utterances[row]
         changes: dict[str, Any] = {}
-        for modality, rows in self.permutation.items():
+        for part, rows in self.permutation.items():
             other = self.utterances[int(rows[row])]
-            changes[FEATURE_COLUMNS[modality]] = getattr(other, FEATURE_COLUMNS[modality])
-            if modality == "text":
-                changes["text"] = other.text
+            changes |= {name: getattr(other, name) for name in PARTS[part]}
         for modality in self.hidden:
             changes[FEATURE_COLUMNS[modality]] = None
             if modality == "text":
@@ -251,8 +258,8 @@ class MerDataset:
             indices.append(-1 if speaker is None else known.setdefault(speaker, max(known.values(), default=0) + 1))
         return indices
 
-    def shuffled(self, modalities: Sequence[str], seed: int) -> MerDataset:
-        """The same questions with the given modalities taken from other utterances of the same language.
+    def shuffled(self, parts: Sequence[str], seed: int) -> MerDataset:
+        """The same questions with the given parts (:data:`PARTS`) taken from other utterances of the same language.
 
         Every utterance gets another's features (a derangement within the language, by a cyclic shift of a random
         order), so a model that uses the modality must lose what it knew from it.
@@ -271,7 +278,7 @@ class MerDataset:
                 )
             order = generator.permutation(members)
             rows[order] = np.roll(order, 1)
-        return self._with(permutation={**self.permutation, **dict.fromkeys(modalities, rows)})
+        return self._with(permutation={**self.permutation, **dict.fromkeys(parts, rows)})
 
     def without(self, modalities: Sequence[str]) -> MerDataset:
         """The same questions with the given modalities missing."""

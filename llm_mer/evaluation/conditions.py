@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
+from llm_mer.adapters.base import FusionAdapter
 from llm_mer.data.corruption import FeatureCache, ModelInputSpec
 from llm_mer.data.dataset import MerDataset
 from llm_mer.distributed.process_group import ProcessGroup
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 NOISY_FEATURES = "noisy_features"
 """Folder of features that were extracted again, in the output folder; another evaluation into it finds them."""
 AS_IS, GENERATION, DIALOGUE = "as is", "free generation", "dialogue decoder"
+TRANSCRIPT, FEATURES, ADAPTER = "transcript", "features", "adapter"
+"""What is changed apart from a modality: the words alone, every feature sequence, all that the adapter tells."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,8 @@ class Condition:
 
     Attributes:
         name: in tables and files. kind: ``shuffle``, ``without`` or a kind of corruption.
-        modalities: that are shuffled or left out. amount: of the corruption.
+        modalities: that are shuffled or left out, or one of ``transcript``, ``features`` and ``adapter``.
+        amount: of the corruption.
     """
 
     name: str
@@ -35,9 +42,17 @@ class Condition:
     modalities: tuple[str, ...] = ()
     amount: float | None = None
 
+    @property
+    def withholds_adapter(self) -> bool:
+        """Whether the language model gets no pseudo tokens."""
+        return self.kind == "without" and self.modalities == (ADAPTER,)
 
-def parse_conditions(texts: Sequence[str], available: Sequence[str]) -> dict[str, Condition]:
+
+def parse_conditions(texts: Sequence[str], available: Sequence[str], with_backbone: bool = True) -> dict[str, Condition]:
     """Conditions by name from ``shuffle:audio,vision``, ``without:text``, ``subsets`` and ``missing:0.3``.
+
+    Args:
+        available: modalities that the adapter reads. with_backbone: whether a language model answers.
 
     Raises:
         UserError: another word, a modality the model does not read, an amount out of range, or nothing left.
@@ -52,6 +67,12 @@ def parse_conditions(texts: Sequence[str], available: Sequence[str]) -> dict[str
                 found.append(Condition(f"{' + '.join(kept)} only", "without", hidden))
         elif kind in CORRUPTIONS:
             found.append(_parse_corruption(text, kind, rest, available))
+        elif (kind, rest) in (("shuffle", TRANSCRIPT), ("without", ADAPTER)):
+            if not with_backbone:
+                raise UserError(f"condition {text!r}: no language model answers here, only an adapter")
+            found.append(_changed_part(kind, rest))
+        elif (kind, rest) == ("shuffle", FEATURES):
+            found.append(_changed_part(kind, rest))
         else:
             found.append(_changed_modalities(text, kind, rest, available))
     return {condition.name: condition for condition in found}
@@ -70,11 +91,18 @@ def _parse_corruption(text: str, kind: str, rest: str, available: Sequence[str])
     return Condition(corruption.name(amount), kind, amount=amount)
 
 
+def _changed_part(kind: str, part: str) -> Condition:
+    return Condition(f"{part} shuffled" if kind == "shuffle" else f"without {part}", kind, (part,))
+
+
 def _changed_modalities(text: str, kind: str, rest: str, available: Sequence[str]) -> Condition:
     modalities = tuple(part.strip() for part in rest.split(",") if part.strip())
     if kind not in ("shuffle", "without") or not modalities:
         known = ", ".join(f"{name}:{'RATE' if cls.is_rate else 'DB'}" for name, cls in CORRUPTIONS.items())
-        raise UserError(f"condition {text!r}: write shuffle:audio,vision, without:text, subsets, or one of {known}")
+        raise UserError(
+            f"condition {text!r}: write shuffle:audio,vision, shuffle:transcript, shuffle:features, "
+            f"without:text, without:adapter, subsets, or one of {known}"
+        )
     unknown = [m for m in modalities if m not in available]
     if unknown:
         raise UserError(f"condition {text!r}: the checkpoint reads {', '.join(available)}, not {', '.join(unknown)}")
@@ -105,10 +133,31 @@ def apply_condition(dataset: MerDataset, condition: Condition, seed: int, input_
     """
     if condition.kind == "shuffle":
         return dataset.shuffled(condition.modalities, seed)
+    if condition.withholds_adapter:
+        return dataset  # the same questions; :func:`withhold_adapter` changes the model
     if condition.kind == "without":
         return dataset.without(condition.modalities)
     assert condition.amount is not None
     return dataset.corrupted(CORRUPTIONS[condition.kind].build(condition.amount, seed, dataset, input_spec))
+
+
+@contextmanager
+def withhold_adapter(adapter: nn.Module, condition: Condition | None) -> Iterator[None]:
+    """Give the language model no pseudo tokens where the condition (None: as is) says so.
+
+    Their places stay in the prompt and hold what a training with ``pseudo_token_dropout`` or ``words_first`` puts there:
+    zero vectors, with ``pseudo_token_gate`` its learned constants. The adapter's own head answers as ever.
+    """
+    withheld = condition is not None and condition.withholds_adapter
+    if not withheld:
+        yield
+        return
+    assert isinstance(adapter, FusionAdapter)
+    before, adapter.withhold_tokens = adapter.withhold_tokens, True
+    try:
+        yield
+    finally:
+        adapter.withhold_tokens = before
 
 
 def precompute_corrupted_features(

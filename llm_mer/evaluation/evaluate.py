@@ -23,8 +23,10 @@ from llm_mer.evaluation.conditions import (
     input_spec_of,
     parse_conditions,
     precompute_corrupted_features,
+    withhold_adapter,
 )
 from llm_mer.evaluation.curves import areas
+from llm_mer.evaluation.dependence import find_dependence
 from llm_mer.evaluation.dialogue import check_dialogues
 from llm_mer.evaluation.journal import JOURNAL, Journal, predict_all
 from llm_mer.evaluation.options import EvaluateConfig
@@ -130,7 +132,7 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
         check_transcript(text, f"utterance {identifier!r}")
     available = modalities_of(pipeline)
     reader = input_spec_of(description, available, folder / NOISY_FEATURES)
-    conditions = parse_conditions(config.conditions, available)
+    conditions = parse_conditions(config.conditions, available, description.backbone is not None)
     changed = {name: apply_condition(dataset, condition, config.seed, reader) for name, condition in conditions.items()}
     if config.dialogue_decoder != "none":
         if dataset.drawn is not None:
@@ -168,13 +170,15 @@ def predict_conditions(
 ) -> dict[str, list[Prediction]]:
     """Answers as is and under every condition, on every process."""
     predictor = pipeline.predictor
+    conditions = {condition.name: condition for condition in planned.conditions}
     by_condition = {}
     for name, dataset in {AS_IS: planned.dataset, **planned.changed}.items():
         predictor.generate = config.generate and name == AS_IS
         precompute_corrupted_features(
             dataset, predictor.adapter.uses_context, processes, f"features, {name}" if progress else None
         )
-        by_condition[name] = predict_all(predictor, dataset, name, processes, journal, progress)
+        with withhold_adapter(predictor.adapter, conditions.get(name)):
+            by_condition[name] = predict_all(predictor, dataset, name, processes, journal, progress)
     return by_condition
 
 
@@ -225,6 +229,10 @@ def score(
             decoded = decode_dialogues(own, task, description.shift_probability[task.name], config.dialogue_decoder)
             by_condition.setdefault(DIALOGUE, []).extend(decoded)
             evaluation.rows += score_rows(DIALOGUE, decoded, task, **shared)
+        found = find_dependence(
+            task, by_condition, planned.conditions, config.resamples, config.seed, with_backbone=backbone is not None
+        )
+        evaluation.dependence += [] if found is None else [found]
     evaluation.areas = areas(evaluation.rows, planned.conditions, AS_IS)
     return evaluation
 

@@ -31,8 +31,9 @@ class EvaluateConfig:
     conditions: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "also score under conditions: shuffle:audio,vision (taken from other utterances), without:text "
-            "(missing), subsets (every subset of the modalities), or damage: missing:RATE (steps and words), "
+            "help": "also score under conditions: shuffle:audio,vision (taken from other utterances), shuffle:transcript, "
+            "shuffle:features, without:text (missing), without:adapter (no pseudo tokens), subsets (every subset of the "
+            "modalities), or damage: missing:RATE (steps and words), "
             "drop_frames:RATE, word_errors:RATE, audio_snr:DB (white noise)"
         },
     )

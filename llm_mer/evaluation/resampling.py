@@ -119,6 +119,21 @@ def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float,
     return float(low), float(high)
 
 
+def clustered_mean_interval(values: np.ndarray, clusters: Sequence[str], resamples: int, seed: int) -> tuple[float, float]:
+    """95 % percentile interval of the mean of ``values (N,)`` when whole clusters are drawn with replacement.
+
+    ``Σ_drawn sum_c / Σ_drawn n_c``: the mean over utterances, as many clusters drawn as there are.
+    """
+    names, place = np.unique(np.asarray(clusters), return_inverse=True)
+    sums, counts = np.bincount(place, values), np.bincount(place)
+    generator = np.random.default_rng(seed)
+    means = []
+    for start in range(0, resamples, BLOCK):
+        drawn = generator.integers(0, len(names), (min(BLOCK, resamples - start), len(names)))
+        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+    return percentile_interval(np.concatenate(means))
+
+
 def two_sided_p(differences: np.ndarray) -> float:
     """p-value of a difference being 0, from its resampled values ``(R,)``.
 

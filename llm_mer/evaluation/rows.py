@@ -14,6 +14,7 @@ import numpy as np
 
 from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, Condition
+from llm_mer.evaluation.dependence import Dependence, dependence_lines
 from llm_mer.evaluation.metrics import compute_metrics, majority_baseline
 from llm_mer.evaluation.proper_scores import ProbabilityScore, probability_scores
 from llm_mer.evaluation.resampling import metric_intervals
@@ -86,6 +87,7 @@ class Evaluation:
     ``conditions`` are those asked for, in order; ``areas`` the areas under the curves of damage with several amounts.
     ``diagnostics`` are titles and part names of what the adapter tells about itself, so that a report needs no adapter;
     evaluations older than this entry have none. ``drawn`` says what ``--limit`` left of the split, None where it left all.
+    ``dependence`` is what the swaps of the conditions say of each task, empty without such a condition.
     ``checkpoint_sha256`` is over the files the answers came from; a report compares it with the checkpoint around it.
     """
 
@@ -102,6 +104,7 @@ class Evaluation:
     diagnostics: list[DiagnosticInfo] = field(default_factory=list)
     drawn: str | None = None
     checkpoint_sha256: str | None = None
+    dependence: list[Dependence] = field(default_factory=list)
 
     def find(
         self, condition: str = AS_IS, task: str = "", language: str = EVERYTHING, subset: str = EVERYTHING
@@ -127,6 +130,7 @@ class Evaluation:
             for condition in entry.get("conditions", [])
         ]
         entry["diagnostics"] = [DiagnosticInfo.from_dict(info) for info in entry.get("diagnostics", [])]
+        entry["dependence"] = [Dependence.from_dict(found) for found in entry.get("dependence", [])]
         entry["areas"] = [Area(**area) for area in entry.get("areas", [])]
         return cls(**entry)
 
@@ -238,4 +242,5 @@ def table(evaluation: Evaluation) -> str:
             f"{area.kind:<28} {area.task:<10} {area.language:<3} {area.metric} {word} {area.area:.3f} over {span} "
             f"(mean {area.mean:.3f})"
         )
+    lines += dependence_lines(evaluation.dependence)
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from llm_mer.reporting.facts import Fact, Loaded, facts_text, load, quickstart_f
 from llm_mer.reporting.options import ReportConfig
 from llm_mer.reporting.sections.adapter import feature_section, gate_section
 from llm_mer.reporting.sections.answers import calibration_section, confusion_section, score_plot_section
+from llm_mer.reporting.sections.dependence import dependence_section
 from llm_mer.reporting.sections.examples import example_section, inference_section
 from llm_mer.reporting.sections.scores import (
     class_section,
@@ -75,7 +76,7 @@ def build(config: ReportConfig) -> tuple[str, list[Fact]]:
         Section("warnings", "Warnings", [*(warnings or [Remark("The evaluation found nothing to warn about.")])])
     )
     sections += [score_section(main), class_section(main), subset_section(main)]
-    sections += [condition_section(main), noise_section(main)]
+    sections += [condition_section(main), dependence_section(main), noise_section(main)]
     sections += [system_section(named), seed_section(named)] if len(named) > 1 else []
     sections += [confusion_section(main), score_plot_section(main), calibration_section(main), gate_section(main)]
     sections += [feature_section(main), training_section(main), example_section(main)]

@@ -1,5 +1,6 @@
 """Questions, conversation windows, history, and datasets with modalities shuffled or missing."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -327,6 +328,22 @@ def test_history_shows_no_transcript_that_is_hidden_and_a_shuffled_one_where_it_
     shuffled = dataset.shuffled(["text"], 0)
     assert shuffled.history(3, 3) == [("ABA"[r], shuffled.utterance(r).text) for r in range(3)]
     assert shuffled.history(3, 3) != dataset.history(3, 3)
+
+
+def test_the_transcript_and_the_features_are_shuffled_apart() -> None:
+    features = {f"{m}_features": [np.full((2, 3), i, np.float32) for i in range(6)] for m in ("text", "audio", "vision")}
+    utterances = [
+        dataclasses.replace(u, text=f"words {i}", **{name: arrays[i] for name, arrays in features.items()})
+        for i, u in enumerate(numbered(6))
+    ]
+    dataset = MerDataset(utterances, [EMOTION])
+    words, rest = dataset.shuffled(["transcript"], 0), dataset.shuffled(["features"], 0)
+    for row, own in enumerate(utterances):
+        assert words.utterance(row).text != own.text
+        assert rest.utterance(row).text == own.text
+        for name in features:
+            assert (getattr(words.utterance(row), name) == row).all()
+            assert (getattr(rest.utterance(row), name) != row).all()
 
 
 def test_context_vectors_of_the_whole_dataset_are_not_carried_to_one_that_lacks_a_modality() -> None:

@@ -13,9 +13,10 @@ from conftest import make_utterances
 
 from llm_mer.checkpoints.integrity import write_checksums
 from llm_mer.data.store import write_store
+from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
-from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, GENERATION, Condition, parse_conditions
-from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate, evaluate_checkpoint
+from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, GENERATION, Condition, parse_conditions, withhold_adapter
+from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate, evaluate_checkpoint, load_pipeline, plan
 from llm_mer.evaluation.metrics import compute_metrics
 from llm_mer.evaluation.over_seeds import run
 from llm_mer.evaluation.rows import Evaluation, load_predictions, score_rows, table
@@ -34,6 +35,19 @@ def test_conditions_say_what_is_shuffled_or_missing() -> None:
         "audio and vision shuffled": Condition("audio and vision shuffled", "shuffle", ("audio", "vision")),
         "without text": Condition("without text", "without", ("text",)),
     }
+
+
+def test_the_parts_that_are_no_modality_are_those_of_a_language_model() -> None:
+    found = parse_conditions(["shuffle:transcript", "shuffle:features", "without:adapter"], ["audio"])
+    assert [(c.name, c.modalities, c.withholds_adapter) for c in found.values()] == [
+        ("transcript shuffled", ("transcript",), False),
+        ("features shuffled", ("features",), False),
+        ("without adapter", ("adapter",), True),
+    ]
+    assert list(parse_conditions(["shuffle:features"], ["audio"], with_backbone=False)) == ["features shuffled"]
+    for text in ("shuffle:transcript", "without:adapter"):
+        with pytest.raises(UserError, match=f"{text}.*only an adapter"):
+            parse_conditions([text], ["audio"], with_backbone=False)
 
 
 def test_subsets_are_all_six_proper_ones_which_with_the_whole_make_seven() -> None:
@@ -139,7 +153,7 @@ def test_evaluate_writes_what_it_prints_and_shuffling_takes_the_score_away(
         checkpoint=str(trained),
         data=[str(store)],
         output=str(tmp_path / "scores"),
-        conditions=["shuffle:audio,vision", "without:text"],
+        conditions=["shuffle:audio,vision", "shuffle:transcript", "without:text"],
         dialogue_decoder="offline",
         generate=True,
         resamples=100,
@@ -155,15 +169,39 @@ def test_evaluate_writes_what_it_prints_and_shuffling_takes_the_score_away(
     assert {r.condition for r in evaluation.rows} == {
         AS_IS,
         "audio and vision shuffled",
+        "transcript shuffled",
         "without text",
         GENERATION,
         DIALOGUE,
     }
+    found = next(d for d in evaluation.dependence if d.task == "emotion")
+    assert [swap.condition for swap in found.swaps] == ["audio and vision shuffled", "transcript shuffled"]
+    assert found.swaps[0].cost.value == pytest.approx(row.metrics["accuracy"] - shuffled.metrics["accuracy"])
+    assert "reads sound and face" in found.sentence
+    assert found.sentence in text
     # Every metric can be recomputed from the predictions alone.
     kept = [p for p in load_predictions(tmp_path / "scores" / "predictions.jsonl")[AS_IS] if p.task == "emotion"]
     again = compute_metrics(EMOTION, [p.truth for p in kept], [p.value for p in kept])
     assert again["accuracy"] == pytest.approx(row.metrics["accuracy"])
     assert row.n == 32
+
+
+def test_without_adapter_no_answer_depends_on_sound_and_face_and_afterwards_the_adapter_speaks_again(
+    trained: Path, store: Path
+) -> None:
+    config = EvaluateConfig(checkpoint=str(trained), data=[str(store)], tasks=["emotion"], resamples=50)
+    pipeline = load_pipeline(config, ProcessGroup())
+    planned = plan(config, pipeline, str(store), trained)
+    swapped = planned.dataset.shuffled(["audio", "vision"], 0)
+    answers = {}
+    for kind in ("as is", "withheld"):
+        condition = None if kind == "as is" else Condition("without adapter", "without", ("adapter",))
+        with withhold_adapter(pipeline.predictor.adapter, condition):
+            own, other = (pipeline.predictor.predict(dataset) for dataset in (planned.dataset, swapped))
+        answers[kind] = ([p.log_probabilities for p in own], [p.log_probabilities for p in other])
+    assert answers["withheld"][0] == answers["withheld"][1]
+    assert answers["as is"][0] != answers["as is"][1]
+    assert [p.log_probabilities for p in pipeline.predictor.predict(planned.dataset)] == answers["as is"][0]
 
 
 def test_evaluating_twice_gives_the_same_files(trained: Path, store: Path, tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ def drop_ineffective_ablations(
             logger.warning("%s is left out: %s", system.name, fate)
             continue
         if system.ablation == FULL:
-            parse_conditions(config.conditions, [m for m in MODALITIES if m in own.modalities])
+            modalities = [m for m in MODALITIES if m in own.modalities]
+            parse_conditions(config.conditions, modalities, own.backbone_size > 0)
         kept.append(system)
     return kept

@@ -22,6 +22,7 @@ from llm_mer.evaluation.conditions import (
     input_spec_of,
     parse_conditions,
     precompute_corrupted_features,
+    withhold_adapter,
 )
 from llm_mer.evaluation.rows import PREDICTIONS, save_predictions
 from llm_mer.experiments.comparison.results import RUN, RunResult, RunSettings
@@ -36,12 +37,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def conditions_of(config: CompareConfig, system: System, available: list[str]) -> dict[str, Condition]:
+def conditions_of(
+    config: CompareConfig, system: System, available: list[str], with_backbone: bool = True
+) -> dict[str, Condition]:
     """The conditions a system can be scored under; an ablation without the modality a condition names does without it."""
     found: dict[str, Condition] = {}
     for text in config.conditions:
         try:
-            found |= parse_conditions([text], available)
+            found |= parse_conditions([text], available, with_backbone)
         except UserError as error:
             if system.ablation == FULL:
                 raise
@@ -115,7 +118,7 @@ def train_and_predict(
         bidirectional=data.bidirectional_context,
     )
     reader = input_spec_of(trainer.description, available, Path(config.output) / NOISY_FEATURES)
-    conditions = conditions_of(config, system, available)
+    conditions = conditions_of(config, system, available, trainer.description.backbone is not None)
     changed = {name: apply_condition(dataset, condition, seed, reader) for name, condition in conditions.items()}
     began = time.perf_counter()
     trainer.train()
@@ -127,7 +130,8 @@ def train_and_predict(
     per_answer = 1000 * (time.perf_counter() - began) / len(dataset)
     for name, other in changed.items():
         precompute_corrupted_features(other, adapter.uses_context, ProcessGroup())
-        by_condition[name] = predictor.predict(other)
+        with withhold_adapter(adapter, conditions[name]):
+            by_condition[name] = predictor.predict(other)
     if config.dialogue_decoder:
         for task in tasks:
             if task.name in shifts:
