@@ -205,6 +205,19 @@ def test_two_tasks_score_as_each_alone_and_what_they_share_is_computed_once(
         torch.testing.assert_close(found.unnormalised, expected, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_in_float64_two_tasks_behind_a_kept_beginning_score_as_one_forward_per_answer(attention: str) -> None:
+    """Weights and attention are float64; norms, rotations and the scores are float32, and set the tolerance."""
+    model, fusion = build("llama", attention).double(), pseudo_tokens(3)
+    one, other, prompts = two_tasks(instruction=False)
+    scorer, kept = AnswerTreeScorer(model), PrefixCache()
+    scorer.score([one, other], {"fusion": fusion}, kept)
+    both = scorer.score([one, other], {"fusion": fusion}, kept)
+    for found, texts, answers in zip(both, prompts, (ANSWERS, OTHER_ANSWERS), strict=True):
+        expected = brute_force(model, texts, END, answers, fusion, start=10)
+        torch.testing.assert_close(found.unnormalised, expected, atol=4e-6, rtol=0)
+
+
 def test_the_adapter_runs_once_however_many_tasks_and_passes() -> None:
     model = build("llama", "sdpa")
     runs: list[int] = []
