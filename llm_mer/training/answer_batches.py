@@ -17,6 +17,7 @@ from llm_mer.model.processing_mer import PreparedSample, PromptIds
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.scoring.answer_tree import AnswerTree
 from llm_mer.training.answer_objectives import AnswerTargets, as_batch
+from llm_mer.training.class_balance import ClassBalance
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,11 @@ class AnswerCollator(MerCollator):
 
     Args:
         eager: the backbone's attention adds its mask to the scores; it is then made of numbers.
+        balance: of the classes, in the training loss.
     """
 
     eager: bool = False
+    balance: ClassBalance | None = None
     _sets: dict[tuple[str, str], AnswerSet] = field(default_factory=dict, repr=False)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -138,8 +141,18 @@ class AnswerCollator(MerCollator):
             tokens += [children + [0] * (most - len(children)) for children in answers.children]
         truth = [answers.index[tuple(sample.answer[:-1])] for sample, answers in zip(samples, sets, strict=True)]
         scores = [_number(question) for question in questions]
-        targets = AnswerTargets(paths, torch.tensor(truth), values, torch.tensor(scores))
+        targets = AnswerTargets(paths, torch.tensor(truth), values, torch.tensor(scores), *self._balance(questions, count))
         return torch.tensor(nodes), torch.tensor(tokens), targets
+
+    def _balance(self, questions: Sequence[Question], count: int) -> tuple[Tensor | None, Tensor | None]:
+        """``(B,)`` weights of the questions and ``(B, count)`` adjustments of their answers; None without a balance."""
+        if self.balance is None:
+            return None, None
+        adjustments = torch.zeros(len(questions), count)
+        for row, question in enumerate(questions):
+            own = self.balance.adjustments.get(question.task.name, ())
+            adjustments[row, : len(own)] = torch.tensor(own)
+        return torch.tensor([self.balance.weight(question) for question in questions]), adjustments
 
 
 def _number(question: Question) -> float:

@@ -28,15 +28,21 @@ class AnswerTargets:
             last, and all -1 where a question has fewer than ``C`` answers.
         truth: ``(B,)`` index of the true answer. values: ``(B, C)`` the number each answer says, NaN for labels.
         scores: ``(B,)`` the true number, which need not lie on the grid; NaN for labels.
+        weights: ``(B,)`` of the questions' training losses. adjustments: ``(B, C)`` added to the scores in training; both
+            None where classes are left as they come (:mod:`llm_mer.training.class_balance`).
     """
 
     paths: Tensor
     truth: Tensor
     values: Tensor
     scores: Tensor
+    weights: Tensor | None = None
+    adjustments: Tensor | None = None
 
     NAMES = ("answer_paths", "answer_truth", "answer_values", "answer_scores")
     """Under which a batch carries them, in the order of the attributes."""
+    BALANCE_NAMES = ("answer_weights", "answer_adjustments")
+    """Those of the last two, where there are some."""
 
     @property
     def admissible(self) -> Tensor:
@@ -53,6 +59,14 @@ def answer_scores(token_log_probs: Tensor, targets: AnswerTargets) -> Tensor:
     flat = token_log_probs.float().flatten()
     parts = torch.where(targets.paths >= 0, flat[targets.paths.clamp(min=0)], 0.0)
     return parts.sum(dim=-1).masked_fill(~targets.admissible, -torch.inf)
+
+
+def training_losses(scores: Tensor, targets: AnswerTargets, number_objective: str = CRPS) -> Tensor:
+    """:func:`question_losses` with the classes' weights and adjustments: ``w_y · loss(s + τ log π)``."""
+    if targets.adjustments is not None:
+        scores = scores + targets.adjustments
+    losses = question_losses(scores, targets, number_objective)
+    return losses if targets.weights is None else losses * targets.weights
 
 
 def question_losses(scores: Tensor, targets: AnswerTargets, number_objective: str = CRPS) -> Tensor:
@@ -85,10 +99,14 @@ def _half_expected_difference(probs: Tensor, values: Tensor) -> Tensor:
 
 def targets_from(batch: dict[str, Tensor]) -> AnswerTargets:
     """Take the targets out of a batch."""
-    return AnswerTargets(*(batch.pop(name) for name in AnswerTargets.NAMES))
+    required = [batch.pop(name) for name in AnswerTargets.NAMES]
+    return AnswerTargets(*required, *(batch.pop(name, None) for name in AnswerTargets.BALANCE_NAMES))
 
 
 def as_batch(targets: AnswerTargets) -> dict[str, Tensor]:
     """The targets as tensors of a batch; :func:`targets_from` reads them back."""
     values: Sequence[Tensor] = (targets.paths, targets.truth, targets.values, targets.scores)
-    return dict(zip(AnswerTargets.NAMES, values, strict=True))
+    found = dict(zip(AnswerTargets.NAMES, values, strict=True))
+    if targets.weights is not None and targets.adjustments is not None:
+        found |= dict(zip(AnswerTargets.BALANCE_NAMES, (targets.weights, targets.adjustments), strict=True))
+    return found

@@ -32,6 +32,9 @@ def check_objective(model: ModelArguments, training: MerTrainingArguments) -> No
     if model.objective == TOKENS:
         if model.number_objective != ModelArguments.number_objective:
             raise UserError(f"number_objective: {model.number_objective} has no effect with objective: tokens; say answers")
+        for name in ("class_weights", "logit_adjustment"):
+            if getattr(model, name):
+                raise UserError(f"{name}: {getattr(model, name)} weighs or shifts answers; say objective: answers with it")
         return
     if model.backbone == "none":
         raise UserError("objective: answers is the language model's, and backbone: none has none; leave it out")

@@ -7,6 +7,7 @@ help. The adapter's own options are declared by the adapter, those of the traine
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_type_hints
 
@@ -206,6 +207,14 @@ class ModelArguments:
             "choices": list(NUMBER_OBJECTIVES),
         },
     )
+    class_weights: list[str] = field(
+        default_factory=list,
+        metadata={"help": "objective: answers, for labels: balanced (N / (C n_c)), or TASK.LABEL=WEIGHT …; others weigh 1"},
+    )
+    logit_adjustment: float = field(
+        default=0.0,
+        metadata={"help": "objective: answers, for labels: this times the log prior is added to scores while training"},
+    )
     adapter_learning_rate: float | None = field(
         default=None, metadata={"group": OPTIMISATION, "help": "learning rate of the adapter; default: the same as LoRA's"}
     )
@@ -231,6 +240,8 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         check_option_values(self, {"lora_r": 0})
+        if not (math.isfinite(self.logit_adjustment) and self.logit_adjustment >= 0):
+            raise UserError(f"logit_adjustment: {self.logit_adjustment!r}; it must be a number from 0 on")
         if not 0 <= self.words_first < 1:
             raise UserError(f"words_first: {self.words_first!r}; it must lie in [0, 1)")
         if self.auxiliary_fade is not None and not 0 < self.auxiliary_fade <= 1:

@@ -24,6 +24,7 @@ from llm_mer.model.packing import check_packing
 from llm_mer.prompting.templates import load_prompts
 from llm_mer.training.answer_batches import AnswerCollator
 from llm_mer.training.checks import check_loss_weights, check_objective, check_sharding
+from llm_mer.training.class_balance import class_balance
 from llm_mer.training.describe import describe_run, with_missing_steps
 from llm_mer.training.injection_schedule import InjectionSchedule
 from llm_mer.training.model_builder import BuiltModel, build_model, resolve_backbone
@@ -150,7 +151,8 @@ def build_collator(config: RunConfig, run: RunData, built: BuiltModel) -> MerCol
         return MerCollator(run.train, built.processor, uses_context, config.training.packing_length, by_mask)
     if attention not in MASKED:
         raise UserError(f"objective: answers needs attention under a mask, not {attention}; say attn_implementation: sdpa")
-    collator = AnswerCollator(run.train, built.processor, uses_context, eager=attention == EAGER)
+    balance = class_balance(config.model.class_weights, config.model.logit_adjustment, run.train)
+    collator = AnswerCollator(run.train, built.processor, uses_context, eager=attention == EAGER, balance=balance)
     longest = config.data.max_prompt_tokens + collator.most_answer_tokens()
     check_mask(built.model.config.get_text_config(), longest)
     return collator

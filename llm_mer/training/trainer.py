@@ -25,7 +25,7 @@ from llm_mer.inference.prediction import Prediction
 from llm_mer.inference.predictor import Predictor
 from llm_mer.model.modeling_mer import fusion_adapter_of
 from llm_mer.model.processing_mer import MerProcessor
-from llm_mer.training.answer_objectives import answer_scores, question_losses, targets_from
+from llm_mer.training.answer_objectives import answer_scores, question_losses, targets_from, training_losses
 from llm_mer.training.atomic_checkpoints import CheckpointWriter
 from llm_mer.training.epoch_end import _EpochEnd
 from llm_mer.training.evaluation import summarise
@@ -115,7 +115,8 @@ class MerTraining(Trainer):
             del inputs["labels"]  # counted by the trainer, one a question
         outputs = model(**inputs)
         if answers is not None:
-            losses = question_losses(answer_scores(outputs.answer_log_probs, answers), answers, self.number_objective)
+            loss = training_losses if training else question_losses
+            losses = loss(answer_scores(outputs.answer_log_probs, answers), answers, self.number_objective)
             outputs.loss_sum, outputs.loss = losses.sum(), losses.mean()
         mode = "" if trainer.model.training else "eval_"
         total: Tensor | None = None
