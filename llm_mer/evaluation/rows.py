@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llm_mer.adapters.diagnostics import DiagnosticInfo
+from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, Condition
 from llm_mer.evaluation.dependence import Dependence, dependence_lines
 from llm_mer.evaluation.metrics import compute_metrics, majority_baseline
@@ -23,6 +23,7 @@ from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
 from llm_mer.storage.atomic_files import open_atomically, write_json_atomically
 from llm_mer.storage.json_files import read_json_object
+from llm_mer.storage.json_lines import read_json_lines
 from llm_mer.storage.json_text import dump_json
 
 PREDICTIONS, EVALUATION = "predictions.jsonl", "evaluation.json"
@@ -145,12 +146,17 @@ def save_predictions(path: Path, by_condition: dict[str, list[Prediction]]) -> N
 
 
 def load_predictions(path: Path) -> dict[str, list[Prediction]]:
-    """Read :func:`save_predictions` back."""
+    """Read :func:`save_predictions` back.
+
+    Raises:
+        UserError: naming file and line: not JSON as :mod:`llm_mer.storage.json_text` reads it, or no prediction.
+    """
     found: dict[str, list[Prediction]] = {}
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            entry = json.loads(line)
+    for where, entry in read_json_lines(path, ": damaged"):
+        try:
             found.setdefault(entry.pop("condition"), []).append(Prediction.from_dict(entry))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: damaged: not a line of `llm-mer evaluate`: {error!r}") from None
     return found
 
 

@@ -20,6 +20,7 @@ from llm_mer.distributed.output_lock import lock_outputs
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import open_atomically
+from llm_mer.storage.json_lines import parse_json_object
 
 INPUT = "input"
 """Field of a row of an output file: :func:`llm_mer.inference.provenance.input_digest` of its utterance."""
@@ -53,10 +54,12 @@ def finished_answers(path: Path, answers: int = 1, numbered: bool = False) -> di
             if not line.endswith(b"\n"):
                 break
             try:
-                entry = json.loads(line.partition(b"\t")[2] if numbered else line)
+                where = f"{path}:{number}"
+                entry = parse_json_object(line.partition(b"\t")[2] if numbered else line, where)
                 name, given = str(entry["id"]), entry.get(INPUT)
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                raise UserError(f"{path}:{number}: not a line of infer.py; name another --output") from None
+            except (UserError, KeyError) as error:
+                reason = f" ({str(error).removeprefix(f'{where}: ')})" if isinstance(error, UserError) else ""
+                raise UserError(f"{where}: not a line of infer.py{reason}; name another --output") from None
             if "error" in entry:
                 failed.add(name)
             begins.setdefault(name, kept)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from llm_mer.evaluation.subsets import EVERYTHING, TAG, subset_names
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Label, Task
 from llm_mer.storage.json_files import read_json
+from llm_mer.storage.json_lines import read_json_lines
 
 SUBSET = "neutral_words"
 """Utterances whose words do not tell the emotion: what is right there was heard or seen."""
@@ -66,12 +66,20 @@ class Loaded:
         return read_json(path) if path is not None and path.is_file() else []
 
     def read_trajectories(self) -> dict[str, list[tuple[float, np.ndarray]]]:
-        """``trajectories.jsonl`` of the training: ``{name: [(epoch, (n, d)), …]}``; empty when it is not there."""
+        """``trajectories.jsonl`` of the training: ``{name: [(epoch, (n, d)), …]}``; empty when it is not there.
+
+        Raises:
+            UserError: naming file and line of what a training did not write.
+        """
         path = None if self.checkpoint is None else self.checkpoint / TRAJECTORIES
         found: dict[str, list[tuple[float, np.ndarray]]] = {}
         if path is not None and path.is_file():
-            for entry in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-                found.setdefault(entry["name"], []).append((float(entry["epoch"]), np.array(entry["points"])))
+            for where, entry in read_json_lines(path):
+                try:
+                    points = np.array(entry["points"], dtype=float)
+                    found.setdefault(str(entry["name"]), []).append((float(entry["epoch"]), points))
+                except (KeyError, TypeError, ValueError) as error:
+                    raise UserError(f"{where}: not a line that a training writes (epoch, name, points): {error!r}") from None
         return found
 
 

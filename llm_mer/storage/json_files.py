@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from llm_mer.errors import UserError
+from llm_mer.storage.json_text import parse_json
 
 
 def read_json(path: Path, missing: str | None = None) -> Any:
@@ -16,16 +16,16 @@ def read_json(path: Path, missing: str | None = None) -> Any:
         missing: the message where there is no such file.
 
     Raises:
-        UserError: no file, not UTF-8, not JSON, or nested too deeply.
+        UserError: no file, not UTF-8, not JSON, a key given twice in an object, or nested too deeply.
     """
     if not path.is_file():
         raise UserError(missing or f"{path}: no such file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the decoder too
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: damaged or cut off, not JSON: {error}") from None
-    except RecursionError:
-        raise UserError(f"{path}: damaged, nested too deeply for JSON") from None
+    # Other libraries' files (trainer_state.json) hold NaN where a number is not known.
+    return parse_json(text, f"{path}: damaged or cut off", finite=False)
 
 
 def read_json_object(path: Path, missing: str | None = None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from llm_mer.distributed.deepspeed import gathered_master_parameters
 from llm_mer.distributed.sharded_parameters import keep_parameters_gathered, reduce_gradients_in_parameter_order
 from llm_mer.model.modeling_mer import fusion_adapter_of
 from llm_mer.storage.atomic_files import write_text_atomically
+from llm_mer.storage.json_lines import parse_json_object
 from llm_mer.storage.json_text import dump_json
 from llm_mer.training.state_file import find_best_checkpoint
 
@@ -46,8 +46,9 @@ class _EpochEnd(TrainerCallback):
             self.follow(args, state)
         elif state.is_world_process_zero and path.is_file():  # a resumed run walks the epochs after its checkpoint again
             # A line without its end was being written when the run was killed.
-            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            write_text_atomically(path, "".join(line for line in lines if json.loads(line)["epoch"] <= (state.epoch or 0)))
+            lines = path.read_bytes().split(b"\n")[:-1]
+            kept = [line for line in lines if parse_json_object(line, str(path))["epoch"] <= (state.epoch or 0)]
+            write_text_atomically(path, "".join(f"{line.decode()}\n" for line in kept))
 
     def follow(self, args: Any, state: Any) -> None:
         """Append where the followed vectors stand now. Every rank comes here: they may be sharded."""

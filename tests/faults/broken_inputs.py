@@ -93,6 +93,44 @@ def edit(path: Path, change: Callable[[Any], Any]) -> Path:
     return path
 
 
+def evaluated(prediction: str) -> Build:
+    """An evaluation without scores, with one line of predictions."""
+
+    def build(ground: Ground) -> Path:
+        from llm_mer.evaluation.rows import Evaluation
+
+        path = ground.write("evaluation/predictions.jsonl", f"{prediction}\n")
+        Evaluation("x", {}, "data", "test", 0, 10).save(path.parent)
+        return path
+
+    return build
+
+
+def read_report(path: Path, ground: Ground) -> None:
+    from llm_mer.reporting.facts import load
+
+    load(str(path.parent))
+
+
+def read_trajectories(path: Path, ground: Ground) -> None:
+    from llm_mer.evaluation.rows import Evaluation
+    from llm_mer.reporting.facts import Loaded
+
+    Loaded(Evaluation("x", {}, "data", "test", 0, 10), {}, path.parent, path.parent).read_trajectories()
+
+
+def read_answers(path: Path, ground: Ground) -> None:
+    from llm_mer.reporting.sections.examples import inference_section
+
+    inference_section(path)
+
+
+def continue_answers(path: Path, ground: Ground) -> None:
+    from llm_mer.inference.output_file import finished_ids
+
+    finished_ids(path)
+
+
 # --- media ------------------------------------------------------------------------------------------------------------
 
 
@@ -1323,6 +1361,60 @@ OPTIONS = (
         lambda g: g.write("evaluation/evaluation.json", '{"name": "x"'),
         lambda path, ground: cli("report", "--evaluations", str(path.parent))(path, ground),
         "cannot be read",
+    ),
+    Fault(
+        "report: one probability given twice",
+        evaluated('{"condition": "as is", "id": "a", "task": "emotion", "language": "en", "value": "x", "value": "y"}'),
+        read_report,
+        "predictions.jsonl:1: damaged: key 'value' stands there twice",
+    ),
+    Fault(
+        "report: a probability that is NaN",
+        evaluated('{"condition": "as is", "id": "a", "task": "emotion", "language": "en", "value": 1, "mean": NaN}'),
+        read_report,
+        "predictions.jsonl:1: damaged: NaN is not JSON",
+    ),
+    Fault(
+        "report: predictions nested without end",
+        evaluated('{"condition": ' + "[" * 100_000),
+        read_report,
+        "predictions.jsonl:1: damaged: brackets are nested too deeply",
+    ),
+    Fault(
+        "report: answers with an id given twice",
+        file("answers.jsonl", '{"id": "a", "id": "b", "value": "happy"}\n'),
+        read_answers,
+        "answers.jsonl:1: key 'id' stands there twice",
+    ),
+    Fault(
+        "report: answers that are NaN",
+        file("answers.jsonl", '{"id": "a", "value": NaN}\n'),
+        read_answers,
+        "answers.jsonl:1: NaN is not JSON",
+    ),
+    Fault(
+        "report: answers that are not UTF-8",
+        file("answers.jsonl", b'{"id": "\xff", "value": 1}\n'),
+        read_answers,
+        "answers.jsonl:1: not UTF-8 text",
+    ),
+    Fault(
+        "report: a trajectory's epoch given twice",
+        file("trajectories.jsonl", '{"epoch": 0, "epoch": 1, "name": "x", "points": [[0, 0]]}\n'),
+        read_trajectories,
+        "trajectories.jsonl:1: key 'epoch' stands there twice",
+    ),
+    Fault(
+        "report: a trajectory of words",
+        file("trajectories.jsonl", '{"epoch": 0, "name": "x", "points": [["a", "b"]]}\n'),
+        read_trajectories,
+        "trajectories.jsonl:1: not a line that a training writes",
+    ),
+    Fault(
+        "infer: an answer file with an id given twice",
+        file("answers.jsonl", '{"id": "a", "id": "b", "value": "happy"}\n'),
+        continue_answers,
+        "answers.jsonl:1: not a line of infer.py .key 'id' stands there twice",
     ),
     Fault("info: an empty folder", lambda g: g.folder, cli("info", "--path", "{}"), "neither a checkpoint"),
     Fault(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from llm_mer.errors import UserError
@@ -11,6 +10,7 @@ from llm_mer.inference.prediction import Prediction
 from llm_mer.reporting.blocks import Cell, Section, Table
 from llm_mer.reporting.facts import Loaded
 from llm_mer.reporting.wording import answer_text, evenly_spaced, format_number, verdict_tone
+from llm_mer.storage.json_lines import read_json_lines
 
 EXAMPLES = 4
 
@@ -71,14 +71,9 @@ def inference_section(path: Path) -> Section:
     if not path.is_file():
         raise UserError(f"{path}: no such file; write it with `python infer.py --checkpoint … --output …`")
     entries = []
-    written = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold what it takes for a line's end
-    for count, text in enumerate(written[:-1] if written[-1] == "" else written, 1):
-        try:
-            entry = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{count}: not JSON: {error}") from None
-        if not isinstance(entry, dict) or "id" not in entry or not {"value", "error"} & entry.keys():
-            raise UserError(f"{path}:{count}: not a line that infer.py writes (id with value, or id with error)")
+    for where, entry in read_json_lines(path):
+        if "id" not in entry or not {"value", "error"} & entry.keys():
+            raise UserError(f"{where}: not a line that infer.py writes (id with value, or id with error)")
         entries.append(entry)
     lines = []
     for entry in evenly_spaced(entries, 40):
