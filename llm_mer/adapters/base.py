@@ -168,7 +168,9 @@ class AdapterConfig:
     """What every adapter is built from. Feature and backbone sizes are filled in from the data and the backbone."""
 
     hidden_size: int = field(default=128, metadata={"help": "the adapter's hidden size d"})
-    num_pseudo_tokens: int = field(default=4, metadata={"help": "pseudo tokens K put into the prompt; 0 with no backbone"})
+    num_pseudo_tokens: int = field(
+        default=4, metadata={"help": "pseudo tokens K put into the prompt; 0: the language model gets the text alone"}
+    )
     token_expansion: str = field(
         default="linear",
         metadata={"help": "how one fused vector becomes K pseudo tokens", "choices": ["linear", "repeat"]},

@@ -25,6 +25,14 @@ class CompareConfig:
             "and of reading, e.g. prompts=notext or languages=en, which trains on English and scores on all)"
         },
     )
+    twins: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "text: beside every adapter the same training without pseudo tokens, whose language model gets the text "
+            "alone",
+            "choices": ["text"],
+        },
+    )
     seeds: list[int] = field(default_factory=lambda: [1111], metadata={"help": "each run is repeated with each seed"})
     backbones: list[str] = field(
         default_factory=list, metadata={"help": "backbones (none is the adapter's own head); default: the YAML's"}

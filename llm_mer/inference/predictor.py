@@ -257,10 +257,13 @@ class Predictor:
                 key = (batch.language, *(task.name for task in batch.tasks))
                 kept = self._kept.setdefault(key, PrefixCache())
             found = []
+            fusion: FusionOutput | None = None
             for scores in self.answering.score(asked, inputs, kept):
-                assert scores.fusion is not None
+                fusion = scores.fusion if scores.fusion is not None else fusion
+                if fusion is None:  # prompts without pseudo tokens: the language model needs no adapter
+                    fusion = self.core.model.fuse({name: inputs[name] for name in FUSION_KEYS if name in inputs})
                 log_probs, outside = (t.float().cpu().numpy() for t in (scores.log_probabilities, scores.outside_mass))
-                found.append(_Answers(scores.fusion, log_probs, outside))
+                found.append(_Answers(fusion, log_probs, outside))
             return found
         fusion = self.core(**inputs).fusion
         return [_Answers(fusion, self._head_log_probabilities(task, fusion)) for task in batch.tasks]

@@ -113,11 +113,11 @@ def check_adapter(run_config: RunConfig, run: RunData) -> None:
             "text_source: features, but the data have no text features; leave it at backbone, or say use_text: false"
         )
     config = stand_in_config(run_config, run)
-    least = {"hidden_size": 1, "num_heads": 1, "num_pseudo_tokens": 0 if alone else 1}
-    for name, bound in least.items():
+    for name, bound in {"hidden_size": 1, "num_heads": 1, "num_pseudo_tokens": 0}.items():
         if getattr(config, name) < bound:
-            with_backbone = " with a backbone" if name == "num_pseudo_tokens" else ""
-            raise UserError(f"{name}: {getattr(config, name)}; it must be at least {bound}{with_backbone}")
+            raise UserError(f"{name}: {getattr(config, name)}; it must be at least {bound}")
+    if not alone and config.num_pseudo_tokens == 0 and model.lora_r == 0:
+        raise UserError("num_pseudo_tokens: 0 with lora_r: 0 changes no answer of the language model; give it one of them")
     try:
         with torch.random.fork_rng(devices=[]):
             build_adapter(model.adapter, config)
@@ -207,8 +207,12 @@ def build_model(config: RunConfig, run: RunData) -> BuiltModel:
         adapter = fusion_adapter_of(base)
         adapter.initialise_from_backbone(label_vectors(base, processor, processor.class_task))
     if model.init_checkpoint:
-        return BuiltModel(_trainable(load_adapter_weights(base, Path(model.init_checkpoint)), model), processor, source)
-    return BuiltModel(add_lora(base, model), processor, source)
+        wrapped = _trainable(load_adapter_weights(base, Path(model.init_checkpoint)), model)
+    else:
+        wrapped = add_lora(base, model)
+    if adapter_config.num_pseudo_tokens == 0 and not adapter_config.auxiliary_head:
+        fusion_adapter_of(wrapped).requires_grad_(False)  # nobody reads it
+    return BuiltModel(wrapped, processor, source)
 
 
 def check_initial(initial: CheckpointDescription, run: RunData, checkpoint: str, data: str) -> None:

@@ -72,6 +72,23 @@ def test_lora_rank_zero_trains_the_adapter_alone(arguments: Callable[..., list[s
     assert all("fusion_adapter.modules_to_save" in name for name in moved)
 
 
+def test_without_pseudo_tokens_the_language_model_learns_from_the_text_alone(
+    arguments: Callable[..., list[str]], store: Path
+) -> None:
+    trainer = build_trainer(parse_arguments(arguments(max_steps=2, num_pseudo_tokens=0)))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    moved = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all("lora_" in name for name in moved)
+    utterances = UtteranceStore.open(store).split("test")[:4]
+    dataset = MerDataset(utterances, [get_task("emotion")])
+    predictor = Predictor(trainer.model, trainer.processor)
+    own = [p.log_probabilities for p in predictor.predict(dataset)]
+    assert own == [p.log_probabilities for p in predictor.predict(dataset.shuffled(["audio", "vision"], 0))]
+    assert own != [p.log_probabilities for p in predictor.predict(dataset.shuffled(["transcript"], 0))]
+
+
 def test_what_audio_and_vision_say_is_learnt_through_the_pseudo_tokens(trained: Path, store: Path) -> None:
     pipeline = MerPipeline.from_pretrained(trained)
     utterances = [u for split in ("valid", "test") for u in UtteranceStore.open(store).split(split)]
@@ -197,7 +214,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {f"use_expert_{name}": "false" for name in ("local", "semantic", "global")},
         "EGMF needs at least one of its three experts",
     ),
-    "no pseudo tokens": ({"num_pseudo_tokens": 0}, "num_pseudo_tokens: 0; it must be at least 1 with a backbone"),
+    "fewer than no pseudo tokens": ({"num_pseudo_tokens": -1}, "num_pseudo_tokens: -1; it must be at least 0"),
+    "nothing that changes an answer": (
+        {"num_pseudo_tokens": 0, "lora_r": 0},
+        "num_pseudo_tokens: 0 with lora_r: 0 changes no",
+    ),
     "no audio steps": ({"max_audio_steps": 0}, "max_audio_steps: 0; it must be at least 1"),
     "no text features": ({"text_source": "features"}, "text_source: features, but the data have no text features"),
     "an empty batch": ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: 0; it must be at least 1"),

@@ -21,6 +21,8 @@ LORA_SHARINGS: dict[str, dict[str, Any]] = {
     "a shared LoRA and one per language": {"lora_sharing": "shared_and_per_language"},
     **NO_LORA,
 }
+TEXT_TWIN: dict[str, dict[str, str | list[str]]] = {"text-only twin": {"num_pseudo_tokens": "0"}}
+"""The same training in which the language model gets the text alone."""
 FIXED: tuple[str, ...] = ("data", "tasks", "train_split", "eval_split", "limit_train", "limit_eval")
 """Options of the data that are the same for every system, or their scores would not be of the same questions."""
 
@@ -55,7 +57,7 @@ def check_metrics(config: CompareConfig) -> None:
 
 
 def plan(config: CompareConfig) -> list[System]:
-    """Adapters × (full and ablations) × backbones.
+    """Adapters × (full, ablations and twins) × backbones.
 
     Raises:
         UserError: an unknown adapter, or an ablation that is written wrongly or knows no such option.
@@ -71,6 +73,7 @@ def plan(config: CompareConfig) -> list[System]:
             found: dict[str, dict[str, str | list[str]]] = {FULL: {}}
             for text in config.ablations:
                 found |= _ablations(text, name, backbone)
+            found |= TEXT_TWIN if "text" in config.twins and backbone != "none" else {}
             systems += [System(name, backbone, label, options) for label, options in found.items()]
     return systems
 

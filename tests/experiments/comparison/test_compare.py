@@ -53,6 +53,13 @@ def test_the_plan_is_adapters_times_ablations_times_backbones() -> None:
     ]
 
 
+def test_a_text_only_twin_stands_beside_every_adapter_with_a_language_model() -> None:
+    systems = plan(CompareConfig(config="x", adapters=["egmf", "lpgnet"], backbones=["none", "tiny:llama"], twins=["text"]))
+    twins = [(s.adapter, s.backbone, s.options) for s in systems if s.ablation == "text-only twin"]
+    assert twins == [(name, "tiny:llama", {"num_pseudo_tokens": "0"}) for name in ("egmf", "lpgnet")]
+    assert len(systems) == 6
+
+
 @pytest.mark.parametrize("name", sorted(adapter_names()))
 def test_every_row_of_the_papers_tables_is_an_option_its_adapter_has(name: str) -> None:
     cls = adapter_class(name)
