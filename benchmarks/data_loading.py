@@ -22,7 +22,7 @@ import torch
 from common import options, report
 
 from llm_mer.backbones.tiny import train_tokenizer
-from llm_mer.backbones.tiny_text import generate
+from llm_mer.backbones.tiny_text import generate_lines
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import UtteranceStore, write_store
@@ -102,7 +102,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--batches", type=int, default=1500, help="random batches of 16 to read")
     arguments = parser.parse_args()
-    lines = [text.replace("\n", " ") for text in generate(0, 3000)]
+    lines = [text.replace("\n", " ") for text in generate_lines(0, 3000)]
     context = get_context("fork")
     scales, batches = ((1, 2), 60) if arguments.quick else ((1, 10, 100), arguments.batches)
     table = []

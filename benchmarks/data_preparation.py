@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from common import in_fork, options, report
 
-from llm_mer.backbones.tiny_text import generate
+from llm_mer.backbones.tiny_text import generate_lines
 from llm_mer.data.prepare import PrepareConfig, prepare
 from llm_mer.data.store import UtteranceStore
 from llm_mer.prompting.tasks import get_task
@@ -111,7 +111,7 @@ def measure(name: str, path: Path, output: Path) -> dict[str, float]:
 
 def main() -> None:
     arguments = options(__doc__).parse_args()
-    lines = [text.replace("\n", " ") for text in generate(0, 3000)]
+    lines = [text.replace("\n", " ") for text in generate_lines(0, 3000)]
     scales = (1, 2) if arguments.quick else (1, 10, 100)
     writers: dict[str, Callable[[Path, int, list[str]], Path]] = {
         "mosi": write_mosi,

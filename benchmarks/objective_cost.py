@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from common import FEATURES, Size, alternate, backbone, milliseconds, options, ratio, report, threads
 
-from llm_mer.backbones.tiny import generate, train_tokenizer
+from llm_mer.backbones.tiny import generate_lines, train_tokenizer
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import write_store
 from llm_mer.training.parsing import parse_arguments
@@ -61,7 +61,7 @@ def measure(size: Size, folder: Path, rows: int, repetitions: int) -> list[list[
     """One line for each kind of task."""
     saved = folder / f"backbone-{size.layers}-{size.hidden}"
     backbone(size).save_pretrained(saved)
-    train_tokenizer(list(generate(0, 600)), 1000).save_pretrained(saved)
+    train_tokenizer(list(generate_lines(0, 600)), 1000).save_pretrained(saved)
     table = []
     for task in ("emotion", "sentiment"):
         sides, shapes = {}, {}

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llm_mer.backbones.tiny import train_tokenizer
-from llm_mer.backbones.tiny_text import generate
+from llm_mer.backbones.tiny_text import generate_lines
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.schema import Utterance
 from llm_mer.inference.predictor import Predictor
@@ -58,7 +58,7 @@ def utterances(count: int) -> list[Utterance]:
     """
     random = np.random.default_rng(0)
     task = get_task("emotion")
-    words = [word for line in generate(3, 2000) for word in re.findall(r"[a-z]+", line)]
+    words = [word for line in generate_lines(3, 2000) for word in re.findall(r"[a-z]+", line)]
     lengths = np.clip(np.exp(random.normal(np.log(6), 0.91, count)).round().astype(int), 1, LONGEST_TRANSCRIPT)
     lengths[0] = LONGEST_TRANSCRIPT
     found = []
@@ -84,7 +84,7 @@ def utterances(count: int) -> list[Utterance]:
 def tokenizer_of(prompts: str) -> PreTrainedTokenizerFast:
     """A small vocabulary that has met the instruction, and so writes it with about a token a word, as a large one does."""
     instructions = [text for t in load_prompts(prompts) for text in (t.system, t.prefix, t.task) if text]
-    return train_tokenizer([*generate(0, 4000), *instructions * 50], 3200)
+    return train_tokenizer([*generate_lines(0, 4000), *instructions * 50], 3200)
 
 
 @dataclass

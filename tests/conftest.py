@@ -70,22 +70,22 @@ def make_utterances(split: str, count: int, seed: int = 0, dialogues: bool = Tru
 
 def build_tokenizer() -> Any:
     """The project's own tokenizer building on a little generated text (50 ms)."""
-    from llm_mer.backbones.tiny import generate, train_tokenizer
+    from llm_mer.backbones.tiny import generate_lines, train_tokenizer
 
     neutral = [text for texts in NEUTRAL.values() for text in texts]
-    return train_tokenizer([*generate(0, 600), *neutral * 3], 1000)
+    return train_tokenizer([*generate_lines(0, 600), *neutral * 3], 1000)
 
 
 def build_backbone(architecture: str, folder: Path, hidden_size: int = 48, seed: int = 0) -> Path:
     """A random two-layer backbone, its weights enlarged so that its answers are far from uniform."""
     import torch
 
-    from llm_mer.backbones.tiny import TinyBackboneConfig, new_model
+    from llm_mer.backbones.tiny import TinyBackboneConfig, build_untrained_model
 
     tokenizer = build_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = new_model(
+        model = build_untrained_model(
             TinyBackboneConfig(architecture=architecture, hidden_size=hidden_size, layers=2, heads=4), len(tokenizer)
         )
         with torch.no_grad():

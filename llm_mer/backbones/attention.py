@@ -1,4 +1,4 @@
-"""Which attention masks a backbone obeys, and masks in the form it takes them."""
+"""Which attention masks a backbone follows, and masks in the form it expects."""
 
 from __future__ import annotations
 
@@ -12,67 +12,67 @@ from transformers import PreTrainedConfig
 from llm_mer.errors import UserError
 
 EAGER = "eager"
-MASKED: tuple[str, ...] = (EAGER, "sdpa")
-"""Attention that is told of the samples by a mask."""
-SLIDING = "sliding_attention"
-WITHOUT_MASKS: tuple[str, ...] = ("bloom", "mpt")
-"""Families whose attention makes its own mask (ALiBi)."""
+MASK_AWARE_ATTENTION: tuple[str, ...] = (EAGER, "sdpa")
+"""Attention implementations that take a mask, by which they keep samples in one row apart."""
+SLIDING_ATTENTION = "sliding_attention"
+ALIBI_MODELS: tuple[str, ...] = ("bloom", "mpt")
+"""Model types that build their own mask from ALiBi biases."""
 
 
 def attention_implementation(config: PreTrainedConfig) -> str | None:
-    """The implementation a backbone attends with.
+    """The attention implementation of a backbone, e.g. ``sdpa``.
 
-    Transformers (5.23) has no public name for it; nothing else here reads or sets the private one.
+    transformers (5.23) has no public attribute for it; only this module reads or sets the private one.
     """
     return config._attn_implementation
 
 
 @contextmanager
 def attention_by_mask(config: PreTrainedConfig) -> Iterator[bool]:
-    """Attention of a kind that obeys a mask: SDPA in place of flash attention, meanwhile. Yields whether it is eager."""
-    chosen = attention_implementation(config)
-    if chosen not in MASKED:
+    """Inside the block, attention follows a mask: SDPA replaces flash attention. Yields whether attention is eager."""
+    original = attention_implementation(config)
+    if original not in MASK_AWARE_ATTENTION:
         config._attn_implementation = "sdpa"
     try:
-        yield chosen == EAGER
+        yield original == EAGER
     finally:
-        config._attn_implementation = chosen
+        config._attn_implementation = original
 
 
 def attends_by_positions(implementation: str | None) -> bool:
-    """Whether attention takes no mask and finds where samples begin from positions that start again (flash attention)."""
+    """Whether attention takes no mask and finds samples by position ids that restart at 0 (flash attention)."""
     return "flash" in (implementation or "")
 
 
 def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where True, the lowest number of the type where False: what eager attention adds."""
+    """The mask that eager attention adds to its scores: 0 where ``visible``, the lowest number of ``dtype`` elsewhere."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
 
 
-def layer_kinds(config: PreTrainedConfig) -> set[str]:
-    """Kinds of the backbone's layers that are more than attention to all that stands before."""
-    kinds = set(getattr(config, "layer_types", None) or ())
+def restricted_layer_types(config: PreTrainedConfig) -> set[str]:
+    """Types of the backbone's layers other than full causal attention, e.g. ``{'sliding_attention'}``."""
+    layer_types = set(getattr(config, "layer_types", None) or ())
     if not hasattr(config, "layer_types") and getattr(config, "sliding_window", None) is not None:
-        kinds = {SLIDING}
-    return kinds - {"full_attention"}
+        layer_types = {SLIDING_ATTENTION}
+    return layer_types - {"full_attention"}
 
 
 def check_mask(config: PreTrainedConfig, length: int) -> None:
-    """Refuse a mask of our own over ``length`` places for a backbone that would not keep to it.
+    """Check that the backbone would follow a custom attention mask over ``length`` positions.
 
     Raises:
-        UserError: layers whose window is shorter, or that no mask reaches.
+        UserError: it has layers that ignore a mask, or a sliding window shorter than ``length``.
     """
-    odd = layer_kinds(config)
+    unsupported = restricted_layer_types(config)
     window = getattr(config, "sliding_window", None)
-    if getattr(config, "alibi", False) or config.model_type in WITHOUT_MASKS:
-        odd = {"attention without rotary positions"}
-    if odd - {SLIDING}:
+    if getattr(config, "alibi", False) or config.model_type in ALIBI_MODELS:
+        unsupported = {"attention without rotary positions"}
+    if unmasked := ", ".join(sorted(unsupported - {SLIDING_ATTENTION})):
         raise UserError(
-            f"this {config.model_type} has layers of {', '.join(sorted(odd - {SLIDING}))}, which do not take a mask as it "
-            "is: answers side by side would see one another, and cannot be scored; use another backbone"
+            f"this {config.model_type} has layers of {unmasked}, which do not take a mask as it is: "
+            "answers side by side would see one another, and cannot be scored; use another backbone"
         )
-    if odd and window is not None and length > window:
+    if unsupported and window is not None and length > window:
         raise UserError(
             f"prompt and answers take up to {length} places, and layers of this {config.model_type} see the last "
             f"{window}: lower max_prompt_tokens, or use another backbone"

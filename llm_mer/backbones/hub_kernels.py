@@ -1,4 +1,4 @@
-"""Kernels of a hub, which are compiled code: none is loaded because a model's configuration names it."""
+"""Kernels from a hub are compiled code of others: a configuration that asks for them is refused."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 from llm_mer.errors import UserError
 from llm_mer.storage.quoting import quote
 
-IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
-"""Entries of a configuration by which transformers (5.23) takes a kernel; the name of one holds ``/``."""
+IMPLEMENTATION_FIELDS = ("attn_implementation", "experts_implementation")
+"""Configuration fields by which transformers (5.23) chooses a kernel; a hub kernel's name contains ``/``."""
 
 
 def check_hub_kernels(config: Any, where: str) -> None:
-    """Raises :class:`UserError` where a configuration, as it stands in its file, names kernels of a hub."""
-    waiting = [config]
-    while waiting:
-        entry = waiting.pop()
+    """Check that a configuration, as read from its file, asks for no kernel from a hub. Raises :class:`UserError`."""
+    pending = [config]
+    while pending:
+        entry = pending.pop()
         if isinstance(entry, list):
-            waiting += entry
+            pending += entry
         if not isinstance(entry, dict):
             continue
         for name, value in entry.items():
             kind = str(name).removeprefix("_").removesuffix("_internal")
-            named = value.values() if isinstance(value, dict) else [value]
-            from_hub = kind in IMPLEMENTATIONS and any("/" in str(part) for part in named)
+            requested = value.values() if isinstance(value, dict) else [value]
+            from_hub = kind in IMPLEMENTATION_FIELDS and any("/" in str(part) for part in requested)
             if from_hub or (kind == "use_kernels" and value):
                 raise UserError(
                     f"{where}: its configuration asks for kernels of a hub ({name}: {quote(value)}), which are "
                     "compiled code of others and are not loaded; take the entry out, and say attn_implementation: sdpa"
                 )
-            waiting.append(value)
+            pending.append(value)

@@ -1,13 +1,13 @@
-"""LoRA that knows the language of an utterance: which of its ranks take part is decided sample by sample.
+"""LoRA routed by language: which of its ranks are active is decided for each sample.
 
-EGMF (arXiv 2601.07565) finds that one LoRA helps English and hurts Chinese, and leaves the reason open. Here one LoRA of
-``R`` ranks is cut into blocks of ``r``, and a sample of language ``l`` uses the blocks that its language owns::
+EGMF (arXiv 2601.07565) finds that one LoRA helps English and hurts Chinese, and does not say why. Here one LoRA of ``R``
+ranks is divided into blocks of ``r``, and a sample of language ``l`` uses only the blocks of its language::
 
     y = W x + s · B (m_l ⊙ A x)        A: (R, in), B: (out, R), m_l ∈ {0, 1}^R, s = α / r
 
-With a block a language this is exactly one LoRA a language, ``W x + s · B_l A_l x``; with a block for all beside them, a
-shared one plus one a language. A mixed batch is routed row by row, and as it is one LoRA to PEFT, saving, resuming,
-data-parallel training and sharding need nothing of their own.
+One block per language is exactly one LoRA per language, ``W x + s · B_l A_l x``; one more block for all languages adds a
+shared LoRA. A batch may mix languages. To PEFT it is a single LoRA, so saving, resuming, data-parallel training and
+sharding need no code of their own.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ def language_blocks(sharing: str) -> list[tuple[str, ...]]:
 
 
 class LanguageRouter:
-    """Zeroes the ranks of LoRA that a sample's language does not use.
+    """Sets the LoRA ranks that a sample's language does not use to zero.
 
     Args:
-        sharing: one of :data:`LORA_SHARING`. rank: all ranks together, a multiple of the number of blocks.
+        sharing: one of :data:`LORA_SHARING`. rank: total number of ranks ``R``, a multiple of the number of blocks.
 
     Attributes:
-        table: ``(languages, R)`` of 0 and 1. languages: ``(B,)`` of the batch in work, or ``(B, L)`` of each place where a
-            row holds several samples; set by the model's forward.
+        table: ``(number of languages, R)``, 1 where a language uses a rank.
+        languages: indices into :data:`LANGUAGES`, ``(B,)``, or ``(B, L)`` where rows hold several samples; set by the
+            model's forward for the current batch.
     """
 
     def __init__(self, sharing: str, rank: int) -> None:
@@ -65,7 +66,7 @@ class LanguageRouter:
 
 
 def route_by_language(model: nn.Module, sharing: str, rank: int) -> LanguageRouter | None:
-    """Put a router behind every ``lora_A`` of ``model``; None where all languages share all ranks."""
+    """Register a router on every ``lora_A`` of ``model``; None where all languages share all ranks."""
     if sharing == SHARED:
         return None
     router = LanguageRouter(sharing, rank)

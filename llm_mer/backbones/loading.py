@@ -22,7 +22,7 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from llm_mer.backbones.attention import MASKED
+from llm_mer.backbones.attention import MASK_AWARE_ATTENTION
 from llm_mer.backbones.hub_kernels import check_hub_kernels
 from llm_mer.distributed.sharded_parameters import gathered_parameters
 from llm_mer.errors import UserError
@@ -30,17 +30,17 @@ from llm_mer.storage.finite_tensors import require_finite
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-FLASH: dict[str, Callable[[], bool]] = {
+FLASH_ATTENTION: dict[str, Callable[[], bool]] = {
     "flash_attention_2": is_flash_attn_2_available,
     "flash_attention_3": is_flash_attn_3_available,
 }
-"""Attention that finds samples by their positions, and whether this machine has it."""
-PICKLED = (
-    "has no .safetensors file, and a .bin file is a pickle, which is not opened; where you trust it, write it anew with "
+"""Flash attention implementations, each with the test of whether this machine can run it."""
+PICKLED_WEIGHTS = (
+    "has no .safetensors file, and a .bin file is a pickle, which is not opened; if you trust it, convert it with "
     "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) of transformers"
 )
-GENERAL_TOKENIZERS: tuple[str, ...] = ("TokenizersBackend", "PreTrainedTokenizerFast")
-"""What ``tokenizer_config.json`` names where ``tokenizer.json`` says everything; the second is the older name."""
+GENERIC_TOKENIZER_CLASSES: tuple[str, ...] = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Class names in ``tokenizer_config.json`` that mean: read ``tokenizer.json`` as it is. The second is the older name."""
 
 
 @dataclass
@@ -65,9 +65,8 @@ def load_backbone(
         quantization: ``none``, ``int8`` or ``nf4`` (bitsandbytes). attn_implementation: transformers' own choice when None.
 
     Raises:
-        UserError: no such folder, attention that is not there, no or a foreign configuration, weights that are missing from
-            the files, pickled or not finite, an unreachable hub, or a quantisation that this machine or this model cannot
-            have.
+        UserError: no such folder, an attention implementation or quantisation that this machine or model does not support, a
+            missing or unsuitable configuration, weights that are missing, pickled or not finite, or an unreachable hub.
     """
     source = str(source)
     local = Path(source).is_dir()
@@ -90,7 +89,7 @@ def load_backbone(
         options["quantization_config"] = quantization_config(quantization, DTYPES[dtype])
     try:
         check_hub_kernels(PreTrainedConfig.get_config_dict(source, local_files_only=local)[0], f"backbone {source!r}")
-        # Declared as the model alone, which it is without output_loading_info.
+        # from_pretrained is typed as returning the model alone; with output_loading_info it returns a pair.
         model, info = cast(
             "tuple[PreTrainedModel, dict[str, Any]]",
             AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options),
@@ -98,13 +97,13 @@ def load_backbone(
         tokenizer = read_tokenizer(source, local)
     except OSError as error:
         if "use_safetensors" in str(error):
-            raise UserError(f"backbone {source!r} {PICKLED}") from error
+            raise UserError(f"backbone {source!r} {PICKLED_WEIGHTS}") from error
         raise UserError(f"backbone {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     except ValueError as error:
         raise UserError(f"backbone {source!r} is not a causal language model: {str(error).splitlines()[0]}") from error
     except SafetensorError as error:
         raise UserError(f"backbone {source!r}: its weights are damaged or cut off: {error}") from error
-    # transformers fills a missing weight with random numbers and goes on.
+    # transformers initialises missing weights at random without an error.
     missing = sorted(str(key) for key in info["missing_keys"])
     if missing:
         raise UserError(f"backbone {source!r}: its files lack {len(missing)} weights, e.g. {missing[0]!r}")
@@ -125,12 +124,14 @@ def load_backbone(
 
 
 def check_attention(implementation: str | None) -> None:
-    """Refuse attention that this program does not know or this machine does not have. Raises :class:`UserError`."""
-    if implementation in (None, *MASKED):
+    """Check that an attention implementation is known and available on this machine. Raises :class:`UserError`."""
+    if implementation in (None, *MASK_AWARE_ATTENTION):
         return
-    if implementation not in FLASH:
-        raise UserError(f"attn_implementation: {implementation!r} is not one of {', '.join((*MASKED, *FLASH))}")
-    if not FLASH[implementation]():
+    if implementation not in FLASH_ATTENTION:
+        raise UserError(
+            f"attn_implementation: {implementation!r} is not one of {', '.join((*MASK_AWARE_ATTENTION, *FLASH_ATTENTION))}"
+        )
+    if not FLASH_ATTENTION[implementation]():
         raise UserError(
             f"attn_implementation: {implementation} needs a GPU and the package flash-attn, which are not both here; sdpa "
             "works everywhere"
@@ -140,13 +141,13 @@ def check_attention(implementation: str | None) -> None:
 def read_tokenizer(source: str | Path, local: bool) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name, as its files say.
 
-    ``AutoTokenizer`` goes by the model's type first: beside a Qwen2 model it reads any vocabulary as Qwen's own byte-level
-    one, which makes Chinese of another kind of tokenizer vanish in silence. Files that declare the general class are
-    therefore read with it, and say themselves how text is split. What is raised is what transformers raises.
+    ``AutoTokenizer`` chooses the class by the model's type: for a Qwen2 model it reads any vocabulary as Qwen's byte-level
+    one, so with another kind of tokenizer Chinese text disappears without an error. Files that declare the generic class are
+    therefore read with it, since ``tokenizer.json`` describes the tokenizer completely. Raises what transformers raises.
     """
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
     declared = get_tokenizer_config(str(source), **options).get("tokenizer_class")
-    reader = PreTrainedTokenizerFast if declared in GENERAL_TOKENIZERS else AutoTokenizer
+    reader = PreTrainedTokenizerFast if declared in GENERIC_TOKENIZER_CLASSES else AutoTokenizer
     tokenizer: PreTrainedTokenizerBase = reader.from_pretrained(source, **options)
     return tokenizer
 
@@ -161,8 +162,8 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{path}: not JSON: {error}") from None
     if model_type == "llm_mer":
         raise UserError(
-            f"backbone: {folder} holds a trained checkpoint, not a backbone; go on from it with init_checkpoint, or name "
-            "the backbone/ that `llm-mer merge` makes of it"
+            f"backbone: {folder} holds a trained checkpoint, not a backbone; start from it with init_checkpoint, or name "
+            "the backbone/ folder that `llm-mer merge` writes"
         )
     if model_type == "chatglm":
         raise UserError(
@@ -170,7 +171,7 @@ def _check_folder(folder: Path) -> None:
             f"  llm-mer convert-chatglm3 --source {folder} --target OUTPUT_FOLDER"
         )
     if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
-        raise UserError(f"backbone {str(folder)!r} {PICKLED}")
+        raise UserError(f"backbone {str(folder)!r} {PICKLED_WEIGHTS}")
 
 
 def quantization_config(name: str, compute_dtype: torch.dtype) -> Any:
@@ -194,9 +195,9 @@ def quantization_config(name: str, compute_dtype: torch.dtype) -> Any:
 
 
 def check_nf4_blocks(model: nn.Module) -> None:
-    """Refuse NF4 on a CPU for weights whose rows are not a whole number of blocks.
+    """Check that on a CPU the rows of NF4 weights are a whole number of quantisation blocks.
 
-    There bitsandbytes (0.50) reads such rows back wrongly, and partly from beside the weight, without a word.
+    bitsandbytes (0.50) dequantises other rows wrongly there, partly from memory outside the weight, and gives no error.
 
     Raises:
         UserError: naming the layer and its size.
@@ -216,9 +217,9 @@ def check_nf4_blocks(model: nn.Module) -> None:
 
 
 def disable_packed_nf4(model: nn.Module) -> None:
-    """Keep NF4 weights trainable through on CPUs with AVX512-BF16.
+    """Keep gradients flowing through NF4 weights on CPUs with AVX512-BF16.
 
-    There one forward without gradient repacks the weights, and every later training step has zero gradient in silence.
+    There bitsandbytes repacks the weights in the first forward without gradient; afterwards all gradients are zero.
     """
     import bitsandbytes
 
@@ -228,7 +229,7 @@ def disable_packed_nf4(model: nn.Module) -> None:
 
 
 def lora_targets(language_model: nn.Module) -> list[str]:
-    """Names of every linear layer inside the decoder's blocks (attention and MLP; never the output head), sorted."""
+    """Sorted names of the linear layers in the decoder blocks (attention and MLP, not the output head)."""
     names = set()
     for name, module in language_model.named_modules():
         linear = isinstance(module, nn.Linear) or type(module).__name__ in ("Linear4bit", "Linear8bitLt")
@@ -240,7 +241,7 @@ def lora_targets(language_model: nn.Module) -> list[str]:
 
 
 def embedding_norm(model: PreTrainedModel) -> float:
-    """Mean Euclidean norm of the rows of the embedding table: the scale pseudo tokens start at."""
+    """Mean Euclidean norm of the rows of the embedding table, the initial scale of the pseudo tokens."""
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     with gathered_parameters([cast("nn.Parameter", weight)]):

@@ -1,4 +1,4 @@
-"""Tiny bilingual backbones, trained on the spot: the frozen language models of the quickstart and the tests."""
+"""Tiny bilingual language models that train in a minute: the frozen backbones of the quickstart and the tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from llm_mer.backbones.tiny_options import TinyBackboneConfig
-from llm_mer.backbones.tiny_text import GENERATOR_VERSION, generate, label_sets
+from llm_mer.backbones.tiny_text import GENERATOR_VERSION, builtin_label_sets, generate_lines
 from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import replaced_folder
@@ -36,8 +36,8 @@ PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 
 
 @dataclass
-class TinyReport:
-    """Held-out quality: perplexity per token of the model and of a unigram model on the same tokens."""
+class PerplexityReport:
+    """Perplexity per token on held-out text: of the model, and of a unigram model for comparison."""
 
     perplexity: float
     unigram_perplexity: float
@@ -49,19 +49,19 @@ def cache_folder() -> Path:
 
 
 def cache_key(config: TinyBackboneConfig) -> str:
-    """Changes with any option and with the text generator's version."""
+    """Folder name in the cache; it changes with any option and with :data:`GENERATOR_VERSION`."""
     entry = {**asdict(config), "output": None, "text": GENERATOR_VERSION}
     return f"{config.architecture}-{json_sha256(entry, sort_keys=True, ensure_ascii=True)[:12]}"
 
 
 def train_tokenizer(lines: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A SentencePiece unigram model (case-folded, digits apart, byte fallback) as a fast tokenizer.
+    """Train a SentencePiece unigram tokenizer (case-folded, digits split, byte fallback), as a fast tokenizer.
 
-    Every label word of the built-in tasks is in its training text, so each can be written without falling back to bytes.
+    Every label word of the built-in tasks is in its training text, so none is encoded as bytes.
     """
     import sentencepiece
 
-    words = [word for labels in label_sets() for label in labels for word in label.words.values()]
+    words = [word for labels in builtin_label_sets() for label in labels for word in label.words.values()]
     buffer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter([*(part for text in lines for part in text.split("\n")), *words * 20]),
@@ -85,11 +85,11 @@ def train_tokenizer(lines: list[str], vocabulary: int) -> PreTrainedTokenizerFas
         num_threads=1,
         minloglevel=2,
     )
-    return fast_tokenizer(buffer.getvalue())
+    return tokenizer_from_sentencepiece(buffer.getvalue())
 
 
-def fast_tokenizer(model: bytes) -> PreTrainedTokenizerFast:
-    """A serialised SentencePiece unigram model as a ``tokenizers`` one with the same ids."""
+def tokenizer_from_sentencepiece(model: bytes) -> PreTrainedTokenizerFast:
+    """Convert a serialised SentencePiece unigram model into a fast tokenizer with the same ids."""
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -118,9 +118,9 @@ def fast_tokenizer(model: bytes) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(config: TinyBackboneConfig, vocabulary: int) -> PreTrainedModel:
+def build_untrained_model(config: TinyBackboneConfig, vocabulary: int) -> PreTrainedModel:
     """An untrained model of the named architecture."""
-    shared: dict[str, Any] = {
+    common: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.hidden_size * 8 // 3,
@@ -134,35 +134,39 @@ def new_model(config: TinyBackboneConfig, vocabulary: int) -> PreTrainedModel:
     }
     head_dim = config.hidden_size // config.heads
     if config.architecture == "llama":
-        return LlamaForCausalLM(LlamaConfig(**shared, tie_word_embeddings=True))
+        return LlamaForCausalLM(LlamaConfig(**common, tie_word_embeddings=True))
     if config.architecture == "glm":
-        return GlmForCausalLM(GlmConfig(**shared, head_dim=head_dim, tie_word_embeddings=False))
+        return GlmForCausalLM(GlmConfig(**common, head_dim=head_dim, tie_word_embeddings=False))
     if config.architecture == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**shared, tie_word_embeddings=True))
+        return Qwen2ForCausalLM(Qwen2Config(**common, tie_word_embeddings=True))
     raise UserError(f"architecture: {config.architecture!r} is not one of llama, glm, qwen2")
 
 
 def train_tiny_backbone(config: TinyBackboneConfig, cache: Path | None = None, progress: bool = True) -> Path:
-    """Train, or take from the cache, and return the folder.
+    """Train a tiny backbone unless its folder exists already; returns the folder.
 
-    Deterministic in the configuration for a given number of threads and library versions; written whole or not at all.
+    The same configuration, number of threads and library versions give the same weights. The folder is written completely
+    or not at all.
+
+    Raises:
+        UserError: ``output`` holds other files, or an unknown architecture.
     """
     folder = Path(config.output) if config.output else (cache or cache_folder()) / cache_key(config)
     description = folder / DESCRIPTION_FILE
-    wanted = {**asdict(config), "output": None, "text": GENERATOR_VERSION}
-    if description.is_file() and read_json_object(description).get("config") == wanted:
+    expected = {**asdict(config), "output": None, "text": GENERATOR_VERSION}
+    if description.is_file() and read_json_object(description).get("config") == expected:
         return folder
     if folder.exists() and any(folder.iterdir()) and not description.is_file():
         raise UserError(f"{folder} exists and is no tiny backbone; name another output")
-    lines = list(generate(config.seed, config.lines))
-    held_out = list(generate(config.seed + 1, 600))
+    lines = list(generate_lines(config.seed, config.lines))
+    held_out = list(generate_lines(config.seed + 1, 600))
     tokenizer = train_tokenizer(lines, config.vocabulary)
-    rows = pack(tokenizer, lines, config.length)
+    rows = pack_into_rows(tokenizer, lines, config.length)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = fit(config, len(tokenizer), rows, progress)
-    report = evaluate_tiny(model, rows, pack(tokenizer, held_out, config.length))
-    entry = {"config": wanted, "report": asdict(report)}
+        model = train_model(config, len(tokenizer), rows, progress)
+    report = evaluate_tiny(model, rows, pack_into_rows(tokenizer, held_out, config.length))
+    entry = {"config": expected, "report": asdict(report)}
     with replaced_folder(folder, is_backbone_file) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
@@ -171,49 +175,49 @@ def train_tiny_backbone(config: TinyBackboneConfig, cache: Path | None = None, p
 
 
 def is_backbone_file(name: str) -> bool:
-    """Whether a file in a folder of a tiny backbone is one that :func:`train_tiny_backbone` writes."""
+    """Whether :func:`train_tiny_backbone` writes a file of this name."""
     known = ("config.json", "generation_config.json", "model.safetensors", "special_tokens_map.json", DESCRIPTION_FILE)
     return name in known or name.startswith("tokenizer")
 
 
-def pack(tokenizer: PreTrainedTokenizerFast, lines: list[str], length: int) -> Tensor:
-    """Lines with their begin and end tokens, joined and cut into rows of ``length``: ``(N, length)``."""
+def pack_into_rows(tokenizer: PreTrainedTokenizerFast, lines: list[str], length: int) -> Tensor:
+    """Token ids of all lines, each with its begin and end token, concatenated and cut into rows: ``(N, length)``."""
     eos = int(tokenizer.eos_token_id)
     stream = [token for ids in tokenizer(lines)["input_ids"] for token in (*ids, eos)]
     count = len(stream) // length
     return torch.tensor(stream[: count * length]).view(count, length)
 
 
-def fit(config: TinyBackboneConfig, vocabulary: int, rows: Tensor, progress: bool) -> PreTrainedModel:
-    """AdamW with a linear warm-up and cosine decay over random rows."""
-    model = new_model(config, vocabulary)
+def train_model(config: TinyBackboneConfig, vocabulary: int, rows: Tensor, progress: bool) -> PreTrainedModel:
+    """Train on random rows with AdamW, linear warm-up and cosine decay."""
+    model = build_untrained_model(config, vocabulary)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     warmup = max(config.steps // 10, 1)
 
-    def rate(step: int) -> float:
+    def learning_rate_factor(step: int) -> float:
         return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / config.steps)) + 0.02)
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor)
     model.train()
-    bar = track_progress(
+    steps = track_progress(
         range(config.steps), description=f"train tiny {config.architecture}", unit="step", hidden=not progress
     )
-    for _ in bar:
+    for _ in steps:
         batch = rows[torch.randint(len(rows), (config.batch_size,))]
         loss = model(input_ids=batch, labels=batch).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.2f}")
+        scheduler.step()
+        steps.set_postfix(loss=f"{loss.item():.2f}")
     return model.eval()
 
 
 @torch.no_grad()
-def evaluate_tiny(model: PreTrainedModel, training: Tensor, held_out: Tensor) -> TinyReport:
-    """Perplexity on held-out rows, beside a unigram model (add-one) counted on the training rows."""
+def evaluate_tiny(model: PreTrainedModel, training: Tensor, held_out: Tensor) -> PerplexityReport:
+    """Perplexity on held-out rows, and of a unigram model with add-one smoothing counted on the training rows."""
     losses = [float(model(input_ids=chunk, labels=chunk).loss) * len(chunk) for chunk in held_out.split(32)]
     counts = torch.bincount(training.flatten(), minlength=int(model.config.vocab_size)).double() + 1
     unigram = -(counts / counts.sum()).log()[held_out[:, 1:]].mean()
-    return TinyReport(math.exp(sum(losses) / len(held_out)), math.exp(float(unigram)))
+    return PerplexityReport(math.exp(sum(losses) / len(held_out)), math.exp(float(unigram)))

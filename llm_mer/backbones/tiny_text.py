@@ -1,6 +1,6 @@
-"""Bilingual text for the tiny backbones: everyday sentences, feelings and opinions, generated from a grammar.
+"""Bilingual training text for the tiny backbones: neutral sentences, emotions and film opinions, drawn from a grammar.
 
-It is language to learn words from, written for this purpose; nothing of any corpus is in it.
+All of it was written for this purpose; no corpus is used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llm_mer.prompting.tasks import Label, builtin_tasks
 GENERATOR_VERSION = 1
 
 # Valence in [-3, 3] of each emotion's sentences, as (low, high).
-VALENCE: dict[str, tuple[float, float]] = {
+VALENCE_RANGES: dict[str, tuple[float, float]] = {
     "neutral": (-0.4, 0.4),
     "joy": (0.8, 3.0),
     "sadness": (-3.0, -0.8),
@@ -52,7 +52,7 @@ THINGS_ZH = "桌子|门|一本书|窗户|椅子|报告|公共汽车|火车|一�
 ACTIONS_EN = "put|moved|took|opened|closed|read|saw|found|brought|checked|left|kept|used|cleaned|counted|showed".split("|")
 ACTIONS_ZH = "放了|搬了|拿了|打开了|关上了|看了|找到了|带来了|检查了|留下了|用了|打扫了|数了|给我看了".split("|")
 
-FEELING_EN: dict[str, list[str]] = {
+EMOTIONAL_EN: dict[str, list[str]] = {
     "joy": (
         "I am so happy about {t}|what a wonderful day it is|I love this so much|we won the game and everyone is laughing|"
         "this is the best news of the year|I passed my exam and I am delighted|we are going to celebrate together|"
@@ -93,7 +93,7 @@ FEELING_EN: dict[str, list[str]] = {
         "there is a hair in my soup|that is revolting and nasty"
     ).split("|"),
 }
-FEELING_ZH: dict[str, list[str]] = {
+EMOTIONAL_ZH: dict[str, list[str]] = {
     "joy": (
         "我太开心了|今天真是美好的一天|我特别喜欢这个|我们赢了比赛大家都在笑|这是今年最好的消息|我考试通过了真高兴|我们一起庆祝吧|"
         "我得到了一直想要的工作|我最好的朋友要回家了|宝宝第一次对我笑了|这个聚会太棒了|我感觉好极了充满力量|一切都很顺利太好了|"
@@ -143,7 +143,7 @@ FILM_EN = (
 FILM_ZH = "电影|影片|表演|故事|情节|剧本|音乐|结局|主角|演员|女演员|导演|场景|动作|对话|书|动画|特效|节目|预告片|阵容|续集|喜剧|反派|英雄|角色".split(
     "|"
 )
-STRONG_EN = {
+INTENSIFIERS_EN = {
     "": 1.0,
     "very ": 1.4,
     "really ": 1.3,
@@ -153,105 +153,119 @@ STRONG_EN = {
     "a little ": 0.4,
     "extremely ": 1.7,
 }
-STRONG_ZH = {"": 1.0, "太": 1.5, "非常": 1.5, "真的": 1.3, "特别": 1.4, "挺": 0.8, "有点": 0.4, "比较": 0.6, "极其": 1.7}
+INTENSIFIERS_ZH = {
+    "": 1.0,
+    "太": 1.5,
+    "非常": 1.5,
+    "真的": 1.3,
+    "特别": 1.4,
+    "挺": 0.8,
+    "有点": 0.4,
+    "比较": 0.6,
+    "极其": 1.7,
+}
 
 
-def pick(rng: random.Random, items: Sequence[str]) -> str:
-    """One of ``items``."""
+def choose(rng: random.Random, items: Sequence[str]) -> str:
+    """One of ``items``, each with the same probability."""
     return items[rng.randrange(len(items))]
 
 
-def everyday(rng: random.Random, language: str) -> str:
-    """A sentence that carries no feeling."""
+def neutral_sentence(rng: random.Random, language: str) -> str:
+    """A sentence without emotion."""
     if language == "en":
-        return f"{pick(rng, PEOPLE_EN)} {pick(rng, ACTIONS_EN)} {pick(rng, THINGS_EN)} {pick(rng, TIMES_EN)}"
-    return f"{pick(rng, TIMES_ZH)}{pick(rng, PEOPLE_ZH)}{pick(rng, ACTIONS_ZH)}{pick(rng, THINGS_ZH)}"
+        return f"{choose(rng, PEOPLE_EN)} {choose(rng, ACTIONS_EN)} {choose(rng, THINGS_EN)} {choose(rng, TIMES_EN)}"
+    return f"{choose(rng, TIMES_ZH)}{choose(rng, PEOPLE_ZH)}{choose(rng, ACTIONS_ZH)}{choose(rng, THINGS_ZH)}"
 
 
-def feeling(rng: random.Random, language: str) -> tuple[str, str, float]:
-    """A sentence, its emotion, a valence."""
-    emotion = pick(rng, list(EMOTION_WORDS))
-    low, high = VALENCE[emotion]
+def emotional_sentence(rng: random.Random, language: str) -> tuple[str, str, float]:
+    """A sentence, the name of its emotion, and its valence in [-3, 3]."""
+    emotion = choose(rng, list(EMOTION_WORDS))
+    low, high = VALENCE_RANGES[emotion]
     valence = round(rng.uniform(low, high), 1)
     if emotion == "neutral":
-        return everyday(rng, language), emotion, valence
+        return neutral_sentence(rng, language), emotion, valence
     if language == "en":
-        sentence = pick(rng, FEELING_EN[emotion]).format(t=pick(rng, THINGS_EN))
+        sentence = choose(rng, EMOTIONAL_EN[emotion]).format(t=choose(rng, THINGS_EN))
         if rng.random() < 0.4:
-            sentence = f"{pick(rng, TIMES_EN)} {sentence}"
+            sentence = f"{choose(rng, TIMES_EN)} {sentence}"
     else:
-        sentence = pick(rng, FEELING_ZH[emotion])
+        sentence = choose(rng, EMOTIONAL_ZH[emotion])
         if rng.random() < 0.4:
-            sentence = f"{pick(rng, TIMES_ZH)}{sentence}"
+            sentence = f"{choose(rng, TIMES_ZH)}{sentence}"
     return sentence, emotion, valence
 
 
-def opinion(rng: random.Random, language: str) -> tuple[str, float]:
-    """An opinion on a film and its valence; negation turns it over."""
+def film_opinion(rng: random.Random, language: str) -> tuple[str, float]:
+    """An opinion on a film and its valence in [-3, 3]; a negated one has the opposite sign."""
     sign = rng.choice((1, -1))
-    strong = STRONG_EN if language == "en" else STRONG_ZH
-    adverb = pick(rng, list(strong))
-    valence = sign * 1.6 * strong[adverb]
-    shapes: tuple[str, ...]
+    intensifiers = INTENSIFIERS_EN if language == "en" else INTENSIFIERS_ZH
+    adverb = choose(rng, list(intensifiers))
+    valence = sign * 1.6 * intensifiers[adverb]
+    patterns: tuple[str, ...]
     if language == "en":
-        word, film = pick(rng, GOOD_EN if sign > 0 else BAD_EN), pick(rng, FILM_EN)
-        shapes = (
+        word, film = choose(rng, GOOD_EN if sign > 0 else BAD_EN), choose(rng, FILM_EN)
+        patterns = (
             f"the {film} was {adverb}{word}",
             f"I thought the {film} is {adverb}{word}",
             f"and you know it was {adverb}{word}",
-            f"um the {film} and the {pick(rng, FILM_EN)} were {adverb}{word}",
+            f"um the {film} and the {choose(rng, FILM_EN)} were {adverb}{word}",
             f"it is a {adverb}{word} {film}",
         )
         if rng.random() < 0.15:
             return f"the {film} was not {word} at all", round(-0.8 * sign + rng.uniform(-0.3, 0.3), 1)
-        sentence = shapes[rng.randrange(len(shapes))]
+        sentence = patterns[rng.randrange(len(patterns))]
     else:
-        word, film = pick(rng, GOOD_ZH if sign > 0 else BAD_ZH), pick(rng, FILM_ZH)
-        shapes = (
+        word, film = choose(rng, GOOD_ZH if sign > 0 else BAD_ZH), choose(rng, FILM_ZH)
+        patterns = (
             f"这部{film}{adverb}{word}",
             f"我觉得{film}{adverb}{word}",
             f"你知道它{adverb}{word}",
-            f"{film}和{pick(rng, FILM_ZH)}都{adverb}{word}",
+            f"{film}和{choose(rng, FILM_ZH)}都{adverb}{word}",
         )
         if rng.random() < 0.15:
             return f"这部{film}一点都不{word}", round(-0.8 * sign + rng.uniform(-0.3, 0.3), 1)
-        sentence = shapes[rng.randrange(len(shapes))]
+        sentence = patterns[rng.randrange(len(patterns))]
     return sentence, round(max(-3.0, min(3.0, valence + rng.uniform(-0.4, 0.4))), 1)
 
 
-def line(rng: random.Random, language: str) -> str:
-    """One training line: a plain sentence, a described feeling, a question with its answer, or a rated opinion."""
+def training_line(rng: random.Random, language: str) -> str:
+    """One training example: a neutral sentence, a sentence with its emotion or score, an opinion, or a label's translation."""
     english = language == "en"
-    kind = rng.random()
-    if kind < 0.12:
-        return everyday(rng, language) + (" ." if english else "。")
-    if kind < 0.62:
-        sentence, emotion, valence = feeling(rng, language)
+    draw = rng.random()
+    if draw < 0.12:
+        return neutral_sentence(rng, language) + (" ." if english else "。")
+    if draw < 0.62:
+        sentence, emotion, valence = emotional_sentence(rng, language)
         word = EMOTION_WORDS[emotion][0 if english else 1]
-        form = rng.random()
-        if form < 0.45:
+        form_draw = rng.random()
+        if form_draw < 0.45:
             return f"Text: {sentence}\nEmotion: {word}" if english else f"文本：{sentence}\n情绪：{word}"
-        if form < 0.7:
+        if form_draw < 0.7:
             return f"Text: {sentence}\nSentiment: {valence}" if english else f"文本：{sentence}\n情感：{valence}"
         return f"{sentence} . this is {word} ." if english else f"{sentence}。这是{word}。"
-    if kind < 0.92:
-        sentence, valence = opinion(rng, language)
-        side = ("positive", "积极") if valence >= 0 else ("negative", "消极")
-        form = rng.random()
-        if form < 0.5:
+    if draw < 0.92:
+        sentence, valence = film_opinion(rng, language)
+        polarity_words = ("positive", "积极") if valence >= 0 else ("negative", "消极")
+        form_draw = rng.random()
+        if form_draw < 0.5:
             return f"Text: {sentence}\nSentiment: {valence}" if english else f"文本：{sentence}\n情感：{valence}"
-        if form < 0.8:
-            return f"Text: {sentence}\nEmotion: {side[0]}" if english else f"文本：{sentence}\n情绪：{side[1]}"
+        if form_draw < 0.8:
+            return (
+                f"Text: {sentence}\nEmotion: {polarity_words[0]}"
+                if english
+                else f"文本：{sentence}\n情绪：{polarity_words[1]}"
+            )
         return sentence + (" ." if english else "。")
-    label = rng.choice(rng.choice(label_sets()))
+    label = rng.choice(rng.choice(builtin_label_sets()))
     return (
         f"{label.words['en']} = {label.words['zh']}" if rng.random() < 0.5 else f"{label.words['zh']} = {label.words['en']}"
     )
 
 
 @cache
-def label_sets() -> tuple[tuple[Label, ...], ...]:
-    """Labels of the built-in tasks, each set once: a task that asks for the labels of another changes no text."""
+def builtin_label_sets() -> tuple[tuple[Label, ...], ...]:
+    """The label sets of the built-in tasks, without repetition, so that a further task with the same labels changes no text."""
     sets: list[tuple[Label, ...]] = []
     for task in builtin_tasks().values():
         if task.labels and task.labels not in sets:
@@ -259,8 +273,8 @@ def label_sets() -> tuple[tuple[Label, ...], ...]:
     return tuple(sets)
 
 
-def generate(seed: int, count: int) -> Iterator[str]:
-    """``count`` lines, English and Chinese in turn, the same for the same seed."""
+def generate_lines(seed: int, count: int) -> Iterator[str]:
+    """Yield ``count`` training examples, alternately English and Chinese; the same seed gives the same text."""
     rng = random.Random(seed)
     for index in range(count):
-        yield line(rng, "en" if index % 2 == 0 else "zh")
+        yield training_line(rng, "en" if index % 2 == 0 else "zh")

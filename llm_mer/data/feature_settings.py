@@ -28,7 +28,7 @@ class FeatureSettings:
         default="hog_flow",
         metadata={
             "help": "hog_flow (gradients and optical flow of the face), landmarks (MediaPipe, needs --landmark-model), a "
-            "picture encoder by hub name or folder (CLIP), or none"
+            "image encoder by hub name or folder (CLIP), or none"
         },
     )
     text: str = field(

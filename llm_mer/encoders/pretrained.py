@@ -1,4 +1,4 @@
-"""The field's pretrained encoders through transformers, by hub name or local folder, with the sequence kept."""
+"""Pretrained speech, vision and text encoders of transformers, by hub name or local folder; the time axis is kept."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from llm_mer.errors import UserError, first_line
 from llm_mer.prompting.verbatim import Piece, VerbatimEncoder
 
 SPEECH_MODELS = ("wavlm", "hubert", "wav2vec2", "wav2vec2-bert", "data2vec-audio", "unispeech", "unispeech-sat")
-FRAME_BATCH = 32
+FRAMES_PER_BATCH = 32
 
 
-def _load(name: str, device: str) -> tuple[Any, Any, Any]:
-    """Configuration, model and torch device. Local folders never touch the network; no remote code is run."""
+def _load_encoder(name: str, device: str) -> tuple[Any, Any, Any]:
+    """Load the configuration, the model (float32, in eval mode) and the torch device.
+
+    A local folder is loaded without network access, and no remote code is run.
+
+    Raises:
+        UserError: files that cannot be loaded, weights of another model, or a device that this machine lacks.
+    """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
@@ -40,7 +46,7 @@ def _load(name: str, device: str) -> tuple[Any, Any, Any]:
             f"encoder {name!r} cannot be loaded; give a hub name or a folder with config.json and weights: {error}"
         ) from None
     missing, total = len(report["missing_keys"]), len(model.state_dict())
-    if missing > total / 2:  # a head that a checkpoint lacks is usual, a body is not
+    if missing > total / 2:  # a missing head is usual, a missing body is not
         raise UserError(f"encoder {name!r}: the weights are of another model; {missing} of {total} tensors are not in them")
     try:
         return config, model.eval().to(device), torch.device(device)
@@ -48,17 +54,19 @@ def _load(name: str, device: str) -> tuple[Any, Any, Any]:
         raise UserError(f"device is {device!r}, which this machine lacks: {first_line(error)}") from None
 
 
-def _processor(name: str, kind: str) -> Any:
+def _load_processor(name: str, class_name: str) -> Any:
+    """Load the feature extractor, image processor or tokenizer that belongs to an encoder."""
     import transformers
 
     local = Path(name).is_dir()
     try:
-        return getattr(transformers, kind).from_pretrained(name, local_files_only=local, trust_remote_code=False)
+        return getattr(transformers, class_name).from_pretrained(name, local_files_only=local, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"encoder {name!r} has no usable {kind} files: {error}") from None
+        raise UserError(f"encoder {name!r} has no usable {class_name} files: {error}") from None
 
 
-def _size(config: Any, name: str, projected: bool) -> int:
+def _output_size(config: Any, name: str, projected: bool) -> int:
+    """Size of an output vector: of the projection if ``projected``, otherwise of the hidden state."""
     for part in (config, getattr(config, "text_config", None)):
         size = (projected and getattr(part, "projection_dim", None)) or getattr(part, "hidden_size", None)
         if size:
@@ -67,21 +75,21 @@ def _size(config: Any, name: str, projected: bool) -> int:
 
 
 class SpeechEncoder:
-    """WavLM, HuBERT, wav2vec 2.0, …: the last hidden state, 50 steps a second, ``(T, D)``; or CLAP, one step of 512.
+    """The last hidden state of WavLM, HuBERT, wav2vec 2.0, …, ``(T, D)``, 50 steps a second; of CLAP one vector, ``(1, D)``.
 
-    Sound is at 16 kHz; CLAP's own rate is reached by resampling (SciPy, polyphase).
+    Called with mono samples at 16 kHz; they are resampled (SciPy, polyphase) for a model with another rate, such as CLAP.
     """
 
     def __init__(self, name: str, device: str = "cpu") -> None:
-        self.config, self.model, self.device = _load(name, device)
+        self.config, self.model, self.device = _load_encoder(name, device)
         kind = self.config.model_type
         if kind not in (*SPEECH_MODELS, "clap"):
             raise UserError(
                 f"--audio {name}: a {kind!r} model is no speech encoder; known are {', '.join(SPEECH_MODELS)}, clap"
             )
         self.is_clap = kind == "clap"
-        self.extractor = _processor(name, "AutoFeatureExtractor")
-        self.names = [f"{kind}_{i}" for i in range(_size(self.config, name, self.is_clap))]
+        self.extractor = _load_processor(name, "AutoFeatureExtractor")
+        self.names = [f"{kind}_{i}" for i in range(_output_size(self.config, name, self.is_clap))]
 
     @torch.no_grad()
     def __call__(self, samples: np.ndarray) -> np.ndarray:
@@ -95,43 +103,43 @@ class SpeechEncoder:
             samples = resample_poly(samples, rate // common, SAMPLE_RATE // common).astype(np.float32)
         inputs = self.extractor(samples, sampling_rate=rate, return_tensors="pt").to(self.device)
         if self.is_clap:
-            return _rows(_pooled(self.model.get_audio_features(**inputs)))
-        return _rows(self.model(**inputs).last_hidden_state[0])
+            return _to_numpy(_pooled_vector(self.model.get_audio_features(**inputs)))
+        return _to_numpy(self.model(**inputs).last_hidden_state[0])
 
 
-class PictureEncoder:
-    """CLIP's image features of every frame, ``(F, D)``; or a vision transformer's pooled output."""
+class ImageEncoder:
+    """Image features of every frame, ``(F, D)``: CLIP's projected vector, or a vision transformer's class token."""
 
     def __init__(self, name: str, device: str = "cpu") -> None:
-        self.config, self.model, self.device = _load(name, device)
+        self.config, self.model, self.device = _load_encoder(name, device)
         kind = self.config.model_type
         projected = hasattr(self.model, "get_image_features")
         if not (projected or hasattr(self.config, "image_size")):
-            raise UserError(f"--vision {name}: a {kind!r} model is no picture encoder; use CLIP, SigLIP or ViT")
-        self.processor = _processor(name, "AutoImageProcessor")
-        self.names = [f"{kind}_{i}" for i in range(_size(self.config, name, projected))]
+            raise UserError(f"--vision {name}: a {kind!r} model is no image encoder; use CLIP, SigLIP or ViT")
+        self.processor = _load_processor(name, "AutoImageProcessor")
+        self.names = [f"{kind}_{i}" for i in range(_output_size(self.config, name, projected))]
 
     @torch.no_grad()
     def __call__(self, frames: Frames) -> np.ndarray:
         rows = []
-        for start in range(0, len(frames.pixels), FRAME_BATCH):
-            pictures = list(frames.pixels[start : start + FRAME_BATCH])
-            pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"].to(self.device)
+        for start in range(0, len(frames.pixels), FRAMES_PER_BATCH):
+            images = list(frames.pixels[start : start + FRAMES_PER_BATCH])
+            pixels = self.processor(images=images, return_tensors="pt")["pixel_values"].to(self.device)
             if hasattr(self.model, "get_image_features"):
-                rows.append(_rows(_pooled(self.model.get_image_features(pixel_values=pixels))))
+                rows.append(_to_numpy(_pooled_vector(self.model.get_image_features(pixel_values=pixels))))
             else:
-                rows.append(_rows(self.model(pixel_values=pixels).last_hidden_state[:, 0]))
+                rows.append(_to_numpy(self.model(pixel_values=pixels).last_hidden_state[:, 0]))
         return np.concatenate(rows)
 
 
 class TextEncoder:
-    """RoBERTa, BERT or a causal language model: the last hidden state of every token, ``(T, D)``; CLAP or CLIP: one step.
+    """The last hidden state of RoBERTa, BERT or a causal language model, ``(T, D)``; of CLAP or CLIP one vector, ``(1, D)``.
 
-    A special token that a transcript spells (``</s>``, ``[MASK]``) is read as words (:mod:`llm_mer.prompting.verbatim`).
+    A special token that a transcript spells (``</s>``, ``[MASK]``) is read as text (:mod:`llm_mer.prompting.verbatim`).
     """
 
     def __init__(self, name: str, device: str = "cpu", max_tokens: int = 512) -> None:
-        self.config, self.model, self.device = _load(name, device)
+        self.config, self.model, self.device = _load_encoder(name, device)
         kind = self.config.model_type
         projected = hasattr(self.model, "get_text_features")
         reads_tokens = self.model.main_input_name == "input_ids" and not getattr(self.config, "is_encoder_decoder", False)
@@ -139,34 +147,34 @@ class TextEncoder:
             raise UserError(
                 f"--text {name}: a {kind!r} model is no text encoder; use RoBERTa, BERT or a causal language model"
             )
-        self.tokenizer = _processor(name, "AutoTokenizer")
+        self.tokenizer = _load_processor(name, "AutoTokenizer")
         self.verbatim = VerbatimEncoder(self.tokenizer)
         self.max_tokens = min(max_tokens, _max_positions(self.config))
-        self.names = [f"{kind}_{i}" for i in range(_size(self.config, name, projected))]
+        self.names = [f"{kind}_{i}" for i in range(_output_size(self.config, name, projected))]
 
     @torch.no_grad()
     def __call__(self, text: str) -> np.ndarray:
         ids = torch.tensor([self.token_ids(text)], dtype=torch.long, device=self.device)
-        wanted = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if hasattr(self.model, "get_text_features"):
-            return _rows(_pooled(self.model.get_text_features(**wanted)))
-        return _rows(self.model(**wanted).last_hidden_state[0])
+            return _to_numpy(_pooled_vector(self.model.get_text_features(**inputs)))
+        return _to_numpy(self.model(**inputs).last_hidden_state[0])
 
     def token_ids(self, text: str) -> list[int]:
-        """The tokenizer's ids, cut to ``max_tokens``; special tokens in the text itself are words."""
+        """Token ids of the text with the special tokens around it, at most ``max_tokens``; the text itself holds none."""
         plain = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         words = self.verbatim.encode([Piece(text, quoted=True)])
         if words == plain:
             return list(self.tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"])
-        around = self.tokenizer("a", return_special_tokens_mask=True)
-        added = list(around["special_tokens_mask"])
-        start, stop = added.index(0), len(added) - added[::-1].index(0)
-        before, after = list(around["input_ids"])[:start], list(around["input_ids"])[stop:]
+        example = self.tokenizer("a", return_special_tokens_mask=True)
+        is_special = list(example["special_tokens_mask"])
+        start, stop = is_special.index(0), len(is_special) - is_special[::-1].index(0)
+        before, after = list(example["input_ids"])[:start], list(example["input_ids"])[stop:]
         return [*before, *words[: self.max_tokens - len(before) - len(after)], *after]
 
 
 def _max_positions(config: Any) -> int:
-    """Longest input in tokens; RoBERTa counts its positions from ``pad_token_id + 1``."""
+    """The longest input in tokens. RoBERTa's first position is ``pad_token_id + 1``, so it has fewer than its table."""
     text = getattr(config, "text_config", None) or config
     limit = int(getattr(text, "max_position_embeddings", 512) or 512)
     return limit - (
@@ -174,10 +182,10 @@ def _max_positions(config: Any) -> int:
     )
 
 
-def _pooled(output: Any) -> Tensor:
+def _pooled_vector(output: Any) -> Tensor:
     """The projected vector, whether the model returns a tensor or an output object (transformers 5 returns either)."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def _rows(values: Tensor) -> np.ndarray:
+def _to_numpy(values: Tensor) -> np.ndarray:
     return values.float().cpu().numpy()

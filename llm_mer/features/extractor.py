@@ -57,9 +57,9 @@ class Extractor:
         elif settings.vision == "landmarks":
             self.vision = Landmarks(settings.landmark_model)
         elif settings.vision != NONE:
-            from llm_mer.encoders.pretrained import PictureEncoder
+            from llm_mer.encoders.pretrained import ImageEncoder
 
-            self.vision = PictureEncoder(settings.vision, settings.device)
+            self.vision = ImageEncoder(settings.vision, settings.device)
         if settings.text == NGRAMS:
             from llm_mer.features.ngrams import HashedNgrams
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from llm_mer.backbones.attention import (
-    MASKED,
-    SLIDING,
+    MASK_AWARE_ATTENTION,
+    SLIDING_ATTENTION,
     additive_mask,
     attends_by_positions,
     attention_implementation,
-    layer_kinds,
+    restricted_layer_types,
 )
 from llm_mer.errors import UserError
 
@@ -111,17 +111,22 @@ def check_packing(config: PreTrainedConfig, max_prompt_tokens: int) -> None:
         UserError: naming what the backbone has and what to do.
     """
     implementation = attention_implementation(config)
-    if implementation not in MASKED and not attends_by_positions(implementation):
+    if implementation not in MASK_AWARE_ATTENTION and not attends_by_positions(implementation):
         raise UserError(
             f"packing_length: attention {implementation!r} is not one of eager, sdpa, flash_attention_2; choose "
             "attn_implementation, or leave packing_length out"
         )
-    odd = sorted(layer_kinds(config))
+    restricted = sorted(restricted_layer_types(config))
     window = getattr(config, "sliding_window", None)
-    if odd == [SLIDING] and not hasattr(config, "layer_types") and window is not None and window > max_prompt_tokens:
-        odd = []
-    if odd:
+    if (
+        restricted == [SLIDING_ATTENTION]
+        and not hasattr(config, "layer_types")
+        and window is not None
+        and window > max_prompt_tokens
+    ):
+        restricted = []
+    if restricted:
         raise UserError(
-            f"packing_length: this {config.model_type} has layers of {', '.join(odd)}, in which samples of one row would "
-            "not stay apart; leave packing_length out (train_sampling_strategy: group_by_length saves padding too)"
+            f"packing_length: this {config.model_type} has layers of {', '.join(restricted)}, in which samples of one row "
+            "would not stay apart; leave packing_length out (train_sampling_strategy: group_by_length saves padding too)"
         )

@@ -12,7 +12,13 @@ from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from llm_mer.backbones.attention import EAGER, MASKED, attends_by_positions, attention_implementation, check_mask
+from llm_mer.backbones.attention import (
+    EAGER,
+    MASK_AWARE_ATTENTION,
+    attends_by_positions,
+    attention_implementation,
+    check_mask,
+)
 from llm_mer.distributed.deepspeed import fill_zero3_auto_sizes, init_deepspeed_process_group
 from llm_mer.distributed.fsdp import fsdp_requested
 from llm_mer.distributed.process_group import check_launch
@@ -149,7 +155,7 @@ def build_collator(config: RunConfig, run: RunData, built: BuiltModel) -> MerCol
     if config.model.objective == TOKENS:
         by_mask = not attends_by_positions(attention)
         return MerCollator(run.train, built.processor, uses_context, config.training.packing_length, by_mask)
-    if attention not in MASKED:
+    if attention not in MASK_AWARE_ATTENTION:
         raise UserError(f"objective: answers needs attention under a mask, not {attention}; say attn_implementation: sdpa")
     balance = class_balance(config.model.class_weights, config.model.logit_adjustment, run.train)
     collator = AnswerCollator(run.train, built.processor, uses_context, eager=attention == EAGER, balance=balance)

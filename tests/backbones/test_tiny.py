@@ -13,7 +13,7 @@ from conftest import adapter_weights
 
 import llm_mer.backbones.tiny
 from llm_mer.backbones.loading import load_backbone
-from llm_mer.backbones.tiny import TinyBackboneConfig, cache_folder, cache_key, new_model, train_tiny_backbone
+from llm_mer.backbones.tiny import TinyBackboneConfig, build_untrained_model, cache_folder, cache_key, train_tiny_backbone
 from llm_mer.errors import UserError
 from llm_mer.prompting.tasks import builtin_tasks
 
@@ -58,7 +58,7 @@ def test_a_trained_backbone_is_taken_from_the_cache(tmp_path: Path, monkeypatch:
     def refuse(*_: Any) -> Any:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(llm_mer.backbones.tiny, "fit", refuse)
+    monkeypatch.setattr(llm_mer.backbones.tiny, "train_model", refuse)
     assert train(tmp_path) == folder
     with pytest.raises(AssertionError, match="trained again"):
         train(tmp_path, steps=5)
@@ -101,7 +101,7 @@ def test_a_named_folder_is_replaced_when_the_options_changed(tmp_path: Path) -> 
 
 def test_an_unknown_architecture_is_refused() -> None:
     with pytest.raises(UserError, match="'bert' is not one of llama, glm, qwen2"):
-        new_model(dataclasses.replace(QUICK, architecture="bert"), 100)
+        build_untrained_model(dataclasses.replace(QUICK, architecture="bert"), 100)
 
 
 def test_every_label_word_is_written_without_bytes_and_read_back(tokenizer: Any) -> None:
@@ -128,10 +128,10 @@ def test_the_full_training_is_far_better_than_a_unigram_model(architecture: str,
 
 
 def test_each_set_of_labels_enters_the_text_once_whatever_the_number_of_tasks_that_ask_for_it() -> None:
-    from llm_mer.backbones.tiny_text import label_sets
+    from llm_mer.backbones.tiny_text import builtin_label_sets
     from llm_mer.prompting.tasks import builtin_tasks
 
-    sets = label_sets()
+    sets = builtin_label_sets()
     asked = [task.labels for task in builtin_tasks().values() if task.labels]
     assert len(asked) > len(sets)  # IEMOCAP's four labels belong to two tasks
     assert all(sets.count(labels) == 1 for labels in asked)

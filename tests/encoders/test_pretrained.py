@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from llm_mer.data.schema import Frames
 from llm_mer.encoders import pretrained as encoders
-from llm_mer.encoders.pretrained import PictureEncoder, SpeechEncoder, TextEncoder
+from llm_mer.encoders.pretrained import ImageEncoder, SpeechEncoder, TextEncoder
 from llm_mer.errors import UserError
 
 WORDS = "<pad> <s> </s> <unk> i am so happy to see you the book is on table".split()
@@ -159,12 +159,12 @@ def test_clip_gives_the_projection_of_every_frame_across_batches(
     folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = pictures(7)
-    encoder = PictureEncoder(folders["clip"])
+    encoder = ImageEncoder(folders["clip"])
     found = encoder(frames)
     assert found.shape == (7, 20)
     assert found.dtype == np.float32
     assert encoder.names == [f"clip_{i}" for i in range(20)]
-    monkeypatch.setattr(encoders, "FRAME_BATCH", 3)
+    monkeypatch.setattr(encoders, "FRAMES_PER_BATCH", 3)
     np.testing.assert_allclose(encoder(frames), found, atol=1e-5)
     processor = transformers.CLIPImageProcessorPil.from_pretrained(folders["clip"])
     model = transformers.CLIPModel.from_pretrained(folders["clip"]).eval()
@@ -175,7 +175,7 @@ def test_clip_gives_the_projection_of_every_frame_across_batches(
 
 
 def test_a_frame_is_encoded_by_itself(folders: dict[str, str]) -> None:
-    encoder, frames = PictureEncoder(folders["clip"]), pictures(5)
+    encoder, frames = ImageEncoder(folders["clip"]), pictures(5)
     np.testing.assert_allclose(encoder(Frames(frames.pixels[3:4], 6.0))[0], encoder(frames)[3], atol=1e-5)
 
 
@@ -186,12 +186,12 @@ def test_the_processor_file_of_published_clip_models_is_read(folders: dict[str, 
     entry = {**names, **numbers, "feature_extractor_type": "CLIPFeatureExtractor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(entry))
     frames = pictures(2)
-    np.testing.assert_allclose(PictureEncoder(str(folder))(frames), PictureEncoder(folders["clip"])(frames), atol=1e-6)
+    np.testing.assert_allclose(ImageEncoder(str(folder))(frames), ImageEncoder(folders["clip"])(frames), atol=1e-6)
 
 
 def test_a_vision_transformer_gives_its_class_token_of_every_frame(folders: dict[str, str]) -> None:
     frames = pictures(3)
-    encoder = PictureEncoder(folders["vit"])
+    encoder = ImageEncoder(folders["vit"])
     found = encoder(frames)
     assert found.shape == (3, 16)
     assert encoder.names == [f"vit_{i}" for i in range(16)]
@@ -259,7 +259,7 @@ def test_the_text_of_clip_and_clap_is_one_step_of_the_projection(folders: dict[s
     ("encoder", "kind", "value"),
     [
         (SpeechEncoder, "wavlm", tone(220, 0.5, 16_000)),
-        (PictureEncoder, "clip", pictures(2)),
+        (ImageEncoder, "clip", pictures(2)),
         (TextEncoder, "roberta", TEXT),
     ],
 )
@@ -272,7 +272,7 @@ def test_encoding_is_repeatable_and_tracks_no_gradient(folders: dict[str, str], 
 
 # --- folders that cannot be used --------------------------------------------------------------------------------------
 
-ENCODERS = [SpeechEncoder, PictureEncoder, TextEncoder]
+ENCODERS = [SpeechEncoder, ImageEncoder, TextEncoder]
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -299,7 +299,7 @@ def test_an_empty_folder_is_named_with_what_belongs_there(tmp_path: Path, encode
     ("encoder", "kind", "missing"),
     [
         (SpeechEncoder, "wavlm", "preprocessor_config.json"),
-        (PictureEncoder, "clip", "preprocessor_config.json"),
+        (ImageEncoder, "clip", "preprocessor_config.json"),
         (TextEncoder, "roberta", "tokenizer.json"),
         (SpeechEncoder, "wavlm", "model.safetensors"),
     ],
@@ -333,8 +333,8 @@ def test_a_broken_file_is_named(folders: dict[str, str], tmp_path: Path, name: s
     [
         (SpeechEncoder, "roberta", r"--audio .*'roberta' model is no speech encoder; known are wavlm, hubert"),
         (SpeechEncoder, "clip", r"'clip' model is no speech encoder"),
-        (PictureEncoder, "wavlm", r"--vision .*'wavlm' model is no picture encoder; use CLIP"),
-        (PictureEncoder, "bert", r"'bert' model is no picture encoder"),
+        (ImageEncoder, "wavlm", r"--vision .*'wavlm' model is no image encoder; use CLIP"),
+        (ImageEncoder, "bert", r"'bert' model is no image encoder"),
         (TextEncoder, "wavlm", r"--text .*'wavlm' model is no text encoder"),
         (TextEncoder, "vit", r"'vit' model is no text encoder"),
     ],
@@ -372,7 +372,7 @@ def test_names_are_as_many_as_dimensions_for_one_half_of_clip(tmp_path: Path, vi
     if vision:
         config = transformers.CLIPVisionConfig(**SIZE, image_size=32, patch_size=16, projection_dim=20)
         picture = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-        encoder: Any = PictureEncoder(save(tmp_path / "half", transformers.CLIPVisionModel(config), picture))
+        encoder: Any = ImageEncoder(save(tmp_path / "half", transformers.CLIPVisionModel(config), picture))
         found = encoder(pictures(2))
     else:
         text = transformers.CLIPTextConfig(**SIZE, **TOKENS, max_position_embeddings=12, projection_dim=20)

@@ -25,7 +25,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from llm_mer.backbones.loading import read_tokenizer
-from llm_mer.backbones.tiny_text import generate
+from llm_mer.backbones.tiny_text import generate_lines
 from llm_mer.data.dataset import MerDataset, Question
 from llm_mer.inference.predictor import Predictor
 from llm_mer.model.collator import MerCollator
@@ -55,7 +55,7 @@ HEADERS = (
 
 def training_lines() -> list[str]:
     """Generated text in which label words and numbers also stand where prompts put answers."""
-    lines = [line for text in generate(0, 500) for line in text.split("\n")]
+    lines = [line for text in generate_lines(0, 500) for line in text.split("\n")]
     for task in builtin_tasks().values():
         for label in task.labels:
             lines += [f"Emotion:{label.words['en']}", f"情绪：{label.words['zh']}", f"is {label.words['en']}"] * 8

@@ -34,8 +34,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-# What the published modelling code can be told to do and GlmForCausalLM cannot: field, the value that is right.
-FIXED_FIELDS: list[tuple[str, Any]] = [
+# What the published modelling code can be told to do and GlmForCausalLM cannot: field, the value it must have.
+REQUIRED_VALUES: list[tuple[str, Any]] = [
     ("add_bias_linear", False),
     ("apply_residual_connection_post_layernorm", False),
     ("multi_query_attention", True),
@@ -76,7 +76,7 @@ def convert_chatglm3(source: Path, target: Path, max_shard_bytes: int = DEFAULT_
     config = read_config(source / "config.json")
     tokenizer = load_tokenizer(source / "tokenizer.model", config.vocab_size)
     files = weight_files(source)
-    plan = weight_plan(config)
+    mapping = weight_mapping(config)
     seen: set[str] = set()
     dtypes: set[torch.dtype] = set()
     with new_folder(target, sum(path.stat().st_size for path in files)) as staging:
@@ -85,12 +85,12 @@ def convert_chatglm3(source: Path, target: Path, max_shard_bytes: int = DEFAULT_
             for key, tensor in read_tensors(path):
                 if key == "transformer.rotary_pos_emb.inv_freq":
                     continue
-                if key not in plan:
+                if key not in mapping:
                     raise UserError(f"{path}: {key!r} is no weight of a ChatGLM3 of {config.num_hidden_layers} layers")
                 if key in seen:
                     raise UserError(f"{path}: {key!r} was in an earlier file already")
                 seen.add(key)
-                shape, parts = plan[key]
+                shape, parts = mapping[key]
                 if tuple(tensor.shape) != shape:
                     raise UserError(f"{path}: {key!r} is {tuple(tensor.shape)}, but config.json asks for {shape}")
                 if not tensor.is_floating_point():
@@ -99,7 +99,7 @@ def convert_chatglm3(source: Path, target: Path, max_shard_bytes: int = DEFAULT_
                 for (name, rows), part in zip(parts, tensor.split([rows for _, rows in parts]), strict=True):
                     assert len(part) == rows
                     writer.add(name, part)
-        missing = sorted(set(plan) - seen)
+        missing = sorted(set(mapping) - seen)
         if missing:
             raise UserError(f"{source}: its weight files lack {len(missing)} weights, e.g. {missing[0]!r}")
         writer.close()
@@ -129,19 +129,23 @@ def read_config(path: Path) -> GlmConfig:
     if not isinstance(entry, dict) or entry.get("model_type") != "chatglm":
         found = entry.get("model_type") if isinstance(entry, dict) else entry
         raise UserError(f"{path}: model_type is {found!r}; a published ChatGLM3 has 'chatglm'")
-    for field, right in FIXED_FIELDS:
-        if entry.get(field, right) != right:
-            raise UserError(f"{path}: {field} is {entry[field]!r}; only {right!r} can be converted")
+    for field, required in REQUIRED_VALUES:
+        if entry.get(field, required) != required:
+            raise UserError(f"{path}: {field} is {entry[field]!r}; only {required!r} can be converted")
     if entry.get("pre_seq_len") is not None:
         raise UserError(f"{path}: pre_seq_len is {entry['pre_seq_len']!r}: a prefix-tuned model cannot be converted")
 
-    def number(field: str, default: Any = None, whole: bool = True) -> Any:
+    def positive_number(field: str, default: Any = None, integer: bool = True) -> Any:
         value = entry.get(field, default)
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not 0 < value < math.inf:
-            raise UserError(f"{path}: {field} is {value!r}; a positive {'whole ' if whole else ''}number would be right")
+        if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)) or not 0 < value < math.inf:
+            raise UserError(f"{path}: {field} is {value!r}; a positive {'whole ' if integer else ''}number would be right")
         return value
 
-    heads, groups, head_dim = number("num_attention_heads"), number("multi_query_group_num"), number("kv_channels")
+    heads, groups, head_dim = (
+        positive_number("num_attention_heads"),
+        positive_number("multi_query_group_num"),
+        positive_number("kv_channels"),
+    )
     if heads % groups:
         raise UserError(f"{path}: num_attention_heads {heads} is no multiple of multi_query_group_num {groups}")
     if head_dim % 4:
@@ -150,20 +154,20 @@ def read_config(path: Path) -> GlmConfig:
     if not isinstance(bias, bool):
         raise UserError(f"{path}: add_qkv_bias is {bias!r}; true or false would be right")
     return GlmConfig(
-        vocab_size=number("padded_vocab_size"),
-        hidden_size=number("hidden_size"),
-        intermediate_size=number("ffn_hidden_size"),
-        num_hidden_layers=number("num_layers"),
+        vocab_size=positive_number("padded_vocab_size"),
+        hidden_size=positive_number("hidden_size"),
+        intermediate_size=positive_number("ffn_hidden_size"),
+        num_hidden_layers=positive_number("num_layers"),
         num_attention_heads=heads,
         num_key_value_heads=groups,
         head_dim=head_dim,
-        max_position_embeddings=number("seq_length"),
-        rms_norm_eps=number("layernorm_epsilon", 1e-5, whole=False),
+        max_position_embeddings=positive_number("seq_length"),
+        rms_norm_eps=positive_number("layernorm_epsilon", 1e-5, integer=False),
         attention_bias=bias,
         tie_word_embeddings=False,
         rope_parameters={
             "rope_type": "default",
-            "rope_theta": 10000.0 * number("rope_ratio", 1, whole=False),
+            "rope_theta": 10000.0 * positive_number("rope_ratio", 1, integer=False),
             "partial_rotary_factor": 0.5,
         },
         pad_token_id=0,
@@ -172,34 +176,34 @@ def read_config(path: Path) -> GlmConfig:
     )
 
 
-def weight_plan(config: GlmConfig) -> dict[str, tuple[tuple[int, ...], list[tuple[str, int]]]]:
+def weight_mapping(config: GlmConfig) -> dict[str, tuple[tuple[int, ...], list[tuple[str, int]]]]:
     """Source key → its shape, and the transformers names its rows go to with their counts."""
     hidden, ffn, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size
     assert config.head_dim is not None
     assert config.num_key_value_heads is not None
     queries, groups = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    plan: dict[str, tuple[tuple[int, ...], list[tuple[str, int]]]] = {}
+    mapping: dict[str, tuple[tuple[int, ...], list[tuple[str, int]]]] = {}
 
-    def whole(key: str, name: str, *shape: int) -> None:
-        plan[f"transformer.{key}.weight"] = (shape, [(f"{name}.weight", shape[0])])
+    def add_weight(key: str, name: str, *shape: int) -> None:
+        mapping[f"transformer.{key}.weight"] = (shape, [(f"{name}.weight", shape[0])])
 
-    whole("embedding.word_embeddings", "model.embed_tokens", vocabulary, hidden)
+    add_weight("embedding.word_embeddings", "model.embed_tokens", vocabulary, hidden)
     for i in range(config.num_hidden_layers):
         key, name = f"encoder.layers.{i}", f"model.layers.{i}"
-        whole(f"{key}.input_layernorm", f"{name}.input_layernorm", hidden)
+        add_weight(f"{key}.input_layernorm", f"{name}.input_layernorm", hidden)
         rows = [("q_proj", queries), ("k_proj", groups), ("v_proj", groups)]
         for kind, columns in (("weight", (hidden,)), ("bias", ())) if config.attention_bias else (("weight", (hidden,)),):
-            plan[f"transformer.{key}.self_attention.query_key_value.{kind}"] = (
+            mapping[f"transformer.{key}.self_attention.query_key_value.{kind}"] = (
                 (queries + 2 * groups, *columns),
                 [(f"{name}.self_attn.{projection}.{kind}", count) for projection, count in rows],
             )
-        whole(f"{key}.self_attention.dense", f"{name}.self_attn.o_proj", hidden, queries)
-        whole(f"{key}.post_attention_layernorm", f"{name}.post_attention_layernorm", hidden)
-        whole(f"{key}.mlp.dense_h_to_4h", f"{name}.mlp.gate_up_proj", 2 * ffn, hidden)
-        whole(f"{key}.mlp.dense_4h_to_h", f"{name}.mlp.down_proj", hidden, ffn)
-    whole("encoder.final_layernorm", "model.norm", hidden)
-    whole("output_layer", "lm_head", vocabulary, hidden)
-    return plan
+        add_weight(f"{key}.self_attention.dense", f"{name}.self_attn.o_proj", hidden, queries)
+        add_weight(f"{key}.post_attention_layernorm", f"{name}.post_attention_layernorm", hidden)
+        add_weight(f"{key}.mlp.dense_h_to_4h", f"{name}.mlp.gate_up_proj", 2 * ffn, hidden)
+        add_weight(f"{key}.mlp.dense_4h_to_h", f"{name}.mlp.down_proj", hidden, ffn)
+    add_weight("encoder.final_layernorm", "model.norm", hidden)
+    add_weight("output_layer", "lm_head", vocabulary, hidden)
+    return mapping
 
 
 def weight_files(source: Path) -> list[Path]:
@@ -211,9 +215,9 @@ def weight_files(source: Path) -> list[Path]:
                 names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{index}: not an index of weight files: {error!r}") from None
-            absent = [file for file in names if Path(file).name != file or not (source / file).is_file()]
-            if absent or not names:
-                raise UserError(f"{index} names {len(names)} files, of which the folder lacks {', '.join(absent) or 'all'}")
+            missing = [file for file in names if Path(file).name != file or not (source / file).is_file()]
+            if missing or not names:
+                raise UserError(f"{index} names {len(names)} files, of which the folder lacks {', '.join(missing) or 'all'}")
             return [source / file for file in names]
         if (source / name).is_file():
             return [source / name]

@@ -1,4 +1,4 @@
-"""Converted backbones in shards of bounded size."""
+"""Weight files (safetensors shards) of a converted backbone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ShardWriter:
         self._pending_bytes = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Copies the tensor, so a memory-mapped source may be closed at once."""
+        """Add a tensor. It is copied, so a memory-mapped source may be closed at once."""
         if self._pending and self._pending_bytes + tensor.nbytes > self.max_bytes:
             self._flush()
         self._pending[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -37,7 +37,7 @@ class ShardWriter:
         self.total_bytes += tensor.nbytes
 
     def close(self) -> None:
-        """Write what is left, give the shards their final names, write the index."""
+        """Write the remaining tensors, give the shards their final names and write the index."""
         if self._pending:
             self._flush()
         if len(self.shards) == 1:

@@ -1,11 +1,8 @@
-"""llama2.c checkpoints (karpathy's binary layout) as transformers ``LlamaForCausalLM`` folders with a fast tokenizer.
-
-Also the pieces every converter shares: a folder that appears whole or not at all, sharded safetensors, and a SentencePiece
-BPE model as a ``tokenizers`` one.
-"""
+"""llama2.c checkpoints (karpathy's binary layout) as transformers ``LlamaForCausalLM`` folders with a fast tokenizer."""
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +21,7 @@ from llm_mer.backbones.convert.sentencepiece import (
     NORMAL,
     SPACE,
     UNKNOWN,
-    BpePieces,
+    BpeVocabulary,
     bpe_tokenizer,
     read_sentencepiece,
 )
@@ -39,7 +36,7 @@ DEFAULT_SHARD_BYTES = 1 << 30
 
 @dataclass
 class Llama2cHeader:
-    """The seven int32 a legacy file begins with; a negative vocabulary size says that the output head is not tied."""
+    """The header of a legacy file: seven int32. A negative vocabulary size means that the output head is not tied."""
 
     dim: int
     hidden_dim: int
@@ -82,10 +79,11 @@ def convert_llama2c(source: Path, target: Path, tokenizer: Path | None = None) -
     Array → transformers name: ``token_embedding → model.embed_tokens``, per layer ``rms_att → input_layernorm``,
     ``wq, wk, wv, wo → self_attn.{q,k,v,o}_proj``, ``rms_ffn → post_attention_layernorm``, ``w1, w3, w2 →
     mlp.{gate,up,down}_proj``, then ``rms_final → model.norm`` and, where not tied, ``wcls → lm_head``. The rotary tables
-    are dropped: they hold ``cos, sin(t · 10000^(-2i/d))``, which the configuration says again.
+    are dropped: they hold ``cos, sin(t · 10000^(-2i/d))``, which follows from the configuration.
 
-    Rows of ``wq`` and ``wk``: the file rotates neighbours (2i, 2i+1) of a head, transformers rotates (i, i + d/2), so row
-    2i of a head goes to i and row 2i+1 to i + d/2. Scores are unchanged, since queries and keys move alike.
+    Rows of ``wq`` and ``wk``: the file rotates the neighbours (2i, 2i+1) of a head, transformers rotates (i, i + d/2), so
+    row 2i of a head becomes i and row 2i+1 becomes i + d/2. Attention scores stay the same, since queries and keys are
+    reordered alike.
 
     Args:
         source: the ``.bin``. target: a folder that is new or empty; it appears whole or not at all.
@@ -93,12 +91,12 @@ def convert_llama2c(source: Path, target: Path, tokenizer: Path | None = None) -
             ``tok<vocabulary>.*``.
 
     Raises:
-        UserError: not such a file, of another length than its header says, no or a foreign tokenizer, no room.
+        UserError: no legacy checkpoint, a length other than its header says, no tokenizer or another model's, no space.
     """
     source, target = Path(source), Path(target)
     header = read_header(source)
     tokenizer = find_tokenizer(source, header) if tokenizer is None else Path(tokenizer)
-    fast = load_tokenizer(tokenizer, header.vocabulary)
+    fast_tokenizer = load_tokenizer(tokenizer, header.vocabulary)
     config = LlamaConfig(
         vocab_size=header.vocabulary,
         hidden_size=header.dim,
@@ -118,18 +116,18 @@ def convert_llama2c(source: Path, target: Path, tokenizer: Path | None = None) -
     )
     with new_folder(target, source.stat().st_size) as staging:
         writer = ShardWriter(staging, DEFAULT_SHARD_BYTES)
-        for name, array in tensors(source, header):
+        for name, array in read_tensors(source, header):
             writer.add(name, array)
         writer.close()
         config.save_pretrained(staging)
         # llama2.c's own models were trained on <s> story <s> story …: there <s> ends a text.
         GenerationConfig(bos_token_id=1, eos_token_id=[2, 1], pad_token_id=0).save_pretrained(staging)
-        fast.save_pretrained(staging)
+        fast_tokenizer.save_pretrained(staging)
     return target
 
 
 def read_header(source: Path) -> Llama2cHeader:
-    """Read and check the header and that the file is exactly as long as it says."""
+    """Read the header and check that the file is exactly as long as it says. Raises :class:`UserError`."""
     try:
         with source.open("rb") as stream:
             raw = stream.read(HEADER_BYTES)
@@ -150,19 +148,19 @@ def read_header(source: Path) -> Llama2cHeader:
         raise UserError(f"{source} is not a llama2.c checkpoint of the legacy layout: its header would say {found}")
     if header.head_dim % 2:
         raise UserError(f"{source}: heads of odd size {header.head_dim} cannot be rotated in pairs")
-    expected = HEADER_BYTES + 4 * sum(_count(shape) for _, shape in header.arrays())
+    expected = HEADER_BYTES + 4 * sum(math.prod(shape) for _, shape in header.arrays())
     if size != expected:
         raise UserError(f"{source} has {size} bytes, but its header ({found}) asks for {expected}")
     return header
 
 
-def tensors(source: Path, header: Llama2cHeader) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under its transformers name, one read at a time."""
+def read_tensors(source: Path, header: Llama2cHeader) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor under its transformers name; one at a time is read into memory."""
     data = np.memmap(source, dtype="<f4", mode="r", offset=HEADER_BYTES)
     arrays, start = {}, 0
     for name, shape in header.arrays():
-        arrays[name] = data[start : start + _count(shape)].reshape(shape)
-        start += _count(shape)
+        arrays[name] = data[start : start + math.prod(shape)].reshape(shape)
+        start += math.prod(shape)
     # Keyed by the transformers name: the file's array and, for queries and keys, the number of heads to reorder.
     layer_names: dict[str, tuple[str, int | None]] = {
         "input_layernorm": ("rms_att", None),
@@ -175,17 +173,17 @@ def tensors(source: Path, header: Llama2cHeader) -> Iterator[tuple[str, Tensor]]
         "mlp.up_proj": ("w3", None),
         "mlp.down_proj": ("w2", None),
     }
-    yield "model.embed_tokens.weight", _tensor(arrays["token_embedding"])
+    yield "model.embed_tokens.weight", _to_tensor(arrays["token_embedding"])
     for layer in range(header.layers):
         for name, (array, heads) in layer_names.items():
-            tensor = _tensor(arrays[array][layer])
-            yield f"model.layers.{layer}.{name}.weight", tensor if heads is None else halves_from_pairs(tensor, heads)
-    yield "model.norm.weight", _tensor(arrays["rms_final"])
+            tensor = _to_tensor(arrays[array][layer])
+            yield f"model.layers.{layer}.{name}.weight", tensor if heads is None else reorder_rotary_rows(tensor, heads)
+    yield "model.norm.weight", _to_tensor(arrays["rms_final"])
     if not header.tied:
-        yield "lm_head.weight", _tensor(arrays["wcls"])
+        yield "lm_head.weight", _to_tensor(arrays["wcls"])
 
 
-def halves_from_pairs(weight: Tensor, heads: int) -> Tensor:
+def reorder_rotary_rows(weight: Tensor, heads: int) -> Tensor:
     """Reorder the rows of each head: 2i → i, 2i+1 → i + d/2, for ``(heads · d, inputs)``."""
     rows, inputs = weight.shape
     return weight.view(heads, rows // heads // 2, 2, inputs).transpose(1, 2).reshape(rows, inputs)
@@ -222,12 +220,11 @@ def load_tokenizer(path: Path, vocabulary: int) -> PreTrainedTokenizerFast:
     )
 
 
-def read_tokenizer_bin(path: Path) -> BpePieces:
+def read_tokenizer_bin(path: Path) -> BpeVocabulary:
     """llama2.c's ``tokenizer.bin``: int32 longest piece, then per id float32 score, int32 bytes, the bytes.
 
     The export writes spaces for ``▁`` and newlines around ``<s>`` and ``</s>``, and drops the piece types: ids 0, 1, 2 are
-    unknown, begin and end, the next 256 the bytes. Like ``run.c``, which knows of no other preparation, text only gets the
-    dummy prefix.
+    unknown, begin and end, the next 256 the bytes. As in ``run.c``, text is prepared only by adding the dummy prefix.
     """
     try:
         raw = path.read_bytes()
@@ -253,15 +250,8 @@ def read_tokenizer_bin(path: Path) -> BpePieces:
                 pieces.append((text.replace(" ", SPACE), score, NORMAL))
     except (struct.error, ValueError) as error:
         raise UserError(f"tokenizer {path} is not a llama2.c tokenizer.bin: {error}") from None
-    return BpePieces(pieces)
+    return BpeVocabulary(pieces)
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
-def _tensor(array: np.ndarray) -> Tensor:
+def _to_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float32))

@@ -15,19 +15,24 @@ SPACE = "▁"
 
 
 @dataclass
-class BpePieces:
-    """A SentencePiece BPE vocabulary: per id the piece, its score and its type; and how text is prepared for it."""
+class BpeVocabulary:
+    """A SentencePiece BPE vocabulary and the normalisation of its text.
+
+    Attributes:
+        pieces: piece, score and type, in the order of their ids.
+        dummy_prefix: whether a text gets a space in front. remove_extra_spaces: whether repeated spaces become one.
+    """
 
     pieces: list[tuple[str, float, int]]
     dummy_prefix: bool = True
-    squeeze_spaces: bool = False
+    remove_extra_spaces: bool = False
 
 
-def read_sentencepiece(path: Path) -> BpePieces:
-    """Read a SentencePiece ``.model`` file that the fast form can reproduce exactly: BPE, no character map.
+def read_sentencepiece(path: Path) -> BpeVocabulary:
+    """Read a SentencePiece ``.model`` file that a fast tokenizer can reproduce exactly: BPE, no character map.
 
     Raises:
-        UserError: unreadable, damaged, or of a kind whose fast form would split text differently.
+        UserError: unreadable, damaged, or of a kind that a fast tokenizer would split differently.
     """
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
@@ -49,31 +54,31 @@ def read_sentencepiece(path: Path) -> BpePieces:
         raise UserError(f"tokenizer {path} normalises characters ({normalizer.name!r}); this converter takes 'identity'")
     if trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
         raise UserError(f"tokenizer {path} writes spaces as suffixes or unescaped; this converter takes '▁' prefixes")
-    return BpePieces(
+    return BpeVocabulary(
         [(piece.piece, piece.score, piece.type) for piece in proto.pieces],
         normalizer.add_dummy_prefix,
         normalizer.remove_extra_whitespaces,
     )
 
 
-def bpe_tokenizer(vocabulary: BpePieces, path: Path) -> Tokenizer:
-    """A SentencePiece BPE vocabulary as a ``tokenizers`` BPE with the same ids and the same splits.
+def bpe_tokenizer(vocabulary: BpeVocabulary, path: Path) -> Tokenizer:
+    """Convert a SentencePiece BPE vocabulary into a ``tokenizers`` BPE with the same ids and the same splits.
 
-    SentencePiece joins, again and again, the neighbouring pair whose concatenation is the piece of highest score (leftmost
-    on a tie). So each way to write a normal piece as two normal pieces is a merge, ranked by the piece's score. Byte,
+    SentencePiece repeatedly joins the neighbouring pair whose concatenation is the piece with the highest score (leftmost on
+    a tie). So each way to write a normal piece as two normal pieces is a merge, ranked by the piece's score. Byte,
     control and unknown pieces are never the result of a merge: "<0x0A>" or "</s>" in a text is ordinary text.
 
-    Preparation: spaces become ``▁`` and a text that is not empty gets one in front (the dummy prefix). The normaliser sees
+    Normalisation: spaces become ``▁`` and a text that is not empty gets one in front (the dummy prefix). The normaliser sees
     each stretch between special tokens by itself, so each has a dummy prefix of its own.
 
     Raises:
-        UserError: the vocabulary has something that the fast form cannot reproduce.
+        UserError: the vocabulary has something that a fast tokenizer cannot reproduce.
     """
     ids = {piece: i for i, (piece, _, _) in enumerate(vocabulary.pieces)}
     if len(ids) != len(vocabulary.pieces):
         raise UserError(f"tokenizer {path} has the same piece twice")
     if any(kind == USER_DEFINED for _, _, kind in vocabulary.pieces):
-        # They are cut out before the dummy prefix is placed in the fast form, after it in SentencePiece.
+        # A fast tokenizer splits them off before the dummy prefix is added, SentencePiece afterwards.
         raise UserError(f"tokenizer {path} has user-defined pieces; this converter takes none")
     unknown = [piece for piece, _, kind in vocabulary.pieces if kind == UNKNOWN]
     if len(unknown) != 1:
@@ -84,10 +89,10 @@ def bpe_tokenizer(vocabulary: BpePieces, path: Path) -> Tokenizer:
         raise UserError(f"tokenizer {path} has {bytes_present} byte pieces; 0 or 256 would be right")
     merges = []
     for piece, score in scores.items():
-        odd = [c for c in piece if c not in scores]
-        if odd and len(piece) > 1:
-            # SentencePiece would still join it; the fast form has already replaced the character by bytes.
-            raise UserError(f"tokenizer {path}: piece {piece!r} uses {odd[0]!r}, which is no piece itself")
+        unlisted = [c for c in piece if c not in scores]
+        if unlisted and len(piece) > 1:
+            # SentencePiece would still join it; a fast tokenizer has already replaced the character by bytes.
+            raise UserError(f"tokenizer {path}: piece {piece!r} uses {unlisted[0]!r}, which is no piece itself")
         for cut in range(1, len(piece)):
             if piece[:cut] in scores and piece[cut:] in scores:
                 merges.append((-score, -cut, piece[:cut], piece[cut:]))
@@ -101,22 +106,22 @@ def bpe_tokenizer(vocabulary: BpePieces, path: Path) -> Tokenizer:
             byte_fallback=bytes_present == 256,
         )
     )
-    steps: list[Any] = []
-    if vocabulary.squeeze_spaces:
+    normalising_steps: list[Any] = []
+    if vocabulary.remove_extra_spaces:
         # Order matters: SentencePiece strips after it has escaped, so a final "▁" goes as well.
-        steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        normalising_steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if vocabulary.dummy_prefix:
-        steps.append(normalizers.Prepend(SPACE))
-    steps.append(normalizers.Replace(" ", SPACE))
-    if vocabulary.squeeze_spaces:
-        steps.append(normalizers.Replace(Regex(rf"{SPACE}+\z"), ""))
-    tokenizer.normalizer = normalizers.Sequence(steps)
-    after: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if vocabulary.squeeze_spaces:
-        after.append(decoders.Strip(" ", 1 << 20, 0))  # SentencePiece then drops every space in front
+        normalising_steps.append(normalizers.Prepend(SPACE))
+    normalising_steps.append(normalizers.Replace(" ", SPACE))
+    if vocabulary.remove_extra_spaces:
+        normalising_steps.append(normalizers.Replace(Regex(rf"{SPACE}+\z"), ""))
+    tokenizer.normalizer = normalizers.Sequence(normalising_steps)
+    decoding_steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if vocabulary.remove_extra_spaces:
+        decoding_steps.append(decoders.Strip(" ", 1 << 20, 0))  # SentencePiece then drops every space in front
     elif vocabulary.dummy_prefix:
-        after.append(decoders.Strip(" ", 1, 0))
-    tokenizer.decoder = decoders.Sequence(after)
+        decoding_steps.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(decoding_steps)
     control = [piece for piece, _, kind in vocabulary.pieces if kind in (UNKNOWN, CONTROL)]
     tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in control])
     return tokenizer

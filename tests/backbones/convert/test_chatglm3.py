@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from file_limit import file_size_limit
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, GlmForCausalLM
 
 from llm_mer.backbones.convert.chatglm3 import SPECIAL_TOKENS, convert_chatglm3, load_tokenizer
 from llm_mer.backbones.loading import load_backbone
-from llm_mer.backbones.tiny_text import generate
+from llm_mer.backbones.tiny_text import generate_lines
 from llm_mer.errors import UserError
 
 SHARED = Path(os.environ.get("LLM_MER_SHARED_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
@@ -66,7 +67,7 @@ def small_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("spm") / "tokenizer.model"
     with path.open("wb") as stream:
         sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=(line for text in generate(0, 300) for line in text.split("\n")),
+            sentence_iterator=(line for text in generate_lines(0, 300) for line in text.split("\n")),
             model_writer=stream,
             vocab_size=680,
             model_type="bpe",
@@ -262,7 +263,7 @@ def texts(reference, count, seed=0):
     pieces = [reference.id_to_piece(i).replace("▁", " ") for i in range(259, reference.get_piece_size())]
     chinese = [piece for piece in pieces if "一" <= piece[0] <= "鿿"]
     english = [piece for piece in pieces if piece.strip().isascii() and piece.strip().isalpha()]
-    sentences = [text for text in generate(seed, 300) if text]
+    sentences = [text for text in generate_lines(seed, 300) if text]
     kinds = [
         lambda: generator.choice(sentences),
         lambda: " ".join(generator.choices(english, k=generator.randint(1, 20))),
@@ -478,16 +479,8 @@ def test_a_refused_write_leaves_nothing(tmp_path, small_model):
     """A file-size limit makes the kernel refuse the second shard, as a full disk does; the first is gone too."""
     write_published(tmp_path / "published", small_model, {"ffn_hidden_size": 4000})
     (tmp_path / "out").mkdir()
-    program = (
-        "import resource, sys; from pathlib import Path\n"
-        "from llm_mer.backbones.convert.chatglm3 import convert_chatglm3; from llm_mer.errors import UserError\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-        f"try: convert_chatglm3(Path({str(tmp_path / 'published')!r}), Path({str(tmp_path / 'out' / 'model')!r}), 150_000)\n"
-        "except UserError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "out/model cannot be written" in done.stdout
+    with file_size_limit(200_000), pytest.raises(UserError, match="out/model cannot be written"):
+        convert_chatglm3(tmp_path / "published", tmp_path / "out" / "model", 150_000)
     assert not list((tmp_path / "out").iterdir())
 
 
