@@ -35,6 +35,7 @@ from llm_mer.evaluation.resampling import clustered_mean_interval
 HERE = Path(__file__).resolve().parent / "clean_bench"
 RUNS: dict[str, tuple[str, ...]] = {
     "words": ("--use_audio", "false"),
+    "text_twin": ("--num_pseudo_tokens", "0"),
     "default": (),
     "gate": ("--pseudo_token_gate", "true"),
     "dropout": ("--pseudo_token_dropout", "0.3"),
