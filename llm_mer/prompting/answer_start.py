@@ -1,7 +1,7 @@
-"""Where an answer begins: what stands between a prompt's own text and the text of its answer.
+"""What separates a prompt from its answer: a space, a line end or nothing.
 
-A language model has read ``Emotion: joy``, not ``Emotion:joy``, and in a chat it has read the assistant's turn as its chat
-template writes it. An answer that begins otherwise is improbable for a reason that has nothing to do with the question.
+A language model was trained on ``Emotion: joy``, not ``Emotion:joy``, and a chat model on assistant turns as its chat
+template writes them. An answer that begins differently is improbable for a reason unrelated to the question.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from llm_mer.prompting.verbatim import Piece, VerbatimEncoder
 
 JOINED, BARE = "joined", "bare"
 ANSWER_STARTS: tuple[str, ...] = (JOINED, BARE)
-"""``joined``: as text goes on, or as the chat template writes a turn. ``bare``: at once, as before this was known."""
-ASKS_FOR_A_SPACE = frozenset(":;,.!?)]")
-"""ASCII signs after which text goes on with a space, beside letters and digits."""
-EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\s*\Z")
-TRIED = 16
-"""Answers of a task that are looked at; those of a longer list lie evenly in it."""
+"""``joined``: as in running text, or as the chat template writes a turn. ``bare``: directly after the prompt."""
+FOLLOWED_BY_SPACE = frozenset(":;,.!?)]")
+"""ASCII punctuation that a space follows in running text, as it follows letters and digits."""
+EMPTY_THINKING = re.compile(r"<think>\s*</think>\s*\Z")
+MAX_TESTED_ANSWERS = 16
+"""Number of a task's answers that are tested; of a longer list they are taken at even distances."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class AnswerStart:
 def template_answer_start(
     template: PromptTemplate, task: Task, tokenizer: PreTrainedTokenizerBase, in_chat: bool
 ) -> AnswerStart:
-    """How the answers to a task begin after a template's prompts, whatever is put into them.
+    """How the answers to a task begin after the prompts of a template, whatever utterance they are about.
 
     Raises:
         UserError: see :func:`chat_answer_start`.
@@ -57,28 +57,28 @@ def template_answer_start(
         return encoder.encode([Piece(text)])
 
     rendered = render(template, task, "text")
-    answers = spread(task.answers(template.language, template.answer))
+    answers = sample_evenly(task.answers(template.language, template.answer))
     if in_chat:
         return chat_answer_start(rendered, answers, tokenizer, encode)
     return plain_answer_start(rendered.after, answers, encode)
 
 
 def plain_answer_start(prompt: str, answers: Sequence[str], encode: Callable[[str], list[int]]) -> AnswerStart:
-    """The start of ``answers`` after a prompt that no chat template surrounds.
+    """The start of ``answers`` after a prompt without a chat template.
 
     A space, if the prompt ends in ASCII that text would go on after with one, no answer is of a script without spaces, and
     the vocabulary joins words with the space before them: ``encode("a: joy") = encode("a:") + encode(" joy")``, and not
     ``encode("a:") + encode("joy")``.
     """
     last = prompt[-1:]
-    if not last.isascii() or not (last.isalnum() or last in ASKS_FOR_A_SPACE):
+    if not last.isascii() or not (last.isalnum() or last in FOLLOWED_BY_SPACE):
         return AnswerStart()
     if any(unicodedata.east_asian_width(answer[0]) in "WF" for answer in answers):
         return AnswerStart()
-    before, joined = encode(prompt), [encode(f"{prompt} {answer}") for answer in answers]
+    before, whole = encode(prompt), [encode(f"{prompt} {answer}") for answer in answers]
     spaced = [before + encode(f" {answer}") for answer in answers]
     bare = [before + encode(answer) for answer in answers]
-    return AnswerStart(answer_prefix=" ") if joined == spaced and joined != bare else AnswerStart()
+    return AnswerStart(answer_prefix=" ") if whole == spaced and whole != bare else AnswerStart()
 
 
 def chat_answer_start(
@@ -101,11 +101,11 @@ def chat_answer_start(
     """
     prompt = render_chat(rendered, tokenizer).after
     turns = [render_chat(rendered, tokenizer, answer).after for answer in answers]
-    shown = [prompt]
-    if (thoughtless := EMPTY_THOUGHT.sub("", prompt)) != prompt:
-        shown.append(thoughtless)
-    for beginning in shown:
-        gaps = {_gap(beginning, turn, answer) for turn, answer in zip(turns, answers, strict=True)}
+    beginnings = [prompt]
+    if (without_thinking := EMPTY_THINKING.sub("", prompt)) != prompt:
+        beginnings.append(without_thinking)
+    for beginning in beginnings:
+        gaps = {_whitespace_between(beginning, turn, answer) for turn, answer in zip(turns, answers, strict=True)}
         gap = next(iter(gaps))
         if len(gaps) == 1 and gap is not None:
             break
@@ -121,11 +121,11 @@ def chat_answer_start(
             own = encode(beginning + start.prompt_end)
             if all(encode(beginning + gap + a) == own + encode(answer_prefix + a) for a in answers):
                 return start
-    # Tokens merge over the seam, where prompts and answers are encoded apart: the text decides.
+    # Tokens would merge across the border, but prompts and answers are encoded separately: the text decides.
     return AnswerStart(answer_prefix=" ") if gap == " " else AnswerStart(prompt_end=gap)
 
 
-def _gap(prompt: str, turn: str, answer: str) -> str | None:
+def _whitespace_between(prompt: str, turn: str, answer: str) -> str | None:
     """The white space between a prompt and its answer in a turn; None where there is something else."""
     if not turn.startswith(prompt):
         return None
@@ -133,8 +133,8 @@ def _gap(prompt: str, turn: str, answer: str) -> str | None:
     return gap if found and not gap.strip() else None
 
 
-def spread(answers: Sequence[str]) -> list[str]:
-    """At most :data:`TRIED` answers, the first and the last among them."""
-    if len(answers) <= TRIED:
+def sample_evenly(answers: Sequence[str]) -> list[str]:
+    """At most :data:`MAX_TESTED_ANSWERS` answers, the first and the last among them."""
+    if len(answers) <= MAX_TESTED_ANSWERS:
         return list(answers)
-    return [answers[i * (len(answers) - 1) // (TRIED - 1)] for i in range(TRIED)]
+    return [answers[i * (len(answers) - 1) // (MAX_TESTED_ANSWERS - 1)] for i in range(MAX_TESTED_ANSWERS)]

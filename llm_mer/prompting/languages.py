@@ -1,4 +1,4 @@
-"""The languages that the templates and the tasks speak, and the one rule by which a transcript's language is told."""
+"""The languages of templates and tasks, and the rule that detects the language of a transcript."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENGLISH_WORDS = frozenset(
     "this to too up us very was we well were what when where who why will with would yeah yes you your".split()
 )
 """Frequent words of English."""
-OTHER_WORDS = frozenset(
+OTHER_LANGUAGE_WORDS = frozenset(
     # German
     "ich du er wir ihr nicht und ist das der dem den ein eine einen mir mich dich dir sich sehr auch aber wie wenn "
     "warum nach mit von zu auf habe hast hat heute kein keine "
@@ -29,16 +29,16 @@ OTHER_WORDS = frozenset(
     # Dutch
     "ik jij hij wij niet een het van zijn voor maar ook heel".split()
 )
-"""Frequent words of languages that share English's letters, none of them an English word in everyday speech."""
+"""Frequent words of other languages in Latin script; none of them is a common English word."""
 
 
 def script_language(text: str | None) -> str | None:
-    """``en`` or ``zh`` where the script of a text says so, None where it says nothing or something else.
+    """``en`` or ``zh`` where the script of a text shows it, otherwise None.
 
     Chinese characters without kana, hangul or another script are ``zh``, whatever unaccented Latin letters stand among
     them. Latin letters alone are ``en``, unless words of other languages that share them (``ich``, ``je``) outnumber
-    English ones; words with accents (``fiancée``) count among those. Nothing else is told, and no text without letters.
-    A foreign sentence that holds none of the frequent words (``Guten Morgen``) is beyond this rule: say its language.
+    English ones; words with accents (``fiancée``) count among those. Every other text, also one without letters, gives None.
+    A foreign sentence without any of these frequent words (``Guten Morgen``) is not recognised as such: give its language.
     """
     normal = unicodedata.normalize("NFKC", text or "")
     letters = _letters(normal)
@@ -49,7 +49,7 @@ def script_language(text: str | None) -> str | None:
     if not all(unicodedata.name(c, "").startswith("LATIN ") for c in letters):
         return None
     words = re.findall(r"[^\W\d_]+", unicodedata.normalize("NFC", normal).lower())
-    others = sum(word in OTHER_WORDS or not word.isascii() for word in words)
+    others = sum(word in OTHER_LANGUAGE_WORDS or not word.isascii() for word in words)
     return None if others > sum(word in ENGLISH_WORDS for word in words) else "en"
 
 
@@ -57,32 +57,32 @@ def detect_language(text: str | None) -> str:
     """The language of a transcript by :func:`script_language`.
 
     Raises:
-        UserError: the script does not tell it; the line says what to write.
+        UserError: the script does not show it; the message says what to write.
     """
     language = script_language(text)
     if language is None:
-        shown = "there is no transcript" if text is None else f"the transcript {_short(text)!r} is not plainly one of them"
+        shown = "there is no transcript" if text is None else f"the transcript {_shorten(text)!r} is not plainly one of them"
         raise UserError(f"language cannot be told: {shown}; give 'language', one of {', '.join(LANGUAGES)}")
     return language
 
 
 def detect_corpus_language(texts: Iterable[str], where: str) -> str:
-    """The language that :func:`script_language` tells of most texts with letters in a data set of one language.
+    """The language of a monolingual data set: the one that :func:`script_language` finds most often in texts with letters.
 
     Raises:
-        UserError: it tells none of half of them.
+        UserError: no language is found in more than half of them.
     """
-    told = Counter(script_language(text) for text in texts if has_letters(text))
-    language, count = max(((known, n) for known, n in told.items() if known), key=lambda pair: pair[1], default=("", 0))
-    if 2 * count <= told.total():
+    counts = Counter(script_language(text) for text in texts if has_letters(text))
+    language, count = max(((known, n) for known, n in counts.items() if known), key=lambda pair: pair[1], default=("", 0))
+    if 2 * count <= counts.total():
         raise UserError(
-            f"{where}: language cannot be told from its {told.total()} transcripts; name it, one of {', '.join(LANGUAGES)}"
+            f"{where}: language cannot be told from its {counts.total()} transcripts; name it, one of {', '.join(LANGUAGES)}"
         )
     return language
 
 
 def require_language(language: str, where: str) -> str:
-    """A language of :data:`LANGUAGES`. Raises :class:`UserError` for none, which is how an untold one stands, or another."""
+    """Return ``language`` if it is one of :data:`LANGUAGES`. Raises :class:`UserError` if it is empty or another."""
     if language in LANGUAGES:
         return language
     allowed = ", ".join(LANGUAGES)
@@ -104,5 +104,5 @@ def _is_han(character: str) -> bool:
     return character == "々" or unicodedata.name(character, "").startswith("CJK ")
 
 
-def _short(text: str, length: int = 40) -> str:
+def _shorten(text: str, length: int = 40) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"

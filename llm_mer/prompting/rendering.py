@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from llm_mer.errors import UserError
 from llm_mer.prompting.tasks import Task
 from llm_mer.prompting.templates import PromptTemplate, select_prompt
-from llm_mer.prompting.verbatim import Piece, joined
+from llm_mer.prompting.verbatim import Piece, join_pieces
 
-SENTINEL = "\u2060pseudo\u2060tokens\u2060"
-"""Stands for the pseudo tokens while a chat template is applied."""
-STAND_IN = re.compile("\u2060words\u2060(\\d+)\u2060")
-"""Stands for the words of a user meanwhile, so that no chat template reads or changes them."""
+PSEUDO_TOKENS_MARKER = "\u2060pseudo\u2060tokens\u2060"
+"""Marks the position of the pseudo tokens while a chat template is applied."""
+QUOTED_TEXT_MARKER = re.compile("\u2060words\u2060(\\d+)\u2060")
+"""Replaces a user's text while a chat template is applied, so that the template cannot change it."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class RenderedPrompt:
 
     @property
     def before(self) -> str:
-        return joined(self.before_pieces)
+        return join_pieces(self.before_pieces)
 
     @property
     def after(self) -> str:
-        return joined(self.after_pieces)
+        return join_pieces(self.after_pieces)
 
     @property
     def system(self) -> str:
-        return joined(self.system_pieces)
+        return join_pieces(self.system_pieces)
 
 
 def render(
@@ -62,34 +62,34 @@ def render(
     """Fill a template in. The user's text goes in as it is: braces in it are text, not placeholders.
 
     Raises:
-        UserError: a template for another kind of task or for other tasks, or a placeholder that means nothing there.
+        UserError: a template for another kind of task or for other tasks, or a placeholder that the task has no value for.
     """
     if template.kind != task.kind:
         raise UserError(f"prompt {template.name!r} is for {template.kind}, task {task.name!r} is {task.kind}")
     if template.tasks and task.name not in template.tasks:
         raise UserError(f"prompt {template.name!r} is for {', '.join(template.tasks)}, not for task {task.name!r}")
 
-    def said(words: str | None, otherwise: str) -> tuple[Piece, ...]:
+    def quoted_or_default(words: str | None, otherwise: str) -> tuple[Piece, ...]:
         return (Piece(words, quoted=True),) if words else (Piece(otherwise),)
 
-    def own(words: str) -> tuple[Piece, ...]:
+    def template_text(words: str) -> tuple[Piece, ...]:
         return (Piece(words),)
 
     values: dict[str, tuple[Piece, ...]] = {
-        "transcript": said(text, template.missing_transcript),
-        "speaker": said(speaker, template.unknown_speaker),
-        "task": own(task.name),
+        "transcript": quoted_or_default(text, template.missing_transcript),
+        "speaker": quoted_or_default(speaker, template.unknown_speaker),
+        "task": template_text(task.name),
     }
     if template.language in task.question:
-        values["question"] = own(task.question[template.language])
+        values["question"] = template_text(task.question[template.language])
     if task.kind == "classification":
         words = task.words(template.language)
         joiner = "、" if template.language == "zh" else ", "
-        values["labels"] = own(joiner.join(words))
-        values["indexed_labels"] = own(joiner.join(f"{i} = {word}" for i, word in enumerate(words)))
+        values["labels"] = template_text(joiner.join(words))
+        values["indexed_labels"] = template_text(joiner.join(f"{i} = {word}" for i, word in enumerate(words)))
     else:
         low, high = task.require_range()
-        values["low"], values["high"] = own(task.format_score(low)), own(task.format_score(high))
+        values["low"], values["high"] = template_text(task.format_score(low)), template_text(task.format_score(high))
 
     def fill(part: str, known: dict[str, tuple[Piece, ...]]) -> tuple[Piece, ...]:
         pieces: list[Piece] = []
@@ -113,8 +113,8 @@ def render(
         for piece in fill(
             template.context_line,
             {
-                "speaker": said(turn.speaker, template.unknown_speaker),
-                "text": said(turn.text, template.missing_transcript),
+                "speaker": quoted_or_default(turn.speaker, template.unknown_speaker),
+                "text": quoted_or_default(turn.text, template.missing_transcript),
             },
         )
     )
@@ -126,7 +126,7 @@ def render(
 
 
 def check_prompts_differ(templates: Sequence[PromptTemplate], tasks: Sequence[Task], language: str) -> None:
-    """Two tasks whose prompts are alike would get one answer, since the model could not know which is asked.
+    """Check that no two tasks have the same prompt: the model could not tell which is asked and would answer both alike.
 
     Raises:
         UserError: naming both tasks, the template, and what to write.
@@ -154,12 +154,12 @@ def render_chat(rendered: RenderedPrompt, tokenizer: PreTrainedTokenizerBase, an
     """Put a prompt into the tokenizer's chat template; the pseudo tokens stay inside the user's turn.
 
     A template without a system role gets the system message at the head of the user's turn. One that lets the model think
-    first (Qwen3) is told not to: the answer begins where the prompt ends. The words of a user are put in when the chat
-    template has been applied. With an ``answer``, the assistant's turn that says it stands in place of its beginning.
+    first (Qwen3) is told not to: the answer begins where the prompt ends. A user's text is inserted after the chat template
+    has been applied. With an ``answer``, the prompt ends with the assistant's complete turn, not with its beginning.
     """
     quoted: list[Piece] = []
 
-    def stand_in(pieces: Sequence[Piece]) -> str:
+    def mark_quoted_text(pieces: Sequence[Piece]) -> str:
         text = ""
         for piece in pieces:
             text += f"\u2060words\u2060{len(quoted)}\u2060" if piece.quoted else piece.text
@@ -167,8 +167,8 @@ def render_chat(rendered: RenderedPrompt, tokenizer: PreTrainedTokenizerBase, an
                 quoted.append(piece)
         return text
 
-    system = stand_in(rendered.system_pieces)
-    user = stand_in(rendered.before_pieces) + SENTINEL + stand_in(rendered.after_pieces)
+    system = mark_quoted_text(rendered.system_pieces)
+    user = mark_quoted_text(rendered.before_pieces) + PSEUDO_TOKENS_MARKER + mark_quoted_text(rendered.after_pieces)
 
     def apply(messages: list[dict[str, str]]) -> str:
         if answer is not None:
@@ -192,15 +192,17 @@ def render_chat(rendered: RenderedPrompt, tokenizer: PreTrainedTokenizerBase, an
     if not text:
         head = system + "\n" if system else ""
         text = apply([{"role": "user", "content": head + user}])
-    places = [int(place) for place in STAND_IN.findall(text)]
-    if text.count(SENTINEL) != 1 or places != list(range(len(quoted))):
+    places = [int(place) for place in QUOTED_TEXT_MARKER.findall(text)]
+    if text.count(PSEUDO_TOKENS_MARKER) != 1 or places != list(range(len(quoted))):
         raise UserError("the tokenizer's chat template does not carry the user's text through once")
-    before, after = text.split(SENTINEL)
+    before, after = text.split(PSEUDO_TOKENS_MARKER)
 
-    def put_back(part: str) -> tuple[Piece, ...]:
+    def restore_quoted_text(part: str) -> tuple[Piece, ...]:
         pieces = [
-            quoted[int(found)] if number % 2 else Piece(found) for number, found in enumerate(STAND_IN.split(part)) if found
+            quoted[int(found)] if number % 2 else Piece(found)
+            for number, found in enumerate(QUOTED_TEXT_MARKER.split(part))
+            if found
         ]
         return tuple(pieces)
 
-    return RenderedPrompt(put_back(before), put_back(after))
+    return RenderedPrompt(restore_quoted_text(before), restore_quoted_text(after))

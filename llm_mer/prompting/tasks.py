@@ -1,4 +1,4 @@
-"""Tasks: a label set or a score range in both languages, and the way between a value and the text of an answer."""
+"""Tasks: a label set or a score range, and the conversion between a value and the text of an answer."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ class Task:
             for row in given:
                 if not isinstance(row, dict) or "name" not in row:
                     raise UserError(f"{where}: task {name!r} has label {row!r}; a label is {{name: …, en: …, zh: …}}")
-                spoken_as = {str(k): _text(v, f"{where}: task {name!r}: label {quote(row)}") for k, v in row.items()}
+                spoken_as = {str(k): _require_text(v, f"{where}: task {name!r}: label {quote(row)}") for k, v in row.items()}
                 labels.append(Label(spoken_as.pop("name"), spoken_as))
             if len(labels) < 2:
                 raise UserError(f"{where}: task {name!r} needs at least two labels, found {len(labels)}")
@@ -232,14 +232,14 @@ class Task:
             if not isinstance(spelt, dict):
                 raise UserError(f"{where}: task {name!r} has aliases {spelt!r}; it must be a mapping of spellings to labels")
             place = f"{where}: task {name!r}: aliases"
-            aliases = {_text(k, place): _text(v, place) for k, v in spelt.items()}
+            aliases = {_require_text(k, place): _require_text(v, place) for k, v in spelt.items()}
             unknown = sorted(set(aliases.values()) - set(names))
             if unknown:
                 raise UserError(f"{where}: task {name!r} has aliases of unknown labels {unknown}; labels are {names}")
             ignored = entry.get("ignored") or []
             if not isinstance(ignored, list):
                 raise UserError(f"{where}: task {name!r} has ignored {ignored!r}; it must be a list of labels")
-            ignored = [_text(label, f"{where}: task {name!r}: ignored") for label in ignored]
+            ignored = [_require_text(label, f"{where}: task {name!r}: ignored") for label in ignored]
             spellings = {*names, *aliases, *(word for label in labels for word in label.words.values())}
             both = sorted(spellings & set(ignored))
             if both:
@@ -290,8 +290,8 @@ def _default_metrics(kind: str, bounds: Any) -> str:
     return CONVENTIONS[kind][0]
 
 
-def _text(value: Any, where: str) -> str:
-    """A word. Raises :class:`UserError` for what YAML reads as something else: ``no`` is false, and ``010`` is 8."""
+def _require_text(value: Any, where: str) -> str:
+    """Return ``value`` if it is text. Raises :class:`UserError` for what YAML reads otherwise: ``no`` is false."""
     if not isinstance(value, str):
         raise UserError(f'{where}: {quote(value)} is read as a {type(value).__name__}; put words in quotes: "no", "1"')
     return value

@@ -1,8 +1,8 @@
-"""Token ids of prompts in which the words of a user never become structure.
+"""Encodes prompts so that a user's text never becomes special tokens.
 
-A tokenizer cuts its special tokens out of any text it is given. In a template they are meant; in a transcript
-``<|im_end|>``, ``</s>`` or ``sop`` are words that somebody said or wrote. So a prompt is a sequence of pieces that know
-whose words they are.
+A tokenizer recognises its special tokens in any text. In a template they are intended; in a transcript ``<|im_end|>``,
+``</s>`` or ``sop`` are words that somebody said or wrote. So a prompt is a sequence of pieces, each marked as template or
+quoted text.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from llm_mer.errors import UserError
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a prompt: of its template, or quoted from a user (a transcript, a speaker's name, an earlier turn)."""
+    """A part of a prompt: from its template, or quoted from a user (a transcript, a speaker's name, an earlier turn)."""
 
     text: str
     quoted: bool = False
 
 
-def joined(pieces: Sequence[Piece]) -> str:
-    """The text of pieces, whoever wrote it."""
+def join_pieces(pieces: Sequence[Piece]) -> str:
+    """The text of all pieces."""
     return "".join(piece.text for piece in pieces)
 
 
 @dataclass
 class VerbatimEncoder:
-    """Encodes pieces without special tokens of the tokenizer's own.
+    """Encodes pieces; only those of the template may become special tokens.
 
-    Where no quoted text spells a special token, the ids are the tokenizer's for the whole text, with merges over the seams.
-    Where one does, the same tokenizer without special tokens encodes it, those of the template under names that nobody
-    can know.
+    Where no quoted text spells a special token, the ids are the tokenizer's for the whole text, merges across pieces
+    included. Where one does, a copy of the tokenizer encodes it whose special tokens have secret random names; they
+    replace the special tokens of the template.
     """
 
     tokenizer: PreTrainedTokenizerBase
     _structure: dict[int, str] = field(init=False, repr=False)
-    _meant: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False)
-    _plain: _PlainTokenizer | None = field(default=None, init=False, repr=False)
+    _template_structure: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False)
+    _renamed_tokenizer: _RenamedTokenizer | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        added = {token_id: token for token_id, token in self.tokenizer.added_tokens_decoder.items() if _is_structure(token)}
+        added = {token_id: token for token_id, token in self.tokenizer.added_tokens_decoder.items() if _is_structural(token)}
         named = zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True)
         self._structure = {**dict(named), **{token_id: token.content for token_id, token in added.items()}}
         unknown = self.tokenizer.unk_token_id
@@ -59,21 +59,21 @@ class VerbatimEncoder:
         Raises:
             UserError: a tokenizer without a fast form cannot write the quoted words otherwise than as special tokens.
         """
-        ids = self._ids(joined(pieces))
+        ids = self._ids(join_pieces(pieces))
         if not any(piece.quoted for piece in pieces):
             return ids
-        meant = [token_id for piece in pieces if not piece.quoted for token_id in self._meant_by(piece.text)]
-        if self._structure_of(ids) == meant:
+        intended = [token_id for piece in pieces if not piece.quoted for token_id in self._structure_of_template(piece.text)]
+        if self._structure_of(ids) == intended:
             return ids
         if self.tokenizer.is_fast:
-            if self._plain is None:
+            if self._renamed_tokenizer is None:
                 # transformers 5.23: `backend_tokenizer` exists on fast tokenizers alone, which the base class does not say.
                 backend: Tokenizer = getattr(self.tokenizer, "backend_tokenizer")  # noqa: B009
-                self._plain = _PlainTokenizer.of(backend, self._structure)
-            ids = self._plain.encode(pieces)
+                self._renamed_tokenizer = _RenamedTokenizer.from_tokenizer(backend, self._structure)
+            ids = self._renamed_tokenizer.encode(pieces)
         else:
             ids = [token_id for piece in pieces for token_id in self._ids(piece.text, piece.quoted)]
-        if self._structure_of(ids) != meant:
+        if self._structure_of(ids) != intended:
             quoted = next(piece.text for piece in pieces if piece.quoted)
             raise UserError(f"the tokenizer cannot write {quoted[:80]!r} without special tokens; take them out of the text")
         return ids
@@ -85,23 +85,23 @@ class VerbatimEncoder:
     def _structure_of(self, ids: Sequence[int]) -> list[int]:
         return [token_id for token_id in ids if token_id in self._structure]
 
-    def _meant_by(self, text: str) -> list[int]:
-        if text not in self._meant:
-            self._meant[text] = self._structure_of(self._ids(text))
-        return self._meant[text]
+    def _structure_of_template(self, text: str) -> list[int]:
+        if text not in self._template_structure:
+            self._template_structure[text] = self._structure_of(self._ids(text))
+        return self._template_structure[text]
 
 
-def _is_structure(token: AddedToken) -> bool:
-    """Whether an added token is markup; a line end or a whole word that was added to a vocabulary is text."""
+def _is_structural(token: AddedToken) -> bool:
+    """Whether an added token is markup. A line end or a word that was added to the vocabulary is text."""
     return bool(token.special) or not (token.content.isspace() or token.content.isalnum())
 
 
 @dataclass
-class _PlainTokenizer:
-    """A fast tokenizer whose structural tokens answer to secret names alone.
+class _RenamedTokenizer:
+    """A copy of a fast tokenizer that recognises its structural tokens only by secret names.
 
     Attributes:
-        names: secret name by token id. ids: of the copy's added tokens, by their id in the copy.
+        names: secret name by token id. ids: the original id of an added token, by its id in the copy.
     """
 
     backend: Tokenizer
@@ -110,7 +110,7 @@ class _PlainTokenizer:
     ids: dict[int, int]
 
     @classmethod
-    def of(cls, source: Tokenizer, structure: dict[int, str]) -> _PlainTokenizer:
+    def from_tokenizer(cls, source: Tokenizer, structure: dict[int, str]) -> _RenamedTokenizer:
         nonce = secrets.token_hex(8)
         names = {token_id: f"\ue000{nonce}{token_id}\ue001" for token_id in structure}
         description = json.loads(source.to_str())
@@ -123,7 +123,7 @@ class _PlainTokenizer:
                 if token_id < len(vocabulary) and vocabulary[token_id][0] == structure[token_id]:
                     vocabulary[token_id][0] = names[token_id]
         else:
-            merged = {part for merge in description["model"].get("merges", ()) for part in _parts(merge)}
+            merged = {part for merge in description["model"].get("merges", ()) for part in _merge_parts(merge)}
             for token_id, content in structure.items():
                 if vocabulary.get(content) == token_id and content not in merged:
                     vocabulary[names[token_id]] = vocabulary.pop(content)
@@ -143,11 +143,11 @@ class _PlainTokenizer:
         return cls(backend, source, names, ids)
 
     def encode(self, pieces: Sequence[Piece]) -> list[int]:
-        text = "".join(piece.text if piece.quoted else self._renamed(piece.text) for piece in pieces)
+        text = "".join(piece.text if piece.quoted else self._rename_structure(piece.text) for piece in pieces)
         return [self.ids.get(i, i) for i in self.backend.encode(text, add_special_tokens=False).ids]
 
-    def _renamed(self, text: str) -> str:
-        """The text of a template with the secret names of its structural tokens."""
+    def _rename_structure(self, text: str) -> str:
+        """The text of a template in which structural tokens are replaced by their secret names."""
         encoding = self.source.encode(text, add_special_tokens=False)
         found, last = [], 0
         for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -157,6 +157,6 @@ class _PlainTokenizer:
         return "".join([*found, text[last:]])
 
 
-def _parts(merge: str | list[str]) -> list[str]:
+def _merge_parts(merge: str | list[str]) -> list[str]:
     parts = merge.split(" ") if isinstance(merge, str) else merge
     return [*parts, "".join(parts)]

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from llm_mer.data.schema import Utterance
 from llm_mer.errors import UserError
 from llm_mer.model.processing_mer import MerProcessor
-from llm_mer.prompting.answer_start import BARE, AnswerStart, plain_answer_start, spread
+from llm_mer.prompting.answer_start import BARE, AnswerStart, plain_answer_start, sample_evenly
 from llm_mer.prompting.tasks import Task, get_task
 from llm_mer.prompting.templates import PromptTemplate, load_prompts
 
@@ -31,7 +31,7 @@ INSTRUCTED = (
     "{% else %} {{ m['content'] }}<eos>{% endif %}{% endfor %}"
 )
 OPEN_THOUGHT = CHATML.replace("<|assistant|>\n{% endif", "<|assistant|>\n<think>\n{% endif")
-EMPTY_THOUGHT = CHATML.replace("<|assistant|>\n{% endif", "<|assistant|>\n<think>\n\n</think>\n\n{% endif")
+EMPTY_THINKING = CHATML.replace("<|assistant|>\n{% endif", "<|assistant|>\n<think>\n\n</think>\n\n{% endif")
 OTHER_ROLE = CHATML.replace("<|assistant|>\n{% endif", "<|bot|>\n{% endif")
 
 
@@ -145,7 +145,7 @@ def test_a_checkpoint_that_does_not_say_has_bare_answers() -> None:
         (CHATML, "<|assistant|>\njoy", AnswerStart()),
         (HEADER_ALONE, "<|assistant|>\njoy", AnswerStart(prompt_end="\n")),
         (INSTRUCTED, "[/INST] joy", AnswerStart(answer_prefix=" ")),
-        (EMPTY_THOUGHT, "<|assistant|>\n<think>\n\n</think>\n\njoy", AnswerStart()),
+        (EMPTY_THINKING, "<|assistant|>\n<think>\n\n</think>\n\njoy", AnswerStart()),
     ],
     ids=["generation prompt", "header alone", "a space", "empty thought"],
 )
@@ -156,7 +156,7 @@ def test_in_a_chat_the_answer_stands_where_the_template_writes_an_assistants(
     made = processor(tokenizer, ending("Which emotion?"))
     assert made.find_answer_start(EMOTION, "en") == start
     assert written(made, EMOTION, "en", "joy")[1].endswith(end)
-    if chat_template is not EMPTY_THOUGHT:
+    if chat_template is not EMPTY_THINKING:
         turn = [{"role": "user", "content": "Which emotion?"}, {"role": "assistant", "content": "joy"}]
         rows = made.encode_prompt(EMOTION, "en", "hi", []).ids + made.encode_answer("joy", EMOTION, "en")
         whole = tokenizer.apply_chat_template(turn, tokenize=True)["input_ids"]
@@ -196,6 +196,6 @@ def test_chatglm3s_answer_stands_behind_the_line_end_of_the_assistants_turn(lang
 
 
 def test_of_many_answers_a_spread_with_both_ends_is_looked_at() -> None:
-    assert spread([str(i) for i in range(5)]) == ["0", "1", "2", "3", "4"]
-    some = spread([str(i) for i in range(4001)])
+    assert sample_evenly([str(i) for i in range(5)]) == ["0", "1", "2", "3", "4"]
+    some = sample_evenly([str(i) for i in range(4001)])
     assert (len(some), some[0], some[-1]) == (16, "0", "4000")

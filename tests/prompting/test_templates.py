@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from llm_mer.errors import UserError
 from llm_mer.model.processing_mer import MerProcessor
 from llm_mer.prompting.preview import preview
-from llm_mer.prompting.rendering import SENTINEL, HistoryTurn, render, render_chat
+from llm_mer.prompting.rendering import PSEUDO_TOKENS_MARKER, HistoryTurn, render, render_chat
 from llm_mer.prompting.tasks import Task, get_task
 from llm_mer.prompting.templates import PromptTemplate, load_prompts, prompt_folder, read_prompt, select_prompt, styles
 
@@ -298,7 +298,7 @@ def test_in_a_chat_the_pseudo_tokens_stay_inside_the_users_turn() -> None:
     assert chat.before == "<system>Be brief.</system><user>P: "
     assert chat.after == "\nText: hi\nEmotion:</user><assistant>"
     assert chat.system == ""
-    assert SENTINEL not in chat.before + chat.after
+    assert PSEUDO_TOKENS_MARKER not in chat.before + chat.after
 
 
 @pytest.mark.parametrize("source", [NO_SYSTEM, DROPS_SYSTEM], ids=["refuses the role", "drops the message"])
