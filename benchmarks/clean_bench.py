@@ -207,13 +207,15 @@ def table(options: argparse.Namespace, store_folder: Path) -> str:
         validation = f"{(valid[name].answer == valid[name].truth).mean():.3f}"
         agreement = f"{(as_is.head == as_is.answer).mean():.3f}"
         lines.append(row(f"`{name}`", validation, as_is.answer == as_is.truth, *changed, agreement))
-    if "words" in test:
-        lines += ["", "| against `words`, paired | difference of test accuracy |", "|---|---|"]
-        base = (test["words"][ANSWERS].answer == first.truth).astype(float)
+    for twin in ("words", "text_twin"):
+        if twin not in test:
+            continue
+        lines += ["", f"| against `{twin}`, paired | difference of test accuracy |", "|---|---|"]
+        base = (test[twin][ANSWERS].answer == first.truth).astype(float)
         for name in done:
-            if name != "words":
+            if name not in ("words", "text_twin"):
                 difference = (test[name][ANSWERS].answer == first.truth).astype(float) - base
-                lines.append(f"| `{name}` | {mean_with_interval(difference, clips)} |")
+                lines.append(f"| `{name}` | {mean_with_interval(difference, clips, signed=True)} |")
     return "\n".join(lines) + "\n"
 
 
