@@ -48,10 +48,15 @@ mosi) # MOSI, with the tiny backbone
   mosi_store
   compare --config configs/mosi.yaml --adapters all --backbones tiny:llama
   ;;
-objectives) # MOSI in English, with the tiny backbone: the language model learns its answers' tokens, or their distribution
+objectives) # MOSI in English, with the tiny backbone: tokens, the distribution of answers, and a read-out, at equal training
   mosi_store
   compare --config configs/mosi.yaml --adapters gated_projector --backbones tiny:llama --overrides languages=en \
-    --ablations "*:objective=answers" "*:objective=answers,number_objective=absolute_error"
+    --keep_models --ablations "*:objective=answers" "*:objective=answers,number_objective=absolute_error" "*:read_out=true" \
+    "*:read_out=true,loss_weights=lm=0" "*:read_out=true,objective=answers,number_objective=absolute_error"
+  # The same language model as it answers freely: its texts are parsed.
+  for run in runs/experiments/objectives/*-llama-full-*; do
+    "$bin/llm-mer" evaluate --checkpoint "$run" --data data/mosi --languages en --generate --output "$run/generation"
+  done
   ;;
 mosi_single) # MOSI, adapters' own heads, each modality alone
   mosi_store

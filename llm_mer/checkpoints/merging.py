@@ -77,7 +77,7 @@ def merge_checkpoint(
         holder.save_pretrained(staging / BACKBONE_COPY)
         processor.tokenizer.save_pretrained(staging / BACKBONE_COPY)
         processor.tokenizer.save_pretrained(staging)
-        save_fusion_adapter(core.model.fusion_adapter, staging)
+        save_fusion_adapter(core.model.fusion_adapter, staging, core.read_out)
         text_config = holder.config.to_dict()
         text_config.pop("_name_or_path", None)
         fingerprint = folder_fingerprint(staging / BACKBONE_COPY)
@@ -100,11 +100,11 @@ def merge_lora(model: nn.Module, language: str | None, dtype: torch.dtype) -> An
     """Replace every adapted or quantised linear layer by a plain one of ``dtype``; returns the model inside PEFT's."""
     from peft.tuners.lora import LoraLayer
 
-    from llm_mer.model.modeling_mer import conditional_generation_of, fusion_adapter_of
+    from llm_mer.model.modeling_mer import conditional_generation_of, fusion_adapter_of, read_out_of
 
     core: Any = conditional_generation_of(model)
     router = core.model.language_router
-    adapter = fusion_adapter_of(model)
+    adapter, read_out = fusion_adapter_of(model), read_out_of(model)
     # Names, so that nothing keeps a layer alive once it has been replaced.
     names = {
         name: isinstance(module, LoraLayer)
@@ -130,6 +130,7 @@ def merge_lora(model: nn.Module, language: str | None, dtype: torch.dtype) -> An
             core.set_submodule(name, merged)
     core.model.language_router = None
     core.model.fusion_adapter = adapter
+    core.read_out = read_out
     return core
 
 
@@ -168,13 +169,15 @@ def plain_backbone(core: Any) -> Any:
     return holder
 
 
-def save_fusion_adapter(adapter: Any, folder: Path) -> None:
-    """Write the adapter's weights without what only training needs."""
+def save_fusion_adapter(adapter: Any, folder: Path, read_out: nn.Module | None = None) -> None:
+    """Write the adapter's weights without what only training needs, and those of a read-out."""
     from safetensors.torch import save_file
 
-    from llm_mer.checkpoints.weights import FUSION_ADAPTER_FILE, is_training_only
+    from llm_mer.checkpoints.weights import FUSION_ADAPTER_FILE, READ_OUT_PREFIX, is_training_only
 
     prefixes = adapter.training_only_parameters()
     state = adapter.state_dict()
     kept = {name: value.detach().contiguous() for name, value in state.items() if not is_training_only(name, prefixes)}
+    if read_out is not None:
+        kept |= {f"{READ_OUT_PREFIX}{name}": value.detach().contiguous() for name, value in read_out.state_dict().items()}
     save_file(kept, folder / FUSION_ADAPTER_FILE, metadata={"format": "pt"})

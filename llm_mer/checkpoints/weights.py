@@ -13,6 +13,8 @@ from llm_mer.storage.finite_tensors import require_finite
 
 FUSION_ADAPTER_FILE = "fusion_adapter.safetensors"
 """The adapter's weights in a merged checkpoint, which has no LoRA beside them."""
+READ_OUT_PREFIX = "read_out:"
+"""Begins the names of a read-out's weights in that file."""
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -82,11 +84,14 @@ def load_adapter_weights(base: MerForConditionalGeneration, folder: Path) -> tor
 
 
 def load_merged_weights(base: MerForConditionalGeneration, folder: Path) -> torch.nn.Module:
-    """Load the fusion adapter's weights beside a merged backbone. Raises ``UserError`` when they do not match."""
+    """Load the weights of adapter and read-out beside a merged backbone. Raises ``UserError`` when they do not match."""
     path = folder / FUSION_ADAPTER_FILE
     state = read_weights(path)
     adapter = fusion_adapter_of(base)
-    validate_state_dict(path, state, adapter.state_dict(), base)
+    own = {} if base.read_out is None else base.read_out.state_dict()
+    validate_state_dict(path, state, adapter.state_dict() | {READ_OUT_PREFIX + k: v for k, v in own.items()}, base)
+    if base.read_out is not None:
+        base.read_out.load_state_dict({name: state.pop(READ_OUT_PREFIX + name) for name in own})
     adapter.load_state_dict(state, strict=False)
     return base
 

@@ -90,6 +90,7 @@ def load_pipeline(config: InferConfig, checkpoint: Path, processes: ProcessGroup
         generate=config.generate,
         answer_end=config.answer_end,
         calibration=config.calibration,
+        answer=config.answer,
     )
     if config.dialogue_decoder != "none" and not pipeline.description.shift_probability:
         raise UserError(

@@ -18,6 +18,7 @@ from llm_mer.evaluation.conditions import (
     DIALOGUE,
     GENERATION,
     NOISY_FEATURES,
+    READ_OUT,
     Condition,
     apply_condition,
     input_spec_of,
@@ -97,7 +98,7 @@ def load_pipeline(config: EvaluateConfig, processes: ProcessGroup) -> MerPipelin
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: it must be at least 1")
     check_groupings(config.by)
-    return MerPipeline.from_pretrained(
+    pipeline = MerPipeline.from_pretrained(
         config.checkpoint,
         backbone=config.backbone,
         adapter=config.adapter,
@@ -105,9 +106,13 @@ def load_pipeline(config: EvaluateConfig, processes: ProcessGroup) -> MerPipelin
         batch_size=config.batch_size,
         generate=config.generate,
         score_statistic=config.score_statistic,
+        answer="read_out" if config.answer == "read_out" else "scored",
         keep_features=config.keep_features,
         calibration=config.calibration,
     )
+    if config.answer == "both" and not pipeline.description.model.get("read_out"):
+        raise UserError(f"--answer both: {config.checkpoint} has no read-out; train with read_out: true")
+    return pipeline
 
 
 def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path) -> EvaluationPlan:
@@ -141,7 +146,7 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
             )
         check_dialogues(dataset, tasks, description.shift_probability, config.checkpoint)
     options = ("split", "tasks", "languages", "limit", "seed", "batch_size", "generate", "score_statistic", "keep_features")
-    settings = {name: getattr(config, name) for name in options} | {
+    settings = {name: getattr(config, name) for name in (*options, "answer")} | {
         "checkpoint": checkpoint_fingerprint(pipeline.folder),
         "backbone": config.backbone,
         "data": fingerprint,
@@ -224,6 +229,10 @@ def score(
             evaluation.rows += score_rows(name, by_condition[name], task, **shared)
         if config.generate:
             evaluation.rows += score_rows(GENERATION, by_condition[AS_IS], task, use_parsed=True, **shared)
+        if config.answer == "both":
+            read = [p.from_read_out() for p in by_condition[AS_IS] if p.task == task.name]
+            by_condition.setdefault(READ_OUT, []).extend(read)
+            evaluation.rows += score_rows(READ_OUT, read, task, **shared)
         if config.dialogue_decoder != "none" and task.kind == "classification":
             own = [p for p in by_condition[AS_IS] if p.task == task.name]
             decoded = decode_dialogues(own, task, description.shift_probability[task.name], config.dialogue_decoder)

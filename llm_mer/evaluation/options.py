@@ -42,6 +42,14 @@ class EvaluateConfig:
         metadata={"help": "also score by length of the transcript, turn of the conversation, or both: length turn"},
     )
     generate: bool = field(default=False, metadata={"help": "also answer by free generation, unparseable rate measured"})
+    answer: str = field(
+        default="scored",
+        metadata={
+            "help": "what answers: the scored answers, the read-out of a checkpoint that has one, or both, the read-out in "
+            "rows of its own",
+            "choices": ["scored", "read_out", "both"],
+        },
+    )
     dialogue_decoder: str = field(
         default="none",
         metadata={

@@ -77,6 +77,13 @@ class InferConfig:
             "choices": ["none", "offline", "online"],
         },
     )
+    answer: str = field(
+        default="scored",
+        metadata={
+            "help": "what answers: the scored answers, or the read-out of a checkpoint that has one",
+            "choices": ["scored", "read_out"],
+        },
+    )
     generate: bool = field(default=False, metadata={"help": "also generate freely and say whether it could be parsed"})
     echo: bool = field(default=False, metadata={"help": "with --output: also show each answer as a readable line"})
     full: bool = field(default=False, metadata={"help": "print every probability, log-probability and diagnostic"})

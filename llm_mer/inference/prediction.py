@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from llm_mer.errors import UserError
 
@@ -32,6 +34,8 @@ class Prediction:
         tags: subsets of the utterance. dialogue_id, turn, speaker: its place in a conversation.
         position, length: filled in by an evaluation. 1 for the first utterance of its conversation, 2 for the next, …; words
             of its own transcript (characters of Chinese), whatever a condition made of it. None where there is none.
+        read_out: what a checkpoint that has a read-out reads off the hidden state: a label name, or a score inside its
+            range. read_out_log_probabilities: of the labels, in their order; None for scores.
         head_value: the adapter head's own prediction, where it has one.
         seconds: wall time of the batch divided by its size.
     """
@@ -59,6 +63,8 @@ class Prediction:
     speaker: str | None = None
     position: int | None = None
     length: int | None = None
+    read_out: str | float | None = None
+    read_out_log_probabilities: list[float] | None = None
     head_value: str | float | None = None
     seconds: float | None = None
 
@@ -66,6 +72,23 @@ class Prediction:
     def is_finite(self) -> bool:
         """Whether every number of the answer is one, its diagnostics' too."""
         return _is_finite(asdict(self))
+
+    def from_read_out(self) -> Prediction:
+        """The same with what was read out for its answer: certain of nothing but a label's probabilities."""
+        assert self.read_out is not None
+        log_probs = self.read_out_log_probabilities or []
+        shares = dict(zip(self.probabilities, np.exp(log_probs).round(6).tolist(), strict=True)) if log_probs else {}
+        return replace(
+            self,
+            value=self.read_out,
+            probabilities=shares,
+            log_probabilities=log_probs,
+            outside_mass=None,
+            mean=None,
+            median=None,
+            mode=None,
+            interval=None,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for a JSONL line; fields that are None or empty are left out."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import logsumexp
 from torch import nn
 
 from llm_mer.adapters.base import FusionOutput
@@ -30,6 +31,7 @@ from llm_mer.model.modeling_mer import (
     fusion_adapter_of,
 )
 from llm_mer.model.processing_mer import MerProcessor, PromptIds
+from llm_mer.model.read_out import columns_of, read_out_score
 from llm_mer.prompting.tasks import Task
 from llm_mer.scoring.answer_scorer import PrefixCache
 from llm_mer.scoring.answer_tree import AnswerTree, has_prefix_conflict
@@ -41,6 +43,9 @@ from llm_mer.scoring.temperature import scale_by_temperature
 
 logger = logging.getLogger(__name__)
 
+SCORED, READ_OUT = "scored", "read_out"
+ANSWERS: tuple[str, ...] = (SCORED, READ_OUT)
+"""What answers: the language model's scored answers, or a read-out of its hidden state."""
 SCORE_STATISTICS: tuple[str, ...] = ("median", "mean", "mode")
 
 
@@ -63,6 +68,8 @@ class _Answers:
     fusion: FusionOutput
     log_probabilities: np.ndarray | None
     outside_mass: np.ndarray | None = None
+    read_out: np.ndarray | None = None
+    """``(B, C)`` logits, or ``(B, 1)`` numbers, of the task's read-out."""
 
 
 @dataclass
@@ -76,6 +83,7 @@ class Predictor:
         generate: also generate freely; the text is kept and parsed, never mapped to a class when it cannot be.
         answer_end: score the token that ends an answer too. Without it a label is as probable as its own tokens, whatever
             would follow them, and the vocabulary is read once a question in place of once a label.
+        answer: ``scored`` answers, or the ``read_out`` in their place; see :class:`~llm_mer.model.read_out.ReadOut`.
         keep_features: keep each sample's fused vector in ``diagnostics["features"]``.
         engine: what runs the language model; the model itself when None.
         temperatures: ``{(task, language): T}``, of the distributions over answers; none where a question is not named.
@@ -87,6 +95,7 @@ class Predictor:
     score_statistic: str = "median"
     generate: bool = False
     answer_end: bool = True
+    answer: str = SCORED
     keep_features: bool = False
     engine: Engine | None = None
     temperatures: Mapping[tuple[str, str], float] = field(default_factory=dict)
@@ -100,6 +109,10 @@ class Predictor:
             raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
         self.core = conditional_generation_of(self.model)
         self.adapter = fusion_adapter_of(self.model)
+        if self.answer not in ANSWERS:
+            raise UserError(f"answer is {self.answer!r}; choose one of {', '.join(ANSWERS)}")
+        if self.answer == READ_OUT and not getattr(self.core.config, "read_out", None):
+            raise UserError("answer: read_out, but the checkpoint has no read-out; train with read_out: true")
         self.device = next(self.core.parameters()).device
         core: Any = self.core  # an adapter alone is never asked
         self.answering: Engine = TransformersEngine(core) if self.engine is None else self.engine
@@ -228,6 +241,9 @@ class Predictor:
             if temperature is not None and log_probs is not None:
                 log_probs, prediction.temperature = scale_by_temperature(log_probs, temperature), temperature
             self._fill_value(prediction, task, log_probs, heads[number], row)
+            if scored.read_out is not None:
+                fill_read_out(prediction, task, scored.read_out[row])
+                prediction = prediction.from_read_out() if self.answer == READ_OUT else prediction
             if generated is not None:
                 self._fill_generated(prediction, task, generated[number][row])
             predictions.append(prediction)
@@ -258,12 +274,18 @@ class Predictor:
                 kept = self._kept.setdefault(key, PrefixCache())
             found = []
             fusion: FusionOutput | None = None
-            for scores in self.answering.score(asked, inputs, kept):
+            for task, scores in zip(batch.tasks, self.answering.score(asked, inputs, kept), strict=True):
                 fusion = scores.fusion if scores.fusion is not None else fusion
                 if fusion is None:  # prompts without pseudo tokens: the language model needs no adapter
                     fusion = self.core.model.fuse({name: inputs[name] for name in FUSION_KEYS if name in inputs})
+                read_out = None
+                if scores.read_out is not None:
+                    columns = columns_of(self.core.config.read_out or {}, task.name)
+                    read_out = scores.read_out[:, columns].double().cpu().numpy()
+                elif self.answer == READ_OUT:
+                    raise UserError("answer: read_out needs the hidden state, which engine transformers alone gives")
                 log_probs, outside = (t.float().cpu().numpy() for t in (scores.log_probabilities, scores.outside_mass))
-                found.append(_Answers(fusion, log_probs, outside))
+                found.append(_Answers(fusion, log_probs, outside, read_out))
             return found
         fusion = self.core(**inputs).fusion
         return [_Answers(fusion, self._head_log_probabilities(task, fusion)) for task in batch.tasks]
@@ -349,3 +371,12 @@ class Predictor:
         assert processor.tokenizer is not None
         ids = self.answering.generate(prompts, inputs, processor.end_token_id, processor.filler_id, MAX_ANSWER_TOKENS)
         return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def fill_read_out(prediction: Prediction, task: Task, outputs: np.ndarray) -> None:
+    """A task's outputs of the read-out, ``(C,)`` or ``(1,)``, as its answer beside the scored one."""
+    if task.kind == "regression":
+        prediction.read_out = read_out_score(task, float(outputs[0]))
+        return
+    prediction.read_out = task.label_names[int(outputs.argmax())]
+    prediction.read_out_log_probabilities = (outputs - logsumexp(outputs)).tolist()

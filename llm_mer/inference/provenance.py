@@ -26,7 +26,7 @@ from llm_mer.storage.json_files import read_json_object
 from llm_mer.storage.quoting import quote
 
 DIGEST_LENGTH = 16
-ANSWERING_OPTIONS = ("dialogue_decoder", "generate", "answer_end", "full", "engine")
+ANSWERING_OPTIONS = ("dialogue_decoder", "generate", "answer_end", "answer", "full", "engine")
 """Options that change what stands in a row; batch sizes and the number of processes do not."""
 
 

@@ -15,6 +15,7 @@ from llm_mer.data.schema import Utterance
 from llm_mer.model.outputs import find_answer_places
 from llm_mer.model.packing import Group, pack_groups
 from llm_mer.model.processing_mer import MerProcessor, PreparedSample, PreparedUtterance, PromptIds
+from llm_mer.model.read_out import read_out_target
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.rendering import HistoryTurn
 from llm_mer.prompting.tasks import Task
@@ -35,6 +36,8 @@ class MerBatch:
         context_*: see :class:`llm_mer.adapters.base.ConversationContext`.
         language_ids: ``(B,)`` places in ``LANGUAGES``, and after them those of shared beginnings.
         class_targets: ``(B,)``. score_targets: ``(B,)``.
+        read_out_tasks, read_out_targets: ``(B,)`` place of each sample's task among the processor's, and what a read-out
+            learns of it (:func:`llm_mer.model.read_out.read_out_target`); None without one.
     """
 
     input_ids: Tensor | None = None
@@ -64,6 +67,8 @@ class MerBatch:
     language_ids: Tensor | None = None
     class_targets: Tensor | None = None
     score_targets: Tensor | None = None
+    read_out_tasks: Tensor | None = None
+    read_out_targets: Tensor | None = None
 
     def model_inputs(self) -> dict[str, Tensor]:
         """The tensors that exist, by keyword argument (what trainers and ``generate`` pass on)."""
@@ -130,7 +135,7 @@ class MerCollator:
     Called by a trainer with rows ``{"question": index}``; :meth:`batch` pads prompts and answers on the right, and prompts
     alone on the left. Inference takes :meth:`utterances` with all that is asked about them. With
     ``packing_length`` prompts with answers share rows of at most so many tokens and, with ``share_prefixes`` (which needs
-    attention under a mask), what they begin with before the pseudo tokens.
+    attention under a mask), what they begin with before the pseudo tokens. ``read_out`` adds a read-out's targets.
     """
 
     dataset: MerDataset
@@ -138,6 +143,7 @@ class MerCollator:
     uses_context: bool = False
     packing_length: int | None = None
     share_prefixes: bool = True
+    read_out: bool = False
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         questions = [self.dataset.questions[int(row["question"])] for row in rows]
@@ -221,6 +227,12 @@ class MerCollator:
         if with_answer:
             batch.class_targets = torch.tensor([s.class_target for s in samples], dtype=torch.long)
             batch.score_targets = torch.tensor([s.score_target for s in samples], dtype=torch.float32)
+            if self.read_out:
+                numbers = {task.name: number for number, task in enumerate(self.processor.tasks)}
+                batch.read_out_tasks = torch.tensor([numbers[question.task.name] for question in questions])
+                truths = [(question.task, question.truth) for question in questions]
+                targets = [read_out_target(task, truth) for task, truth in truths if truth is not None]
+                batch.read_out_targets = torch.tensor(targets, dtype=torch.float32)
 
     def _pad_features(self, batch: MerBatch, samples: Sequence[PreparedUtterance | PreparedSample]) -> None:
         for modality, size in self.processor.feature_sizes.items():

@@ -37,6 +37,7 @@ class MerConfig(PreTrainedConfig):
         adapter_config: its options and derived sizes as plain values.
         text_source: ``backbone`` (transcript tokens looked up in the embedding table) or ``features``.
         lora_sharing: which ranks of LoRA an utterance's language uses, see :mod:`llm_mer.backbones.language_lora`.
+        read_out: ``{task: outputs}`` of :class:`llm_mer.model.read_out.ReadOut`; None without one.
     """
 
     model_type = "llm_mer"
@@ -47,6 +48,7 @@ class MerConfig(PreTrainedConfig):
     adapter_config: dict | None = None
     text_source: str = "backbone"
     lora_sharing: str = SHARED
+    read_out: dict | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

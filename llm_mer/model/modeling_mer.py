@@ -34,6 +34,7 @@ from llm_mer.distributed.sharded_parameters import full_numel
 from llm_mer.model.configuration_mer import MerConfig
 from llm_mer.model.outputs import MerOutput, NextTokens, find_answer_places
 from llm_mer.model.packing import block_causal_mask
+from llm_mer.model.read_out import ReadOut, answer_positions
 
 FUSION_KEYS: tuple[str, ...] = (
     "text_ids",
@@ -262,6 +263,7 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
     Attributes:
         answer_loss: cross entropy summed over answer tokens, of hidden states ``(N, H)``, the linear head ``(V, H)`` and
             targets ``(N,)``, in place of the one over logits; see :mod:`llm_mer.model.liger_kernels`.
+        read_out: reads answers off the hidden states, where the configuration names its tasks.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
@@ -276,6 +278,9 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         self.lm_head = (
             lm_head if lm_head is not None else nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
         )
+        self.read_out: nn.Module | None = None
+        if config.read_out:
+            self.read_out = ReadOut(text_config.hidden_size, config.read_out)
         self.post_init()
 
     @classmethod
@@ -287,6 +292,8 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         if backbone.generation_config is not None:
             model.generation_config = backbone.generation_config
         model.model.fusion_adapter.to(backbone.device)
+        if model.read_out is not None:
+            model.read_out.to(backbone.device)
         return model
 
     def get_input_embeddings(self) -> nn.Module:
@@ -357,17 +364,40 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
                 assert self.answer_loss is not None
                 loss_sum = self.answer_loss(predicting, self.lm_head, targets)
             loss = loss_sum / max(targets.shape[0], 1)
+        read_out = None
+        if self.read_out is not None:
+            ends = self._prompt_ends(hidden, labels, next_tokens, answer_nodes)
+            read_out = None if ends is None else self.read_out(ends)
         return MerOutput(
             loss=loss,
             loss_sum=loss_sum,
             logits=logits,
             last_hidden_state=hidden if labels is None else None,
             answer_log_probs=answer_log_probs,
+            read_out=read_out,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             fusion=outputs.fusion,
         )
+
+    @staticmethod
+    def _prompt_ends(hidden: Tensor, labels: Tensor | None, asked: NextTokens | None, nodes: Tensor | None) -> Tensor | None:
+        """Hidden states at the places that predict an answer's first token: ``(B, H)``, or ``(B, T, H)`` of ``asked``.
+
+        Samples stand in the order of their rows. None where no place is named, as in generation.
+        """
+        if asked is not None:
+            if asked.ends is None:
+                return None
+            rows = torch.arange(hidden.shape[0], device=hidden.device).unsqueeze(1)
+            return hidden[rows, asked.places[:, asked.ends]]
+        if nodes is not None:
+            # The first node of each row is its prompt's last place.
+            first = torch.ones_like(nodes[:, 0], dtype=torch.bool)
+            first[1:] = nodes[1:, 0] != nodes[:-1, 0]
+            return hidden[nodes[first, 0], nodes[first, 1]]
+        return None if labels is None else hidden[:, :-1][answer_positions(labels)]
 
     def _log_probs(self, hidden: Tensor, asked: NextTokens) -> Tensor:
         """``(B, L, H) -> (B, E)`` log-probabilities of the tokens asked for; a bounded part of the logits at a time."""
@@ -456,6 +486,12 @@ def fusion_adapter_of(model: nn.Module) -> FusionAdapter:
     return found[0]
 
 
+def read_out_of(model: nn.Module) -> ReadOut | None:
+    """The read-out inside a bare, PEFT-wrapped or DDP-wrapped model (the trained copy); None without one."""
+    named = model.named_modules()
+    return next((m for name, m in named if isinstance(m, ReadOut) and "original_module" not in name), None)
+
+
 def conditional_generation_of(model: nn.Module) -> MerForConditionalGeneration | MerHeadModel:
     """The ``.model`` / ``.lm_head`` module inside a bare, PEFT-wrapped or DDP-wrapped model."""
     for module in model.modules():
@@ -475,4 +511,5 @@ __all__ = [
     "describe_parameters",
     "fusion_adapter_of",
     "fusion_inputs",
+    "read_out_of",
 ]

@@ -24,6 +24,8 @@ class MerOutput(ModelOutput):
         last_hidden_state: ``(B, L, H)`` of the backbone; None beside a loss, which needs none of it any more.
         answer_log_probs: ``(B, E)`` float32 log-probabilities of the answer tokens asked for by :class:`NextTokens`, or
             ``(N, K)`` of those asked for by ``answer_nodes``.
+        read_out: ``(B, outputs)`` of :class:`~llm_mer.model.read_out.ReadOut` beside a loss, ``(B, T, outputs)`` at
+            the ends of :class:`NextTokens`; None without a read-out.
         fusion: what the adapter said, itself; None where it did not run (later steps of generation).
     """
 
@@ -32,6 +34,7 @@ class MerOutput(ModelOutput):
     logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
     answer_log_probs: Tensor | None = None
+    read_out: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -45,11 +48,13 @@ class NextTokens:
     Attributes:
         places: ``(B, N)`` places of the row, after which a token is asked about.
         nodes: ``(E,)`` which of the ``N`` places each of the ``E`` tokens follows. tokens: ``(E,)`` their ids.
+        ends: ``(T,)`` which of the ``N`` places end a prompt, for a read-out; None where nothing is read.
     """
 
     places: Tensor
     nodes: Tensor
     tokens: Tensor
+    ends: Tensor | None = None
 
 
 def find_answer_places(labels: Tensor) -> Tensor:

@@ -24,10 +24,12 @@ class AnswerScores:
     Attributes:
         unnormalised: ``(B, C)`` float32, ``log p(answer | prompt)`` of each admissible answer.
         fusion: what the adapter said of the batch; None for a bare backbone.
+        read_out: ``(B, outputs)`` at the prompts' ends (:class:`~llm_mer.model.read_out.ReadOut`); None without one.
     """
 
     unnormalised: Tensor
     fusion: FusionOutput | None
+    read_out: Tensor | None = None
 
     @property
     def log_probabilities(self) -> Tensor:
@@ -96,18 +98,20 @@ class AnswerTreeScorer:
         Raises:
             UserError: layers of the backbone that see less than the prompt and its answers, or that no mask reaches.
         """
-        given, found = dict(inputs), {}
+        given = dict(inputs)
+        found: dict[int, tuple[Tensor, Tensor | None]] = {}
         for number, tasks in enumerate(group_tasks(asked)):
             group = [asked[task] for task in tasks]
             output = self._forward(PromptLayout.build(group, single=kept is not None), given, kept, number)
             assert output.answer_log_probs is not None
             widths = [len(own.answers.edges) for own in group]
-            for task, edges in zip(tasks, output.answer_log_probs.split(widths, dim=1), strict=True):
-                found[task] = self._sum_over_paths(asked[task], edges)
+            for place, (task, edges) in enumerate(zip(tasks, output.answer_log_probs.split(widths, dim=1), strict=True)):
+                read_out = None if output.read_out is None else output.read_out[:, place]
+                found[task] = self._sum_over_paths(asked[task], edges), read_out
             if output.fusion is not None:  # the next pass takes it as it is
                 given = {name: value for name, value in given.items() if name not in FUSION_KEYS}
                 given["fusion"] = output.fusion
-        return [AnswerScores(found[task], given.get("fusion")) for task in range(len(asked))]
+        return [AnswerScores(found[task][0], given.get("fusion"), found[task][1]) for task in range(len(asked))]
 
     def _sum_over_paths(self, own: TaskPrompts, edges: Tensor) -> Tensor:
         """``(B, E) -> (B, C)``: an answer's log-probability is the sum over its tokens."""
@@ -122,6 +126,7 @@ class AnswerTreeScorer:
         check_mask(config, len(layout.prefix) + layout.input_ids.shape[1])
         asked = layout.next_tokens
         visible = layout.visible(device)
+        tensors = (asked.places, asked.nodes, asked.tokens, asked.ends)
         with attention_by_mask(config) as eager:
             output: MerOutput = self.model(
                 input_ids=layout.input_ids.to(device),
@@ -131,7 +136,7 @@ class AnswerTreeScorer:
                 pseudo_token_mask=None if layout.pseudo_token_mask is None else layout.pseudo_token_mask.to(device),
                 past_key_values=cache,
                 use_cache=cache is not None,
-                next_tokens=NextTokens(asked.places.to(device), asked.nodes.to(device), asked.tokens.to(device)),
+                next_tokens=NextTokens(*(t.to(device) for t in tensors if t is not None)),
                 **given,
             )
         return output

@@ -171,12 +171,13 @@ class PromptLayout:
 
     @staticmethod
     def _next_tokens(trees: Sequence[AnswerTree], places: list[list[int]]) -> NextTokens:
-        nodes, tokens, first = [], [], 0
+        nodes, tokens, ends, first = [], [], [], 0
         for tree in trees:
             nodes += [first + parent for parent, _ in tree.edges]
             tokens += [token for _, token in tree.edges]
+            ends.append(first)
             first += 1 + len(tree.tokens)  # the end of the prompt is node 0 of its answers
-        return NextTokens(torch.tensor(places), torch.tensor(nodes), torch.tensor(tokens))
+        return NextTokens(torch.tensor(places), torch.tensor(nodes), torch.tensor(tokens), torch.tensor(ends))
 
     def visible(self, device: torch.device) -> Tensor:
         """``(B, 1, W, P + W)`` bool: what each place sees of the ``P`` tokens of the shared prefix and of its row."""

@@ -17,6 +17,10 @@ def check_loss_weights(model: ModelArguments) -> dict[str, float]:
     """The adapter's default weights with the user's on top. Raises :class:`UserError` for a loss nobody computes."""
     known = {"lm": 1.0, **adapter_class(model.adapter).default_loss_weights}
     chosen = parse_loss_weights(model.loss_weights)
+    if model.read_out:
+        if model.backbone == "none":
+            raise UserError("read_out: reads the language model's hidden state, and backbone: none has none; leave it out")
+        known["read_out"] = 1.0
     unknown = sorted(set(chosen) - set(known))
     if unknown:
         raise UserError(f"loss_weights: adapter {model.adapter!r} has no loss {unknown}; it has {sorted(known)}")

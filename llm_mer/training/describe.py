@@ -64,6 +64,7 @@ def describe_run(
             "adapter_config": model_config.adapter_config,
             "text_source": model_config.text_source,
             "lora_sharing": model_config.lora_sharing,
+            **({"read_out": model_config.read_out} if model_config.read_out else {}),
         },
         processor=built.processor.to_dict(),
         backbone=reference,

@@ -28,6 +28,7 @@ from llm_mer.model.configuration_mer import MerConfig
 from llm_mer.model.context_vectors import attach_context, mean_token_embeddings
 from llm_mer.model.modeling_mer import MerForConditionalGeneration, MerHeadModel, fusion_adapter_of
 from llm_mer.model.processing_mer import MerProcessor
+from llm_mer.model.read_out import read_out_sizes
 from llm_mer.prompting.answer_start import BARE, JOINED
 from llm_mer.prompting.tasks import Task
 from llm_mer.prompting.templates import load_prompts
@@ -140,6 +141,12 @@ def build_model(config: RunConfig, run: RunData) -> BuiltModel:
     if initial is not None:
         verify_checkpoint(Path(model.init_checkpoint or ""))
         check_initial(initial, run, model.init_checkpoint or "", data.data)
+        sizes_here = read_out_sizes(run.tasks) if model.read_out else None
+        if (sizes_there := initial.model.get("read_out")) != sizes_here:
+            raise UserError(
+                f"init_checkpoint: {model.init_checkpoint} has the read-out {sizes_there or 'none'} (outputs of each task), "
+                f"and this run {sizes_here or 'none'}; say read_out and tasks as there"
+            )
     derived = derived_options(run, alone)
     if alone:
         model = dataclasses.replace(model, text_source="features")
@@ -194,6 +201,7 @@ def build_model(config: RunConfig, run: RunData) -> BuiltModel:
             adapter_config=dataclasses.asdict(adapter_config),
             text_source=model.text_source,
             lora_sharing=model.lora_sharing if backbone is not None else SHARED,
+            read_out=read_out_sizes(run.tasks) if model.read_out else None,
         )
         if backbone is None:
             built: Any = MerHeadModel(model_config)
@@ -300,7 +308,7 @@ def add_lora(base: MerForConditionalGeneration, model: ModelArguments) -> Any:
         lora_alpha=blocks * model.lora_alpha,
         lora_dropout=model.lora_dropout,
         target_modules=r"model\.language_model\..*\.(" + "|".join(targets) + ")",
-        modules_to_save=["fusion_adapter"],
+        modules_to_save=["fusion_adapter"] + (["read_out"] if base.read_out is not None else []),
     )
     wrapped = get_peft_model(base, config)
     base.model.language_router = route_by_language(base, model.lora_sharing, config.r)

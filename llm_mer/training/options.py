@@ -215,6 +215,14 @@ class ModelArguments:
         default=0.0,
         metadata={"help": "objective: answers, for labels: this times the log prior is added to scores while training"},
     )
+    read_out: bool = field(
+        default=False,
+        metadata={
+            "group": OPTIMISATION,
+            "help": "train a linear read-out of each task on the language model's last hidden state beside its answers; "
+            "loss_weights: [lm=0] trains it alone",
+        },
+    )
     adapter_learning_rate: float | None = field(
         default=None, metadata={"group": OPTIMISATION, "help": "learning rate of the adapter; default: the same as LoRA's"}
     )

@@ -154,11 +154,13 @@ def build_collator(config: RunConfig, run: RunData, built: BuiltModel) -> MerCol
     attention, uses_context = attention_of(built.model), fusion_adapter_of(built.model).uses_context
     if config.model.objective == TOKENS:
         by_mask = not attends_by_positions(attention)
-        return MerCollator(run.train, built.processor, uses_context, config.training.packing_length, by_mask)
+        packing = config.training.packing_length
+        return MerCollator(run.train, built.processor, uses_context, packing, by_mask, read_out=config.model.read_out)
     if attention not in MASK_AWARE_ATTENTION:
         raise UserError(f"objective: answers needs attention under a mask, not {attention}; say attn_implementation: sdpa")
     balance = class_balance(config.model.class_weights, config.model.logit_adjustment, run.train)
-    collator = AnswerCollator(run.train, built.processor, uses_context, eager=attention == EAGER, balance=balance)
+    options: dict[str, Any] = {"read_out": config.model.read_out, "eager": attention == EAGER, "balance": balance}
+    collator = AnswerCollator(run.train, built.processor, uses_context, **options)
     longest = config.data.max_prompt_tokens + collator.most_answer_tokens()
     check_mask(built.model.config.get_text_config(), longest)
     return collator

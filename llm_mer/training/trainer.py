@@ -23,8 +23,9 @@ from llm_mer.evaluation.adapter_warnings import diagnose
 from llm_mer.evaluation.journal import predict_all
 from llm_mer.inference.prediction import Prediction
 from llm_mer.inference.predictor import Predictor
-from llm_mer.model.modeling_mer import fusion_adapter_of
+from llm_mer.model.modeling_mer import conditional_generation_of, fusion_adapter_of
 from llm_mer.model.processing_mer import MerProcessor
+from llm_mer.model.read_out import read_out_losses
 from llm_mer.training.answer_objectives import answer_scores, question_losses, targets_from, training_losses
 from llm_mer.training.atomic_checkpoints import CheckpointWriter
 from llm_mer.training.epoch_end import _EpochEnd
@@ -109,6 +110,7 @@ class MerTraining(Trainer):
         training = trainer.model.training
         step, steps = trainer.state.global_step, trainer.state.max_steps
         fusion_adapter_of(trainer.model).withhold_tokens = training and self.schedule.withholds(step, steps)
+        read_out = inputs.pop("read_out_tasks", None), inputs.pop("read_out_targets", None)
         answers = None
         if "answer_nodes" in inputs:
             answers = targets_from(inputs)
@@ -136,6 +138,10 @@ class MerTraining(Trainer):
             if weight == 0.0:
                 continue
             total = weight * share if total is None else total + weight * share
+        if outputs.read_out is not None and read_out[0] is not None:
+            share = self._read_out_share(outputs.read_out, *read_out, targets, num_items_in_batch is None)
+            self.note(f"{mode}loss_read_out", share, num_items_in_batch is None)
+            total = self.loss_weights.get("read_out", 1.0) * share + (0.0 if total is None else total)
         if total is None:
             raise ValueError("the model returned no loss: no labels, and no auxiliary loss with a weight above 0")
         if trainer.model.training and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
@@ -145,6 +151,18 @@ class MerTraining(Trainer):
         if trainer.model.training:
             self.finite.note(total)
         return (total, outputs) if return_outputs else total
+
+    def _read_out_share(
+        self, outputs: Tensor, tasks: Tensor, wanted: Tensor, targets: StepTargets | None, averaged: bool
+    ) -> Tensor:
+        """A micro-batch's part in the mean loss of a question: ``n · Σ_local / Q_global``."""
+        trainer: Any = self
+        sizes = conditional_generation_of(trainer.model).config.read_out or {}
+        losses = read_out_losses(outputs, sizes, tasks, wanted)
+        if not trainer.model.training or targets is None:
+            return losses.mean()
+        scale = trainer.current_gradient_accumulation_steps if averaged else 1
+        return losses.sum() * (scale * trainer.accelerator.num_processes / max(targets.questions[1], 1))
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -160,12 +178,12 @@ class MerTraining(Trainer):
         trainer: Any = self
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:  # every process has as many
-            local = torch.stack([known_targets(batch, device) for batch in batches])  # (g, 2)
+            local = torch.stack([known_targets(batch, device) for batch in batches])  # (g, 3)
             whole = trainer.accelerator.reduce(local.sum(dim=0), reduction="sum")
             # Read once a step, for all its micro-batches.
-            *rows, (classes, scores) = torch.cat([local, whole.unsqueeze(0)]).tolist()
+            *rows, (classes, scores, questions) = torch.cat([local, whole.unsqueeze(0)]).tolist()
             for batch, row in zip(batches, rows, strict=True):
-                batch[STEP_TARGETS] = StepTargets((row[0], row[1]), (classes, scores))
+                batch[STEP_TARGETS] = StepTargets((row[0], row[1]), (classes, scores), (row[2], questions))
         return batches, count
 
     def share_of(self, name: str, targets: StepTargets | None, averaged: bool) -> float:
