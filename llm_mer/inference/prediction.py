@@ -84,6 +84,7 @@ class Prediction:
             probabilities=shares,
             log_probabilities=log_probs,
             outside_mass=None,
+            temperature=None,
             mean=None,
             median=None,
             mode=None,

@@ -21,6 +21,7 @@ def test_two_ranks_end_with_the_weights_of_one_process_with_twice_the_batch(
 ) -> None:
     shared = {
         "auxiliary_head": "true",
+        "read_out": "true",
         "learning_rate": "1e-3",
         "max_steps": 6,
         "limit_eval": 6,
@@ -37,7 +38,7 @@ def test_two_ranks_end_with_the_weights_of_one_process_with_twice_the_batch(
     assert state[0]["train_batch_size"] == 2 * state[1]["train_batch_size"] == 8
     assert state[0]["epoch"] == state[1]["epoch"], "the second run was no run of two ranks"
     for one, two in zip(*(history(output) for output in outputs.values()), strict=True):
-        for name in ("loss", "loss_ce"):
+        for name in ("loss", "loss_ce", "loss_read_out"):
             assert float(one[name]) == pytest.approx(float(two[name]), abs=5e-3), name
     first, second = (adapter_weights(output) for output in outputs.values())
     assert first.keys() == second.keys()
