@@ -100,7 +100,8 @@ def merge_lora(model: nn.Module, language: str | None, dtype: torch.dtype) -> An
     """Replace every adapted or quantised linear layer by a plain one of ``dtype``; returns the model inside PEFT's."""
     from peft.tuners.lora import LoraLayer
 
-    from llm_mer.model.modeling_mer import conditional_generation_of, fusion_adapter_of, read_out_of
+    from llm_mer.model.modeling_mer import conditional_generation_of, fusion_adapter_of
+    from llm_mer.model.read_out import read_out_of
 
     core: Any = conditional_generation_of(model)
     router = core.model.language_router

@@ -34,7 +34,7 @@ from llm_mer.distributed.sharded_parameters import full_numel
 from llm_mer.model.configuration_mer import MerConfig
 from llm_mer.model.outputs import MerOutput, NextTokens, find_answer_places
 from llm_mer.model.packing import block_causal_mask
-from llm_mer.model.read_out import ReadOut, answer_positions
+from llm_mer.model.read_out import ReadOut, prompt_ends
 
 FUSION_KEYS: tuple[str, ...] = (
     "text_ids",
@@ -366,7 +366,7 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
             loss = loss_sum / max(targets.shape[0], 1)
         read_out = None
         if self.read_out is not None:
-            ends = self._prompt_ends(hidden, labels, next_tokens, answer_nodes)
+            ends = prompt_ends(hidden, labels, next_tokens, answer_nodes)
             read_out = None if ends is None else self.read_out(ends)
         return MerOutput(
             loss=loss,
@@ -380,24 +380,6 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             fusion=outputs.fusion,
         )
-
-    @staticmethod
-    def _prompt_ends(hidden: Tensor, labels: Tensor | None, asked: NextTokens | None, nodes: Tensor | None) -> Tensor | None:
-        """Hidden states at the places that predict an answer's first token: ``(B, H)``, or ``(B, T, H)`` of ``asked``.
-
-        Samples stand in the order of their rows. None where no place is named, as in generation.
-        """
-        if asked is not None:
-            if asked.ends is None:
-                return None
-            rows = torch.arange(hidden.shape[0], device=hidden.device).unsqueeze(1)
-            return hidden[rows, asked.places[:, asked.ends]]
-        if nodes is not None:
-            # The first node of each row is its prompt's last place.
-            first = torch.ones_like(nodes[:, 0], dtype=torch.bool)
-            first[1:] = nodes[1:, 0] != nodes[:-1, 0]
-            return hidden[nodes[first, 0], nodes[first, 1]]
-        return None if labels is None else hidden[:, :-1][answer_positions(labels)]
 
     def _log_probs(self, hidden: Tensor, asked: NextTokens) -> Tensor:
         """``(B, L, H) -> (B, E)`` log-probabilities of the tokens asked for; a bounded part of the logits at a time."""
@@ -486,12 +468,6 @@ def fusion_adapter_of(model: nn.Module) -> FusionAdapter:
     return found[0]
 
 
-def read_out_of(model: nn.Module) -> ReadOut | None:
-    """The read-out inside a bare, PEFT-wrapped or DDP-wrapped model (the trained copy); None without one."""
-    named = model.named_modules()
-    return next((m for name, m in named if isinstance(m, ReadOut) and "original_module" not in name), None)
-
-
 def conditional_generation_of(model: nn.Module) -> MerForConditionalGeneration | MerHeadModel:
     """The ``.model`` / ``.lm_head`` module inside a bare, PEFT-wrapped or DDP-wrapped model."""
     for module in model.modules():
@@ -511,5 +487,4 @@ __all__ = [
     "describe_parameters",
     "fusion_adapter_of",
     "fusion_inputs",
-    "read_out_of",
 ]

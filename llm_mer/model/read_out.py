@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llm_mer.model.outputs import NextTokens
 from llm_mer.prompting.tasks import Task
 
 
@@ -72,6 +73,24 @@ def answer_positions(labels: Tensor) -> Tensor:
     return predicts & ~F.pad(predicts[:, :-1], (1, 0))
 
 
+def prompt_ends(hidden: Tensor, labels: Tensor | None, asked: NextTokens | None, nodes: Tensor | None) -> Tensor | None:
+    """Hidden states at the places that predict an answer's first token: ``(B, H)``, or ``(B, T, H)`` of ``asked``.
+
+    Samples stand in the order of their rows. None where no place is named, as in generation.
+    """
+    if asked is not None:
+        if asked.ends is None:
+            return None
+        rows = torch.arange(hidden.shape[0], device=hidden.device).unsqueeze(1)
+        return hidden[rows, asked.places[:, asked.ends]]
+    if nodes is not None:
+        # The first node of each row is its prompt's last place.
+        first = torch.ones_like(nodes[:, 0], dtype=torch.bool)
+        first[1:] = nodes[1:, 0] != nodes[:-1, 0]
+        return hidden[nodes[first, 0], nodes[first, 1]]
+    return None if labels is None else hidden[:, :-1][answer_positions(labels)]
+
+
 def read_out_losses(outputs: Tensor, sizes: Mapping[str, int], tasks: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy of a class, absolute error of a number in halves of its range: ``(B,)``.
 
@@ -88,3 +107,9 @@ def read_out_losses(outputs: Tensor, sizes: Mapping[str, int], tasks: Tensor, ta
             losses = F.cross_entropy(part, torch.where(own, targets, 0.0).long(), reduction="none")
         total = total + torch.where(own, losses, 0.0)
     return total
+
+
+def read_out_of(model: nn.Module) -> ReadOut | None:
+    """The read-out inside a bare, PEFT-wrapped or DDP-wrapped model (the trained copy); None without one."""
+    named = model.named_modules()
+    return next((m for name, m in named if isinstance(m, ReadOut) and "original_module" not in name), None)

@@ -30,20 +30,21 @@ class StepTargets:
 
 
 def known_targets(batch: Mapping[str, Any], device: torch.device) -> Tensor:
-    """How many samples of a batch have a class, a score, and something to read out: ``(3,)``, on the device.
-
-    The device is not waited for.
-    """
+    """How many samples of a batch have a class, and how many a score: ``(2,)``, on the device, which is not waited for."""
     classes, scores = batch.get("class_targets"), batch.get("score_targets")
     none = torch.zeros((), dtype=torch.long, device=device)
-    read = batch.get("read_out_targets")
     return torch.stack(
         [
             none if classes is None else (classes != IGNORE_CLASS).sum().to(device),
             none if scores is None else (~torch.isnan(scores)).sum().to(device),
-            none if read is None else none + read.shape[0],
         ]
     )
+
+
+def questions_read(batch: Mapping[str, Any]) -> int:
+    """How many questions of a batch a read-out learns from."""
+    targets = batch.get("read_out_targets")
+    return 0 if targets is None else int(targets.shape[0])
 
 
 def language_model_share(loss_sum: Tensor, answer_tokens: Any, processes: int) -> Tensor:

@@ -39,6 +39,7 @@ from llm_mer.training.losses import (
     auxiliary_share,
     known_targets,
     language_model_share,
+    questions_read,
 )
 from llm_mer.training.objectives import CRPS
 from llm_mer.training.sampling import GroupedByLength
@@ -178,7 +179,9 @@ class MerTraining(Trainer):
         trainer: Any = self
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:  # every process has as many
-            local = torch.stack([known_targets(batch, device) for batch in batches])  # (g, 3)
+            read = torch.tensor([[questions_read(batch)] for batch in batches], device=device)
+            local = torch.stack([known_targets(batch, device) for batch in batches])
+            local = torch.cat([local, read], dim=1)  # (g, 3)
             whole = trainer.accelerator.reduce(local.sum(dim=0), reduction="sum")
             # Read once a step, for all its micro-batches.
             *rows, (classes, scores, questions) = torch.cat([local, whole.unsqueeze(0)]).tolist()

@@ -23,7 +23,7 @@ from llm_mer.evaluation.evaluate import evaluate
 from llm_mer.evaluation.metrics import compute_metrics
 from llm_mer.evaluation.options import EvaluateConfig
 from llm_mer.inference.pipeline import MerPipeline
-from llm_mer.model.modeling_mer import read_out_of
+from llm_mer.model.read_out import read_out_of
 from llm_mer.training.answer_objectives import AnswerTargets
 from llm_mer.training.losses import StepTargets
 from llm_mer.training.parsing import parse_arguments
