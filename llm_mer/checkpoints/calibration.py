@@ -6,14 +6,27 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llm_mer.checkpoints.description import CheckpointDescription
 from llm_mer.checkpoints.integrity import CALIBRATION_FILE, CHECKSUMS_FILE, write_checksums
 from llm_mer.checkpoints.run_manifest import weights_digest
+from llm_mer.checkpoints.weights import FUSION_ADAPTER_FILE
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import write_json_atomically
+from llm_mer.storage.fingerprints import json_sha256, safetensors_sha256
 from llm_mer.storage.json_files import read_json_object
 
 CALIBRATION_SPLIT = "valid"
 """The only split that temperatures are fitted on."""
+
+
+def answering_weights_digest(folder: Path) -> str | None:
+    """SHA-256 of the weights that answer; of a merged checkpoint, over its adapter's and the backbone with LoRA inside."""
+    digest = weights_digest(folder)
+    if digest is not None or not (folder / FUSION_ADAPTER_FILE).is_file():
+        return digest
+    backbone = CheckpointDescription.load(folder).backbone
+    parts = [safetensors_sha256(folder / FUSION_ADAPTER_FILE), None if backbone is None else backbone.fingerprint]
+    return json_sha256(parts, sort_keys=True, ensure_ascii=True)
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,7 @@ class Calibration:
                     raise ValueError(f"temperature of task {one.task!r} is {one.temperature!r}, it must be above 0")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: damaged or edited: {error}") from None
-        digest = weights_digest(folder)
+        digest = answering_weights_digest(folder)
         if calibration.weights_sha256 != digest:
             raise UserError(
                 f"{path}: fitted for weights of SHA-256 {calibration.weights_sha256[:12]}…, those beside it have "

@@ -41,11 +41,10 @@ def merge_checkpoint(
     """
     from llm_mer.backbones.language_lora import SHARED
     from llm_mer.checkpoints.backbone_reference import BACKBONE_COPY, folder_fingerprint
-    from llm_mer.checkpoints.calibration import Calibration
+    from llm_mer.checkpoints.calibration import Calibration, answering_weights_digest
     from llm_mer.checkpoints.description import BackboneReference, CheckpointDescription
     from llm_mer.checkpoints.integrity import write_checksums
     from llm_mer.checkpoints.loading import load_checkpoint
-    from llm_mer.checkpoints.run_manifest import weights_digest
 
     description = CheckpointDescription.load(checkpoint)
     reference = description.backbone
@@ -89,7 +88,7 @@ def merge_checkpoint(
             merged={"language": language, "lora_sharing": sharing, "quantization": reference.quantization},
         ).save(staging)
         if calibration is not None:  # the same answers to within rounding have the same temperatures
-            digest = weights_digest(staging)
+            digest = answering_weights_digest(staging)
             assert digest is not None
             dataclasses.replace(calibration, weights_sha256=digest).save(staging)
         write_checksums(staging)

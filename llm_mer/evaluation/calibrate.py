@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_mer.checkpoints.calibration import CALIBRATION_SPLIT, Calibration, Temperature
-from llm_mer.checkpoints.run_manifest import weights_digest
+from llm_mer.checkpoints.calibration import CALIBRATION_SPLIT, Calibration, Temperature, answering_weights_digest
 from llm_mer.data.reading import find_split, read_utterances
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
@@ -58,7 +57,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         temperatures = fit(predictions, tasks)
         if not temperatures:
             raise UserError(f"{where}: no labelled utterance of a task that the checkpoint gives probabilities for")
-        digest = weights_digest(pipeline.folder)
+        digest = answering_weights_digest(pipeline.folder)
         if digest is None:
             raise UserError(f"{pipeline.folder}: it has no weights that temperatures could belong to")
         calibration = Calibration(digest, fingerprint, temperatures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from scipy.special import log_softmax
 
 from llm_mer.checkpoints.calibration import Calibration, Temperature
 from llm_mer.checkpoints.integrity import CALIBRATION_FILE, CHECKSUMS_FILE, verify_checkpoint
+from llm_mer.checkpoints.merging import merge_checkpoint
 from llm_mer.cli.main import main
 from llm_mer.data.store import UtteranceStore
 from llm_mer.errors import UserError
@@ -24,9 +26,11 @@ from llm_mer.evaluation.rows import EVALUATION, PREDICTIONS, Evaluation, save_pr
 from llm_mer.inference.pipeline import MerPipeline
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import get_task
+from llm_mer.reporting.hub_upload import stage_checkpoint
 from llm_mer.reporting.options import ReportConfig
 from llm_mer.reporting.report import build
 from llm_mer.reporting.wording import format_number
+from llm_mer.training.output_folder import is_run_file
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +129,33 @@ def test_the_report_shows_both_and_validation_warns_that_it_was_fitted_there(
     for value in (score.uncalibrated, score.value):
         assert value is not None
         assert format_number(value) in page
+
+
+def test_a_merged_and_a_pushed_checkpoint_keep_the_temperatures(calibrated: Path, tmp_path: Path) -> None:
+    kept = Calibration.load(calibrated)
+    assert kept is not None
+    merged = Calibration.load(merge_checkpoint(calibrated, tmp_path / "merged"))
+    assert merged is not None
+    assert merged.temperatures == kept.temperatures
+    assert merged.weights_sha256 != kept.weights_sha256
+    assert MerPipeline.from_pretrained(tmp_path / "merged").predictor.temperatures == kept.by_question()
+    verify_checkpoint(tmp_path / "merged")
+    (tmp_path / "staged").mkdir()
+    staged = stage_checkpoint(calibrated, tmp_path / "staged", "someone/mer")
+    assert Calibration.load(staged) == kept
+    verify_checkpoint(staged)
+
+
+def test_fitting_again_leaves_whole_checksums_and_overwriting_a_run_removes_the_temperatures(
+    calibrated: Path, copied: Path
+) -> None:
+    kept = Calibration.load(calibrated)
+    assert kept is not None
+    for calibration in (kept, dataclasses.replace(kept, data="another")):
+        calibration.save(copied)
+        verify_checkpoint(copied)
+        assert Calibration.load(copied) == calibration
+    assert is_run_file(CALIBRATION_FILE)
 
 
 def answers(count: int, dialogues: int | None) -> list[Prediction]:

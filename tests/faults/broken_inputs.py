@@ -840,6 +840,28 @@ def described(change: Callable[[Any], Any]) -> Build:
     return lambda ground: edit(ground.checkpoint() / "llm_mer.json", change)
 
 
+ZERO_TEMPERATURE = json.dumps(
+    {
+        "weights_sha256": "0000",
+        "data": "",
+        "temperatures": [
+            {"task": "emotion", "language": "en", "temperature": 0.0, "n": 1, "nll_before": 1.0, "nll_after": 1.0}
+        ],
+    }
+)
+
+
+def temperatures(content: str) -> Build:
+    """A checkpoint with this as its calibration.json."""
+
+    def build(ground: Ground) -> Path:
+        path = ground.checkpoint() / "calibration.json"
+        path.write_text(content, encoding="utf-8")
+        return path
+
+    return build
+
+
 def damaged(name: str, share: float | None = None) -> Build:
     """A checkpoint without a file, or with the beginning of one."""
 
@@ -991,6 +1013,14 @@ CHECKPOINTS = (
         checkpoint,
         "task 'emotion' needs at least two labels, found 0",
         "checkpoint",
+    ),
+    Fault("checkpoint: temperatures cut off", temperatures('{"weights'), checkpoint, "damaged or cut off.*JSON"),
+    Fault("checkpoint: a temperature of 0", temperatures(ZERO_TEMPERATURE), checkpoint, "damaged .* it must be above 0"),
+    Fault(
+        "checkpoint: temperatures of other weights",
+        temperatures('{"weights_sha256": "0000", "data": "", "temperatures": []}'),
+        checkpoint,
+        r"fitted for weights of SHA-256 0000…, those beside it have \w+…; run `llm-mer calibrate` again",
     ),
     Fault("checkpoint: no weights", damaged("adapter_model.safetensors"), checkpoint, "no adapter_model.safetensors"),
     Fault("checkpoint: weights cut off", damaged("adapter_model.safetensors", 0.7), checkpoint, "damaged or cut off"),
