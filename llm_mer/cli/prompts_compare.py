@@ -19,14 +19,22 @@ def run(options: Options) -> str:
 
     Raises:
         UserError: neither or both of a checkpoint and a training YAML, and what
-            :func:`llm_mer.experiments.prompt_comparison.ask` and ``llm-mer compare`` refuse.
+            :func:`llm_mer.experiments.prompt_comparison.compare_prompts` and ``llm-mer compare`` refuse.
     """
     if bool(options.checkpoint) == bool(options.config):
         raise UserError("name either --checkpoint, asked in every prompt, or --config, trained with each")
-    from llm_mer.experiments.prompt_comparison import COMPARISON, FIGURE, PREDICTIONS, TABLE, ask, markdown, train_each
+    from llm_mer.experiments.prompt_comparison import (
+        COMPARISON,
+        FIGURE,
+        PREDICTIONS,
+        TABLE,
+        compare_prompts,
+        markdown,
+        train_with_each_prompt,
+    )
 
     if options.config:
-        return train_each(options)
+        return train_with_each_prompt(options)
     from llm_mer.evaluation.evaluate import output_folder
     from llm_mer.evaluation.rows import save_predictions
     from llm_mer.reporting.prompt_figure import figure_of
@@ -36,7 +44,7 @@ def run(options: Options) -> str:
 
     folder = output_folder(options.output, Path(options.checkpoint) / "prompts")
     with lock_output(folder), watch_folder(folder):
-        comparison, by_variant = ask(options)
+        comparison, by_variant = compare_prompts(options)
         save_predictions(folder / PREDICTIONS, by_variant)
         write_json_atomically(folder / COMPARISON, asdict(comparison))
         text = markdown(comparison)

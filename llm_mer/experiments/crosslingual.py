@@ -14,7 +14,7 @@ from llm_mer.evaluation.rows import PREDICTIONS, load_predictions
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.experiments.comparison.compare import compare
 from llm_mer.experiments.comparison.systems import FULL, System, check_metrics
-from llm_mer.experiments.comparison.table import Comparison, select, signed
+from llm_mer.experiments.comparison.table import Comparison, format_difference, select_predictions
 from llm_mer.experiments.options import CompareConfig, CrosslingualConfig
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import Task
@@ -26,7 +26,7 @@ BOTH = " and ".join(LANGUAGES)
 
 
 @dataclass
-class Transfer:
+class TransferScore:
     """One cell: trained on ``trained``, tested on ``tested``.
 
     ``gap`` is the score minus that of training on the tested language alone, on the same utterances; None where that is the
@@ -49,17 +49,17 @@ class Transfer:
     p_value: float | None = None
 
 
-def transfers(config: CompareConfig, comparison: Comparison, systems: Sequence[System]) -> list[Transfer]:
+def transfer_scores(config: CompareConfig, comparison: Comparison, systems: Sequence[System]) -> list[TransferScore]:
     """Every cell from the predictions of the finished runs."""
     folder = Path(config.output)
     loaded = {s.name: [load_predictions(folder / s.folder(seed) / PREDICTIONS) for seed in config.seeds] for s in systems}
     runs = {run.system: run for run in comparison.runs}
-    found: list[Transfer] = []
+    found: list[TransferScore] = []
     for adapter, backbone in dict.fromkeys((s.adapter, s.backbone) for s in systems):
         own = {_trained_on(s): s.name for s in systems if (s.adapter, s.backbone) == (adapter, backbone)}
         for (name, entry), tested in product(runs[own[BOTH]].tasks.items(), LANGUAGES):
             task = Task.from_checkpoint(name, entry)
-            chosen = select(loaded, AS_IS, name, tested, EVERYTHING)
+            chosen = select_predictions(loaded, AS_IS, name, tested, EVERYTHING)
             for metric in [m for m in config.metrics if m in statistics_of(task)] or [headline_metric(task)]:
                 for trained in (*LANGUAGES, BOTH):
                     ids = sorted(chosen[own[trained]][0])
@@ -71,7 +71,7 @@ def transfers(config: CompareConfig, comparison: Comparison, systems: Sequence[S
                     score, interval, _ = paired_difference_over_seeds(
                         task, metric, truth, answers[trained], None, config.resamples, 0
                     )
-                    cell = Transfer(
+                    cell = TransferScore(
                         adapter,
                         backbone,
                         name,
@@ -96,21 +96,23 @@ def _trained_on(system: System) -> str:
     return BOTH if system.ablation == FULL else str(system.options["languages"])
 
 
-def markdown(cells: Sequence[Transfer], seeds: int) -> str:
+def markdown(cells: Sequence[TransferScore], seeds: int) -> str:
     """A matrix for each adapter, backbone, task and metric."""
     lines: list[str] = []
     for where in dict.fromkeys((c.adapter, c.backbone, c.task, c.metric) for c in cells):
         adapter, backbone, task, metric = where
         own = {(c.trained, c.tested): c for c in cells if (c.adapter, c.backbone, c.task, c.metric) == where}
         lines.append(f"### {adapter}{f' ({backbone})' if backbone else ''}: {task}, {metric}\n")
-        heads = [f"tested on {t} (n={own[t, t].n})" for t in LANGUAGES]
-        lines.append("| trained on (questions of all tasks) | " + " | ".join(heads) + " |")
+        headers = [f"tested on {t} (n={own[t, t].n})" for t in LANGUAGES]
+        lines.append("| trained on (questions of all tasks) | " + " | ".join(headers) + " |")
         lines.append("|---|" + "---|" * len(LANGUAGES))
-        trivial = [f"{own[t, t].baseline:.3f}" for t in LANGUAGES]
-        lines.append("| *majority or mean* | " + " | ".join(trivial) + " |")
+        baselines = [f"{own[t, t].baseline:.3f}" for t in LANGUAGES]
+        lines.append("| *majority or mean* | " + " | ".join(baselines) + " |")
         for trained in (*LANGUAGES, BOTH):
             row = [own[trained, tested] for tested in LANGUAGES]
-            lines.append(f"| {trained} ({row[0].train_questions}) | " + " | ".join(_show(cell) for cell in row) + " |")
+            lines.append(
+                f"| {trained} ({row[0].train_questions}) | " + " | ".join(_format_score(cell) for cell in row) + " |"
+            )
         lines.append("")
     lines.append(
         f"Mean over {seeds} seed(s) [95 % bootstrap interval over utterances]; gap: minus training on the tested language "
@@ -120,11 +122,11 @@ def markdown(cells: Sequence[Transfer], seeds: int) -> str:
     return "\n".join(lines)
 
 
-def _show(cell: Transfer) -> str:
+def _format_score(cell: TransferScore) -> str:
     text = f"{cell.score:.3f} [{cell.interval[0]:.3f}, {cell.interval[1]:.3f}]"
     if cell.gap is None or cell.gap_interval is None or cell.p_value is None:
         return text
-    return f"{text}, gap {signed(cell.gap, cell.gap_interval, cell.p_value)}"
+    return f"{text}, gap {format_difference(cell.gap, cell.gap_interval, cell.p_value)}"
 
 
 def run(config: CrosslingualConfig) -> str:
@@ -133,7 +135,7 @@ def run(config: CrosslingualConfig) -> str:
     Raises:
         UserError: as ``llm-mer compare``; data of one language only.
     """
-    wanted = CompareConfig(
+    compare_config = CompareConfig(
         config=config.config,
         output=config.output,
         adapters=config.adapters,
@@ -145,8 +147,8 @@ def run(config: CrosslingualConfig) -> str:
         metrics=config.metrics,
         resamples=config.resamples,
     )
-    check_metrics(wanted)
+    check_metrics(compare_config)
     with lock_output(config.output):
-        text = markdown(transfers(wanted, *compare(wanted)), len(config.seeds))
+        text = markdown(transfer_scores(compare_config, *compare(compare_config)), len(config.seeds))
         write_text_atomically(Path(config.output) / MATRIX, text + "\n")
     return text

@@ -1,4 +1,4 @@
-"""``llm-mer prompts compare``: how much a model's answers hang on the words of its prompt.
+"""``llm-mer prompts compare``: how much a model's answers depend on the wording of its prompt.
 
 One checkpoint is asked the same questions in every prompt, or one model is trained with each. The questions are the same, so
 differences are paired by utterance.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llm_mer.inference.prediction import Prediction
 
 COMPARISON, TABLE, FIGURE, PREDICTIONS = "prompts.json", "prompts.md", "prompts.png", "predictions.jsonl"
-OWN = "its own"
+OWN_PROMPT = "its own"
 SIGNIFICANT = 0.05
 
 
@@ -44,7 +44,7 @@ class Variant:
     name: str
     templates: tuple[PromptTemplate, ...]
     order: tuple[int, ...] | None = None
-    reference: str = OWN
+    reference: str = OWN_PROMPT
 
     def asks(self, task: Task) -> bool:
         """Whether a template is for this task."""
@@ -86,7 +86,7 @@ class PromptRow:
 
 @dataclass
 class Sensitivity:
-    """How far apart the variants are on one task and language.
+    """How much the variants differ on one task and language.
 
     Attributes:
         spread: best minus worst score. unstable: share of utterances that do not get the same answer in all variants.
@@ -113,7 +113,7 @@ class PromptComparison:
     sensitivity: list[Sensitivity]
 
 
-def variants_of(config: PromptComparisonConfig, own: Sequence[PromptTemplate], tasks: Sequence[Task]) -> list[Variant]:
+def build_variants(config: PromptComparisonConfig, own: Sequence[PromptTemplate], tasks: Sequence[Task]) -> list[Variant]:
     """The checkpoint's own prompts first, then every other, each also with the labels in other orders where it lists them.
 
     Raises:
@@ -121,7 +121,7 @@ def variants_of(config: PromptComparisonConfig, own: Sequence[PromptTemplate], t
     """
     if config.label_orders < 0:
         raise UserError(f"--label_orders {config.label_orders}: it must be at least 0")
-    found = [Variant(OWN, tuple(own))]
+    found = [Variant(OWN_PROMPT, tuple(own))]
     for source in config.prompts or styles():
         templates = tuple(load_prompts([source]))
         plain = {_content(template) for template in templates}
@@ -133,7 +133,7 @@ def variants_of(config: PromptComparisonConfig, own: Sequence[PromptTemplate], t
     generator = np.random.default_rng(config.seed)
     sizes = {task.num_classes for task in tasks if task.kind == "classification"}
     for variant in list(found):
-        listing = [t for t in variant.templates if "{labels}" in _words(t) or "{indexed_labels}" in _words(t)]
+        listing = [t for t in variant.templates if "{labels}" in _all_text(t) or "{indexed_labels}" in _all_text(t)]
         for size in sorted(sizes) if listing else []:
             orders: list[tuple[int, ...]] = [tuple(range(size))]
             while len(orders) <= min(config.label_orders, math.factorial(size) - 1):
@@ -147,7 +147,7 @@ def variants_of(config: PromptComparisonConfig, own: Sequence[PromptTemplate], t
     return found
 
 
-def _words(template: PromptTemplate) -> str:
+def _all_text(template: PromptTemplate) -> str:
     return template.system + template.prefix + template.suffix + template.task
 
 
@@ -155,7 +155,9 @@ def _content(template: PromptTemplate) -> str:
     return json.dumps({**template.to_dict(), "name": ""}, sort_keys=True)
 
 
-def ask(config: PromptComparisonConfig, progress: bool = True) -> tuple[PromptComparison, dict[str, list[Prediction]]]:
+def compare_prompts(
+    config: PromptComparisonConfig, progress: bool = True
+) -> tuple[PromptComparison, dict[str, list[Prediction]]]:
     """One checkpoint in every prompt: the comparison, and the predictions by variant.
 
     Raises:
@@ -174,7 +176,7 @@ def ask(config: PromptComparisonConfig, progress: bool = True) -> tuple[PromptCo
     if pipeline.predictor.processor.tokenizer is None:
         raise UserError(f"{config.checkpoint} holds an adapter alone, which reads no prompt")
     tasks = pipeline.named_tasks(config.tasks)
-    variants = variants_of(config, pipeline.predictor.processor.prompts, tasks)
+    variants = build_variants(config, pipeline.predictor.processor.prompts, tasks)
     splits, _, fingerprint = read_utterances(config.data)
     utterances = find_split(splits, config.split, config.data)
 
@@ -184,7 +186,7 @@ def ask(config: PromptComparisonConfig, progress: bool = True) -> tuple[PromptCo
 
     datasets = {variant.name: dataset(variant) for variant in variants}
     datasets = {name: questions for name, questions in datasets.items() if len(questions)}
-    if OWN not in datasets:
+    if OWN_PROMPT not in datasets:
         known = ", ".join(task.name for task in pipeline.tasks)
         raise UserError(f"{config.data}, split {config.split!r}: no utterance has a label for {known}")
     for variant in variants:
@@ -198,7 +200,7 @@ def ask(config: PromptComparisonConfig, progress: bool = True) -> tuple[PromptCo
     references = {variant.name: variant.reference for variant in variants}
     rows, sensitivity = [], []
     for task in tasks:
-        for language in sorted({p.language for p in by_variant[OWN]}):
+        for language in sorted({p.language for p in by_variant[OWN_PROMPT]}):
             own_rows = compare_variants(by_variant, references, task, language, config.resamples, config.seed)
             rows += own_rows
             if len(own_rows) > 1:
@@ -246,7 +248,7 @@ def compare_variants(
     from llm_mer.evaluation.resampling import metric_intervals, paired_difference, statistics_of
 
     metric = next(iter(statistics_of(task)))
-    own = _answers(by_variant, OWN, task, language)
+    own = _answers(by_variant, OWN_PROMPT, task, language)
     ids = sorted(own)
     truth = [own[i].truth for i in ids]
     rows: list[PromptRow] = []
@@ -267,7 +269,7 @@ def compare_variants(
         )
         if any(answers[i].generated is not None for i in ids):
             row.unparseable = float(np.mean([answers[i].parsed is None for i in ids]))
-        if name != OWN:
+        if name != OWN_PROMPT:
             row.reference = references[name]
             other = _answers(by_variant, row.reference, task, language)
             against = [other[i].value for i in ids]
@@ -287,7 +289,7 @@ def compare_variants(
 def measure_sensitivity(
     by_variant: dict[str, list[Prediction]], rows: Sequence[PromptRow], task: Task, language: str
 ) -> Sensitivity:
-    """How far the variants of the rows are apart."""
+    """How much scores and answers differ between the variants of ``rows``."""
     answers = [_answers(by_variant, row.variant, task, language) for row in rows]
     values = [[found[i].value for found in answers] for i in sorted(answers[0])]
     scores = [row.score for row in rows]
@@ -307,11 +309,11 @@ def markdown(comparison: PromptComparison) -> str:
         generated = any(row.unparseable is not None for row in rows)
         first = rows[0]
         better = "lower is better" if first.metric == "mae" else "higher is better"
-        trivial = f"majority or mean {first.baseline:.3f}"
-        lines.append(f"### {task}, {language}: {first.metric} (n={first.n}, {trivial}, {better})\n")
-        heads = ["prompt", first.metric, "difference", "answers changed"]
-        heads += ["unparseable when free"] if generated else []
-        lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        baseline = f"majority or mean {first.baseline:.3f}"
+        lines.append(f"### {task}, {language}: {first.metric} (n={first.n}, {baseline}, {better})\n")
+        headers = ["prompt", first.metric, "difference", "answers changed"]
+        headers += ["unparseable when free"] if generated else []
+        lines += ["| " + " | ".join(headers) + " |", "|---" * len(headers) + "|"]
         for row in rows:
             cells = [row.variant, f"{row.score:.3f} [{row.interval[0]:.3f}, {row.interval[1]:.3f}]"]
             if row.difference is None or row.difference_interval is None or row.p_value is None:
@@ -344,7 +346,7 @@ def markdown(comparison: PromptComparison) -> str:
     return "\n".join(lines)
 
 
-def train_each(config: PromptComparisonConfig) -> str:
+def train_with_each_prompt(config: PromptComparisonConfig) -> str:
     """A model trained with each prompt, through ``llm-mer compare``: the YAML file's own prompt is the reference."""
     from llm_mer.experiments.comparison.compare import run as run_comparison
     from llm_mer.experiments.options import CompareConfig

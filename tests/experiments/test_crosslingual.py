@@ -13,7 +13,7 @@ from conftest import make_utterances, training_options
 
 from llm_mer.data.store import write_store
 from llm_mer.errors import UserError
-from llm_mer.experiments.crosslingual import CrosslingualConfig, Transfer, markdown, run
+from llm_mer.experiments.crosslingual import CrosslingualConfig, TransferScore, markdown, run
 
 
 def config_file(store: Path, folder: Path) -> Path:
@@ -81,10 +81,12 @@ def test_data_of_one_language_are_refused_before_any_training(tmp_path: Path) ->
 
 
 def test_the_matrix_marks_a_gap_that_is_told_apart() -> None:
-    def cell(trained: str, tested: str, p: float | None) -> Transfer:
+    def cell(trained: str, tested: str, p: float | None) -> TransferScore:
         gap = None if p is None else -0.2
         interval = None if p is None else (-0.3, -0.1)
-        return Transfer("egmf", "", "emotion", "accuracy", trained, tested, 8, 40, 0.25, 0.5, (0.4, 0.6), gap, interval, p)
+        return TransferScore(
+            "egmf", "", "emotion", "accuracy", trained, tested, 8, 40, 0.25, 0.5, (0.4, 0.6), gap, interval, p
+        )
 
     cells = [cell("en", "en", None), cell("en", "zh", 0.01), cell("zh", "en", 0.3), cell("zh", "zh", None)]
     cells += [cell("en and zh", "en", 0.5), cell("en and zh", "zh", 0.5)]

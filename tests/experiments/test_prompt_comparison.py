@@ -16,15 +16,15 @@ from llm_mer.data.store import UtteranceStore
 from llm_mer.errors import UserError
 from llm_mer.evaluation.rows import load_predictions
 from llm_mer.experiments.prompt_comparison import (
-    OWN,
+    OWN_PROMPT,
     PromptComparison,
     PromptComparisonConfig,
     Variant,
+    build_variants,
     compare_variants,
     markdown,
     measure_sensitivity,
     predict,
-    variants_of,
 )
 from llm_mer.inference.pipeline import MerPipeline
 from llm_mer.inference.prediction import Prediction
@@ -41,8 +41,8 @@ def template(task: str, **changes: Any) -> PromptTemplate:
 def test_the_checkpoints_own_prompt_is_no_variant_of_itself_and_lists_get_other_orders() -> None:
     own = load_prompts("short")
     config = PromptComparisonConfig(prompts=["short", "notext", "instruct"], label_orders=2)
-    found = variants_of(config, own, [get_task("emotion")])
-    assert [v.name for v in found[:3]] == [OWN, "notext", "instruct"]
+    found = build_variants(config, own, [get_task("emotion")])
+    assert [v.name for v in found[:3]] == [OWN_PROMPT, "notext", "instruct"]
     assert len(found) == 5
     for variant in found[3:]:
         assert variant.reference == "instruct"
@@ -52,7 +52,7 @@ def test_the_checkpoints_own_prompt_is_no_variant_of_itself_and_lists_get_other_
 
 
 def test_two_labels_have_one_other_order() -> None:
-    found = variants_of(PromptComparisonConfig(prompts=["instruct"], label_orders=3), [], [get_task("polarity")])
+    found = build_variants(PromptComparisonConfig(prompts=["instruct"], label_orders=3), [], [get_task("polarity")])
     assert [variant.order for variant in found if variant.order is not None] == [(1, 0)]
 
 
@@ -60,9 +60,9 @@ def test_two_prompts_of_one_name_and_a_negative_number_of_orders_are_refused(tmp
     copy = tmp_path / "instruct.yaml"
     copy.write_bytes((prompt_folder() / "instruct_en_classification.yaml").read_bytes())
     with pytest.raises(UserError, match="--prompts: two are called instruct"):
-        variants_of(PromptComparisonConfig(prompts=["instruct", str(copy)]), [], [])
+        build_variants(PromptComparisonConfig(prompts=["instruct", str(copy)]), [], [])
     with pytest.raises(UserError, match="label_orders -1: it must be at least 0"):
-        variants_of(PromptComparisonConfig(label_orders=-1), [], [])
+        build_variants(PromptComparisonConfig(label_orders=-1), [], [])
 
 
 def test_an_order_of_labels_asks_what_the_same_list_written_out_asks(trained: Path, store: Path) -> None:
@@ -110,11 +110,16 @@ def test_rows_count_changed_answers_against_their_reference_and_adjust_p_for_the
     truth = ["joy", "anger"] * 30
     right, wrong = truth, ["fear"] * 60
     half = truth[:30] + wrong[30:]
-    answers = hand_made({OWN: right, "same": right, "wrong": wrong, "wrong, labels 1 0": half}, truth)
-    references = {OWN: OWN, "same": OWN, "wrong": OWN, "wrong, labels 1 0": "wrong"}
+    answers = hand_made({OWN_PROMPT: right, "same": right, "wrong": wrong, "wrong, labels 1 0": half}, truth)
+    references = {
+        OWN_PROMPT: OWN_PROMPT,
+        "same": OWN_PROMPT,
+        "wrong": OWN_PROMPT,
+        "wrong, labels 1 0": "wrong",
+    }
     rows = {r.variant: r for r in compare_variants(answers, references, get_task("emotion"), "en", 200, 0)}
     assert [rows[name].score for name in answers] == [1.0, 1.0, 0.0, 0.5]
-    assert rows[OWN].p_value is None
+    assert rows[OWN_PROMPT].p_value is None
     assert (rows["same"].difference, rows["same"].changed) == (0.0, 0.0)
     assert (rows["wrong"].difference, rows["wrong"].changed) == (-1.0, 1.0)
     assert (rows["wrong, labels 1 0"].difference, rows["wrong, labels 1 0"].changed) == (0.5, 0.5)
@@ -125,9 +130,9 @@ def test_rows_count_changed_answers_against_their_reference_and_adjust_p_for_the
 
 def test_sensitivity_is_the_spread_of_scores_and_the_share_of_unstable_answers() -> None:
     truth = ["joy"] * 10
-    answers = hand_made({OWN: truth, "b": ["joy"] * 7 + ["fear"] * 3, "c": ["fear"] + ["joy"] * 9}, truth)
+    answers = hand_made({OWN_PROMPT: truth, "b": ["joy"] * 7 + ["fear"] * 3, "c": ["fear"] + ["joy"] * 9}, truth)
     task = get_task("emotion")
-    rows = compare_variants(answers, dict.fromkeys(answers, OWN), task, "en", 20, 0)
+    rows = compare_variants(answers, dict.fromkeys(answers, OWN_PROMPT), task, "en", 20, 0)
     found = measure_sensitivity(answers, rows, task, "en")
     assert found.spread == pytest.approx(0.3)
     assert found.unstable == pytest.approx(0.4)
@@ -148,7 +153,7 @@ def test_a_checkpoint_is_asked_in_every_prompt_and_all_is_written(trained: Path,
     text = run(config)
     written = json.loads((tmp_path / "out" / "prompts.json").read_text(encoding="utf-8"))
     rows = {(r["variant"], r["task"], r["language"]): r for r in written["rows"]}
-    assert {key[0] for key in rows if key[1] == "sentiment"} == {OWN, "notext"}
+    assert {key[0] for key in rows if key[1] == "sentiment"} == {OWN_PROMPT, "notext"}
     assert len({key[0] for key in rows if key[1] == "emotion"}) == 4
     assert all(0 <= r["unparseable"] <= 1 for r in rows.values())
     by_variant = load_predictions(tmp_path / "out" / "predictions.jsonl")
@@ -163,7 +168,14 @@ def test_a_checkpoint_is_asked_in_every_prompt_and_all_is_written(trained: Path,
 
 def test_a_table_and_a_figure_need_no_sensitivity() -> None:
     truth = ["joy", "fear"] * 4
-    rows = compare_variants(hand_made({OWN: truth}, truth), {OWN: OWN}, get_task("emotion"), "en", 20, 0)
+    rows = compare_variants(
+        hand_made({OWN_PROMPT: truth}, truth),
+        {OWN_PROMPT: OWN_PROMPT},
+        get_task("emotion"),
+        "en",
+        20,
+        0,
+    )
     comparison = PromptComparison("c", "d", "test", rows, [])
     assert "Sensitivity" not in markdown(comparison)
     assert len(figure_of(comparison).axes) == 1

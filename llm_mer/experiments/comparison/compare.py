@@ -14,7 +14,7 @@ from llm_mer.errors import UserError
 from llm_mer.experiments.comparison.ineffective_ablations import drop_ineffective_ablations
 from llm_mer.experiments.comparison.results import RUN, RunResult, RunSettings, read_result
 from llm_mer.experiments.comparison.runs import base_config, run_config, train_and_predict
-from llm_mer.experiments.comparison.systems import System, check_metrics, plan
+from llm_mer.experiments.comparison.systems import System, check_metrics, plan_systems
 from llm_mer.experiments.comparison.table import Comparison, markdown, tabulate
 from llm_mer.experiments.options import CompareConfig
 from llm_mer.resources.files import resolve_file
@@ -27,7 +27,7 @@ COMPARISON = "comparison.json"
 
 
 def compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
-    """Do what is not done yet; the comparison, also written as ``comparison.json``, and the systems that were run.
+    """Train what is not finished yet; the comparison, also written as ``comparison.json``, and the systems that were run.
 
     Raises:
         UserError: options or data that do not fit one another, or finished runs of other options.
@@ -48,7 +48,7 @@ def _compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
     if not Path(config.config).is_file():
         raise UserError(f"--config {config.config}: no such file")
     check_metrics(config)
-    systems, folder = plan(config), Path(config.output)
+    systems, folder = plan_systems(config), Path(config.output)
     bases = {system.adapter: base_config(config, system.adapter) for system in systems}
     configs = {
         (system.name, seed): run_config(bases[system.adapter], system, seed, folder / system.folder(seed))
@@ -71,37 +71,40 @@ def _compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
             identities[backbone] = None if backbone == "none" else identify_backbone(resolve_backbone(backbone))
         return identities[backbone]
 
-    done: dict[Path, RunResult] = {}
+    finished: dict[Path, RunResult] = {}
     wanted: dict[Path, RunSettings] = {}
     for system, seed in product(systems, config.seeds):
-        place = folder / system.folder(seed)
-        own = configs[system.name, seed]
-        alone = own.model.backbone == "none"
-        wanted[place] = RunSettings(
-            own.options(),
+        run_folder = folder / system.folder(seed)
+        chosen = configs[system.name, seed]
+        no_backbone = chosen.model.backbone == "none"
+        wanted[run_folder] = RunSettings(
+            chosen.options(),
             config.split,
             list(config.conditions),
             config.dialogue_decoder,
             fingerprint,
-            questions_digest(tasks, [] if alone else load_prompts(own.data.prompts)),
-            identify(own.model.backbone),
+            questions_digest(tasks, [] if no_backbone else load_prompts(chosen.data.prompts)),
+            identify(chosen.model.backbone),
         )
-        if (place / RUN).is_file():
-            done[place] = read_result(place / RUN)
-            odd = done[place].differences(wanted[place])
-            if odd:
+        if (run_folder / RUN).is_file():
+            finished[run_folder] = read_result(run_folder / RUN)
+            differences = finished[run_folder].differences(wanted[run_folder])
+            if differences:
                 raise UserError(
-                    f"{place} holds a run with other options: {'; '.join(odd)}; name another --output or delete it"
+                    f"{run_folder} holds a run with other options: {'; '.join(differences)}; "
+                    "name another --output or delete it"
                 )
     runs: dict[str, list[RunResult]] = {}
     for number, (system, seed) in enumerate(product(systems, config.seeds), start=1):
-        place = folder / system.folder(seed)
-        before = " (done before)" if place in done else ""
+        run_folder = folder / system.folder(seed)
+        before = " (done before)" if run_folder in finished else ""
         logger.info("[%d/%d] %s, seed %d%s", number, len(wanted), system.name, seed, before)
         if not before:
             with redirect_stdout(sys.stderr):  # the trainer's log; standard output is the table's
-                done[place] = train_and_predict(config, bases[system.adapter], system, seed, place, wanted[place])
-        runs.setdefault(system.name, []).append(done[place])
+                finished[run_folder] = train_and_predict(
+                    config, bases[system.adapter], system, seed, run_folder, wanted[run_folder]
+                )
+        runs.setdefault(system.name, []).append(finished[run_folder])
     comparison = tabulate(config, systems, runs)
     folder.mkdir(parents=True, exist_ok=True)
     write_json_atomically(folder / COMPARISON, asdict(comparison))

@@ -1,4 +1,4 @@
-"""Ablations that change nothing on the data at hand, found by what the adapter shows and told before anything is trained."""
+"""Finds ablations that change nothing on the given data, by comparing adapters' outputs, before anything is trained."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def adapter_config(config: RunConfig, data: RunData) -> AdapterConfig:
-    """The adapter's configuration as this data make it: modalities that are not there are not used."""
+def effective_adapter_config(config: RunConfig, data: RunData) -> AdapterConfig:
+    """The adapter's configuration on this data, in which modalities that the data lack are switched off."""
     from llm_mer.training.model_builder import stand_in_config
 
     found = stand_in_config(config, data)
@@ -32,11 +32,11 @@ def adapter_config(config: RunConfig, data: RunData) -> AdapterConfig:
     return dataclasses.replace(found, **used)
 
 
-def behaviour(adapter: str, config: AdapterConfig) -> dict[str, Tensor]:
-    """All that an adapter shows in and after a training step on made-up inputs, everything drawn from one seed.
+def observe_adapter(adapter: str, config: AdapterConfig) -> dict[str, Tensor]:
+    """Outputs and parameters of an adapter in and after a simulated training step on random inputs of a fixed seed.
 
-    Two configurations with the same behaviour are one system: options that ask for what this data cannot give, as
-    attention between modalities where there is one.
+    Two configurations for which all of it is equal are one system: their options differ in something this data cannot
+    show, such as attention between modalities where there is only one.
     """
     import torch
 
@@ -62,19 +62,19 @@ def behaviour(adapter: str, config: AdapterConfig) -> dict[str, Tensor]:
         inputs.targets = FusionTargets(classes, scores)
         if config.num_classes and config.backbone_size:
             built.initialise_from_backbone(torch.randn(config.num_classes, config.backbone_size))
-        shown = {f"start of {name}": value.clone() for name, value in built.state_dict().items()}
+        observed = {f"start of {name}": value.clone() for name, value in built.state_dict().items()}
         for when in ("training", "evaluation"):
             torch.manual_seed(2)
             with torch.no_grad():
                 output = built.train(when == "training")(inputs)
                 values = {"tokens": output.pseudo_tokens, "logits": output.logits, "scores": output.scores}
                 values |= output.aux_losses
-                shown |= {f"{name} in {when}": value for name, value in values.items() if value is not None}
+                observed |= {f"{name} in {when}": value for name, value in values.items() if value is not None}
                 for parameter in built.parameters():
                     parameter.add_(0.1)  # as a step of the optimiser would
             built.on_epoch_end()
-        shown |= {f"end of {name}": value.clone() for name, value in built.state_dict().items()}
-    return shown
+        observed |= {f"end of {name}": value.clone() for name, value in built.state_dict().items()}
+    return observed
 
 
 def drop_ineffective_ablations(
@@ -97,14 +97,14 @@ def drop_ineffective_ablations(
 
     kept: list[System] = []
     seen: dict[tuple[str, str], list[tuple[str, Any]]] = {}
-    shown: dict[str, dict[str, Tensor]] = {}
+    observed: dict[str, dict[str, Tensor]] = {}
     for system in systems:
         reading, model = configs[system.name].data, configs[system.name].model
-        spoken = {data.train.language(row) for row in data.train.rows}
-        if reading.languages is not None and not spoken & set(reading.languages):
-            raise UserError(f"{system.name}: the data have no {', '.join(reading.languages)}, only {', '.join(spoken)}")
-        own = adapter_config(configs[system.name], data)
-        fate = ""
+        languages = {data.train.language(row) for row in data.train.rows}
+        if reading.languages is not None and not languages & set(reading.languages):
+            raise UserError(f"{system.name}: the data have no {', '.join(reading.languages)}, only {', '.join(languages)}")
+        own = effective_adapter_config(configs[system.name], data)
+        reason = ""
         try:
             weights = check_loss_weights(model)
             with torch.random.fork_rng(devices=[]):
@@ -112,13 +112,13 @@ def drop_ineffective_ablations(
         except (ValueError, UserError) as error:
             if system.ablation == FULL:
                 raise UserError(f"adapter {system.adapter!r}: {error}") from error
-            fate = f"it cannot be built: {error}"
-        if not fate:
+            reason = f"it cannot be built: {error}"
+        if not reason:
             rest = {**dataclasses.asdict(model), **dataclasses.asdict(reading), "loss_weights": weights}
             if model.backbone == "none":
-                in_words = {"prompts", "chat", "max_prompt_tokens", "max_text_tokens"}
+                prompt_options = {"prompts", "chat", "max_prompt_tokens", "max_text_tokens"}
                 kept_options = {"loss_weights", "adapter_learning_rate", "init_checkpoint"}
-                kept_options |= {f.name for f in dataclasses.fields(reading)} - in_words
+                kept_options |= {f.name for f in dataclasses.fields(reading)} - prompt_options
                 rest = {name: rest[name] for name in sorted(kept_options)}
             else:
                 check_prompts(data.train, load_prompts(reading.prompts))
@@ -126,16 +126,18 @@ def drop_ineffective_ablations(
             same = next((name for name, setup in others if setup == (own, rest)), None)
             if same is None and system.ablation in adapter_class(system.adapter).ablations:
                 full, (setup, _) = others[0]
-                if full not in shown:
-                    shown[full] = behaviour(system.adapter, setup)
-                other = behaviour(system.adapter, own)
-                if other.keys() == shown[full].keys() and all(torch.equal(v, shown[full][k]) for k, v in other.items()):
+                if full not in observed:
+                    observed[full] = observe_adapter(system.adapter, setup)
+                other = observe_adapter(system.adapter, own)
+                if other.keys() == observed[full].keys() and all(
+                    torch.equal(v, observed[full][k]) for k, v in other.items()
+                ):
                     same = full
             if same is not None:
-                fate = f"on this data it is the same as {same}"
+                reason = f"on this data it is the same as {same}"
             others.append((system.name, (own, rest)))
-        if fate:
-            logger.warning("%s is left out: %s", system.name, fate)
+        if reason:
+            logger.warning("%s is left out: %s", system.name, reason)
             continue
         if system.ablation == FULL:
             modalities = [m for m in MODALITIES if m in own.modalities]

@@ -1,4 +1,4 @@
-"""What one training left beside its predictions, and what those come from."""
+"""The record of one training of a comparison, and the settings its predictions depend on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUN = "run.json"
 
 @dataclass
 class RunSettings:
-    """What the predictions of a run come from. A finished run is used again only where all of it is the same.
+    """The settings that the predictions of a run depend on. A finished run is reused only if all are the same.
 
     Attributes:
         options: of the training, :meth:`~llm_mer.training.run_config.RunConfig.options`.
@@ -31,7 +31,7 @@ class RunSettings:
     backbone: dict[str, Any] | None
 
     def setup(self) -> RunSetup:
-        """What the training follows from."""
+        """The settings that the training depends on."""
         return RunSetup(self.options, self.data_fingerprint, self.questions_sha256, self.backbone)
 
     def differences(self, now: RunSettings) -> list[str]:
@@ -44,7 +44,7 @@ class RunSettings:
 
 @dataclass
 class RunResult(RunSettings):
-    """What one training left beside its predictions."""
+    """What is recorded of one training beside its predictions."""
 
     system: str
     seed: int
@@ -67,10 +67,10 @@ def read_result(path: Path) -> RunResult:
     except UserError as error:
         raise UserError(f"{path} is not whole ({error}); delete {path.parent}") from None
     names = {f.name for f in dataclasses.fields(RunResult)}
-    odd = sorted(names ^ set(entry))
-    if odd:
+    differing = sorted(names ^ set(entry))
+    if differing:
         raise UserError(
-            f"{path} was written by another version of this program ({', '.join(odd)}); name another --output or delete "
-            f"{path.parent}"
+            f"{path} was written by another version of this program ({', '.join(differing)}); name another --output or "
+            f"delete {path.parent}"
         )
     return RunResult(**entry)

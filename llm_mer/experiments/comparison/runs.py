@@ -66,7 +66,7 @@ def base_config(config: CompareConfig, adapter: str) -> RunConfig:
 
 
 def compare_command(config: CompareConfig, system: System, seed: int) -> list[str]:
-    """How a run of a comparison came about, for its manifest."""
+    """The command that is recorded in the manifest of a comparison's run."""
     return ["llm-mer", "compare", "--config", config.config, f"({system.name}, seed {seed})"]
 
 
@@ -101,7 +101,7 @@ def train_and_predict(
         chosen = chosen.replace(output_dir=scratch.name, save_backbone="never")
     data, training = chosen.data, chosen.training
     splits, _, _ = read_utterances(data.data)
-    scored = find_split(splits, config.split, data.data)  # a wrong split is told before the training
+    scored = find_split(splits, config.split, data.data)  # a wrong split is reported before the training
     run = prepare_run(chosen, compare_command(config, system, seed))
     trainer = run.trainer
     assert trainer.model is not None
@@ -117,18 +117,18 @@ def train_and_predict(
         context_window=data.context_window,
         bidirectional=data.bidirectional_context,
     )
-    reader = input_spec_of(trainer.description, available, Path(config.output) / NOISY_FEATURES)
+    input_spec = input_spec_of(trainer.description, available, Path(config.output) / NOISY_FEATURES)
     conditions = conditions_of(config, system, available, trainer.description.backbone is not None)
-    changed = {name: apply_condition(dataset, condition, seed, reader) for name, condition in conditions.items()}
-    began = time.perf_counter()
+    conditioned = {name: apply_condition(dataset, condition, seed, input_spec) for name, condition in conditions.items()}
+    start = time.perf_counter()
     trainer.train()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     adapter = fusion_adapter_of(trainer.model)
     predictor = Predictor(trainer.model, trainer.processor, batch_size=training.per_device_eval_batch_size)
-    began = time.perf_counter()
+    start = time.perf_counter()
     by_condition = {AS_IS: predictor.predict(dataset)}
-    per_answer = 1000 * (time.perf_counter() - began) / len(dataset)
-    for name, other in changed.items():
+    per_answer = 1000 * (time.perf_counter() - start) / len(dataset)
+    for name, other in conditioned.items():
         precompute_corrupted_features(other, adapter.uses_context, ProcessGroup())
         with withhold_adapter(adapter, conditions[name]):
             by_condition[name] = predictor.predict(other)

@@ -1,4 +1,4 @@
-"""What is compared: adapters and their ablations on backbones, as rows of a table that are not run yet."""
+"""The systems of a comparison: adapters and their ablations on backbones, before they are trained."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LORA_SHARINGS: dict[str, dict[str, Any]] = {
 }
 TEXT_TWIN: dict[str, dict[str, str | list[str]]] = {"text-only twin": {"num_pseudo_tokens": "0"}}
 """The same training in which the language model gets the text alone."""
-FIXED: tuple[str, ...] = ("data", "tasks", "train_split", "eval_split", "limit_train", "limit_eval")
-"""Options of the data that are the same for every system, or their scores would not be of the same questions."""
+SHARED_OPTIONS: tuple[str, ...] = ("data", "tasks", "train_split", "eval_split", "limit_train", "limit_eval")
+"""Data options that must be the same for every system, so that all are scored on the same questions."""
 
 
 @dataclass
 class System:
-    """One row of the table before it is run."""
+    """One system of the comparison, a row of its table."""
 
     adapter: str
     backbone: str
@@ -44,7 +44,7 @@ class System:
         )
 
     def folder(self, seed: int) -> str:
-        """A file name that says what ran."""
+        """Name of the folder of its run with ``seed``."""
         plain = "".join(c if c.isalnum() else "-" for c in f"{self.adapter}-{self.backbone}-{self.ablation}")
         return f"{plain}-{seed}"
 
@@ -56,7 +56,7 @@ def check_metrics(config: CompareConfig) -> None:
         raise UserError(f"metrics: {', '.join(unknown)} is none; choose from {', '.join(METRICS)}")
 
 
-def plan(config: CompareConfig) -> list[System]:
+def plan_systems(config: CompareConfig) -> list[System]:
     """Adapters × (full, ablations and twins) × backbones.
 
     Raises:
@@ -72,13 +72,13 @@ def plan(config: CompareConfig) -> list[System]:
         for name in names:
             found: dict[str, dict[str, str | list[str]]] = {FULL: {}}
             for text in config.ablations:
-                found |= _ablations(text, name, backbone)
+                found |= _parse_ablations(text, name, backbone)
             found |= TEXT_TWIN if "text" in config.twins and backbone != "none" else {}
             systems += [System(name, backbone, label, options) for label, options in found.items()]
     return systems
 
 
-def _ablations(text: str, adapter: str, backbone: str) -> dict[str, dict[str, str | list[str]]]:
+def _parse_ablations(text: str, adapter: str, backbone: str) -> dict[str, dict[str, str | list[str]]]:
     from llm_mer.training.declared_options import options_of
     from llm_mer.training.options import DataArguments, ModelArguments
 
@@ -105,8 +105,10 @@ def _ablations(text: str, adapter: str, backbone: str) -> dict[str, dict[str, st
         return {}
     if {"adapter", "backbone"} & set(pairs):
         raise UserError(f"ablation {text!r}: adapters and backbones are named with --adapters and --backbones")
-    if set(FIXED) & set(pairs):
-        raise UserError(f"ablation {text!r}: {', '.join(sorted(set(FIXED) & set(pairs)))} is the same for every system")
+    if set(SHARED_OPTIONS) & set(pairs):
+        raise UserError(
+            f"ablation {text!r}: {', '.join(sorted(set(SHARED_OPTIONS) & set(pairs)))} is the same for every system"
+        )
     classes = (cls.config_class, ModelArguments, DataArguments)
     known = {f.name for owner in classes for f in dataclasses.fields(owner) if not f.metadata.get("derived")}
     unknown = sorted(set(pairs) - known)

@@ -76,15 +76,15 @@ class Comparison:
     decoder_gains: list[DecoderGain] = field(default_factory=list)
 
 
-Chosen = dict[str, list[dict[str, Prediction]]]
+SelectedPredictions = dict[str, list[dict[str, Prediction]]]
 """System name to one ``{utterance id: prediction}`` a seed."""
 
 
-def select(
+def select_predictions(
     loaded: dict[str, list[dict[str, list[Prediction]]]], condition: str, task: str, language: str, subset: str
-) -> Chosen:
+) -> SelectedPredictions:
     """The predictions of a condition, task, language and subset, by system and seed."""
-    found: Chosen = {}
+    found: SelectedPredictions = {}
     for system, seeds in loaded.items():
         rows = [
             {
@@ -102,8 +102,8 @@ def select(
     return found
 
 
-def make_row(
-    chosen: Chosen, system: str, reference: str, task: Task, metric: str, resamples: int
+def score_cell(
+    chosen: SelectedPredictions, system: str, reference: str, task: Task, metric: str, resamples: int
 ) -> tuple[Cell, int, list[Any]]:
     """One cell, with n and the truths."""
     ids = sorted(chosen[system][0])
@@ -146,9 +146,9 @@ def tabulate(config: CompareConfig, systems: Sequence[System], runs: dict[str, l
             languages.append(EVERYTHING)
         cells = product(conditions, languages, [EVERYTHING, *config.subsets], metrics)
         for condition, language, subset, metric in cells:
-            chosen = select(loaded, condition, task_name, language, subset)
+            chosen = select_predictions(loaded, condition, task_name, language, subset)
             for system in chosen:
-                cell, n, truth = make_row(chosen, system, against[system], task, metric, config.resamples)
+                cell, n, truth = score_cell(chosen, system, against[system], task, metric, config.resamples)
                 baseline = float(majority_baseline(task, truth)[metric])
                 where = (system, condition, task_name, language, subset, metric)
                 other = against[system] if cell.p_value is not None else None
@@ -162,8 +162,8 @@ def decoder_gains(
     loaded: dict[str, list[dict[str, list[Prediction]]]], task: Task, language: str, metric: str, resamples: int
 ) -> list[DecoderGain]:
     """What the dialogue decoder adds to each system; nothing where it did not run."""
-    before = select(loaded, AS_IS, task.name, language, EVERYTHING)
-    after = select(loaded, DIALOGUE, task.name, language, EVERYTHING)
+    before = select_predictions(loaded, AS_IS, task.name, language, EVERYTHING)
+    after = select_predictions(loaded, DIALOGUE, task.name, language, EVERYTHING)
     found = []
     for system, decoded in after.items():
         ids = sorted(decoded[0])
@@ -183,26 +183,26 @@ def markdown(comparison: Comparison) -> str:
     for condition in dict.fromkeys(c[0] for c in columns):
         here = [c for c in columns if c[0] == condition]
         lines.append(f"### {condition[0].upper() + condition[1:]}\n")
-        heads = [
+        headers = [
             f"{task} {language}{'' if subset == EVERYTHING else ' ' + subset}, {metric}"
             for _, task, language, subset, metric in here
         ]
-        lines.append("| system | " + " | ".join(heads) + " |")
+        lines.append("| system | " + " | ".join(headers) + " |")
         lines.append("|---|" + "---|" * len(here))
-        trivial = []
+        baselines = []
         for column in here:
             row = next(found[(s, *column)] for s in systems if (s, *column) in found)
-            trivial.append(f"{row.baseline:.3f} (n={row.n})")
-        lines.append("| *majority or mean* | " + " | ".join(trivial) + " |")
+            baselines.append(f"{row.baseline:.3f} (n={row.n})")
+        lines.append("| *majority or mean* | " + " | ".join(baselines) + " |")
         for system in systems:
             cells = []
             for column in here:
                 entry = found.get((system, *column))
-                cells.append("" if entry is None else _show(entry.cell, entry.seeds))
+                cells.append("" if entry is None else _format_cell(entry.cell, entry.seeds))
             if any(cells):
                 lines.append(f"| {system} | " + " | ".join(cells) + " |")
         lines.append("")
-    lines += gain_table(comparison.decoder_gains)
+    lines += decoder_gain_table(comparison.decoder_gains)
     lines += [
         "### Cost\n",
         "| system | adapter parameters | trainable | training s | ms a step | ms an answer |",
@@ -218,13 +218,13 @@ def markdown(comparison: Comparison) -> str:
         )
     lines.append(
         f"\nMean over {comparison.rows[0].seeds} seed(s), ± their standard deviation, [95 % bootstrap interval over "
-        f"utterances]; p is of the paired bootstrap, * where it is below 0.05: {references(comparison)}. Answers are "
-        "scored, so none is unparseable."
+        f"utterances]; p is of the paired bootstrap, * where it is below 0.05: {describe_references(comparison)}. Answers "
+        "are scored, so none is unparseable."
     )
     return "\n".join(lines)
 
 
-def references(comparison: Comparison) -> str:
+def describe_references(comparison: Comparison) -> str:
     """``of A and B against C``, for every reference of the rows."""
     by_reference: dict[str, list[str]] = {}
     for row in comparison.rows:
@@ -233,7 +233,7 @@ def references(comparison: Comparison) -> str:
     return "; ".join(f"of {', '.join(names)} against {other}" for other, names in by_reference.items()) or "none here"
 
 
-def gain_table(gains: Sequence[DecoderGain]) -> list[str]:
+def decoder_gain_table(gains: Sequence[DecoderGain]) -> list[str]:
     """Systems down, ``task language, metric`` across; no line without gains."""
     if not gains:
         return []
@@ -248,18 +248,18 @@ def gain_table(gains: Sequence[DecoderGain]) -> list[str]:
         cells = []
         for column in columns:
             gain = found.get((system, *column))
-            cells.append("" if gain is None else signed(gain.difference, gain.interval, gain.p_value))
+            cells.append("" if gain is None else format_difference(gain.difference, gain.interval, gain.p_value))
         lines.append(f"| {system} | " + " | ".join(cells) + " |")
     return [*lines, "\nDecoder minus as is, on the same utterances.\n"]
 
 
-def signed(value: float, interval: tuple[float, float], p_value: float) -> str:
+def format_difference(value: float, interval: tuple[float, float], p_value: float) -> str:
     """A difference with its interval and p, marked where p is below 0.05."""
     mark = "*" if p_value < 0.05 else ""
     return f"{value:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}], p {p_value:.3f}{mark}"
 
 
-def _show(cell: Cell, seeds: int) -> str:
+def _format_cell(cell: Cell, seeds: int) -> str:
     text = (
         f"{cell.mean:.3f}"
         + (f" ± {cell.std:.3f}" if seeds > 1 else "")

@@ -21,7 +21,7 @@ from llm_mer.experiments.comparison.compare import run
 from llm_mer.experiments.comparison.ineffective_ablations import drop_ineffective_ablations
 from llm_mer.experiments.comparison.results import RunResult
 from llm_mer.experiments.comparison.runs import base_config, conditions_of, run_config
-from llm_mer.experiments.comparison.systems import CompareConfig, System, plan
+from llm_mer.experiments.comparison.systems import CompareConfig, System, plan_systems
 from llm_mer.training.run_config import RunConfig
 from llm_mer.training.run_data import prepare_data
 
@@ -41,7 +41,7 @@ def config_file(store: Path, folder: Path, **changes: object) -> Path:
 
 
 def test_the_plan_is_adapters_times_ablations_times_backbones() -> None:
-    systems = plan(
+    systems = plan_systems(
         CompareConfig(
             config="x", adapters=["egmf", "lpgnet"], ablations=["egmf:gating=uniform"], backbones=["none", "tiny:llama"]
         )
@@ -54,7 +54,9 @@ def test_the_plan_is_adapters_times_ablations_times_backbones() -> None:
 
 
 def test_a_text_only_twin_stands_beside_every_adapter_with_a_language_model() -> None:
-    systems = plan(CompareConfig(config="x", adapters=["egmf", "lpgnet"], backbones=["none", "tiny:llama"], twins=["text"]))
+    systems = plan_systems(
+        CompareConfig(config="x", adapters=["egmf", "lpgnet"], backbones=["none", "tiny:llama"], twins=["text"])
+    )
     twins = [(s.adapter, s.backbone, s.options) for s in systems if s.ablation == "text-only twin"]
     assert twins == [(name, "tiny:llama", {"num_pseudo_tokens": "0"}) for name in ("egmf", "lpgnet")]
     assert len(systems) == 6
@@ -63,9 +65,9 @@ def test_a_text_only_twin_stands_beside_every_adapter_with_a_language_model() ->
 @pytest.mark.parametrize("name", sorted(adapter_names()))
 def test_every_row_of_the_papers_tables_is_an_option_its_adapter_has(name: str) -> None:
     cls = adapter_class(name)
-    systems = plan(CompareConfig(config="x", adapters=[name], ablations=["paper"]))
+    systems = plan_systems(CompareConfig(config="x", adapters=[name], ablations=["paper"]))
     assert len(systems) == 1 + len(cls.ablations) + 3 + 3 + 1
-    alone = plan(CompareConfig(config="x", adapters=[name], ablations=["paper"], backbones=["none"]))
+    alone = plan_systems(CompareConfig(config="x", adapters=[name], ablations=["paper"], backbones=["none"]))
     assert {s.ablation for s in systems} - {s.ablation for s in alone} == {"no LoRA"}
     for label, changes in cls.ablations.items():
         default = cls.config_class()
@@ -88,7 +90,7 @@ def test_every_row_of_the_papers_tables_is_an_option_its_adapter_has(name: str) 
 )
 def test_a_plan_that_cannot_be_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        plan(CompareConfig(config="x", **changes))  # type: ignore[arg-type]
+        plan_systems(CompareConfig(config="x", **changes))  # type: ignore[arg-type]
 
 
 def test_a_comparison_has_every_system_its_cost_and_is_done_only_once(
@@ -282,7 +284,7 @@ def test_the_dialogue_decoder_has_a_table_of_its_gain(store: Path, tmp_path: Pat
 
 def left(config: CompareConfig, caplog: pytest.LogCaptureFixture) -> tuple[list[str], dict[str, str]]:
     """The ablations that are kept of a plan, and why the others are not."""
-    systems = plan(config)
+    systems = plan_systems(config)
     configs = {s.name: run_config(base_config(config, s.adapter), s, 1, Path("unused")) for s in systems}
     prepared = prepare_data(configs[systems[0].name].data, with_prompts=False)
     caplog.clear()
@@ -301,7 +303,7 @@ def test_where_all_modalities_are_there_every_row_of_the_paper_is_run(
     config.backbones = ["not/loaded"]
     kept, why = left(config, caplog)
     assert why == {}
-    assert kept == [s.ablation for s in plan(config)]
+    assert kept == [s.ablation for s in plan_systems(config)]
 
 
 @pytest.mark.parametrize(
@@ -345,7 +347,7 @@ def test_a_row_that_repeats_another_row_or_has_no_such_loss_is_left_out(
     config = CompareConfig(config=str(config_file(store, tmp_path)), adapters=["egmf"], backbones=["none"])
     config.ablations = ["paper", "egmf:gating=uniform", "*:loss_weights=mic=0", "egmf:lora_r=0", "egmf:weight=1"]
     with pytest.raises(UserError, match="no option weight, nor have the model and the data"):
-        plan(config)
+        plan_systems(config)
     config.ablations.pop()
     kept, why = left(config, caplog)  # without a backbone there are no tokens to repeat, no LoRA and no text
     assert kept == ["full", "w/o E1", "w/o E2", "w/o E3", "w/o gating", "w/o context gate", "w/o audio", "w/o vision"]
@@ -356,14 +358,14 @@ def test_a_row_that_repeats_another_row_or_has_no_such_loss_is_left_out(
 
 
 def test_the_ablations_of_lora_are_its_sharings_and_none_and_need_a_backbone() -> None:
-    systems = plan(CompareConfig(config="x", ablations=["lora"]))
+    systems = plan_systems(CompareConfig(config="x", ablations=["lora"]))
     assert [s.options for s in systems] == [
         {},
         {"lora_sharing": "per_language"},
         {"lora_sharing": "shared_and_per_language"},
         {"lora_r": "0"},
     ]
-    assert len(plan(CompareConfig(config="x", ablations=["lora"], backbones=["none"]))) == 1
+    assert len(plan_systems(CompareConfig(config="x", ablations=["lora"], backbones=["none"]))) == 1
 
 
 def test_a_prompt_that_asks_none_of_the_tasks_is_told_before_any_training(
@@ -384,7 +386,7 @@ def test_an_ablation_may_name_an_option_of_the_model(store: Path, tmp_path: Path
     config = CompareConfig(config=str(config_file(store, tmp_path)), ablations=["egmf:lora_r=0"])
     config.backbones = [str(backbones["llama"])]
     trainable = []
-    for system in plan(config):
+    for system in plan_systems(config):
         trainer = build_trainer(run_config(base_config(config, system.adapter), system, 5, tmp_path / "run"))
         trainable.append({n for n, p in trainer.model.named_parameters() if p.requires_grad and "lora_" in n})
     assert trainable[0]
@@ -400,7 +402,7 @@ def test_a_condition_that_a_full_row_cannot_have_is_told_before_any_training_and
         run(config)
     assert quick == []
     config.conditions = ["without:audio", "shuffle:vision"]
-    row = next(s for s in plan(CompareConfig(config="x", ablations=["paper"])) if s.ablation == "w/o audio")
+    row = next(s for s in plan_systems(CompareConfig(config="x", ablations=["paper"])) if s.ablation == "w/o audio")
     assert list(conditions_of(config, row, ["vision"])) == ["vision shuffled"]
     assert "without:audio" in caplog.text
 
@@ -510,7 +512,7 @@ def test_every_system_of_a_seed_sees_the_data_in_the_same_order(store: Path, tmp
 
     config = CompareConfig(config=str(config_file(store, tmp_path)), adapters=["egmf", "gia_mic"], backbones=["none"])
     orders = []
-    for system in plan(config):
+    for system in plan_systems(config):
         trainer = build_trainer(run_config(base_config(config, system.adapter), system, 5, tmp_path / system.adapter))
         orders.append([batch["class_targets"].tolist() for batch in trainer.get_train_dataloader()])
     assert orders[0] == orders[1]
