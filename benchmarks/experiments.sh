@@ -55,7 +55,7 @@ objectives) # MOSI in English, with the tiny backbone: tokens, the distribution 
     "*:read_out=true,loss_weights=lm=0" "*:read_out=true,objective=answers,number_objective=absolute_error"
   # The same language model as it answers freely: its texts are parsed.
   for run in runs/experiments/objectives/*-llama-full-*; do
-    "$bin/llm-mer" evaluate --checkpoint "$run" --data data/mosi --languages en --generate --output "$run/generation"
+    "$bin/llm-mer" evaluate --checkpoint "$run" --data data/mosi --languages en --generate --output runs/experiments/objectives/generation
   done
   ;;
 mosi_single) # MOSI, adapters' own heads, each modality alone
