@@ -15,7 +15,7 @@ from llm_mer.checkpoints.run_differences import RunSetup, resume_may_differ, run
 from llm_mer.cli.train import finetune
 from llm_mer.data.store import UtteranceFingerprint
 from llm_mer.errors import UserError
-from llm_mer.experiments.comparison.systems import plan
+from llm_mer.experiments.comparison.systems import plan_systems
 from llm_mer.experiments.options import CompareConfig
 from llm_mer.training.parsing import parse_arguments
 from llm_mer.training.setup import build_trainer
@@ -140,7 +140,7 @@ def test_the_data_fingerprint_follows_what_places_an_utterance_in_a_dialogue(cha
 
 def test_an_ablation_may_name_two_loss_weights_and_no_other_option_twice() -> None:
     config = CompareConfig(config="x", ablations=["egmf:loss_weights=ce=0.5,loss_weights=l1=2"])
-    assert plan(config)[1].options == {"loss_weights": ["ce=0.5", "l1=2"]}
+    assert plan_systems(config)[1].options == {"loss_weights": ["ce=0.5", "l1=2"]}
     config.ablations = ["egmf:lora_r=1,lora_r=2"]
     with pytest.raises(UserError, match="lora_r is named twice, and it is no list"):
-        plan(config)
+        plan_systems(config)
