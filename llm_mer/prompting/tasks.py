@@ -201,86 +201,78 @@ class Task:
         question = entry.get("question") or {}
         if not isinstance(question, dict) or not all(isinstance(v, str) and v.strip() for v in question.values()):
             raise UserError(f"{where}: task {name!r} has question {question!r}; it must be {{en: …, zh: …}}, text in each")
-        if unspoken := sorted(str(language) for language in question if language not in LANGUAGES):
-            raise UserError(f"{where}: task {name!r} has a question in {unspoken}; languages are {', '.join(LANGUAGES)}")
-        if kind == "classification":
-            labels = []
-            given = entry.get("labels") or []
-            if not isinstance(given, list):
-                raise UserError(
-                    f"{where}: task {name!r} has labels {given!r}; it must be a list of {{name: …, en: …, zh: …}}"
-                )
-            for row in given:
-                if not isinstance(row, dict) or "name" not in row:
-                    raise UserError(f"{where}: task {name!r} has label {row!r}; a label is {{name: …, en: …, zh: …}}")
-                spoken_as = {str(k): _require_text(v, f"{where}: task {name!r}: label {quote(row)}") for k, v in row.items()}
-                labels.append(Label(spoken_as.pop("name"), spoken_as))
-            if len(labels) < 2:
-                raise UserError(f"{where}: task {name!r} needs at least two labels, found {len(labels)}")
-            languages = set(labels[0].words)
-            for label in labels:
-                if set(label.words) != languages:
-                    raise UserError(f"{where}: label {label.name!r} of task {name!r} lacks a word in some language")
-            names = [label.name for label in labels]
-            if len(set(names)) != len(names):
-                raise UserError(f"{where}: task {name!r} names a label twice: {names}")
-            for language in languages:
-                spoken = [label.words[language].casefold() for label in labels]
-                if len(set(spoken)) != len(spoken):
-                    raise UserError(f"{where}: task {name!r} uses a word of language {language!r} twice: {spoken}")
-            spelt = entry.get("aliases") or {}
-            if not isinstance(spelt, dict):
-                raise UserError(f"{where}: task {name!r} has aliases {spelt!r}; it must be a mapping of spellings to labels")
-            place = f"{where}: task {name!r}: aliases"
-            aliases = {_require_text(k, place): _require_text(v, place) for k, v in spelt.items()}
-            unknown = sorted(set(aliases.values()) - set(names))
-            if unknown:
-                raise UserError(f"{where}: task {name!r} has aliases of unknown labels {unknown}; labels are {names}")
-            ignored = entry.get("ignored") or []
-            if not isinstance(ignored, list):
-                raise UserError(f"{where}: task {name!r} has ignored {ignored!r}; it must be a list of labels")
-            ignored = [_require_text(label, f"{where}: task {name!r}: ignored") for label in ignored]
-            spellings = {*names, *aliases, *(word for label in labels for word in label.words.values())}
-            both = sorted(spellings & set(ignored))
-            if both:
-                raise UserError(f"{where}: task {name!r} both asks about and ignores {both}")
-            return cls(
-                name=name,
-                kind=kind,
-                target=str(entry.get("target", name)),
-                labels=tuple(labels),
-                aliases=aliases,
-                ignored=tuple(ignored),
-                metrics=metrics,
-                question=dict(question),
-            )
-        if entry.get("ignored"):
-            raise UserError(f"{where}: task {name!r} is regression; only a classification task has ignored labels")
-        bounds, decimals = entry.get("range"), entry.get("decimals", 1)
-        try:
-            low, high = map(float, bounds or ())
-        except (TypeError, ValueError):
-            low = high = 0.0
-        if not -math.inf < low < high < math.inf:
-            raise UserError(f"{where}: task {name!r} needs range: [low, high] with low < high, found {bounds!r}")
-        if not isinstance(decimals, int) or isinstance(decimals, bool) or not 0 <= decimals <= 4:
-            raise UserError(f"{where}: task {name!r} has decimals {decimals!r}; it must be a whole number from 0 to 4")
-        if any(round(bound, decimals) != bound for bound in (low, high)):
-            raise UserError(f"{where}: range {bounds!r} of task {name!r} has more than its {decimals} decimals")
-        if METRIC_RANGES.get(metrics, (low, high)) != (low, high):
-            raise UserError(
-                f"{where}: task {name!r} has metrics {metrics!r} and range {bounds!r}; they are for the range "
-                f"{list(METRIC_RANGES[metrics])} alone: leave metrics out, or write plain"
-            )
-        return cls(
-            name=name,
-            kind=kind,
-            target=str(entry.get("target", name)),
-            score_range=(low, high),
-            decimals=decimals,
-            metrics=metrics,
-            question=dict(question),
+        if unsupported := sorted(str(language) for language in question if language not in LANGUAGES):
+            raise UserError(f"{where}: task {name!r} has a question in {unsupported}; languages are {', '.join(LANGUAGES)}")
+        is_classes = kind == "classification"
+        answers = _read_classes(name, entry, where) if is_classes else _read_range(name, entry, where, metrics)
+        target = str(entry.get("target", name))
+        return cls(name=name, kind=kind, target=target, metrics=metrics, question=dict(question), **answers)
+
+
+def _read_classes(name: str, entry: dict[str, Any], where: str) -> dict[str, Any]:
+    """The checked ``labels``, ``aliases`` and ``ignored`` of a classification task."""
+    labels = []
+    given = entry.get("labels") or []
+    if not isinstance(given, list):
+        raise UserError(f"{where}: task {name!r} has labels {given!r}; it must be a list of {{name: …, en: …, zh: …}}")
+    for row in given:
+        if not isinstance(row, dict) or "name" not in row:
+            raise UserError(f"{where}: task {name!r} has label {row!r}; a label is {{name: …, en: …, zh: …}}")
+        words = {str(k): _require_text(v, f"{where}: task {name!r}: label {quote(row)}") for k, v in row.items()}
+        labels.append(Label(words.pop("name"), words))
+    if len(labels) < 2:
+        raise UserError(f"{where}: task {name!r} needs at least two labels, found {len(labels)}")
+    languages = set(labels[0].words)
+    for label in labels:
+        if set(label.words) != languages:
+            raise UserError(f"{where}: label {label.name!r} of task {name!r} lacks a word in some language")
+    names = [label.name for label in labels]
+    if len(set(names)) != len(names):
+        raise UserError(f"{where}: task {name!r} names a label twice: {names}")
+    for language in languages:
+        folded = [label.words[language].casefold() for label in labels]
+        if len(set(folded)) != len(folded):
+            raise UserError(f"{where}: task {name!r} uses a word of language {language!r} twice: {folded}")
+    given_aliases = entry.get("aliases") or {}
+    if not isinstance(given_aliases, dict):
+        raise UserError(f"{where}: task {name!r} has aliases {given_aliases!r}; it must be a mapping of spellings to labels")
+    place = f"{where}: task {name!r}: aliases"
+    aliases = {_require_text(k, place): _require_text(v, place) for k, v in given_aliases.items()}
+    unknown = sorted(set(aliases.values()) - set(names))
+    if unknown:
+        raise UserError(f"{where}: task {name!r} has aliases of unknown labels {unknown}; labels are {names}")
+    ignored = entry.get("ignored") or []
+    if not isinstance(ignored, list):
+        raise UserError(f"{where}: task {name!r} has ignored {ignored!r}; it must be a list of labels")
+    ignored = [_require_text(label, f"{where}: task {name!r}: ignored") for label in ignored]
+    spellings = {*names, *aliases, *(word for label in labels for word in label.words.values())}
+    both = sorted(spellings & set(ignored))
+    if both:
+        raise UserError(f"{where}: task {name!r} both asks about and ignores {both}")
+    return {"labels": tuple(labels), "aliases": aliases, "ignored": tuple(ignored)}
+
+
+def _read_range(name: str, entry: dict[str, Any], where: str, metrics: str) -> dict[str, Any]:
+    """The checked ``score_range`` and ``decimals`` of a regression task."""
+    if entry.get("ignored"):
+        raise UserError(f"{where}: task {name!r} is regression; only a classification task has ignored labels")
+    bounds, decimals = entry.get("range"), entry.get("decimals", 1)
+    try:
+        low, high = map(float, bounds or ())
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if not -math.inf < low < high < math.inf:
+        raise UserError(f"{where}: task {name!r} needs range: [low, high] with low < high, found {bounds!r}")
+    if not isinstance(decimals, int) or isinstance(decimals, bool) or not 0 <= decimals <= 4:
+        raise UserError(f"{where}: task {name!r} has decimals {decimals!r}; it must be a whole number from 0 to 4")
+    if any(round(bound, decimals) != bound for bound in (low, high)):
+        raise UserError(f"{where}: range {bounds!r} of task {name!r} has more than its {decimals} decimals")
+    if METRIC_RANGES.get(metrics, (low, high)) != (low, high):
+        raise UserError(
+            f"{where}: task {name!r} has metrics {metrics!r} and range {bounds!r}; they are for the range "
+            f"{list(METRIC_RANGES[metrics])} alone: leave metrics out, or write plain"
         )
+    return {"score_range": (low, high), "decimals": decimals}
 
 
 def _default_metrics(kind: str, bounds: Any) -> str:
