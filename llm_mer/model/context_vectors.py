@@ -13,8 +13,6 @@ from llm_mer.distributed.sharded_parameters import gathered_parameters
 from llm_mer.model.modeling_mer import conditional_generation_of
 from llm_mer.model.processing_mer import MerProcessor
 
-TEXT_BATCH = 64
-
 
 def mean_token_embeddings(model: nn.Module, processor: MerProcessor, texts: Sequence[str]) -> np.ndarray:
     """Mean of the backbone's token embeddings of each text: ``(N, H)`` float32."""
