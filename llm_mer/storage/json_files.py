@@ -25,7 +25,10 @@ def read_json(path: Path, missing: str | None = None) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: damaged or cut off, not JSON: {error}") from None
     # Other libraries' files (trainer_state.json) hold NaN where a number is not known.
-    return parse_json(text, f"{path}: damaged or cut off", finite=False)
+    try:
+        return parse_json(text, str(path), finite=False)
+    except UserError as error:
+        raise UserError(f"{path}: damaged or cut off, {str(error).removeprefix(f'{path}: ')}") from None
 
 
 def read_json_object(path: Path, missing: str | None = None) -> dict[str, Any]:
