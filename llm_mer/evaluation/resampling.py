@@ -7,40 +7,56 @@ from typing import Any
 
 import numpy as np
 
+from llm_mer.evaluation.clusters import UTTERANCE, Clusters
 from llm_mer.evaluation.metrics import class_indices
 from llm_mer.prompting.tasks import Task
 
 BLOCK = 250
 """Resamples handled together; bounds memory to ``BLOCK × n`` numbers."""
 
-Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Truth and prediction ``(R, n)`` to one value a row ``(R,)``."""
+Statistic = Callable[..., np.ndarray]
+"""Truth and prediction ``(R, n)`` to one value a row ``(R,)``; with weights ``(R, n)``, one truth and prediction ``(1, n)``
+serve all rows, and an entry counts as often as its weight says."""
 
 
-def accuracy(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def _mean(values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """``Σ_i w_i x_i / Σ_i w_i`` along the last axis: ``(R, n)`` to ``(R,)``."""
+    if weights is None:
+        return np.asarray(values.mean(axis=1))
+    return np.asarray((weights * values).sum(axis=1) / weights.sum(axis=1))
+
+
+def _count(hits: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """``Σ_i w_i [hit_i]``: ``(R, n)`` to ``(R,)``."""
+    return np.asarray((hits if weights is None else weights * hits).sum(axis=1))
+
+
+def accuracy(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Share of equal entries."""
-    return np.asarray((truth == predicted).mean(axis=1))
+    return _mean(truth == predicted, weights)
 
 
-def _per_class(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _per_class(
+    truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hits, truths and predictions of each class: three ``(R, C)``."""
     classes = np.unique(truth)
-    hits = np.stack([((truth == c) & (predicted == c)).sum(axis=1) for c in classes], axis=1)
-    true = np.stack([(truth == c).sum(axis=1) for c in classes], axis=1)
-    guessed = np.stack([(predicted == c).sum(axis=1) for c in classes], axis=1)
+    hits = np.stack([_count((truth == c) & (predicted == c), weights) for c in classes], axis=1)
+    true = np.stack([_count(truth == c, weights) for c in classes], axis=1)
+    guessed = np.stack([_count(predicted == c, weights) for c in classes], axis=1)
     return hits, true, guessed
 
 
-def weighted_f1(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def weighted_f1(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """``Σ_c n_c / n · 2 hits_c / (n_c + m_c)`` with ``n_c`` truths and ``m_c`` predictions of class c."""
-    hits, true, guessed = _per_class(truth, predicted)
+    hits, true, guessed = _per_class(truth, predicted, weights)
     f1 = 2 * hits / np.maximum(true + guessed, 1)
-    return np.asarray((f1 * true).sum(axis=1) / truth.shape[1])
+    return np.asarray((f1 * true).sum(axis=1) / true.sum(axis=1))
 
 
-def mean_recall(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def mean_recall(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Mean recall over the classes present in each row (IEMOCAP's UA)."""
-    hits, true, _ = _per_class(truth, predicted)
+    hits, true, _ = _per_class(truth, predicted, weights)
     present = true > 0
     return np.asarray(np.where(present, hits / np.maximum(true, 1), 0.0).sum(axis=1) / present.sum(axis=1))
 
@@ -49,23 +65,23 @@ def one_vs_all_accuracy(num_classes: int) -> Statistic:
     """LPGNet's accuracy, the mean over classes of *is it this class or not*: a wrong answer misses two classes of C, an
     unparseable one misses one."""
 
-    def statistic(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    def statistic(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         missed = np.where(truth == predicted, 0, np.where(predicted < 0, 1, 2))
-        return np.asarray(1 - missed.mean(axis=1) / num_classes)
+        return np.asarray(1 - _mean(missed, weights) / num_classes)
 
     return statistic
 
 
-def mean_absolute_error(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def mean_absolute_error(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Mean of ``|truth − predicted|``."""
-    return np.asarray(np.abs(truth - predicted).mean(axis=1))
+    return _mean(np.abs(truth - predicted), weights)
 
 
-def correlation(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def correlation(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Pearson's r; 0 where either is constant."""
-    x, y = truth - truth.mean(axis=1, keepdims=True), predicted - predicted.mean(axis=1, keepdims=True)
-    scale = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
-    return np.asarray(np.where(scale > 1e-12, (x * y).sum(axis=1) / np.maximum(scale, 1e-12), 0.0))
+    x, y = (values - _mean(values, weights)[:, None] for values in (truth, predicted))
+    scale = np.sqrt(_count(x**2, weights) * _count(y**2, weights))
+    return np.asarray(np.where(scale > 1e-12, _count(x * y, weights) / np.maximum(scale, 1e-12), 0.0))
 
 
 def root_mean_square_error(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -94,23 +110,79 @@ def statistics_of(task: Task) -> dict[str, Statistic]:
     return found
 
 
+def readable(task: Task, n: int, *systems: Sequence[Any]) -> np.ndarray:
+    """Which of the ``n`` rows are scored: all classes (an unreadable one is wrong), scores that every system has."""
+    if task.kind == "classification":
+        return np.ones(n, dtype=bool)
+    return np.array([all(system[i] is not None for system in systems) for i in range(n)], dtype=bool)
+
+
 def as_arrays(task: Task, truth: Sequence[Any], *systems: Sequence[Any]) -> list[np.ndarray]:
     """Truth and predictions as arrays: class indices (−1 unparseable), or scores clipped as the convention says."""
     if task.kind == "classification":
         return [class_indices(task, list(values)) for values in (truth, *systems)]
-    read = np.array([all(system[i] is not None for system in systems) for i in range(len(truth))])
+    read = readable(task, len(truth), *systems)
     arrays = [np.array([float(v) for v, r in zip(values, read, strict=True) if r]) for values in (truth, *systems)]
     return [np.clip(a, -1.0, 1.0) for a in arrays] if task.metrics == "sims" else arrays
 
 
-def resample(statistic: Statistic, truth: np.ndarray, predicted: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """The statistic over resampled rows: ``(resamples,)``. The same seed and size draw the same rows."""
+def resample(
+    statistic: Statistic,
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    resamples: int,
+    seed: int,
+    clusters: Clusters | None = None,
+) -> np.ndarray:
+    """The statistic over resampled rows: ``(resamples,)``. The same seed and size draw the same rows.
+
+    With ``clusters`` whole dialogues or speakers are drawn, as many as there are, each with all of its rows, and the values
+    are spread by :func:`expand`.
+    """
+    found = _plain_resample(statistic, truth, predicted, resamples, seed, clusters)
+    return found if clusters is None or clusters.unit == UTTERANCE else expand(found, clusters.count)
+
+
+def _plain_resample(
+    statistic: Statistic,
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    resamples: int,
+    seed: int,
+    clusters: Clusters | None,
+) -> np.ndarray:
+    """:func:`resample` before :func:`expand`: differences are taken first, and then expanded."""
     generator = np.random.default_rng(seed)
     values = []
     for start in range(0, resamples, BLOCK):
-        rows = generator.integers(0, len(truth), (min(BLOCK, resamples - start), len(truth)))
-        values.append(statistic(truth[rows], predicted[rows]))
+        block = min(BLOCK, resamples - start)
+        if clusters is not None and clusters.unit != UTTERANCE:
+            # How often each cluster is drawn is all a statistic needs: a row counts as often as its cluster.
+            drawn = generator.multinomial(clusters.count, np.full(clusters.count, 1 / clusters.count), block)
+            values.append(statistic(truth[None], predicted[None], drawn[:, clusters.index]))
+        else:
+            rows = generator.integers(0, len(truth), (block, len(truth)))
+            values.append(statistic(truth[rows], predicted[rows]))
     return np.concatenate(values)
+
+
+def expand(values: np.ndarray, units: int) -> np.ndarray:
+    """Resampled values ``(R,)``, in their order, spread as far as an interval from few units must reach.
+
+    The percentile interval of G resampled units is too narrow by ``√((G − 1) / G)`` and has the tails of a normal
+    distribution where Student's with G − 1 degrees of freedom are due. The value at rank u is replaced by the one at rank
+    ``Φ(√(G / (G − 1)) · t⁻¹_{G−1}(u))`` (Hesterberg's expanded percentile interval, *What teachers should know about the
+    bootstrap*, 2015), so that plain percentiles of what is returned are the expanded ones. Nothing leaves the range of the
+    values, so an accuracy stays within 0 and 1.
+    """
+    from scipy.stats import norm, t
+
+    order = np.argsort(values, kind="stable")
+    rank = (np.arange(len(values)) + 0.5) / len(values)
+    reached = norm.cdf(np.sqrt(units / (units - 1)) * t.ppf(rank, units - 1))
+    expanded = np.empty(len(values))
+    expanded[order] = np.quantile(values, reached)
+    return expanded
 
 
 def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -143,28 +215,45 @@ def two_sided_p(differences: np.ndarray) -> float:
     return float(min(1.0, 2 * min(below, above)))
 
 
+def adjusted_p(p_values: Sequence[float]) -> list[float]:
+    """p-values of one table, adjusted for their number (Benjamini and Hochberg): one policy for every command."""
+    from scipy.stats import false_discovery_control
+
+    return [float(p) for p in false_discovery_control(list(p_values))] if p_values else []
+
+
 def metric_intervals(
-    task: Task, truth: Sequence[Any], predicted: Sequence[Any], resamples: int, seed: int
+    task: Task,
+    truth: Sequence[Any],
+    predicted: Sequence[Any],
+    resamples: int,
+    seed: int,
+    clusters: Clusters | None = None,
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals of :func:`statistics_of` a task; empty when nothing could be read."""
+    read = readable(task, len(truth), predicted)
     true, guess = as_arrays(task, truth, predicted)
     if not len(true):
         return {}
+    kept = None if clusters is None else clusters.take(read)
     return {
-        name: percentile_interval(resample(statistic, true, guess, resamples, seed))
+        name: percentile_interval(resample(statistic, true, guess, resamples, seed, kept))
         for name, statistic in statistics_of(task).items()
     }
 
 
 def paired_difference(
-    task: Task, metric: str, truth: Sequence[Any], first: Sequence[Any], second: Sequence[Any], resamples: int, seed: int
+    task: Task,
+    metric: str,
+    truth: Sequence[Any],
+    first: Sequence[Any],
+    second: Sequence[Any],
+    resamples: int,
+    seed: int,
+    clusters: Clusters | None = None,
 ) -> tuple[float, tuple[float, float], float]:
-    """``metric(first) − metric(second)``, its 95 % interval and two-sided p-value, rows resampled in pairs."""
-    true, one, two = as_arrays(task, truth, first, second)
-    statistic = statistics_of(task)[metric]
-    difference = float(statistic(true[None], one[None])[0] - statistic(true[None], two[None])[0])
-    spread = resample(statistic, true, one, resamples, seed) - resample(statistic, true, two, resamples, seed)
-    return difference, percentile_interval(spread), two_sided_p(spread)
+    """``metric(first) − metric(second)``, its 95 % interval and two-sided p-value, rows (or clusters) resampled in pairs."""
+    return paired_difference_over_seeds(task, metric, truth, [first], [second], resamples, seed, clusters)
 
 
 def paired_difference_over_seeds(
@@ -175,26 +264,52 @@ def paired_difference_over_seeds(
     second: Sequence[Sequence[Any]] | None,
     resamples: int,
     seed: int,
+    clusters: Clusters | None = None,
 ) -> tuple[float, tuple[float, float], float]:
     """:func:`paired_difference` of two systems trained with several seeds each, ``first[seed][sample]``.
 
-    Utterances are resampled, the same for every seed and both systems, and the metric is averaged over seeds: seeds share
-    their utterances, so pooling all answers would pretend to more data than there is. Without ``second`` the interval is
-    of the first system's own mean, and p is 1.
+    Two things are random. **Utterances**: they (or their ``clusters``) are resampled, the same for every seed and both
+    systems, and the metric is averaged over seeds; seeds share their utterances, so pooling all answers would pretend to
+    more data than there is. **Training**: the S values of a system's seeds have the sample standard deviation s, and their
+    mean deviates from that of all seeds by ``s / √S`` times a Student's t with S − 1 degrees of freedom, which is added to
+    each resample, for each system on its own. One seed says nothing of training, and nothing is added.
+
+    Only rows are scored whose answer could be read in every seed of both systems, so that pairs stay pairs. Without
+    ``second`` the interval is of the first system's own mean, and p is 1.
     """
     statistic = statistics_of(task)[metric]
+    read = readable(task, len(truth), *first, *(second or ()))
+    kept = None if clusters is None else clusters.take(read)
+    rows = np.flatnonzero(read)
+    generator = np.random.default_rng([seed, 1])
 
-    def averaged(systems: Sequence[Sequence[Any]]) -> tuple[float, np.ndarray]:
+    def averaged(systems: Sequence[Sequence[Any]]) -> tuple[float, np.ndarray, np.ndarray]:
         points, spreads = [], []
         for answers in systems:
-            true, guess = as_arrays(task, truth, answers)
+            true, guess = as_arrays(task, [truth[i] for i in rows], [answers[i] for i in rows])
             points.append(float(statistic(true[None], guess[None])[0]))
-            spreads.append(resample(statistic, true, guess, resamples, seed))
-        return float(np.mean(points)), np.mean(spreads, axis=0)
+            spreads.append(_plain_resample(statistic, true, guess, resamples, seed, kept))
+        return float(np.mean(points)), np.mean(spreads, axis=0), training_noise(points, resamples, generator)
 
-    value, spread = averaged(first)
-    if second is None:
-        return value, percentile_interval(spread), 1.0
-    other, other_spread = averaged(second)
-    spread = spread - other_spread
-    return value - other, percentile_interval(spread), two_sided_p(spread)
+    value, spread, noise = averaged(first)
+    if second is not None:
+        other, other_spread, other_noise = averaged(second)
+        value, spread, noise = value - other, spread - other_spread, noise - other_noise
+    if kept is not None and kept.unit != UTTERANCE:
+        spread = expand(spread, kept.count)
+    spread = spread + noise
+    return value, percentile_interval(spread), 1.0 if second is None else two_sided_p(spread)
+
+
+def training_noise(points: Sequence[float], resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """How far the mean of S seeds' values may be from that of all seeds: ``s / √S · t_{S−1}``, ``(resamples,)``.
+
+    The quantiles of Student's t in random order instead of draws: its tails are long, and draws of them are noise. Zeros
+    for one seed, whose spread is not known.
+    """
+    from scipy.stats import t
+
+    if len(points) < 2:
+        return np.zeros(resamples)
+    quantiles = t.ppf((np.arange(resamples) + 0.5) / resamples, len(points) - 1)
+    return generator.permutation(quantiles) * float(np.std(points, ddof=1)) / np.sqrt(len(points))
