@@ -30,7 +30,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from llm_mer.data.store import UtteranceStore
-from llm_mer.evaluation.resampling import clustered_mean_interval
+from llm_mer.evaluation.clusters import Clusters
+from llm_mer.evaluation.resampling import mean_interval
 
 HERE = Path(__file__).resolve().parent / "clean_bench"
 RUNS: dict[str, tuple[str, ...]] = {
@@ -135,7 +136,7 @@ def clip_of(identifier: str) -> str:
 
 
 def mean_with_interval(values: np.ndarray, clusters: Sequence[str], signed: bool = False) -> str:
-    low, high = clustered_mean_interval(values.astype(float), clusters, RESAMPLES, 0)
+    low, high = mean_interval(values.astype(float), Clusters.named("clip", list(clusters)), RESAMPLES, 0)
     sign = "+" if signed else ""
     return f"{values.mean():{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -30,33 +31,53 @@ class Clusters:
 
     @classmethod
     def of(cls, predictions: Sequence[Prediction]) -> Clusters:
-        """Dialogues where some dialogue has two answers or more, else speakers likewise, else utterances.
+        """Dialogues where some dialogue has two utterances or more, else speakers likewise, else utterances.
 
         An answer without a dialogue (or speaker) is a unit of its own. A single unit cannot be resampled, so the next
-        smaller one is taken. One name in two languages is one dialogue: translations of it are not independent.
+        smaller one is taken. One name in two languages is one unit: translations of it are not independent.
         """
+        utterances = len({p.id for p in predictions})
         for unit, names in (
             (DIALOGUE, [p.dialogue_id for p in predictions]),
             (SPEAKER, [p.speaker for p in predictions]),
         ):
-            # A name can never equal the place of an answer that has none: one is text, the other a number.
-            keys: list[str | int] = [place if name is None else name for place, name in enumerate(names)]
-            numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-            if 1 < len(numbers) < len(keys):
-                return cls(unit, np.array([numbers[key] for key in keys]), len(numbers))
-        return cls.utterances(len(predictions))
+            # A name can never equal a pair, so an answer without one shares its unit with none but its own translation.
+            found = cls.named(
+                unit, [("", p.id) if name is None else name for p, name in zip(predictions, names, strict=True)]
+            )
+            if 1 < found.count < utterances:
+                return found
+        return cls.named(UTTERANCE, [p.id for p in predictions])
 
     @classmethod
-    def utterances(cls, n: int) -> Clusters:
-        """Every answer for itself."""
-        return cls(UTTERANCE, np.arange(n), n)
+    def named(cls, unit: str, names: Sequence[Hashable]) -> Clusters:
+        """Answers of one name are one unit."""
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        return cls(unit, np.array([numbers[name] for name in names], dtype=np.int64), len(numbers))
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether any unit has two answers or more."""
+        return self.count < len(self.index)
 
     def take(self, kept: np.ndarray) -> Clusters:
         """The units of the answers that are ``True`` in ``kept`` ``(n,)``."""
-        if self.unit == UTTERANCE:
-            return Clusters.utterances(int(kept.sum()))
-        present, index = np.unique(self.index[kept], return_inverse=True)
-        return Clusters(self.unit, index, len(present))
+        return self.named(self.unit, self.index[kept].tolist())
+
+    def draw(self, resamples: int, seed: int) -> np.ndarray:
+        """How often each unit stands in each resample of as many units as there are: ``(resamples, count)``."""
+        return np.random.default_rng(seed).multinomial(self.count, np.full(self.count, 1 / self.count), resamples)
 
     def __str__(self) -> str:
         return f"{self.count} {self.unit}{'' if self.count == 1 else 's'}"
+
+
+class HasUnit(Protocol):
+    """A row of a table that says what its interval resamples."""
+
+    unit: str
+
+
+def units_of(rows: Sequence[HasUnit]) -> str:
+    """``dialogues``, or ``dialogues and utterances`` where rows differ."""
+    return " and ".join(f"{unit}s" for unit in dict.fromkeys(row.unit for row in rows))

@@ -1,6 +1,6 @@
 """What the answers depend on: how many of them change, and what it costs, when a part comes from another utterance.
 
-The rule of the sentence, for each swapped part, by 95 % intervals over whole clusters (:func:`clusters_of`):
+The rule of the sentence, for each swapped part, by 95 % intervals over whole clusters (:class:`Clusters`):
 
 * it is **read** where the swap makes the score worse: the interval of the cost lies above 0;
 * else it **moves the answers without a gain** where the swap changes more than :data:`NOTICEABLE` of them: the interval of
@@ -16,15 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from llm_mer.evaluation.clusters import Clusters
 from llm_mer.evaluation.conditions import AS_IS, FEATURES, TRANSCRIPT, Condition
-from llm_mer.evaluation.resampling import clustered_mean_interval
+from llm_mer.evaluation.resampling import mean_interval
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
 
 NOTICEABLE = 0.05
 """Share of answers up to which a change is not worth a word; of a score's range, up to which it counts as the same."""
-LEAST_CLUSTERS = 10
-"""An interval from fewer dialogues or speakers than this says nothing."""
 SOURCES: dict[tuple[str, ...], str] = {
     (TRANSCRIPT,): "the words",
     ("text",): "the words",
@@ -93,19 +92,6 @@ def _share(entry: dict[str, Any]) -> Share:
     return Share(entry["value"], (low, high))
 
 
-def clusters_of(predictions: Sequence[Prediction]) -> tuple[str, list[str]]:
-    """What is drawn together, and each prediction's cluster: dialogues, else speakers, else utterances.
-
-    Dialogues or speakers where every prediction names one and there are :data:`LEAST_CLUSTERS` of them. An utterance in two
-    languages is one cluster.
-    """
-    for name, plural in (("dialogue_id", "dialogues"), ("speaker", "speakers")):
-        values = [getattr(p, name) for p in predictions]
-        if None not in values and len(set(values)) >= LEAST_CLUSTERS:
-            return plural, values
-    return "utterances", [p.id for p in predictions]
-
-
 def find_dependence(
     task: Task,
     by_condition: Mapping[str, Sequence[Prediction]],
@@ -125,14 +111,14 @@ def find_dependence(
     if not wanted or not places:
         return None
     as_is = [by_condition[AS_IS][i] for i in places]
-    kind, clusters = clusters_of(as_is)
+    clusters = Clusters.of(as_is)
     tolerance = 0.0
     if task.kind == "regression":
         low, high = task.require_range()
         tolerance = NOTICEABLE * (high - low)
 
     def share(values: np.ndarray) -> Share:
-        return Share(float(values.mean()), clustered_mean_interval(values, clusters, resamples, seed))
+        return Share(float(values.mean()), mean_interval(values, clusters, resamples, seed))
 
     before = errors(task, as_is)
     swaps = []
@@ -147,7 +133,7 @@ def find_dependence(
     if with_backbone and all(p.head_value is not None for p in as_is):
         agreement = share(1.0 - np.array([differ(p.value, p.head_value, tolerance) for p in as_is], float))
     who = "the language model" if with_backbone else "the adapter"
-    return Dependence(task.name, kind, len(set(clusters)), sentence_of(who, swaps), swaps, agreement)
+    return Dependence(task.name, f"{clusters.unit}s", clusters.count, sentence_of(who, swaps), swaps, agreement)
 
 
 def errors(task: Task, predictions: Sequence[Prediction]) -> np.ndarray:

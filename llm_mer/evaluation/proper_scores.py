@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
+from llm_mer.evaluation.clusters import Clusters
 from llm_mer.evaluation.metrics import ECE_BINS
-from llm_mer.evaluation.resampling import BLOCK, percentile_interval
+from llm_mer.evaluation.resampling import expand, percentile_interval
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
 from llm_mer.scoring.temperature import scale_by_temperature
@@ -25,7 +26,7 @@ class ProbabilityScore:
     Attributes:
         metric: ``nll`` (of the true answer; of a score, of the nearest on its grid), ``brier`` and ``ece`` of classes,
             ``crps`` of scores.
-        value, interval: of the answers as they were given; 95 %, dialogues resampled whole (utterances without one alone).
+        value, interval: of the answers as they were given; 95 % over :class:`Clusters`.
         uncalibrated, uncalibrated_interval: of the same answers without their temperatures; None where there is none.
         difference_interval: of ``value - uncalibrated``, over the same draws.
     """
@@ -90,20 +91,25 @@ def probability_scores(task: Task, predictions: Sequence[Prediction], resamples:
         inverse = [1.0 / (p.temperature or 1.0) for p in predictions]
         raw = np.stack([scale_by_temperature(row, factor) for row, factor in zip(log_probs, inverse, strict=True)])
         before = contributions(task, raw, predictions)
-    draws = _cluster_draws([p.dialogue_id or f"\0{p.id}" for p in predictions], resamples, seed)
+    clusters = Clusters.of(predictions)
+    drawn = clusters.draw(resamples, seed)
+
+    def widened(spread: np.ndarray) -> Interval:
+        return percentile_interval(expand(spread, clusters.count))
+
     scores = []
     for metric, parts in given.items():
-        value, spread = _value(parts), draws.spread(parts)
-        score = ProbabilityScore(metric, value, percentile_interval(spread))
+        value, spread = _value(parts), _spread(parts, clusters, drawn)
+        score = ProbabilityScore(metric, value, widened(spread))
         if before is not None:
-            raw_spread = draws.spread(before[metric])
+            raw_spread = _spread(before[metric], clusters, drawn)
             score = ProbabilityScore(
                 metric,
                 value,
                 score.interval,
                 _value(before[metric]),
-                percentile_interval(raw_spread),
-                percentile_interval(spread - raw_spread),
+                widened(raw_spread),
+                widened(spread - raw_spread),
             )
         scores.append(score)
     return scores
@@ -113,28 +119,10 @@ def _value(parts: np.ndarray) -> float:
     return float(np.abs(parts.sum(axis=0)).sum() / len(parts)) if parts.shape[1] > 1 else float(parts.mean())
 
 
-@dataclass
-class _Draws:
-    """How often each of ``G`` clusters stands in each resample: ``counts (R, G)``; ``members (N,)`` the cluster of a row."""
-
-    counts: np.ndarray
-    members: np.ndarray
-
-    def spread(self, parts: np.ndarray) -> np.ndarray:
-        """``(N, K)`` contributions to the metric of each resample ``(R,)``."""
-        clusters = self.counts.shape[1]
-        sums = np.zeros((clusters, parts.shape[1]))
-        np.add.at(sums, self.members, parts)
-        total = self.counts @ sums
-        sizes = self.counts @ np.bincount(self.members, minlength=clusters)
-        return np.asarray((np.abs(total).sum(axis=1) if parts.shape[1] > 1 else total[:, 0]) / sizes)
-
-
-def _cluster_draws(clusters: Sequence[str], resamples: int, seed: int) -> _Draws:
-    names, members = np.unique(np.array(clusters, dtype=object).astype(str), return_inverse=True)
-    generator, count = np.random.default_rng(seed), len(names)
-    counts = []
-    for start in range(0, resamples, BLOCK):
-        drawn = generator.integers(0, count, (min(BLOCK, resamples - start), count))
-        counts.append(np.stack([np.bincount(row, minlength=count) for row in drawn]))
-    return _Draws(np.concatenate(counts), members)
+def _spread(parts: np.ndarray, clusters: Clusters, drawn: np.ndarray) -> np.ndarray:
+    """``(N, K)`` contributions to the metric of each resample ``(R,)``; ``drawn (R, G)`` counts its units."""
+    sums = np.zeros((clusters.count, parts.shape[1]))
+    np.add.at(sums, clusters.index, parts)
+    total = drawn @ sums
+    sizes = drawn @ np.bincount(clusters.index, minlength=clusters.count)
+    return np.asarray((np.abs(total).sum(axis=1) if parts.shape[1] > 1 else total[:, 0]) / sizes)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_mer.evaluation.clusters import UTTERANCE, Clusters
+from llm_mer.evaluation.clusters import Clusters
 from llm_mer.evaluation.metrics import class_indices
 from llm_mer.prompting.tasks import Task
 
@@ -84,17 +84,25 @@ def correlation(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray | 
     return np.asarray(np.where(scale > 1e-12, _count(x * y, weights) / np.maximum(scale, 1e-12), 0.0))
 
 
-def root_mean_square_error(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Root of the mean of ``(truth − predicted)²``."""
-    return np.asarray(np.sqrt(((truth - predicted) ** 2).mean(axis=1)))
+def root_mean_square_error(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """``√mean((truth − predicted)²)``."""
+    return np.sqrt(_mean((truth - predicted) ** 2, weights))
 
 
-def concordance(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def concordance(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Lin's concordance correlation; 0 where neither side varies."""
-    x, y = truth.mean(axis=1), predicted.mean(axis=1)
-    covariance = ((truth - x[:, None]) * (predicted - y[:, None])).mean(axis=1)
-    scale = truth.var(axis=1) + predicted.var(axis=1) + (x - y) ** 2
-    return np.asarray(np.where(scale > 1e-12, 2 * covariance / np.maximum(scale, 1e-12), 0.0))
+    x, y = _mean(truth, weights), _mean(predicted, weights)
+    dx, dy = truth - x[:, None], predicted - y[:, None]
+    scale = _mean(dx**2, weights) + _mean(dy**2, weights) + (x - y) ** 2
+    return np.asarray(np.where(scale > 1e-12, 2 * _mean(dx * dy, weights) / np.maximum(scale, 1e-12), 0.0))
+
+
+RANGES = {
+    **dict.fromkeys(("accuracy", "weighted_f1", "ua", "ova_accuracy"), (0.0, 1.0)),
+    **dict.fromkeys(("corr", "ccc"), (-1.0, 1.0)),
+    **dict.fromkeys(("mae", "rmse"), (0.0, np.inf)),
+}
+"""The least and the greatest value of each metric of :func:`statistics_of`."""
 
 
 def statistics_of(task: Task) -> dict[str, Statistic]:
@@ -140,7 +148,7 @@ def resample(
     are spread by :func:`expand`.
     """
     found = _plain_resample(statistic, truth, predicted, resamples, seed, clusters)
-    return found if clusters is None or clusters.unit == UTTERANCE else expand(found, clusters.count)
+    return expand(found, clusters.count) if clusters is not None and clusters.is_grouped else found
 
 
 def _plain_resample(
@@ -152,17 +160,18 @@ def _plain_resample(
     clusters: Clusters | None,
 ) -> np.ndarray:
     """:func:`resample` before :func:`expand`: differences are taken first, and then expanded."""
-    generator = np.random.default_rng(seed)
     values = []
+    if clusters is not None and clusters.is_grouped:
+        # How often each unit is drawn is all a statistic needs: a row counts as often as its unit.
+        drawn = clusters.draw(resamples, seed)
+        for start in range(0, resamples, BLOCK):
+            weights = drawn[start : start + BLOCK, clusters.index]
+            values.append(statistic(truth[None], predicted[None], weights))
+        return np.concatenate(values)
+    generator = np.random.default_rng(seed)
     for start in range(0, resamples, BLOCK):
-        block = min(BLOCK, resamples - start)
-        if clusters is not None and clusters.unit != UTTERANCE:
-            # How often each cluster is drawn is all a statistic needs: a row counts as often as its cluster.
-            drawn = generator.multinomial(clusters.count, np.full(clusters.count, 1 / clusters.count), block)
-            values.append(statistic(truth[None], predicted[None], drawn[:, clusters.index]))
-        else:
-            rows = generator.integers(0, len(truth), (block, len(truth)))
-            values.append(statistic(truth[rows], predicted[rows]))
+        rows = generator.integers(0, len(truth), (min(BLOCK, resamples - start), len(truth)))
+        values.append(statistic(truth[rows], predicted[rows]))
     return np.concatenate(values)
 
 
@@ -177,6 +186,8 @@ def expand(values: np.ndarray, units: int) -> np.ndarray:
     """
     from scipy.stats import norm, t
 
+    if units < 2:
+        return values
     order = np.argsort(values, kind="stable")
     rank = (np.arange(len(values)) + 0.5) / len(values)
     reached = norm.cdf(np.sqrt(units / (units - 1)) * t.ppf(rank, units - 1))
@@ -191,19 +202,11 @@ def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float,
     return float(low), float(high)
 
 
-def clustered_mean_interval(values: np.ndarray, clusters: Sequence[str], resamples: int, seed: int) -> tuple[float, float]:
-    """95 % percentile interval of the mean of ``values (N,)`` when whole clusters are drawn with replacement.
-
-    ``Σ_drawn sum_c / Σ_drawn n_c``: the mean over utterances, as many clusters drawn as there are.
-    """
-    names, place = np.unique(np.asarray(clusters), return_inverse=True)
-    sums, counts = np.bincount(place, values), np.bincount(place)
-    generator = np.random.default_rng(seed)
-    means = []
-    for start in range(0, resamples, BLOCK):
-        drawn = generator.integers(0, len(names), (min(BLOCK, resamples - start), len(names)))
-        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    return percentile_interval(np.concatenate(means))
+def mean_interval(values: np.ndarray, clusters: Clusters, resamples: int, seed: int) -> tuple[float, float]:
+    """95 % percentile interval of the mean of ``values`` ``(n,)``: ``Σ_drawn sum_c / Σ_drawn n_c`` over drawn units."""
+    drawn = clusters.draw(resamples, seed)
+    sums, sizes = (np.bincount(clusters.index, weights, clusters.count) for weights in (values, None))
+    return percentile_interval(expand(drawn @ sums / (drawn @ sizes), clusters.count))
 
 
 def two_sided_p(differences: np.ndarray) -> float:
@@ -280,7 +283,7 @@ def paired_difference_over_seeds(
     statistic = statistics_of(task)[metric]
     read = readable(task, len(truth), *first, *(second or ()))
     kept = None if clusters is None else clusters.take(read)
-    rows = np.flatnonzero(read)
+    rows = np.flatnonzero(read).tolist()
     generator = np.random.default_rng([seed, 1])
 
     def averaged(systems: Sequence[Sequence[Any]]) -> tuple[float, np.ndarray, np.ndarray]:
@@ -295,10 +298,13 @@ def paired_difference_over_seeds(
     if second is not None:
         other, other_spread, other_noise = averaged(second)
         value, spread, noise = value - other, spread - other_spread, noise - other_noise
-    if kept is not None and kept.unit != UTTERANCE:
+    if kept is not None and kept.is_grouped:
         spread = expand(spread, kept.count)
     spread = spread + noise
-    return value, percentile_interval(spread), 1.0 if second is None else two_sided_p(spread)
+    # Student's t of two or three seeds reaches far beyond what a metric can be.
+    least, most = RANGES[metric] if second is None else (RANGES[metric][0] - RANGES[metric][1], np.ptp(RANGES[metric]))
+    low, high = np.clip(percentile_interval(spread), least, most)
+    return value, (float(low), float(high)), 1.0 if second is None else two_sided_p(spread)
 
 
 def training_noise(points: Sequence[float], resamples: int, generator: np.random.Generator) -> np.ndarray:

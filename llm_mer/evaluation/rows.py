@@ -13,6 +13,7 @@ import numpy as np
 
 from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.errors import UserError
+from llm_mer.evaluation.clusters import FEW, UTTERANCE, Clusters
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, Condition
 from llm_mer.evaluation.dependence import Dependence, dependence_lines
 from llm_mer.evaluation.metrics import compute_metrics, majority_baseline
@@ -54,7 +55,9 @@ class Row:
     the row's own majority class or mean score would get: no constant answer does better on accuracy. ``by`` says what the
     subset is one of: a tag, a length, a turn. ``outside_share`` is the mean probability that a free answer of the language
     model would be none of the admissible ones, ``1/N Σ exp(outside_mass)``; None where no language model scored the answers
-    or the file is older than this entry. ``probability_scores`` stand in rows of the answers as is.
+    or the file is older than this entry. ``probability_scores`` stand in rows of the answers as is. ``unit`` is what the
+    intervals resample (``dialogue``, ``speaker``, ``utterance``), ``units`` how many of them there are; files older than
+    these entries resampled utterances.
     """
 
     condition: str
@@ -69,6 +72,8 @@ class Row:
     by: str = TAG
     outside_share: float | None = None
     probability_scores: list[ProbabilityScore] = field(default_factory=list)
+    unit: str = UTTERANCE
+    units: int | None = None
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Row:
@@ -188,6 +193,7 @@ def score_rows(
             if not use_parsed and task.kind == "regression" and all(p.interval is not None for p in chosen):
                 intervals = np.array([p.interval for p in chosen])
             metrics = compute_metrics(task, truth, values, log_probs, intervals)
+            clusters = Clusters.of(chosen)
             rows.append(
                 Row(
                     condition,
@@ -197,11 +203,13 @@ def score_rows(
                     len(chosen),
                     metrics["unparseable_rate"],
                     {k: float(v) for k, v in metrics.items() if k not in ("n", "unparseable_rate")},
-                    metric_intervals(task, truth, values, resamples, seed),
+                    metric_intervals(task, truth, values, resamples, seed, clusters),
                     {k: float(v) for k, v in majority_baseline(task, truth).items() if k != "n"},
                     grouping,
                     None if use_parsed else _outside_share(chosen),
                     probability_scores(task, chosen, resamples, seed) if condition == AS_IS and not use_parsed else [],
+                    clusters.unit,
+                    clusters.count,
                 )
             )
     if len(languages) == 1:
@@ -233,7 +241,8 @@ def table(evaluation: Evaluation) -> str:
                 f"{name} {row.metrics[name]:.3f} [{low:.3f}, {high:.3f}] "
                 f"(baseline {row.baseline.get(name, float('nan')):.3f})"
             )
-        head = f"{row.condition:<28} {row.task:<10} {row.language:<3} {row.subset:<{width}} n={row.n:<5}"
+        size = f"n={row.n}" + ("" if row.unit == UTTERANCE else f" in {row.units} {row.unit}s")
+        head = f"{row.condition:<28} {row.task:<10} {row.language:<3} {row.subset:<{width}} {size:<7}"
         outside = "" if row.outside_share is None else f"  outside the answers {row.outside_share:.3g}"
         lines.append(f"{head} {'  '.join(shown)}  unparseable {row.unparseable_rate:.3f}{outside}")
         calibrated = [
@@ -241,6 +250,12 @@ def table(evaluation: Evaluation) -> str:
         ]
         if calibrated and row.subset == EVERYTHING:
             lines.append(f"{'':<28} {'':<10} {'':<3} {'calibrated':<{width}} {'  '.join(calibrated)}")
+    few = [row for row in rows if row.unit != UTTERANCE and row.units is not None and row.units < FEW]
+    if few:
+        lines.append(
+            f"intervals of rows with fewer than {FEW} dialogues or speakers are rough; the fewest here are "
+            f"{min(row.units or 0 for row in few)}"
+        )
     for area in evaluation.areas:
         word = "AUILC" if area.kind == "missing" else "area"
         span = f"{area.amounts[0]:g} to {area.amounts[-1]:g}"

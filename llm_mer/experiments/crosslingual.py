@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from llm_mer.evaluation.clusters import Clusters, units_of
 from llm_mer.evaluation.conditions import AS_IS
 from llm_mer.evaluation.metrics import headline_metric, majority_baseline
-from llm_mer.evaluation.resampling import paired_difference_over_seeds, statistics_of
+from llm_mer.evaluation.resampling import adjusted_p, paired_difference_over_seeds, statistics_of
 from llm_mer.evaluation.rows import PREDICTIONS, load_predictions
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.experiments.comparison.compare import compare
@@ -47,6 +48,7 @@ class TransferScore:
     gap: float | None = None
     gap_interval: tuple[float, float] | None = None
     p_value: float | None = None
+    unit: str = "utterance"
 
 
 def transfer_scores(config: CompareConfig, comparison: Comparison, systems: Sequence[System]) -> list[TransferScore]:
@@ -64,12 +66,13 @@ def transfer_scores(config: CompareConfig, comparison: Comparison, systems: Sequ
                 for trained in (*LANGUAGES, BOTH):
                     ids = sorted(chosen[own[trained]][0])
                     truth = [chosen[own[trained]][0][i].truth for i in ids]
+                    clusters = Clusters.of([chosen[own[trained]][0][i] for i in ids])
                     answers = {
                         language: [[seed[i].value for i in ids] for seed in chosen[own[language]]]
                         for language in (trained, tested)
                     }
                     score, interval, _ = paired_difference_over_seeds(
-                        task, metric, truth, answers[trained], None, config.resamples, 0
+                        task, metric, truth, answers[trained], None, config.resamples, 0, clusters
                     )
                     cell = TransferScore(
                         adapter,
@@ -86,10 +89,20 @@ def transfer_scores(config: CompareConfig, comparison: Comparison, systems: Sequ
                     )
                     if trained != tested:
                         cell.gap, cell.gap_interval, cell.p_value = paired_difference_over_seeds(
-                            task, metric, truth, answers[trained], answers[tested], config.resamples, 0
+                            task, metric, truth, answers[trained], answers[tested], config.resamples, 0, clusters
                         )
+                    cell.unit = clusters.unit
                     found.append(cell)
+    for where in dict.fromkeys(_table_of(cell) for cell in found):
+        gaps = [cell for cell in found if _table_of(cell) == where and cell.p_value is not None]
+        for cell, p_value in zip(gaps, adjusted_p([c.p_value for c in gaps if c.p_value is not None]), strict=True):
+            cell.p_value = p_value
     return found
+
+
+def _table_of(cell: TransferScore) -> tuple[str, ...]:
+    """The adapter, backbone, task and metric of the matrix a cell stands in."""
+    return (cell.adapter, cell.backbone or "", cell.task, cell.metric)
 
 
 def _trained_on(system: System) -> str:
@@ -115,9 +128,10 @@ def markdown(cells: Sequence[TransferScore], seeds: int) -> str:
             )
         lines.append("")
     lines.append(
-        f"Mean over {seeds} seed(s) [95 % bootstrap interval over utterances]; gap: minus training on the tested language "
-        "alone, on the same utterances, p of the paired bootstrap, * where it is below 0.05. Answers are scored, so none "
-        "is unparseable."
+        f"Mean over {seeds} seed(s) [95 % bootstrap interval over {units_of(cells)}, with the spread of the seeds where "
+        "there are several]; gap: minus training on the tested language alone, on the same utterances, p of the paired "
+        "bootstrap, adjusted for the number of gaps of a matrix (Benjamini and Hochberg), * where it is below 0.05. Answers "
+        "are scored, so none is unparseable."
     )
     return "\n".join(lines)
 

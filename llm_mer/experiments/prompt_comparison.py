@@ -65,7 +65,7 @@ class PromptRow:
         reference: the variant it is compared with on the same utterances; None for the checkpoint's own prompt.
         p_value: of the paired bootstrap, adjusted for the number of variants of the task and language (Benjamini and
             Hochberg). changed: share of utterances whose answer is another one than the reference gives.
-        unparseable: of free generations; None where nothing was generated.
+        unparseable: of free generations; None where nothing was generated. unit: what the intervals resample.
     """
 
     variant: str
@@ -82,6 +82,7 @@ class PromptRow:
     p_value: float | None = None
     changed: float | None = None
     unparseable: float | None = None
+    unit: str = "utterance"
 
 
 @dataclass
@@ -242,15 +243,15 @@ def compare_variants(
     seed: int,
 ) -> list[PromptRow]:
     """A row for each variant that asks this task in this language; the checkpoint's own first."""
-    from scipy.stats import false_discovery_control
-
+    from llm_mer.evaluation.clusters import Clusters
     from llm_mer.evaluation.metrics import compute_metrics, majority_baseline
-    from llm_mer.evaluation.resampling import metric_intervals, paired_difference, statistics_of
+    from llm_mer.evaluation.resampling import adjusted_p, metric_intervals, paired_difference, statistics_of
 
     metric = next(iter(statistics_of(task)))
     own = _answers(by_variant, OWN_PROMPT, task, language)
     ids = sorted(own)
     truth = [own[i].truth for i in ids]
+    clusters = Clusters.of([own[i] for i in ids])
     rows: list[PromptRow] = []
     for name in by_variant:
         answers = _answers(by_variant, name, task, language)
@@ -265,7 +266,8 @@ def compare_variants(
             len(ids),
             float(majority_baseline(task, truth)[metric]),
             float(compute_metrics(task, truth, values)[metric]),
-            metric_intervals(task, truth, values, resamples, seed)[metric],
+            metric_intervals(task, truth, values, resamples, seed, clusters)[metric],
+            unit=clusters.unit,
         )
         if any(answers[i].generated is not None for i in ids):
             row.unparseable = float(np.mean([answers[i].parsed is None for i in ids]))
@@ -274,15 +276,15 @@ def compare_variants(
             other = _answers(by_variant, row.reference, task, language)
             against = [other[i].value for i in ids]
             row.difference, row.difference_interval, row.p_value = paired_difference(
-                task, metric, truth, values, against, resamples, seed
+                task, metric, truth, values, against, resamples, seed, clusters
             )
             row.changed = float(np.mean([v != r for v, r in zip(values, against, strict=True)]))
         rows.append(row)
     others = [row for row in rows if row.p_value is not None]
     if others:
-        adjusted = false_discovery_control([row.p_value for row in others if row.p_value is not None])
+        adjusted = adjusted_p([row.p_value for row in others if row.p_value is not None])
         for row, p_value in zip(others, adjusted, strict=True):
-            row.p_value = float(p_value)
+            row.p_value = p_value
     return rows
 
 
@@ -303,6 +305,8 @@ def measure_sensitivity(
 
 def markdown(comparison: PromptComparison) -> str:
     """A table for each task and language, then how sensitive the model is."""
+    from llm_mer.evaluation.clusters import units_of
+
     lines: list[str] = []
     for task, language in dict.fromkeys((row.task, row.language) for row in comparison.rows):
         rows = [row for row in comparison.rows if (row.task, row.language) == (task, language)]
@@ -339,9 +343,10 @@ def markdown(comparison: PromptComparison) -> str:
             )
         lines.append("")
     lines.append(
-        "[95 % bootstrap interval over utterances]; an order of labels is compared with the same prompt as it is written, "
-        "every other prompt with the checkpoint's own, on the same utterances; p of the paired bootstrap, adjusted for the "
-        "number of prompts of a table (Benjamini and Hochberg). Answers are scored, so none of these is unparseable."
+        f"[95 % bootstrap interval over {units_of(comparison.rows)}]; an order of labels is compared with the same prompt "
+        "as it is written, every other prompt with the checkpoint's own, on the same utterances; p of the paired bootstrap, "
+        "adjusted for the number of prompts of a table (Benjamini and Hochberg). Answers are scored, so none of these is "
+        "unparseable."
     )
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ import numpy as np
 from llm_mer.checkpoints.description import DESCRIPTION_FILE, TRAJECTORIES
 from llm_mer.checkpoints.integrity import checkpoint_fingerprint
 from llm_mer.errors import UserError
+from llm_mer.evaluation.clusters import Clusters
 from llm_mer.evaluation.conditions import AS_IS, GENERATION
 from llm_mer.evaluation.resampling import as_arrays, mean_absolute_error, paired_difference
 from llm_mer.evaluation.rows import EVALUATION, PREDICTIONS, Evaluation, load_predictions
@@ -293,8 +294,10 @@ def shuffled_condition(main: Loaded) -> str | None:
     return None
 
 
-def paired(one: Sequence[Prediction], two: Sequence[Prediction], what: str) -> tuple[list[Any], list[Any], list[Any]]:
-    """Truths, first and second answers of the same utterances in one order.
+def paired(
+    one: Sequence[Prediction], two: Sequence[Prediction], what: str
+) -> tuple[list[Any], list[Any], list[Any], Clusters]:
+    """Truths, first and second answers of the same utterances in one order, and which of them belong together.
 
     Raises:
         UserError: the two do not answer the same utterances, or their truths differ.
@@ -308,7 +311,9 @@ def paired(one: Sequence[Prediction], two: Sequence[Prediction], what: str) -> t
     if any(first[key].truth != second[key].truth for key in first):
         raise UserError(f"{what}: the same utterances have different truths; evaluate both on the same data")
     keys = list(first)
-    return [first[k].truth for k in keys], [first[k].value for k in keys], [second[k].value for k in keys]
+    truth = [first[k].truth for k in keys]
+    clusters = Clusters.of([first[k] for k in keys])
+    return truth, [first[k].value for k in keys], [second[k].value for k in keys], clusters
 
 
 def accuracy_line(loaded: Loaded, task: Task, condition: str, what: str) -> Line | None:
@@ -340,11 +345,11 @@ def needs_signal(main: Loaded) -> Fact:
         fact.why = f"the data have no utterances tagged {SUBSET}"
         return fact
     both = [main.known(name, task.name, subset=SUBSET) for name in (AS_IS, condition)]
-    truth, first, second = paired(both[0], both[1], f"{AS_IS} and {condition}")
+    truth, first, second, clusters = paired(both[0], both[1], f"{AS_IS} and {condition}")
     chance = majority_share(truth)
     shuffled.against, shuffled.holds = f"chance {chance:.3f}", shuffled.interval[0] <= chance
     difference, interval, p = paired_difference(
-        task, "accuracy", truth, first, second, main.evaluation.resamples, main.evaluation.seed
+        task, "accuracy", truth, first, second, main.evaluation.resamples, main.evaluation.seed, clusters
     )
     drop = Line("drop", len(truth), difference, interval, p=p, holds=difference > 0 and p < SIGNIFICANT)
     fact.lines = [intact, shuffled, drop]
@@ -385,9 +390,9 @@ def beats_text_only(main: Loaded, text_only: Loaded | None) -> Fact:
         fact.why = f"the data have no utterances tagged {SUBSET}"
         return fact
     answers = [loaded.known(AS_IS, task.name, subset=SUBSET) for loaded in (main, text_only)]
-    truth, first, second = paired(answers[0], answers[1], f"{main.folder} and {text_only.folder}")
+    truth, first, second, clusters = paired(answers[0], answers[1], f"{main.folder} and {text_only.folder}")
     difference, interval, p = paired_difference(
-        task, "accuracy", truth, first, second, main.evaluation.resamples, main.evaluation.seed
+        task, "accuracy", truth, first, second, main.evaluation.resamples, main.evaluation.seed, clusters
     )
     fact.lines = [one, other, Line("difference", len(truth), difference, interval, p=p, holds=interval[0] > 0)]
     return fact.judge()

@@ -15,6 +15,7 @@ from llm_mer.evaluation.conditions import AS_IS
 from llm_mer.evaluation.rows import EVALUATION, Evaluation, Row
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.prompting.tasks import Task
+from llm_mer.reporting.wording import resampled
 
 CARD_FILE = "README.md"
 LIBRARY = "llm_mer"
@@ -183,9 +184,10 @@ def _baseline(row: Row) -> str:
 def _scores(evaluations: Sequence[Evaluation], manifest: RunManifest | None) -> str:
     parts = []
     for evaluation in evaluations:
+        whole = [row for row in evaluation.rows if row.subset == EVERYTHING and row.condition == AS_IS]
         lines = [
             f"On `{evaluation.data}`, split `{evaluation.split}`; 95 % bootstrap intervals of {evaluation.resamples} "
-            "resamples in brackets. The baseline is the best answer that looks at nothing.",
+            f"resamples{resampled(whole)} in brackets. The baseline is the best answer that looks at nothing.",
             "",
             "| condition | task | language | n | scores | baseline | unparseable |",
             "| --- | --- | --- | --- | --- | --- | --- |",

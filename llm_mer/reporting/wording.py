@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_mer.evaluation.clusters import UTTERANCE
 from llm_mer.evaluation.rows import Row
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.prompting.tasks import Task
@@ -52,6 +53,16 @@ def format_number(value: float) -> str:
 def format_interval(interval: Sequence[float]) -> str:
     """``[low, high]``."""
     return f"[{format_number(interval[0])}, {format_number(interval[1])}]"
+
+
+def resampled(rows: Sequence[Row]) -> str:
+    """`` of whole dialogues (12, 14)``: what the intervals of rows resample; ``, utterance by utterance`` where they do."""
+    grouped: dict[str, list[int]] = {}
+    for row in rows:
+        if row.unit != UTTERANCE and row.units is not None:
+            grouped.setdefault(row.unit, []).append(row.units)
+    named = " and ".join(f"{unit}s ({', '.join(map(str, counts))})" for unit, counts in grouped.items())
+    return f" of whole {named}" if named else ", utterance by utterance"
 
 
 def metric_label(name: str) -> str:

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from llm_mer.evaluation.clusters import Clusters
 from llm_mer.evaluation.conditions import ADAPTER, AS_IS, Condition
-from llm_mer.evaluation.dependence import MOVED, READ, UNSEEN, Dependence, clusters_of, find_dependence
-from llm_mer.evaluation.resampling import clustered_mean_interval
+from llm_mer.evaluation.dependence import MOVED, READ, UNSEEN, Dependence, find_dependence
+from llm_mer.evaluation.resampling import mean_interval
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import get_task
 
@@ -112,19 +113,9 @@ def test_no_swap_says_nothing() -> None:
     assert find_dependence(EMOTION, made, [Condition("without text", "without", ("text",))], 300, 0) is None
 
 
-def test_clusters_are_dialogues_then_speakers_of_which_there_are_ten_then_utterances() -> None:
-    def said(**fields: object) -> list[Prediction]:
-        return [Prediction(f"u{i}", "emotion", "en", "joy", **{k: v(i) for k, v in fields.items()}) for i in range(40)]  # type: ignore[operator]
-
-    ten, two = (lambda i: f"s{i % 10}"), (lambda i: f"s{i % 2}")
-    assert clusters_of(said(dialogue_id=ten, speaker=two))[0] == "dialogues"
-    assert clusters_of(said(dialogue_id=two, speaker=ten))[0] == "speakers"
-    assert clusters_of(said(speaker=two)) == ("utterances", [f"u{i}" for i in range(40)])
-
-
 def test_an_interval_over_clusters_is_that_of_the_means_where_all_of_a_cluster_are_alike() -> None:
     values = np.random.default_rng(1).normal(size=60)
-    repeated, clusters = np.repeat(values, 5), [str(i // 5) for i in range(300)]
-    low, high = clustered_mean_interval(repeated, clusters, 4000, 0)
+    repeated, clusters = np.repeat(values, 5), Clusters.named("dialogue", [i // 5 for i in range(300)])
+    low, high = mean_interval(repeated, clusters, 4000, 0)
     spread = 1.96 * values.std() / np.sqrt(60)
     assert (low, high) == pytest.approx((values.mean() - spread, values.mean() + spread), abs=0.1 * spread)

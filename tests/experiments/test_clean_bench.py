@@ -9,6 +9,8 @@ import pytest
 
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import write_store
+from llm_mer.evaluation.clusters import Clusters
+from llm_mer.evaluation.resampling import mean_interval
 
 LABELS = ("anger", "joy")
 
@@ -49,8 +51,8 @@ def test_the_interval_draws_whole_clips(bench: object) -> None:
     rng = np.random.default_rng(1)
     values = np.repeat(rng.random(40) < 0.5, 10).astype(float)  # ten equal rows a clip are no more evidence than one
     clips = [str(i) for i in range(40) for _ in range(10)]
-    low, high = bench.clustered_interval(values, clips)
-    single = bench.clustered_interval(values[::10], clips[::10])
+    low, high = mean_interval(values, Clusters.named("clip", clips), 4000, 0)
+    single = mean_interval(values[::10], Clusters.named("clip", clips[::10]), 4000, 0)
     assert (low, high) == pytest.approx(single)
     sigma = np.sqrt(values.mean() * (1 - values.mean()) / 40)
     assert high - low == pytest.approx(2 * 1.96 * sigma, rel=0.15)
@@ -89,4 +91,4 @@ def test_the_table_has_each_share(bench: object, tmp_path: Path) -> None:
     paired = [line for line in bench.table(options, store).splitlines() if line.startswith("| `default`")]
     whole = [cell.strip() for cell in paired[0].split("|")[2:-1]]
     assert (whole[0], whole[1][:5], *whole[4:]) == ("1.000", "1.000", "1.000", "", "0.500")
-    assert paired[1].startswith("| `default` | 0.500 ")
+    assert paired[1].startswith("| `default` | +0.500 ")

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from llm_mer.evaluation.clusters import Clusters, units_of
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE
 from llm_mer.evaluation.metrics import headline_metric, majority_baseline
-from llm_mer.evaluation.resampling import as_arrays, paired_difference_over_seeds, statistics_of
+from llm_mer.evaluation.resampling import adjusted_p, as_arrays, paired_difference_over_seeds, statistics_of
 from llm_mer.evaluation.rows import PREDICTIONS, load_predictions
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.experiments.comparison.results import RunResult
@@ -49,6 +50,9 @@ class TableRow:
     reference: str | None
     """The system that the cell's difference and p-value are against; None where it was compared with none."""
     cell: Cell
+    unit: str = "utterance"
+    units: int | None = None
+    """What the interval resamples, and how many of them there are."""
 
 
 @dataclass
@@ -104,23 +108,26 @@ def select_predictions(
 
 def score_cell(
     chosen: SelectedPredictions, system: str, reference: str, task: Task, metric: str, resamples: int
-) -> tuple[Cell, int, list[Any]]:
-    """One cell, with n and the truths."""
+) -> tuple[Cell, Clusters, list[Any]]:
+    """One cell, with what it resamples and the truths."""
     ids = sorted(chosen[system][0])
     truth = [chosen[system][0][i].truth for i in ids]
+    clusters = Clusters.of([chosen[system][0][i] for i in ids])
     values = [[seed[i].value for i in ids] for seed in chosen[system]]
     statistic = statistics_of(task)[metric]
     scores = []
     for answers in values:
         true, guess = as_arrays(task, truth, answers)
         scores.append(float(statistic(true[None], guess[None])[0]))
-    _, interval, _ = paired_difference_over_seeds(task, metric, truth, values, None, resamples, 0)
+    _, interval, _ = paired_difference_over_seeds(task, metric, truth, values, None, resamples, 0, clusters)
     cell = Cell(float(np.mean(scores)), float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0, interval)
     other = chosen.get(reference)
     if system != reference and other is not None and sorted(other[0]) == ids and len(other) == len(values):
         against = [[seed[i].value for i in ids] for seed in other]
-        cell.difference, _, cell.p_value = paired_difference_over_seeds(task, metric, truth, values, against, resamples, 0)
-    return cell, len(ids), truth
+        cell.difference, _, cell.p_value = paired_difference_over_seeds(
+            task, metric, truth, values, against, resamples, 0, clusters
+        )
+    return cell, clusters, truth
 
 
 def tabulate(config: CompareConfig, systems: Sequence[System], runs: dict[str, list[RunResult]]) -> Comparison:
@@ -148,13 +155,19 @@ def tabulate(config: CompareConfig, systems: Sequence[System], runs: dict[str, l
         for condition, language, subset, metric in cells:
             chosen = select_predictions(loaded, condition, task_name, language, subset)
             for system in chosen:
-                cell, n, truth = score_cell(chosen, system, against[system], task, metric, config.resamples)
+                cell, clusters, truth = score_cell(chosen, system, against[system], task, metric, config.resamples)
                 baseline = float(majority_baseline(task, truth)[metric])
                 where = (system, condition, task_name, language, subset, metric)
                 other = against[system] if cell.p_value is not None else None
-                rows.append(TableRow(*where, n, len(config.seeds), baseline, other, cell))
+                rows.append(
+                    TableRow(*where, len(truth), len(config.seeds), baseline, other, cell, clusters.unit, clusters.count)
+                )
         for language, metric in product(languages, metrics):
             gains += decoder_gains(loaded, task, language, metric, config.resamples)
+    for family in dict.fromkeys((row.condition, row.metric) for row in rows):
+        tested = [row.cell for row in rows if (row.condition, row.metric) == family and row.cell.p_value is not None]
+        for one, p_value in zip(tested, adjusted_p([c.p_value for c in tested if c.p_value is not None]), strict=True):
+            one.p_value = p_value
     return Comparison(reference, [r for results in runs.values() for r in results], rows, gains)
 
 
@@ -169,7 +182,8 @@ def decoder_gains(
         ids = sorted(decoded[0])
         truth = [decoded[0][i].truth for i in ids]
         first, second = ([[seed[i].value for i in ids] for seed in seeds] for seeds in (decoded, before[system]))
-        difference = paired_difference_over_seeds(task, metric, truth, first, second, resamples, 0)
+        clusters = Clusters.of([decoded[0][i] for i in ids])
+        difference = paired_difference_over_seeds(task, metric, truth, first, second, resamples, 0, clusters)
         found.append(DecoderGain(system, task.name, language, metric, len(ids), len(decoded), *difference))
     return found
 
@@ -218,8 +232,9 @@ def markdown(comparison: Comparison) -> str:
         )
     lines.append(
         f"\nMean over {comparison.rows[0].seeds} seed(s), ± their standard deviation, [95 % bootstrap interval over "
-        f"utterances]; p is of the paired bootstrap, * where it is below 0.05: {describe_references(comparison)}. Answers "
-        "are scored, so none is unparseable."
+        f"{units_of(comparison.rows)}, with the spread of the seeds where there are several]; p is of the paired bootstrap, "
+        "adjusted for the number of p of a table and metric (Benjamini and Hochberg), * where it is below 0.05: "
+        f"{describe_references(comparison)}. Answers are scored, so none is unparseable."
     )
     return "\n".join(lines)
 

@@ -18,6 +18,7 @@ from llm_mer.reporting.wording import (
     format_number,
     language_label,
     metric_label,
+    resampled,
     score_cell,
     subsets,
     verdict_tone,
@@ -67,7 +68,8 @@ def score_section(main: Loaded) -> Section:
         trivial = "commonest class" if task.kind == "classification" else "mean score"
         caption = (
             f"Task {task.name} ({task.kind}), split {main.evaluation.split}, {AS_IS}. In brackets the 95 % interval from "
-            f"{main.evaluation.resamples} bootstrap resamples; baseline: always the {trivial} of these same truths."
+            f"{main.evaluation.resamples} bootstrap resamples{resampled(present)}; baseline: always the {trivial} of these "
+            "same truths."
         )
         section.blocks.append(Table(["metric", *(language_label(s) for s in spoken)], lines, caption))
     return section

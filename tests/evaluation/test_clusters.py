@@ -1,0 +1,180 @@
+"""Clusters of answers; intervals and p-values keep what they promise where answers belong together and seeds differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import norm, t
+
+from llm_mer.evaluation import resampling
+from llm_mer.evaluation.clusters import Clusters
+from llm_mer.evaluation.resampling import (
+    adjusted_p,
+    expand,
+    metric_intervals,
+    paired_difference,
+    paired_difference_over_seeds,
+)
+from llm_mer.evaluation.rows import score_rows
+from llm_mer.inference.prediction import Prediction
+from llm_mer.prompting.tasks import get_task
+
+EMOTION, SENTIMENT = get_task("emotion"), get_task("sentiment")
+RIGHT, WRONG = EMOTION.label_names[0], EMOTION.label_names[1]
+
+
+def answer(name: int, **of: str) -> Prediction:
+    return Prediction(str(name), "emotion", "en", RIGHT, {}, [0.0] * EMOTION.num_classes, truth=RIGHT, **of)  # type: ignore[arg-type]
+
+
+def test_dialogues_come_before_speakers_and_speakers_before_utterances() -> None:
+    dialogues = [answer(i, dialogue_id=f"d{i // 2}", speaker=f"s{i % 2}") for i in range(6)]
+    assert str(Clusters.of(dialogues)) == "3 dialogues"
+    assert Clusters.of(dialogues).index.tolist() == [0, 0, 1, 1, 2, 2]
+    assert str(Clusters.of([answer(i, speaker=f"s{i % 2}") for i in range(6)])) == "2 speakers"
+    assert str(Clusters.of([answer(i) for i in range(6)])) == "6 utterances"
+
+
+def test_an_answer_without_a_dialogue_is_a_unit_of_its_own_and_one_unit_alone_is_not_resampled() -> None:
+    mixed = [answer(0, dialogue_id="0"), answer(1, dialogue_id="0"), answer(2), answer(3)]
+    assert (str(Clusters.of(mixed)), Clusters.of(mixed).index.tolist()) == ("3 dialogues", [0, 0, 1, 2])
+    one = [answer(i, dialogue_id="d", speaker=f"s{i % 3}") for i in range(6)]
+    assert str(Clusters.of(one)) == "3 speakers"
+    assert str(Clusters.of([answer(i, dialogue_id="d", speaker="s") for i in range(6)])) == "6 utterances"
+    alone = [answer(i, dialogue_id=f"d{i}") for i in range(4)]  # every dialogue has one answer
+    assert str(Clusters.of(alone)) == "4 utterances"
+
+
+@pytest.mark.parametrize("name", ["accuracy", "weighted_f1", "mean_recall"])
+def test_a_class_statistic_with_weights_is_that_of_rows_repeated_as_often(name: str) -> None:
+    statistic = getattr(resampling, name)
+    random = np.random.default_rng(0)
+    truth, predicted = random.integers(0, 4, 50), random.integers(-1, 4, 50)
+    weights = random.integers(0, 4, (3, 50))
+    together = statistic(truth[None], predicted[None], weights)
+    for row, value in zip(weights, together, strict=True):
+        repeated = np.repeat(np.arange(50), row)
+        assert value == pytest.approx(statistic(truth[None, repeated], predicted[None, repeated])[0])
+
+
+@pytest.mark.parametrize("name", ["mean_absolute_error", "correlation", "root_mean_square_error", "concordance"])
+def test_a_score_statistic_with_weights_is_that_of_rows_repeated_as_often(name: str) -> None:
+    statistic = getattr(resampling, name)
+    random = np.random.default_rng(1)
+    truth, predicted, weights = random.normal(size=50), random.normal(size=50), random.integers(0, 4, (3, 50))
+    together = statistic(truth[None], predicted[None], weights)
+    for row, value in zip(weights, together, strict=True):
+        repeated = np.repeat(np.arange(50), row)
+        assert value == pytest.approx(statistic(truth[None, repeated], predicted[None, repeated])[0])
+
+
+def test_plain_percentiles_of_expanded_values_are_hesterbergs() -> None:
+    values = np.random.default_rng(2).normal(size=20000)
+    for units in (4, 12, 200):
+        inner = norm.cdf(np.sqrt(units / (units - 1)) * t.ppf(0.025, units - 1))
+        low, high = np.quantile(expand(values, units), [0.025, 0.975])
+        assert (low, high) == pytest.approx(np.quantile(values, [inner, 1 - inner]), abs=0.05)
+    assert np.argsort(expand(values, 12)).tolist() == np.argsort(values).tolist()
+
+
+def test_copies_of_every_utterance_do_not_narrow_the_interval() -> None:
+    random = np.random.default_rng(3)
+    right = [RIGHT if random.random() < 0.6 else WRONG for _ in range(40)]
+    truth = [RIGHT] * 40
+    (low, high), (low5, high5) = (
+        metric_intervals(EMOTION, truth * k, right * k, 2000, 0, Clusters("dialogue", np.tile(np.arange(40), k), 40))[
+            "accuracy"
+        ]
+        for k in (1, 5)
+    )
+    assert (low5, high5) == pytest.approx((low, high))
+    by_utterance = metric_intervals(EMOTION, truth * 5, right * 5, 2000, 0)["accuracy"]
+    assert high5 - low5 > 1.8 * (by_utterance[1] - by_utterance[0])
+
+
+def test_an_utterance_in_two_languages_is_one_unit() -> None:
+    twice = [answer(i % 3) for i in range(6)]
+    assert (str(Clusters.of(twice)), Clusters.of(twice).index.tolist()) == ("3 utterances", [0, 1, 2, 0, 1, 2])
+
+
+def test_a_row_says_what_it_resampled() -> None:
+    rows = score_rows("as is", [answer(i, dialogue_id=f"d{i // 2}") for i in range(6)], EMOTION, 20, 0)
+    assert {(row.unit, row.units, row.n) for row in rows} == {("dialogue", 3, 6)}
+
+
+def test_p_values_of_a_table_are_those_of_benjamini_and_hochberg() -> None:
+    assert adjusted_p([0.01, 0.04, 0.03, 0.2]) == pytest.approx([0.04, 0.04 * 4 / 3, 0.04 * 4 / 3, 0.2])
+    assert adjusted_p([]) == []
+
+
+def test_an_unreadable_score_leaves_its_row_out_of_both_systems_and_every_seed() -> None:
+    truth = [0.0, 1.0, 2.0, 3.0, -1.0, -2.0]
+    first = [[0.0, 1.0, 2.0, 3.0, -1.0, -2.0], [0.0, None, 2.0, 3.0, -1.0, -2.0]]
+    second = [[0.5, 9.0, 2.5, 3.5, -0.5, -1.5], [0.5, 9.0, 2.5, 3.5, -0.5, None]]
+    difference, _, _ = paired_difference_over_seeds(SENTIMENT, "mae", truth, first, second, 200, 0)
+    assert difference == pytest.approx(-0.5)
+
+
+# --- simulations --------------------------------------------------------------------------------------------------------
+
+
+def dialogues(random: np.random.Generator, groups: int, size: int, systems: int) -> np.ndarray:
+    """Right or wrong, ``(systems, groups * size)``: each right with .7 on average, alike within a dialogue."""
+    level = norm.ppf(0.7)
+    shared = random.normal(size=(systems, groups, 1)) * np.sqrt(0.3)
+    own = random.normal(size=(systems, groups, size)) * np.sqrt(0.7)
+    return np.asarray((shared + own < level).reshape(systems, -1))
+
+
+def named(right: np.ndarray) -> list[str]:
+    return np.where(right, RIGHT, WRONG).tolist()
+
+
+def test_intervals_over_dialogues_cover_the_truth_and_those_over_utterances_do_not() -> None:
+    random = np.random.default_rng(4)
+    covered = {"dialogue": 0, "utterance": 0}
+    runs, groups, size = 400, 25, 12
+    clusters = Clusters("dialogue", np.repeat(np.arange(groups), size), groups)
+    truth = [RIGHT] * (groups * size)
+    for run in range(runs):
+        right = named(dialogues(random, groups, size, 1)[0])
+        for unit, given in (("dialogue", clusters), ("utterance", None)):
+            difference = paired_difference_over_seeds(EMOTION, "accuracy", truth, [right], None, 200, run, given)
+            low, high = difference[1]
+            covered[unit] += low <= 0.7 <= high
+    assert 0.93 <= covered["dialogue"] / runs <= 0.97
+    assert covered["utterance"] / runs < 0.8
+
+
+def test_two_equal_systems_are_told_apart_in_at_most_seven_of_a_hundred_comparisons() -> None:
+    random = np.random.default_rng(5)
+    runs, groups, size = 400, 25, 8
+    clusters = Clusters("dialogue", np.repeat(np.arange(groups), size), groups)
+    truth = [RIGHT] * (groups * size)
+    alarms = {"dialogue": 0, "utterance": 0}
+    for run in range(runs):
+        one, two = map(named, dialogues(random, groups, size, 2))
+        for unit, given in (("dialogue", clusters), ("utterance", None)):
+            alarms[unit] += paired_difference(EMOTION, "accuracy", truth, one, two, 200, run, given)[2] < 0.05
+    assert alarms["dialogue"] / runs <= 0.07
+    assert alarms["utterance"] / runs > 0.12
+
+
+@pytest.mark.parametrize("seeds", [3, pytest.param(5, marks=pytest.mark.slow)])
+def test_equal_methods_whose_seeds_differ_are_told_apart_in_at_most_seven_of_a_hundred_comparisons(seeds: int) -> None:
+    """A seed moves the accuracy by .05: more than the utterances do. Each seed trains another model of one method."""
+    random = np.random.default_rng(6)
+    runs, n = 300, 150
+    truth = [RIGHT] * n
+    alarms = covered = 0
+    for run in range(runs):
+        easy = random.random(n)
+        systems = [
+            [named(easy < 0.7 + 0.05 * random.normal() + 0.1 * random.normal(size=n)) for _ in range(seeds)]
+            for _ in range(2)
+        ]
+        alarms += paired_difference_over_seeds(EMOTION, "accuracy", truth, *systems, 200, run)[2] < 0.05
+        low, high = paired_difference_over_seeds(EMOTION, "accuracy", truth, systems[0], None, 200, run)[1]
+        covered += low <= 0.7 <= high
+    assert alarms / runs <= 0.07
+    assert covered / runs >= 0.93
