@@ -1,13 +1,14 @@
 """Whether the files of a checkpoint are those that were written: size and SHA-256 of each, checked when it is loaded.
 
 A training and a merge write :data:`CHECKSUMS_FILE` beside the final weights; ``checkpoint-N`` has its completion marker of
-the same form, and ``run_manifest.json`` the digest of the trained weights. What a checkpoint does not record, as one of an
-earlier version, is not checked. The backbone has a fingerprint of its own
+the same form, and ``run_manifest.json`` the digest of the trained weights. A checkpoint without a record, as one of an
+earlier version, is read with a warning. The backbone has a fingerprint of its own
 (:mod:`~llm_mer.checkpoints.backbone_reference`).
 """
 
 from __future__ import annotations
 
+import logging
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import write_json_atomically
 from llm_mer.storage.fingerprints import file_sha256, files_sha256
 from llm_mer.storage.json_files import read_json_object
+
+logger = logging.getLogger(__name__)
 
 CHECKSUMS_FILE = "checksums.json"
 CALIBRATION_FILE = "calibration.json"
@@ -60,9 +63,16 @@ def verify_checkpoint(folder: Path) -> None:
     Raises:
         UserError: naming the file that is missing or is not the one written, with both digests.
     """
-    for record in (CHECKSUMS_FILE, COMPLETION_MARKER):
-        if (folder / record).is_file():
-            _verify_record(folder, record)
+    records = [record for record in (CHECKSUMS_FILE, COMPLETION_MARKER) if (folder / record).is_file()]
+    for record in records:
+        _verify_record(folder, record)
+    if not records:
+        logger.warning(
+            "%s is not there, so that changed or damaged files of this checkpoint may not be noticed; an earlier version "
+            "wrote none, and `llm-mer info --path %s --write_checksums` records the files as they are now",
+            folder / CHECKSUMS_FILE,
+            folder,
+        )
     if not (folder / MANIFEST).is_file():
         return
     manifest, path = RunManifest.load(folder), weights_file(folder)

@@ -16,18 +16,24 @@ class Options:
     """Options of ``llm-mer info``."""
 
     path: str = field(default="", metadata={"help": "a checkpoint or a store", "required": True})
+    write_checksums: bool = field(
+        default=False,
+        metadata={"help": "record size and SHA-256 of a checkpoint's files, where an earlier version wrote no record"},
+    )
 
 
 def run(options: Options) -> str:
     """``llm_mer.json`` of a checkpoint or ``store.json`` of a store, the long lists left out.
 
     Raises:
-        UserError: neither is there.
+        UserError: neither is there, or files that are recorded already are to be recorded.
     """
     from llm_mer.checkpoints.description import DESCRIPTION_FILE, CheckpointDescription
     from llm_mer.data.store import STORE_FILE, UtteranceStore
 
     folder = Path(options.path)
+    if options.write_checksums:
+        _record_files(folder)
     if (folder / DESCRIPTION_FILE).is_file():
         description = CheckpointDescription.load(folder)
         backbone = description.backbone
@@ -54,3 +60,16 @@ def run(options: Options) -> str:
         }
         return dump_json(shown, indent=1)
     raise UserError(f"{folder}: neither a checkpoint ({DESCRIPTION_FILE}) nor a store ({STORE_FILE})")
+
+
+def _record_files(folder: Path) -> None:
+    from llm_mer.checkpoints.description import DESCRIPTION_FILE
+    from llm_mer.checkpoints.integrity import CHECKSUMS_FILE, COMPLETION_MARKER, verify_checkpoint, write_checksums
+
+    if not (folder / DESCRIPTION_FILE).is_file():
+        raise UserError(f"--write_checksums: {folder} is no checkpoint, it has no {DESCRIPTION_FILE}")
+    for record in (CHECKSUMS_FILE, COMPLETION_MARKER):
+        if (folder / record).is_file():
+            raise UserError(f"--write_checksums: {folder / record} records the files already")
+    write_checksums(folder)
+    verify_checkpoint(folder)

@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from llm_mer.distributed.process_group import ProcessGroup
-from llm_mer.errors import UserError
 from llm_mer.storage.locks import lock_output
 
 
@@ -21,14 +20,10 @@ def lock_outputs(targets: Sequence[Path], processes: ProcessGroup) -> Iterator[N
         UserError: on every rank, as :func:`~llm_mer.storage.locks.lock_output`.
     """
     with ExitStack() as held:
-        refused: str | None = None
-        if processes.is_first:
-            try:
-                for target in targets:
-                    held.enter_context(lock_output(target))
-            except UserError as error:
-                refused = str(error)
-        refused = processes.broadcast_from_first(refused)
-        if refused is not None:
-            raise UserError(refused)
+
+        def lock_all() -> None:
+            for target in targets:
+                held.enter_context(lock_output(target))
+
+        processes.run_together(lock_all, processes.is_first)
         yield

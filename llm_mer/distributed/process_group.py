@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from llm_mer.errors import UserError
 
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 TASK_COUNT_VARIABLES: dict[str, str] = {
     "SLURM_STEP_NUM_TASKS": "srun",
@@ -94,9 +95,39 @@ class ProcessGroup:
 
             PartialState().wait_for_everyone()
 
+    def run_together(self, work: Callable[[], Result], here: bool = True) -> list[Result | None]:
+        """Do something on the ranks where ``here`` holds; every rank returns all results, by rank, None elsewhere.
+
+        A rank that is refused something, or whose file system refuses, ends all of them: none waits for it in vain.
+
+        Raises:
+            UserError: on every rank, the line of the first that failed. A single process raises what ``work`` does.
+        """
+        if self.world_size == 1:
+            return [work() if here else None]
+        result: Result | None = None
+        failure: UserError | OSError | None = None
+        if here:
+            try:
+                result = work()
+            except (UserError, OSError) as error:
+                failure = error
+        outcomes = self.gather((result, None if failure is None else describe_failure(failure)))
+        told = next((line for _, line in outcomes if line is not None), None)
+        if told is not None:
+            raise UserError(told) from failure
+        return [found for found, _ in outcomes]
+
     def broadcast_from_first(self, value: Any) -> Any:
         """Rank 0's value, on all."""
         return self.gather(value if self.is_first else None)[0]
+
+
+def describe_failure(error: UserError | OSError) -> str:
+    """What to tell the other processes of a failure: a file system's with the file that it is about."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def shutdown_process_group() -> None:

@@ -233,10 +233,14 @@ def lock_answers(output: str | None, processes: ProcessGroup) -> Iterator[None]:
     if output is None:
         yield
         return
-    try:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
+
+    def make_parent() -> None:
+        try:
+            Path(output).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
+
+    processes.run_together(make_parent)
     with lock_outputs([Path(output)], processes):
         yield
 

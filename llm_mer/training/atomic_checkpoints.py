@@ -121,9 +121,7 @@ class CheckpointWriter:
     def commit(self, keep: int | None, best: str | None) -> None:
         """Rename into place, on the first node first; nodes that do not share its disk then rename their own files."""
         self.processes.barrier()
-        if self.processes.is_first:
-            self._rename(keep, best)
-        self.processes.barrier()
+        self.processes.run_together(lambda: self._rename(keep, best), self.processes.is_first)
         if self.local_first and (self.staging / self.name).is_dir():
             self._rename(keep, best)
 

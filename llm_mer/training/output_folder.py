@@ -32,6 +32,9 @@ from llm_mer.training.run_config import RunConfig
 logger = logging.getLogger(__name__)
 
 LOG_HISTORY = "log_history.json"
+CARD_FILE, OLD_CARD_FILE = "README.md", "README.before.md"
+CARD_MARK = b"library_name: llm_mer"
+"""Line of the header of a card that ``llm-mer card`` wrote (:mod:`llm_mer.reporting.model_card`)."""
 NAMED_FILES = (
     MANIFEST,
     CHECKSUMS_FILE,
@@ -74,7 +77,9 @@ def finished_content(output: Path, resuming: bool = False) -> str | None:
     if not output.is_dir():
         return None
     names = sorted(path.name for path in output.iterdir() if not is_leftover(path.name))
-    foreign = [name for name in names if not is_run_file(name) and name != "README.md"]  # a card of the user's is kept
+    foreign = [
+        name for name in names if not is_run_file(name) and name not in (CARD_FILE, OLD_CARD_FILE)
+    ]  # a card of the user's is kept
     if is_finished(output):
         return "holds a finished model"
     if weights_file(output) is not None and not (resuming and (output / MANIFEST).is_file()):
@@ -114,10 +119,13 @@ class TrainingOutput:
         self.processes.barrier()
         for turn in (self.processes.is_first, self.first_on_node and not self.processes.is_first):
             # Nodes that share the disk of the first find it done.
-            if turn and self.working != self.target and self.working.is_dir():
-                exchange_folders(self.working, self.target, is_run_file)
-            self.processes.barrier()
+            self.processes.run_together(self._exchange, turn)
         return self.target
+
+    def _exchange(self) -> None:
+        if self.working != self.target and self.working.is_dir():
+            set_card_aside(self.target)
+            exchange_folders(self.working, self.target, is_run_file)
 
 
 @contextmanager
@@ -139,12 +147,11 @@ def claim_output(config: RunConfig) -> Iterator[TrainingOutput]:
     resuming = training.resume_from_checkpoint in (True, "true", "True")
     beside = overwriting_folder(target)
     with lock_outputs([target], processes):
-        if first_on_node:
-            finish_exchange(target, beside)
-        processes.barrier()
+        processes.run_together(lambda: finish_exchange(target, beside), first_on_node)
         begun = beside.is_dir() and (resuming or is_inside(training.resume_from_checkpoint, beside))
-        content = finished_content(target, resuming)
-        begun, content = max(processes.gather((begun, content)), key=lambda found: (found[0], found[1] or ""))
+        contents = [found or "" for found in processes.run_together(lambda: finished_content(target, resuming))]
+        begun, found = max(zip(processes.gather(begun), contents, strict=True))
+        content = found or None
         working = beside if training.overwrite_output_dir and (content or begun) else target
         if working != target and os.path.ismount(target):
             raise UserError(f"overwrite_output_dir: {target} is a mount point, which no folder can replace; name one in it")
@@ -155,9 +162,8 @@ def claim_output(config: RunConfig) -> Iterator[TrainingOutput]:
         if not own and working == target and content is not None:
             raise UserError(refusal(target, content, resuming))
         processes.barrier()
-        if not own and first_on_node:
-            begin_anew(target, working, bool(training.overwrite_output_dir))
-        processes.barrier()
+        overwrite = bool(training.overwrite_output_dir)
+        processes.run_together(lambda: begin_anew(target, working, overwrite), not own and first_on_node)
         if working != target and processes.is_first:
             logger.info("%s %s; the new run is written in %s until it is whole", target, content or "is gone", working)
         yield TrainingOutput(target, working, processes, first_on_node)
@@ -188,6 +194,23 @@ def begin_anew(target: Path, working: Path, overwrite: bool) -> None:
     if working == target and working.is_dir():
         remove_checkpoints(working)
         shutil.rmtree(working / STAGING_FOLDER, ignore_errors=True)
+
+
+def set_card_aside(target: Path) -> None:
+    """Rename the card that ``llm-mer card`` wrote for a model that is replaced; one that a user wrote stays as it is."""
+    card = target / CARD_FILE
+    if not card.is_file():
+        return
+    header = card.read_bytes().partition(b"\n---\n")[0].splitlines()
+    if header[:1] != [b"---"] or CARD_MARK not in header:
+        return
+    card.replace(target / OLD_CARD_FILE)
+    logger.warning(
+        "%s is of the model that is replaced: it is %s now, and `llm-mer card %s` writes a new one",
+        card,
+        OLD_CARD_FILE,
+        target,
+    )
 
 
 def finish_exchange(target: Path, beside: Path) -> None:

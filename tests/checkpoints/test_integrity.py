@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from llm_mer.checkpoints.integrity import CHECKSUMS_FILE, COMPLETION_MARKER, ver
 from llm_mer.checkpoints.loading import load_checkpoint
 from llm_mer.checkpoints.merging import merge_checkpoint
 from llm_mer.checkpoints.run_manifest import MANIFEST
+from llm_mer.cli.main import main
 from llm_mer.cli.train import finetune
 from llm_mer.errors import UserError
 from llm_mer.inference.pipeline import MerPipeline
@@ -85,6 +87,28 @@ def test_weights_of_another_run_are_refused_by_the_digest_in_the_manifest_alone(
     save_file({**state, name: state[name] + 1}, copied / WEIGHTS)
     with pytest.raises(UserError, match=rf"{WEIGHTS}: it has SHA-256 .* by the run that {MANIFEST} describes"):
         load_checkpoint(copied)
+
+
+def test_a_checkpoint_without_a_record_is_said_and_can_be_given_one(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (copied / CHECKSUMS_FILE).unlink()
+    with caplog.at_level(logging.WARNING, "llm_mer"):
+        verify_checkpoint(copied)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert str(copied / CHECKSUMS_FILE) in told
+    assert f"llm-mer info --path {copied} --write_checksums" in told
+    assert main(["info", "--path", str(copied), "--write_checksums"]) == 0
+    caplog.clear()
+    verify_checkpoint(copied)
+    assert not caplog.records
+    assert WEIGHTS in answered(copied)
+
+
+def test_files_that_are_recorded_are_not_recorded_again(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip(copied / WEIGHTS)
+    before = (copied / CHECKSUMS_FILE).read_bytes()
+    assert main(["info", "--path", str(copied), "--write_checksums"]) == 2
+    assert f"{copied / CHECKSUMS_FILE} records the files already" in capsys.readouterr().err
+    assert (copied / CHECKSUMS_FILE).read_bytes() == before
 
 
 def test_a_missing_file_and_a_damaged_record_are_one_line_each(copied: Path) -> None:

@@ -18,12 +18,13 @@ from conftest import ROOT, adapter_weights, run_environment, training_options
 
 import llm_mer.training.run
 from llm_mer.checkpoints.run_manifest import RunManifest
+from llm_mer.cli.main import main
 from llm_mer.cli.train import finetune
 from llm_mer.errors import UserError
 from llm_mer.inference.pipeline import MerPipeline
 from llm_mer.storage.locks import lock_output
 from llm_mer.training.atomic_checkpoints import list_checkpoints
-from llm_mer.training.output_folder import is_run_file, overwriting_folder
+from llm_mer.training.output_folder import finished_content, is_run_file, overwriting_folder, set_card_aside
 
 Arguments = Callable[..., list[str]]
 SAVING: dict[str, Any] = {
@@ -264,3 +265,29 @@ def test_a_killed_training_holds_nothing(tmp_path: Path, arguments: Arguments) -
     with lock_output(tmp_path / "run"):
         pass
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_card_of_a_replaced_model_is_set_aside_and_a_users_own_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, text, kept in (
+        ("ours", "---\nlanguage: en\nlibrary_name: llm_mer\n---\n\n# x\n", False),
+        ("users", "# My model\nlibrary_name: llm_mer\n", True),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "README.md").write_text(text)
+        with caplog.at_level(logging.WARNING, "llm_mer"):
+            set_card_aside(folder)
+        assert (folder / "README.md").exists() is kept
+        assert (folder / "README.before.md").exists() is not kept
+        assert (str(folder / "README.md") in caplog.text) is not kept
+
+
+def test_an_overwritten_model_has_no_card_of_the_model_before(output: Path, arguments: Arguments) -> None:
+    assert main(["card", str(output)]) == 0
+    written = (output / "README.md").read_text()
+    finetune(arguments(output=output, overwrite_output_dir="true", **{**SAVING, "seed": 8}))
+    assert not (output / "README.md").exists()
+    assert (output / "README.before.md").read_text() == written
+    assert finished_content(output) == "holds a finished model"
