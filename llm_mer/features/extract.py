@@ -30,6 +30,7 @@ from llm_mer.storage.atomic_files import open_atomically
 from llm_mer.storage.fingerprints import json_sha256
 from llm_mer.storage.locks import lock_output
 from llm_mer.storage.watched_folder import watch_folder
+from llm_mer.storage.worker_processes import end_with_parent
 
 logger = logging.getLogger(__name__)
 TASKS_PER_WORKER = 8
@@ -78,6 +79,7 @@ class _Worker:
 def _start_worker(settings: FeatureSettings, threads: int) -> None:
     import torch
 
+    end_with_parent()
     torch.set_num_threads(threads)
     try:
         import cv2

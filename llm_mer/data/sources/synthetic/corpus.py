@@ -19,6 +19,7 @@ from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import open_atomically, write_json_atomically
 from llm_mer.storage.json_files import read_json_object
+from llm_mer.storage.worker_processes import end_with_parent
 
 EMOTIONS: tuple[str, ...] = ("neutral", "joy", "sadness", "anger", "fear", "surprise")
 SHARES: dict[str, float] = {"train": 0.62, "valid": 0.12, "test": 0.26}
@@ -286,6 +287,7 @@ def write_clip(stream: IO[bytes], pixels: np.ndarray, samples: np.ndarray, fps: 
 
 
 def _start_worker(config: CorpusConfig) -> None:
+    end_with_parent()
     import cv2
 
     cv2.setNumThreads(1)
