@@ -18,6 +18,7 @@ PLACE_ERRORS = frozenset(
         errno.EROFS,
         errno.ENOSPC,
         errno.EDQUOT,
+        errno.EFBIG,
         errno.ENOTDIR,
         errno.EISDIR,
         errno.EEXIST,

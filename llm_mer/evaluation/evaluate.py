@@ -219,6 +219,7 @@ def score(
         warnings=[
             *diagnose(pipeline.predictor.adapter, by_condition[AS_IS]),
             *_calibration_warning(pipeline, planned, config.split),
+            *([SEEN_IN_TRAINING] if config.split == "train" else []),
         ],
         conditions=planned.conditions,
         diagnostics=adapter.diagnostic_info(() if class_task is None else class_task.label_names),
@@ -244,6 +245,12 @@ def score(
         evaluation.dependence += [] if found is None else [found]
     evaluation.areas = areas(evaluation.rows, planned.conditions, AS_IS)
     return evaluation
+
+
+SEEN_IN_TRAINING = (
+    "split 'train' is what models are trained on: a model that was trained on these utterances knows their answers, and its "
+    "scores here do not say how it does on new ones"
+)
 
 
 def _calibration_warning(pipeline: MerPipeline, planned: EvaluationPlan, split: str) -> list[str]:

@@ -88,6 +88,7 @@ def test_work_that_goes_well_ends_with_its_own_code() -> None:
         (PermissionError(errno.EACCES, "Permission denied", "/locked/out"), 2, "p: /locked/out: Permission denied"),
         (OSError(errno.EROFS, "Read-only file system", "/ro/out"), 2, "p: /ro/out: Read-only file system"),
         (OSError(errno.ENOSPC, "No space left on device", "/full/out"), 2, "p: /full/out: No space left on device"),
+        (OSError(errno.EFBIG, "File too large", "/limited/out"), 2, "p: /limited/out: File too large"),
     ],
 )
 def test_a_users_mistake_is_one_line(error: Exception, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:

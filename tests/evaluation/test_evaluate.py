@@ -348,3 +348,10 @@ def test_a_limit_draws_over_languages_and_the_evaluation_says_so(trained: Path, 
     said = "6 of 32 utterances, drawn over languages with seed 0 (3 en, 3 zh)"
     assert f"--limit: {said}" in text.splitlines()
     assert Evaluation.load(tmp_path / "out").drawn == said
+
+
+def test_scores_on_the_training_split_are_said_to_be_that_and_others_are_not(trained: Path, store: Path) -> None:
+    for split, said in (("train", True), ("test", False)):
+        config = EvaluateConfig(checkpoint=str(trained), data=[str(store)], split=split, limit=4, resamples=5)
+        evaluation, _ = evaluate(config, progress=False)
+        assert any("is what models are trained on" in warning for warning in evaluation.warnings) == said, split
