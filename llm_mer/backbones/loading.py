@@ -162,7 +162,7 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{path}: not JSON: {error}") from None
     if model_type == "llm_mer":
         raise UserError(
-            f"backbone: {folder} holds a trained checkpoint, not a backbone; start from it with init_checkpoint, or name "
+            f"backbone: {folder} holds a trained checkpoint, not a backbone; go on from it with init_checkpoint, or name "
             "the backbone/ folder that `llm-mer merge` writes"
         )
     if model_type == "chatglm":

@@ -33,5 +33,5 @@ def parse_json_object(line: bytes, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: not UTF-8 text: {error}") from None
     entry = parse_json(text, where)
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: a line is a JSON object, found {type(entry).__name__}")
+        raise UserError(f"{where}: not a JSON object but {type(entry).__name__}")
     return entry
