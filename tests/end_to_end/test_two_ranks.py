@@ -71,7 +71,8 @@ def averaged(backbones: dict[str, Path], store: Path, tmp_path_factory: pytest.T
     }
 
 
-@pytest.mark.parametrize("launcher", ["gloo", pytest.param("zero2", marks=[needs_deepspeed, pytest.mark.slow])])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["gloo", pytest.param("zero2", marks=needs_deepspeed)])
 def test_the_moving_average_on_two_ranks_is_that_of_one_process(
     launcher: str, averaged: dict[str, Path], backbones: dict[str, Path], store: Path, tmp_path: Path
 ) -> None:

@@ -77,7 +77,7 @@ def test_the_recorder_sees_a_look_up_and_a_connection(recorded: Recorded) -> Non
     assert any(line.startswith("connect ") for line in found)
 
 
-@pytest.mark.parametrize("backbone", ["llama", "none"])
+@pytest.mark.parametrize("backbone", ["llama", pytest.param("none", marks=pytest.mark.slow)])
 def test_training_from_the_command_line_asks_no_network(
     recorded: Recorded, small_store: Path, backbones: dict[str, Path], tmp_path: Path, backbone: str
 ) -> None:
@@ -88,6 +88,7 @@ def test_training_from_the_command_line_asks_no_network(
     assert recorded.run("finetune.py", *command) == []
 
 
+@pytest.mark.slow
 def test_training_from_python_asks_no_network(
     recorded: Recorded, small_store: Path, backbones: dict[str, Path], tmp_path: Path
 ) -> None:
