@@ -12,6 +12,7 @@ import numpy as np
 from llm_mer.data.sampling import describe_draw, draw_rows
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS, UtteranceTable
+from llm_mer.data.votes import LabelVotes, known_answer
 from llm_mer.errors import UserError
 from llm_mer.prompting.tasks import Task
 
@@ -43,12 +44,14 @@ class UtteranceTransform(Protocol):
 class Question:
     """One task asked of one utterance: the unit of training, evaluation and inference.
 
-    ``row`` is the utterance's place in the table, ``truth`` its label name or score, None when unknown.
+    ``row`` is the utterance's place in the table, ``truth`` its label name or score, None when unknown
+    or where votes tie; ``votes`` on the task's labels, where there are some (:mod:`llm_mer.data.votes`).
     """
 
     row: int
     task: Task
     truth: str | float | None
+    votes: LabelVotes | None = None
 
 
 @dataclass
@@ -83,6 +86,7 @@ class MerDataset:
         utterances: a store's split or a list.
         tasks: asked of every utterance that has their target (of every utterance when ``require_truth`` is False); a label
             the task ignores is no target, but its utterance stays in windows.
+        ties: ask also where votes have no majority, so that no truth is known but their distribution is.
         languages: keep only these.
         limit, limit_seed: keep only so many utterances, drawn over languages (:mod:`llm_mer.data.sampling`).
         permutation: ``{part: rows}`` reads that part (:data:`PARTS`) from another row, e.g. a shuffle across samples.
@@ -96,6 +100,7 @@ class MerDataset:
     limit: int | None = None
     limit_seed: int = 0
     require_truth: bool = True
+    ties: bool = True
     permutation: dict[str, np.ndarray] = field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
     corruptions: tuple[UtteranceTransform, ...] = ()
@@ -131,23 +136,17 @@ class MerDataset:
         self._id, self._language = column("id"), column("language")
         self._labels, self._dialogue = column("labels"), column("dialogue_id")
         self._turn, self._speaker = column("turn"), column("speaker")
+        self._votes = column("votes")
 
     def _build_questions(self) -> list[Question]:
         questions = []
         for row in self.rows:
-            labels = self._labels[row]
             for task in self.tasks:
-                truth: str | float | None = None
-                value = labels.get(task.target)
-                if task.target in labels and not task.ignores(value):
-                    where = f"utterance {self._id[row]!r}"
-                    if task.kind == "classification":
-                        truth = task.label_names[task.class_index(value, where)]
-                    else:
-                        truth = task.score(value, where)
-                elif self.require_truth:
+                known = known_answer(task, self._labels[row], self._votes[row], f"utterance {self._id[row]!r}")
+                is_tie = known.truth is None and known.votes is not None
+                if known.truth is None and self.require_truth and not (is_tie and self.ties):
                     continue
-                questions.append(Question(row, task, truth))
+                questions.append(Question(row, task, known.truth, known.votes))
         return questions
 
     def _order_dialogues(self) -> list[tuple[list[int], int]]:
@@ -225,8 +224,8 @@ class MerDataset:
         return name
 
     def label_names(self) -> list[str]:
-        """Names of the labels that any utterance of the table has, known to a task or not."""
-        return sorted({name for labels in self._labels for name in labels})
+        """Names of the labels and votes that any utterance of the table has, known to a task or not."""
+        return sorted({name for found in (*self._labels, *self._votes) for name in found})
 
     def window(self, row: int) -> Window:
         """The conversation around a row: the last ``context_window`` utterances up to it, or centred on it."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from llm_mer.data.votes import Votes
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import detect_language, has_letters
 
@@ -27,6 +28,7 @@ class Utterance:
         audio_features: ``(T_a, D_a)`` float32 or None. vision_features: ``(T_v, D_v)``. text_features: ``(T_t, D_t)``.
         labels: ``{task name: class word in English, or score}``, e.g. ``{"emotion": "joy", "sentiment": 1.4}``. A task
             that is absent has no target here.
+        votes: ``{task's target: annotators' votes}`` (:mod:`llm_mer.data.votes`); without a label the majority is the truth.
         dialogue_id, turn, speaker: place in a conversation; ``turn`` orders utterances within ``dialogue_id``.
         tags: named subsets this utterance belongs to, e.g. ``neutral_words``, ``conflict``.
     """
@@ -45,8 +47,11 @@ class Utterance:
     turn: int | None = None
     speaker: str | None = None
     tags: tuple[str, ...] = ()
+    votes: dict[str, Votes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for target, votes in self.votes.items():
+            votes.check(f"utterance {self.id!r}: votes of {target!r}")
         if not self.language:
             try:
                 self.language = detect_language(self.text) if has_letters(self.text) else ""

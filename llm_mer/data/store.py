@@ -20,6 +20,7 @@ from llm_mer.data.checksums import ChecksumVerifier, SplitChecksums, compute_che
 from llm_mer.data.missing_values import check_labels, check_values
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.statistics import FeatureStatistics, RunningStatistics
+from llm_mer.data.votes import Votes
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import require_language
 from llm_mer.storage.atomic_files import replaced_folder, write_json_atomically, write_text_atomically
@@ -44,6 +45,7 @@ DESCRIPTIVE_COLUMNS: tuple[str, ...] = (
     "turn",
     "speaker",
     "tags",
+    "votes",
 )
 FEATURE_COLUMNS: dict[str, str] = {"text": "text_features", "audio": "audio_features", "vision": "vision_features"}
 
@@ -55,8 +57,8 @@ class StoreInfo:
     Attributes:
         feature_sizes: ``{modality: D_m}``; a modality nobody has is absent.
         statistics: ``{modality: FeatureStatistics}`` of the training split.
-        counts: utterances per split. fingerprint: SHA-256 over every id, label, text, place in a dialogue, speaker, tag and
-            feature value.
+        counts: utterances per split. fingerprint: SHA-256 over every id, label, vote, text, place in a dialogue,
+            speaker, tag and feature value.
         checksums: of each split's file; None in stores of versions before there were any.
         feature_names: names of the feature dimensions where known. description: how the features were made.
     """
@@ -139,6 +141,7 @@ def _arrow_row(utterance: Utterance) -> dict[str, Any]:
         "turn": utterance.turn,
         "speaker": utterance.speaker,
         "tags": list(utterance.tags),
+        "votes": _votes_text(utterance),
     }
     features = _features(utterance)
     for modality, column in FEATURE_COLUMNS.items():
@@ -146,12 +149,21 @@ def _arrow_row(utterance: Utterance) -> dict[str, Any]:
     return row
 
 
+def _votes_text(utterance: Utterance) -> str | None:
+    votes = {target: votes.to_dict() for target, votes in utterance.votes.items()}
+    return json.dumps(votes, ensure_ascii=False, sort_keys=True) if votes else None
+
+
+def _votes_from_text(text: str | None) -> dict[str, Votes]:
+    return {target: Votes.from_dict(entry) for target, entry in json.loads(text).items()} if text else {}
+
+
 def _arrow_features() -> Any:
     from datasets import Features, LargeList, List, Value
 
     text = Value("string")
     columns: dict[str, Any] = dict.fromkeys(
-        ("id", "language", "text", "audio", "vision", "labels", "dialogue_id", "speaker"), text
+        ("id", "language", "text", "audio", "vision", "labels", "dialogue_id", "speaker", "votes"), text
     )
     columns["turn"] = Value("int64")
     columns["tags"] = List(text)
@@ -200,6 +212,8 @@ class UtteranceFingerprint:
         u = utterance
         head: list[Any] = [u.id, u.split, u.language, u.text, sorted(u.labels.items())]
         head += [u.dialogue_id, u.turn, u.speaker, list(u.tags)]
+        # Only where there are some: data without votes keep the fingerprint they had before there were any.
+        head += [_votes_text(u)] if u.votes else []
         self._hash.update(json.dumps(head, ensure_ascii=False).encode())
         for modality, features in _features(utterance).items():
             self._hash.update(f"{modality}{features.shape}".encode())
@@ -333,6 +347,7 @@ class UtteranceTable(Sequence[Utterance]):
             turn=value["turn"],
             speaker=value["speaker"],
             tags=tuple(value["tags"] or ()),
+            votes=_votes_from_text(value.get("votes")),
             **features,
         )
 
@@ -341,11 +356,15 @@ class UtteranceTable(Sequence[Utterance]):
             yield self[index]
 
     def column(self, name: str) -> list[Any]:
-        """One descriptive column of every row (``id``, ``language``, ``dialogue_id``, ``turn``, ``speaker``, ``labels``)."""
+        """One descriptive column of every row: ``id``, ``language``, ``dialogue_id``, ``turn``, ``speaker``, ``labels`` …"""
+        if name == "votes" and name not in self._rows.column_names:  # a store of a version before there were any
+            return [{} for _ in range(len(self))]
         stored = self._rows.data.column(name)
         if self._verifier is not None:
             self._verifier.verify_column(name, stored.chunks)
         values = stored.to_pylist()
+        if name == "votes":
+            return [_votes_from_text(text) for text in values]
         return [json.loads(v) for v in values] if name == "labels" else values
 
 

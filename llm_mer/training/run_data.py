@@ -57,6 +57,7 @@ def prepare_data(arguments: DataArguments, with_prompts: bool = True) -> RunData
             tasks,
             languages=arguments.languages,
             limit=limit,
+            ties=False,
             context_window=arguments.context_window,
             bidirectional=arguments.bidirectional_context,
         )

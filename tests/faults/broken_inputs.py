@@ -361,6 +361,23 @@ MANIFESTS = (
     Fault("manifest: a list as speaker", entry(speaker=["A"]), manifest, r":2: field 'speaker' is \['A'\]; it must be a"),
     Fault("manifest: a number as tags", entry(tags=3), manifest, ":2: field 'tags' is 3; it must be a list of words"),
     Fault("manifest: true as label", entry(emotion=True), manifest, ":2: field 'emotion' is True; .* a word or a number"),
+    Fault("manifest: no votes", entry(votes={"emotion": {"joy": 0}}), manifest, ":2: votes of 'emotion' are all 0"),
+    Fault("manifest: votes below 0", entry(votes={"emotion": {"joy": -1}}), manifest, ":2: .*'joy' has -1 votes; they must"),
+    Fault("manifest: shares as votes", entry(votes={"emotion": {"joy": 0.5}}), manifest, ":2: .* must be a whole number"),
+    Fault(
+        "manifest: votes for a label outside the set",
+        entry(split="train", emotion="absent", votes={"emotion": {"bored": 2}}),
+        prepared,
+        r"votes: label 'bored' is not in task 'emotion'",
+        "b",
+    ),
+    Fault(
+        "manifest: a label that most did not vote for",
+        entry(split="train", emotion="joy", votes={"emotion": {"joy": 1, "anger": 2}}),
+        prepared,
+        r"label 'joy' of 'emotion' has 1 votes, the most has anger \(2\); correct it",
+        "b",
+    ),
     Fault("manifest: NaN as score", entry(sentiment="nan"), manifest, ":2: field 'sentiment' is 'nan'; .* finite number"),
     Fault(
         "manifest: label outside the set",

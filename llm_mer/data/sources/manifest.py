@@ -13,6 +13,7 @@ from typing import IO, Any, BinaryIO
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.sources.csv_rows import check_columns, read_rows
 from llm_mer.data.sources.numbers import parse_number, parse_whole_number
+from llm_mer.data.votes import Votes
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES, detect_language, has_letters
 from llm_mer.prompting.tasks import builtin_tasks
@@ -33,6 +34,8 @@ FIELDS: tuple[str, ...] = (
     "turn",
     "speaker",
     "tags",
+    "votes",
+    "annotators",
 )
 
 
@@ -191,7 +194,33 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
         turn=turn,
         speaker=str(entry["speaker"]) if "speaker" in entry else None,
         tags=tuple(str(tag) for tag in tags),
+        votes=_votes(entry, where, labels_known),
     )
+
+
+def _votes(entry: dict[str, Any], where: str, targets: Iterable[str]) -> dict[str, Votes]:
+    """``{"votes": {target: {label: count}}, "annotators": A}`` of an entry; in CSV, ``votes`` is the same JSON in a cell."""
+    value = entry.get("votes", {})
+    if isinstance(value, str):
+        value = parse_json(value, f"{where}: field 'votes'")
+    if not isinstance(value, dict) or ("votes" in entry and not value):
+        raise UserError(f"{where}: field 'votes' is {quote(value)}; it must be {{target: {{label: count}}}}")
+    annotators = entry.get("annotators")
+    if annotators is not None:
+        if not value:
+            raise UserError(f"{where}: field 'annotators' without 'votes' says nothing")
+        annotators = parse_whole_number(annotators)
+        if annotators is None:
+            raise UserError(f"{where}: field 'annotators' is {quote(entry['annotators'])}; it must be a whole number")
+    found = {}
+    for target, counts in value.items():
+        if target not in targets:
+            raise UserError(f"{where}: field 'votes' has target {quote(target)}; known are {list_names(list(targets))}")
+        if isinstance(counts, dict) and any(is_broken(label) or "\0" in label for label in counts):
+            raise UserError(f"{where}: field 'votes' is {quote(counts)}: half a surrogate pair or a NUL is no text")
+        found[target] = Votes(counts, annotators)
+        found[target].check(f"{where}: votes of {target!r}")
+    return found
 
 
 def _label(value: Any, name: str, where: str) -> str | float:
@@ -261,7 +290,18 @@ def write_manifest(utterances: Iterable[Utterance], path: Path | str) -> Path:
                 if getattr(utterance, name) is not None:
                     entry[name] = getattr(utterance, name)
             entry.update(utterance.labels)
+            entry.update(_votes_entry(utterance))
             if utterance.tags:
                 entry["tags"] = list(utterance.tags)
             stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
     return path
+
+
+def _votes_entry(utterance: Utterance) -> dict[str, Any]:
+    if not utterance.votes:
+        return {}
+    annotators = {votes.annotators for votes in utterance.votes.values()}
+    if len(annotators) > 1:
+        raise UserError(f"utterance {utterance.id!r}: its votes have {annotators} annotators; a manifest says one number")
+    entry: dict[str, Any] = {"votes": {target: votes.to_dict()["counts"] for target, votes in utterance.votes.items()}}
+    return entry if annotators == {None} else {**entry, "annotators": annotators.pop()}

@@ -17,6 +17,7 @@ from llm_mer.data.text_forms import find_alike, has_hidden_characters, is_blank,
 from llm_mer.data.validation.encoding import is_mojibake
 from llm_mer.data.validation.findings import ADVICE, ERROR, INFO, WARNING, Finding, shorten
 from llm_mer.data.validation.leakage import class_separation, score_correlation
+from llm_mer.data.votes import Known, known_answer, votes_of_task
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import Task, builtin_tasks
@@ -52,6 +53,8 @@ class _LabelCheck:
         self.first: dict[str, list[str]] = {}
         self.classes: dict[str, Counter[str]] = {}
         self.languages: dict[str, list[str]] = {}
+        self.ties: Counter[str] = Counter()
+        self.contradicted: dict[str, list[str]] = {}
         self._known: dict[str, str | None] = {}
 
     @property
@@ -73,14 +76,18 @@ class _LabelCheck:
         return self._known[value]
 
     def update(self, utterance: Utterance) -> None:
-        value, split = utterance.labels[self.task.target], utterance.split
+        target, split = self.task.target, utterance.split
         self.found += 1
         self.languages.setdefault(utterance.language, []).append(utterance.id)
+        value = utterance.labels.get(target, "votes")
         try:
             if self.task.kind == "classification":
-                name = self.name(value)
-                if name is not None:
-                    self.classes.setdefault(split, Counter())[name] += 1
+                known = self._answer(utterance)
+                if known.truth is not None:
+                    self.classes.setdefault(split, Counter())[str(known.truth)] += 1
+                self.ties[split] += known.truth is None and known.votes is not None
+            elif target in utterance.votes:
+                known_answer(self.task, utterance.labels, utterance.votes, utterance.id)
             else:
                 self.task.score(value)
         except UserError:
@@ -88,6 +95,19 @@ class _LabelCheck:
             shown = self.first.setdefault(split, [])
             if len(shown) < MAX_IDS_SHOWN:
                 shown.append(f"{utterance.id} ({value})")
+
+    def _answer(self, utterance: Utterance) -> Known:
+        """The class and votes. Raises :class:`UserError` for a label outside the set, in the label or the votes."""
+        target = self.task.target
+        if target not in utterance.votes:
+            return Known(self.name(utterance.labels[target]))
+        votes = votes_of_task(self.task, utterance.votes[target], utterance.id)
+        if target not in utterance.labels:
+            return known_answer(self.task, {}, utterance.votes, utterance.id)
+        name = self.name(utterance.labels[target])
+        if name is not None and votes is not None and self.task.class_index(name) not in votes.first:
+            self.contradicted.setdefault(utterance.split, []).append(f"{utterance.id} ({name})")
+        return Known(name)
 
     def findings(self, single: bool) -> Iterator[Finding]:
         name = self.task.name
@@ -102,6 +122,11 @@ class _LabelCheck:
                 yield Finding(ERROR, "task language", "", len(ids), shown, ADVICE["task language"])
         for split, counter in self.wrong.items():
             yield Finding(ERROR, "label", split, sum(counter.values()), self.first[split], ADVICE["label"])
+        for split, ids in self.contradicted.items():
+            yield Finding(ERROR, "votes", split, len(ids), ids[:MAX_IDS_SHOWN], ADVICE["votes"])
+        for split, count in self.ties.items():
+            if count:
+                yield Finding(INFO, "tied votes", split, count, [name], ADVICE["tied votes"])
         for split, counter in self.classes.items():
             (label, count), total = counter.most_common(1)[0], sum(counter.values())
             shown = [f"{name}: {label} {count / total:.1%}"]
@@ -182,9 +207,10 @@ class Inspection:
         if utterance.split not in SPLITS or utterance.language not in LANGUAGES:
             shown = f"{utterance.id} ({utterance.split}, {utterance.language})"
             self._note(ERROR, "split or language", utterance.split, shown)
-        self._targets.update(list(utterance.labels))
+        targets = {*utterance.labels, *utterance.votes}
+        self._targets.update(targets)
         for labels in self.labels:
-            if labels.task.target in utterance.labels:
+            if labels.task.target in targets:
                 labels.update(utterance)
         self._check_text(utterance)
         features = self._check_features(utterance)

@@ -27,6 +27,7 @@ ADVICE: dict[str, str] = {
     "alike": "one spelling each: the same letter case, width and Unicode form (NFC), nothing invisible",
     "task language": "give the task's labels words in this language, or leave its utterances out (--languages)",
     "label": "correct the label, or name the task it belongs to with --tasks",
+    "votes": "a label must have the most votes: correct it, or leave out the label or the votes",
     "no task": "no built-in task knows these labels: name your task file with --tasks",
     "unseen class": "nothing to learn it from: split the data again",
     "same utterance": "keep it in one of the splits, or the test knows what training saw",
@@ -43,6 +44,7 @@ ADVICE: dict[str, str] = {
     "leak": "a feature of the training split alone tells the label: how was it made?",
     "checked as": "name another task with --tasks",
     "majority": "a constant answer scores this",
+    "tied votes": "no majority: trained on and scored by the votes alone, never by a truth",
     "missing split": "nothing is selected or scored on it",
 }
 """Check → what to do."""
