@@ -44,6 +44,7 @@ def let_a_cpu_shard() -> None:
 if __name__ == "__main__":
     os.environ.update(environment_of(sys.argv[1]))
     let_a_cpu_shard()
+    from llm_mer.cli.entry_point import run_program
     from llm_mer.cli.train import finetune
 
-    finetune(sys.argv[2:])
+    sys.exit(run_program("finetune.py", lambda: [finetune(sys.argv[2:]), 0][1]))
