@@ -1,4 +1,4 @@
-"""The temperatures of a checkpoint's answers: ``calibration.json`` beside the weights they were fitted for."""
+"""Temperatures of a checkpoint's answers and weights of their pool: ``calibration.json`` beside the weights of the model."""
 
 from __future__ import annotations
 
@@ -42,21 +42,44 @@ class Temperature:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """What each distribution weighs in the pool of one task in one language, fitted on ``n`` answers.
+
+    Attributes:
+        weights: by name, ``scored``, ``read_out`` or ``head``; one of 0 was found to tell nothing beside the others.
+        nll_alone: mean NLL (nats) of each alone, scaled as fits it best. nll: of the pool.
+    """
+
+    task: str
+    language: str
+    weights: dict[str, float]
+    n: int
+    nll_alone: dict[str, float]
+    nll: float
+
+
+@dataclass(frozen=True)
 class Calibration:
     """The content of ``calibration.json``.
 
     Attributes:
         weights_sha256: of the weights whose answers these are for. data: fingerprint of what they were fitted on.
         temperatures: one a task and language; answers in another language stay as they are.
+        pools: one a task and language for which the checkpoint gives more than one distribution.
     """
 
     weights_sha256: str
     data: str
     temperatures: tuple[Temperature, ...]
+    pools: tuple[Pool, ...] = ()
 
     def by_question(self) -> dict[tuple[str, str], float]:
         """``{(task, language): temperature}``."""
         return {(entry.task, entry.language): entry.temperature for entry in self.temperatures}
+
+    def pool_weights(self) -> dict[tuple[str, str], dict[str, float]]:
+        """``{(task, language): {distribution: weight}}``."""
+        return {(entry.task, entry.language): entry.weights for entry in self.pools}
 
     def save(self, folder: Path) -> None:
         """Write ``calibration.json``, and its digest into the checkpoint's checksums where it has some."""
@@ -81,11 +104,16 @@ class Calibration:
         entry = read_json_object(path)
         try:
             found = tuple(Temperature(**values) for values in entry["temperatures"])
-            calibration = cls(str(entry["weights_sha256"]), str(entry["data"]), found)
+            pools = tuple(Pool(**values) for values in entry.get("pools", []))
+            calibration = cls(str(entry["weights_sha256"]), str(entry["data"]), found, pools)
             for one in found:
                 if not (math.isfinite(one.temperature) and one.temperature > 0):
                     raise ValueError(f"temperature of task {one.task!r} is {one.temperature!r}, it must be above 0")
-        except (KeyError, TypeError, ValueError) as error:
+            for pool in pools:
+                for name, weight in pool.weights.items():
+                    if not (math.isfinite(weight) and weight >= 0):
+                        raise ValueError(f"the weight of {name} of task {pool.task!r} is {weight!r}, it must be 0 or more")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: damaged or edited: {error}") from None
         digest = answering_weights_digest(folder)
         if calibration.weights_sha256 != digest:

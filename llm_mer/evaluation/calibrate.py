@@ -1,4 +1,4 @@
-"""``llm-mer calibrate``: one temperature a task and language, fitted on the validation split and kept in the checkpoint."""
+"""``llm-mer calibrate``: temperatures and pool weights, fitted on the validation split and kept in the checkpoint."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_mer.checkpoints.calibration import CALIBRATION_SPLIT, Calibration, Temperature, answering_weights_digest
+from llm_mer.checkpoints.calibration import CALIBRATION_SPLIT, Calibration, Pool, Temperature, answering_weights_digest
 from llm_mer.data.reading import find_split, read_utterances
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.evaluation.options import CalibrateConfig
 from llm_mer.evaluation.proper_scores import answer_arrays
+from llm_mer.inference.answer_values import poolable_scores
 from llm_mer.inference.pipeline import MerPipeline
 from llm_mer.inference.prediction import Prediction, require_finite_answers
 from llm_mer.prompting.tasks import Task
+from llm_mer.scoring.pooling import MOST_WEIGHT, fit_pool, pool
 from llm_mer.scoring.temperature import LEAST_TEMPERATURE, MOST_TEMPERATURE, fit_temperature, scale_by_temperature
 from llm_mer.storage.locks import lock_output
 
@@ -60,7 +62,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         digest = answering_weights_digest(pipeline.folder)
         if digest is None:
             raise UserError(f"{pipeline.folder}: it has no weights that temperatures could belong to")
-        calibration = Calibration(digest, fingerprint, temperatures)
+        calibration = Calibration(digest, fingerprint, temperatures, fit_pools(predictions, tasks))
         calibration.save(pipeline.folder)
     return calibration
 
@@ -79,13 +81,47 @@ def fit(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> tuple[Tempe
     return tuple(found)
 
 
+def fit_pools(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> tuple[Pool, ...]:
+    """The weights of each task and language of which the answers carry several distributions, in the order of the tasks."""
+    found = []
+    for task in tasks:
+        known = [p for p in predictions if p.task == task.name and p.truth is not None and p.log_probabilities]
+        for language in sorted({p.language for p in known}):
+            own = [p for p in known if p.language == language]
+            scores = [poolable_scores(p, task) for p in own]
+            names = list(scores[0])
+            if len(names) < 2:
+                continue
+            stacked = np.array([[values[name] for name in names] for values in scores])  # (N, K, C)
+            _, truth = answer_arrays(task, own)
+            alone = {name: _fitted(stacked[:, [k]], truth)[1] for k, name in enumerate(names)}
+            weights, nll = _fitted(stacked, truth)
+            shares = {name: float(weight) for name, weight in zip(names, weights, strict=True)}
+            found.append(Pool(task.name, language, shares, len(own), alone, nll))
+    return tuple(found)
+
+
+def _fitted(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, float]:
+    """``(N, K, C)``: the weights of a pool, and the mean NLL with them."""
+    weights = fit_pool(scores, truth)
+    return weights, float(-pool(scores, weights)[np.arange(len(truth)), truth].mean())
+
+
 def table(calibration: Calibration, checkpoint: str) -> str:
-    """``emotion en  T 1.83  n=120  NLL 2.970 → 1.901``, a line a temperature."""
+    """``emotion en  T 1.83  n=120  NLL 2.970 → 1.901``, a line a temperature, then one a pool."""
     lines = []
     for one in calibration.temperatures:
         line = f"{one.task:<10} {one.language:<3} T {one.temperature:.3f}  n={one.n}"
         line += f"  NLL {one.nll_before:.3f} → {one.nll_after:.3f} on {CALIBRATION_SPLIT}"
         if one.temperature in (LEAST_TEMPERATURE, MOST_TEMPERATURE):
             line += "  (as far as a fit goes: every answer of these is right, or the answers tell nothing)"
+        lines.append(line)
+    for pooled in calibration.pools:
+        parts = " + ".join(f"{weight:.3f} {name}" for name, weight in pooled.weights.items())
+        alone = ", ".join(f"{name} {nll:.3f}" for name, nll in pooled.nll_alone.items())
+        line = f"{pooled.task:<10} {pooled.language:<3} pool {parts}  n={pooled.n}"
+        line += f"  NLL {pooled.nll:.3f} on {CALIBRATION_SPLIT} (alone: {alone})"
+        if max(pooled.weights.values()) > 0.9 * MOST_WEIGHT:
+            line += "  (as far as a fit goes)"
         lines.append(line)
     return "\n".join([*lines, f"written to {Path(checkpoint)}"])

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 NOISY_FEATURES = "noisy_features"
 """Folder of features that were extracted again, in the output folder; another evaluation into it finds them."""
-AS_IS, GENERATION, DIALOGUE, READ_OUT = "as is", "free generation", "dialogue decoder", "read-out"
+AS_IS, GENERATION, DIALOGUE = "as is", "free generation", "dialogue decoder"
+READ_OUT, POOLED = "read-out", "pooled"
+"""Other answers of the same model to the same questions."""
 TRANSCRIPT, FEATURES, ADAPTER = "transcript", "features", "adapter"
 """What is changed apart from a modality: the words alone, every feature sequence, all that the adapter tells."""
 

@@ -18,6 +18,7 @@ from llm_mer.evaluation.conditions import (
     DIALOGUE,
     GENERATION,
     NOISY_FEATURES,
+    POOLED,
     READ_OUT,
     Condition,
     apply_condition,
@@ -33,6 +34,7 @@ from llm_mer.evaluation.journal import JOURNAL, Journal, predict_all
 from llm_mer.evaluation.options import EvaluateConfig
 from llm_mer.evaluation.rows import PREDICTIONS, Evaluation, save_predictions, score_rows, table
 from llm_mer.evaluation.subsets import check_groupings
+from llm_mer.inference.answer_values import pooled_answer
 from llm_mer.inference.dialogues import decode_dialogues
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
@@ -40,6 +42,7 @@ from llm_mer.storage.watched_folder import watch_folder
 
 if TYPE_CHECKING:
     from llm_mer.inference.pipeline import MerPipeline
+    from llm_mer.inference.predictor import Predictor
 
 
 @dataclass
@@ -106,12 +109,15 @@ def load_pipeline(config: EvaluateConfig, processes: ProcessGroup) -> MerPipelin
         batch_size=config.batch_size,
         generate=config.generate,
         score_statistic=config.score_statistic,
-        answer="read_out" if config.answer == "read_out" else "scored",
+        answer="scored" if config.answer == "all" else config.answer,
         keep_features=config.keep_features,
         calibration=config.calibration,
     )
-    if config.answer == "both" and not pipeline.description.model.get("read_out"):
-        raise UserError(f"--answer both: {config.checkpoint} has no read-out; train with read_out: true")
+    if config.answer == "all" and not (pipeline.description.model.get("read_out") or pipeline.predictor.pool_weights):
+        raise UserError(
+            f"--answer all: {config.checkpoint} has its scored answers alone; train with read_out: true, or with "
+            "auxiliary_head: true and run `llm-mer calibrate`"
+        )
     return pipeline
 
 
@@ -138,6 +144,11 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
     available = modalities_of(pipeline)
     reader = input_spec_of(description, available, folder / NOISY_FEATURES)
     conditions = parse_conditions(config.conditions, available, description.backbone is not None)
+    if config.answer == "pooled" and any(condition.withholds_adapter for condition in conditions.values()):
+        raise UserError(
+            "--conditions without:adapter: leaves out the pseudo tokens alone, and --answer pooled would still hear the "
+            "adapter's own head; leave one of them out"
+        )
     changed = {name: apply_condition(dataset, condition, config.seed, reader) for name, condition in conditions.items()}
     if config.dialogue_decoder != "none":
         if dataset.drawn is not None:
@@ -230,10 +241,10 @@ def score(
             evaluation.rows += score_rows(name, by_condition[name], task, **shared)
         if config.generate:
             evaluation.rows += score_rows(GENERATION, by_condition[AS_IS], task, use_parsed=True, **shared)
-        if config.answer == "both":
-            read = [p.from_read_out() for p in by_condition[AS_IS] if p.task == task.name]
-            by_condition.setdefault(READ_OUT, []).extend(read)
-            evaluation.rows += score_rows(READ_OUT, read, task, **shared)
+        if config.answer == "all":
+            for name, answers in other_answers(pipeline.predictor, by_condition[AS_IS], task).items():
+                by_condition.setdefault(name, []).extend(answers)
+                evaluation.rows += score_rows(name, answers, task, **shared)
         if config.dialogue_decoder != "none" and task.kind == "classification":
             own = [p for p in by_condition[AS_IS] if p.task == task.name]
             decoded = decode_dialogues(own, task, description.shift_probability[task.name], config.dialogue_decoder)
@@ -245,6 +256,18 @@ def score(
         evaluation.dependence += [] if found is None else [found]
     evaluation.areas = areas(evaluation.rows, planned.conditions, AS_IS)
     return evaluation
+
+
+def other_answers(predictor: Predictor, predictions: list[Prediction], task: Task) -> dict[str, list[Prediction]]:
+    """What else the model answers to a task: the read-out and the pool, as far as it has them for every question."""
+    own = [p for p in predictions if p.task == task.name]
+    found = {}
+    if all(p.read_out is not None for p in own):
+        found[READ_OUT] = [p.from_read_out() for p in own]
+    weights = predictor.pool_weights
+    if all((p.task, p.language) in weights for p in own):
+        found[POOLED] = [pooled_answer(p, task, weights, predictor.score_statistic) for p in own]
+    return found
 
 
 SEEN_IN_TRAINING = (

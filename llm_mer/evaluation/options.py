@@ -45,9 +45,9 @@ class EvaluateConfig:
     answer: str = field(
         default="scored",
         metadata={
-            "help": "what answers: the scored answers, the read-out of a checkpoint that has one, or both, the read-out in "
-            "rows of its own",
-            "choices": ["scored", "read_out", "both"],
+            "help": "what answers: the scored answers; the read-out of a checkpoint that has one; pooled, these and the "
+            "adapter's own head by the weights of `llm-mer calibrate`; or all that there are, each in rows of its own",
+            "choices": ["scored", "read_out", "pooled", "all"],
         },
     )
     dialogue_decoder: str = field(
@@ -62,7 +62,7 @@ class EvaluateConfig:
         metadata={"help": "which point of a score's distribution answers", "choices": ["median", "mean", "mode"]},
     )
     calibration: bool = field(
-        default=True, metadata={"help": "use the temperatures of `llm-mer calibrate` where the checkpoint has some"}
+        default=True, metadata={"help": "use what `llm-mer calibrate` left in the checkpoint, where it did"}
     )
     resamples: int = field(default=1000, metadata={"help": "bootstrap resamples for the 95 % intervals"})
     seed: int = field(default=0, metadata={"help": "of the bootstrap, of shuffling and of --limit"})

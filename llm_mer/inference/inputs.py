@@ -64,7 +64,7 @@ class InferConfig:
         metadata={"help": "score the end of an answer too; false is faster, where no answer begins another"},
     )
     calibration: bool = field(
-        default=True, metadata={"help": "use the temperatures of `llm-mer calibrate` where the checkpoint has some"}
+        default=True, metadata={"help": "use what `llm-mer calibrate` left in the checkpoint, where it did"}
     )
     on_bad_input: str = field(
         default="report",
@@ -80,8 +80,9 @@ class InferConfig:
     answer: str = field(
         default="scored",
         metadata={
-            "help": "what answers: the scored answers, or the read-out of a checkpoint that has one",
-            "choices": ["scored", "read_out"],
+            "help": "what answers: the scored answers; the read-out of a checkpoint that has one; or pooled, these and the "
+            "adapter's own head by the weights of `llm-mer calibrate`",
+            "choices": ["scored", "read_out", "pooled"],
         },
     )
     generate: bool = field(default=False, metadata={"help": "also generate freely and say whether it could be parsed"})

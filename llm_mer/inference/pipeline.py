@@ -74,7 +74,8 @@ class MerPipeline:
                 has such a module imported.
             engine: what runs the language model, one of :data:`~llm_mer.scoring.engines.base.ENGINES`.
             engine_options: its own options.
-            calibration: take the temperatures that ``llm-mer calibrate`` left in the checkpoint, where it has some.
+            calibration: take what ``llm-mer calibrate`` left in the checkpoint, where it did: temperatures, and the weights
+                of ``answer="pooled"``.
 
         Raises:
             UserError: a folder that is no checkpoint, or one of another adapter; a hub name that cannot be fetched; a device
@@ -91,8 +92,9 @@ class MerPipeline:
         if adapter is not None and adapter != trained_with:
             raise UserError(f"adapter: {folder} was trained with {trained_with}, not {adapter}")
         fitted = Calibration.load(folder) if calibration else None
-        temperatures = {} if fitted is None else fitted.by_question()
-        predictor = Predictor(loaded.model, loaded.processor, engine=opened.engine, temperatures=temperatures, **options)
+        if fitted is not None:
+            options |= {"temperatures": fitted.by_question(), "pool_weights": fitted.pool_weights()}
+        predictor = Predictor(loaded.model, loaded.processor, engine=opened.engine, **options)
         return cls(predictor, loaded.description, folder)
 
     @property

@@ -36,7 +36,9 @@ class Prediction:
             of its own transcript (characters of Chinese), whatever a condition made of it. None where there is none.
         read_out: what a checkpoint that has a read-out reads off the hidden state: a label name, or a score inside its
             range. read_out_log_probabilities: of the labels, in their order; None for scores.
-        head_value: the adapter head's own prediction, where it has one.
+        head_value: the adapter head's own prediction, where it has one. head_log_probabilities: of the labels, in their
+            order, where a language model answers beside it.
+        pool_weights: what each distribution weighed whose pool is the answer; None where none was asked for.
         seconds: wall time of the batch divided by its size.
     """
 
@@ -66,6 +68,8 @@ class Prediction:
     read_out: str | float | None = None
     read_out_log_probabilities: list[float] | None = None
     head_value: str | float | None = None
+    head_log_probabilities: list[float] | None = None
+    pool_weights: dict[str, float] | None = None
     seconds: float | None = None
 
     @property

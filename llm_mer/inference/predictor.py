@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
 from torch import nn
 
 from llm_mer.adapters.base import FusionOutput
@@ -21,6 +20,16 @@ from llm_mer.data.dataset import MerDataset
 from llm_mer.distributed.progress import track_progress
 from llm_mer.distributed.sharded_parameters import is_sharded
 from llm_mer.errors import UserError, first_line, is_out_of_memory
+from llm_mer.inference.answer_values import (
+    ANSWERS,
+    POOLED,
+    READ_OUT,
+    SCORED,
+    PoolWeights,
+    fill_distribution,
+    fill_read_out,
+    pooled_answer,
+)
 from llm_mer.inference.prediction import Prediction
 from llm_mer.model.collator import MerCollator, UtteranceBatch
 from llm_mer.model.context_vectors import attach_context
@@ -31,21 +40,17 @@ from llm_mer.model.modeling_mer import (
     fusion_adapter_of,
 )
 from llm_mer.model.processing_mer import MerProcessor, PromptIds
-from llm_mer.model.read_out import columns_of, read_out_score
+from llm_mer.model.read_out import columns_of
 from llm_mer.prompting.tasks import Task
 from llm_mer.scoring.answer_scorer import PrefixCache
 from llm_mer.scoring.answer_tree import AnswerTree, has_prefix_conflict
 from llm_mer.scoring.engines.base import MAX_ANSWER_TOKENS, Engine
 from llm_mer.scoring.engines.transformers_engine import TransformersEngine
 from llm_mer.scoring.prompt_layout import TaskPrompts
-from llm_mer.scoring.score_distribution import ScoreDistribution
 from llm_mer.scoring.temperature import scale_by_temperature
 
 logger = logging.getLogger(__name__)
 
-SCORED, READ_OUT = "scored", "read_out"
-ANSWERS: tuple[str, ...] = (SCORED, READ_OUT)
-"""What answers: the language model's scored answers, or a read-out of its hidden state."""
 SCORE_STATISTICS: tuple[str, ...] = ("median", "mean", "mode")
 
 
@@ -70,6 +75,8 @@ class _Answers:
     outside_mass: np.ndarray | None = None
     read_out: np.ndarray | None = None
     """``(B, C)`` logits, or ``(B, 1)`` numbers, of the task's read-out."""
+    head: np.ndarray | None = None
+    """``(B, C)`` log-probabilities of the adapter's own head, beside a language model."""
 
 
 @dataclass
@@ -83,10 +90,12 @@ class Predictor:
         generate: also generate freely; the text is kept and parsed, never mapped to a class when it cannot be.
         answer_end: score the token that ends an answer too. Without it a label is as probable as its own tokens, whatever
             would follow them, and the vocabulary is read once a question in place of once a label.
-        answer: ``scored`` answers, or the ``read_out`` in their place; see :class:`~llm_mer.model.read_out.ReadOut`.
+        answer: ``scored`` answers; in their place the ``read_out`` (:class:`~llm_mer.model.read_out.ReadOut`); or all that a
+            checkpoint says, ``pooled`` (:mod:`llm_mer.scoring.pooling`).
         keep_features: keep each sample's fused vector in ``diagnostics["features"]``.
         engine: what runs the language model; the model itself when None.
         temperatures: ``{(task, language): T}``, of the distributions over answers; none where a question is not named.
+        pool_weights: what the distributions that are pooled weigh.
     """
 
     model: nn.Module
@@ -99,6 +108,7 @@ class Predictor:
     keep_features: bool = False
     engine: Engine | None = None
     temperatures: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    pool_weights: PoolWeights = field(default_factory=dict)
     _trees: dict[tuple[str, str], AnswerTree] = field(default_factory=dict, repr=False)
     _kept: dict[tuple[str, ...], PrefixCache] | None = field(default=None, repr=False)
 
@@ -113,6 +123,11 @@ class Predictor:
             raise UserError(f"answer is {self.answer!r}; choose one of {', '.join(ANSWERS)}")
         if self.answer == READ_OUT and not getattr(self.core.config, "read_out", None):
             raise UserError("answer: read_out, but the checkpoint has no read-out; train with read_out: true")
+        if self.answer == POOLED and not self.pool_weights:
+            raise UserError(
+                "answer: pooled, but there are no weights to pool by; `llm-mer calibrate` fits them on validation data, for "
+                "a language model with auxiliary_head: true or read_out: true"
+            )
         self.device = next(self.core.parameters()).device
         core: Any = self.core  # an adapter alone is never asked
         self.answering: Engine = TransformersEngine(core) if self.engine is None else self.engine
@@ -241,9 +256,14 @@ class Predictor:
             if temperature is not None and log_probs is not None:
                 log_probs, prediction.temperature = scale_by_temperature(log_probs, temperature), temperature
             self._fill_value(prediction, task, log_probs, heads[number], row)
+            if scored.head is not None:
+                prediction.head_log_probabilities = [float(v) for v in scored.head[row]]
             if scored.read_out is not None:
                 fill_read_out(prediction, task, scored.read_out[row])
-                prediction = prediction.from_read_out() if self.answer == READ_OUT else prediction
+            if self.answer == READ_OUT:
+                prediction = prediction.from_read_out()
+            elif self.answer == POOLED:
+                prediction = pooled_answer(prediction, task, self.pool_weights, self.score_statistic)
             if generated is not None:
                 self._fill_generated(prediction, task, generated[number][row])
             predictions.append(prediction)
@@ -285,7 +305,8 @@ class Predictor:
                 elif self.answer == READ_OUT:
                     raise UserError("answer: read_out needs the hidden state, which engine transformers alone gives")
                 log_probs, outside = (t.float().cpu().numpy() for t in (scores.log_probabilities, scores.outside_mass))
-                found.append(_Answers(fusion, log_probs, outside, read_out))
+                head = self._head_log_probabilities(task, fusion) if self._head_knows(task, fusion) else None
+                found.append(_Answers(fusion, log_probs, outside, read_out, head))
             return found
         fusion = self.core(**inputs).fusion
         return [_Answers(fusion, self._head_log_probabilities(task, fusion)) for task in batch.tasks]
@@ -321,47 +342,36 @@ class Predictor:
     ) -> None:
         if head_values is not None:
             prediction.head_value = head_values[row]
-        if task.kind == "classification":
-            assert log_probs is not None
-            names = task.label_names
-            prediction.value = names[int(log_probs.argmax())]
-            prediction.log_probabilities = [float(v) for v in log_probs]
-            prediction.probabilities = dict(zip(names, np.exp(log_probs.astype(np.float64)).round(6).tolist(), strict=True))
-            return
-        if log_probs is None:  # an adapter alone gives a score, not a distribution
+        if log_probs is not None:
+            fill_distribution(prediction, task, log_probs, self.score_statistic)
+        else:  # an adapter alone gives a score, not a distribution
             prediction.value = float(head_values[row])
-            return
-        grid = np.asarray(task.grid())
-        scores = ScoreDistribution(grid, np.exp(log_probs)[None])
-        low, high = scores.interval(0.8)[0]
-        prediction.mean, prediction.median = float(scores.mean[0]), float(scores.median[0])
-        prediction.mode, prediction.interval = float(scores.mode[0]), (float(low), float(high))
-        prediction.value = {"median": prediction.median, "mean": prediction.mean, "mode": prediction.mode}[
-            self.score_statistic
-        ]
-        prediction.log_probabilities = [float(v) for v in log_probs]
-        texts = [task.format_score(v) for v in task.grid()]
-        prediction.probabilities = dict(zip(texts, np.exp(log_probs.astype(np.float64)).round(6).tolist(), strict=True))
+
+    def _head_knows(self, task: Task, fusion: FusionOutput) -> bool:
+        """Whether the adapter's own head was trained on a task."""
+        if task.kind == "classification":
+            known, outputs = self.processor.class_task, fusion.logits
+        else:
+            known, outputs = self.processor.score_task, fusion.scores
+        return outputs is not None and known is not None and known.name == task.name
 
     def _head_log_probabilities(self, task: Task, fusion: FusionOutput) -> np.ndarray | None:
-        if task.kind == "classification":
-            if fusion.logits is None or self.processor.class_task is None or self.processor.class_task.name != task.name:
-                raise UserError(f"this adapter's head was not trained on task {task.name!r}")
-            return torch.log_softmax(fusion.logits.float(), dim=-1).cpu().numpy()
-        if fusion.scores is None or self.processor.score_task is None or self.processor.score_task.name != task.name:
+        """``(B, C)`` of the head's labels; None for a score, of which it gives a number alone."""
+        if not self._head_knows(task, fusion):
             raise UserError(f"this adapter's head was not trained on task {task.name!r}")
-        return None
+        if task.kind == "regression":
+            return None
+        assert fusion.logits is not None
+        return torch.log_softmax(fusion.logits.float(), dim=-1).cpu().numpy()
 
     def _head_values(self, task: Task, fusion: FusionOutput) -> list[str | float] | None:
         """The head's own predictions for a task it knows: label names, or scores clipped to the range."""
-        if task.kind == "classification":
-            known = self.processor.class_task
-            if fusion.logits is None or known is None or known.name != task.name:
-                return None
-            return [task.label_names[i] for i in fusion.logits.argmax(dim=-1).tolist()]
-        known = self.processor.score_task
-        if fusion.scores is None or known is None or known.name != task.name:
+        if not self._head_knows(task, fusion):
             return None
+        if task.kind == "classification":
+            assert fusion.logits is not None
+            return [task.label_names[i] for i in fusion.logits.argmax(dim=-1).tolist()]
+        assert fusion.scores is not None
         low, high = task.require_range()
         return [float(v) for v in fusion.scores.float().clamp(low, high).tolist()]
 
@@ -371,12 +381,3 @@ class Predictor:
         assert processor.tokenizer is not None
         ids = self.answering.generate(prompts, inputs, processor.end_token_id, processor.filler_id, MAX_ANSWER_TOKENS)
         return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-
-def fill_read_out(prediction: Prediction, task: Task, outputs: np.ndarray) -> None:
-    """A task's outputs of the read-out, ``(C,)`` or ``(1,)``, as its answer beside the scored one."""
-    if task.kind == "regression":
-        prediction.read_out = read_out_score(task, float(outputs[0]))
-        return
-    prediction.read_out = task.label_names[int(outputs.argmax())]
-    prediction.read_out_log_probabilities = (outputs - logsumexp(outputs)).tolist()

@@ -194,3 +194,56 @@ def test_repeating_each_answer_within_its_dialogue_does_not_narrow_an_interval()
     repeated = probability_scores(task, answers(60, 5), 2000, 0)[0]
     assert repeated.value == pytest.approx(alone.value)
     assert repeated.interval == pytest.approx(alone.interval, rel=1e-9)
+
+
+def test_a_checkpoint_with_a_head_keeps_a_pool_that_answers_where_it_is_asked_for(calibrated: Path, store: Path) -> None:
+    kept = Calibration.load(calibrated)
+    assert kept is not None
+    assert {(p.task, p.language) for p in kept.pools} == set(kept.by_question())
+    for found in kept.pools:
+        assert found.weights.keys() == {"scored", "head"}
+        assert found.nll <= min(found.nll_alone.values()) + 1e-6
+    utterances = list(UtteranceStore.open(store).split("test"))[:4]
+    beside = MerPipeline.from_pretrained(calibrated)(utterances)
+    raw = MerPipeline.from_pretrained(calibrated, calibration=False)(utterances)
+    for one, scored, bare in zip(
+        MerPipeline.from_pretrained(calibrated, answer="pooled")(utterances), beside, raw, strict=True
+    ):
+        weights = kept.pool_weights()[one.task, one.language]
+        assert one.pool_weights == weights
+        assert scored.pool_weights is None
+        if one.task == "emotion":
+            assert bare.head_log_probabilities is not None
+            expected = weights["scored"] * np.array(bare.log_probabilities)
+            expected += weights["head"] * np.array(bare.head_log_probabilities)
+            assert one.log_probabilities == pytest.approx(log_softmax(expected), abs=1e-4)
+
+
+def test_an_evaluation_scores_the_pool_in_rows_of_its_own(calibrated: Path, store: Path, tmp_path: Path) -> None:
+    shared = {"output": str(tmp_path), "resamples": 20, "limit": 8}
+    together, _ = evaluate(EvaluateConfig(str(calibrated), [str(store)], answer="all", **shared), progress=False)
+    alone, _ = evaluate(EvaluateConfig(str(calibrated), [str(store)], answer="pooled", **shared), progress=False)
+    for row in alone.rows:
+        beside = together.find("pooled", row.task, row.language, row.subset)
+        assert beside is not None
+        assert (beside.n, beside.baseline, beside.metrics) == (row.n, row.baseline, pytest.approx(row.metrics, abs=1e-6))
+
+
+def test_a_pool_is_refused_where_nothing_was_fitted_and_where_its_head_would_still_be_heard(
+    trained: Path, calibrated: Path, store: Path
+) -> None:
+    with pytest.raises(UserError, match="answer: pooled, but there are no weights to pool by"):
+        MerPipeline.from_pretrained(trained, answer="pooled")
+    with pytest.raises(UserError, match="answer: pooled, but there are no weights to pool by"):
+        MerPipeline.from_pretrained(calibrated, answer="pooled", calibration=False)
+    config = EvaluateConfig(str(calibrated), [str(store)], answer="pooled", conditions=["without:adapter"])
+    with pytest.raises(UserError, match="would still hear the adapter's own head"):
+        evaluate(config, progress=False)
+
+
+def test_weights_of_a_pool_that_cannot_be_are_refused(calibrated: Path, tmp_path: Path) -> None:
+    entry = json.loads((calibrated / CALIBRATION_FILE).read_text())
+    entry["pools"][0]["weights"]["head"] = -1.0
+    (tmp_path / CALIBRATION_FILE).write_text(json.dumps(entry))
+    with pytest.raises(UserError, match=r"the weight of head of task 'emotion' is -1\.0, it must be 0 or more"):
+        Calibration.load(tmp_path)

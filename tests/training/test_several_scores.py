@@ -62,7 +62,7 @@ def test_three_numbers_are_trained_evaluated_and_answered_together(
         )
     )
     evaluation, by_condition = evaluate(
-        EvaluateConfig(checkpoint=str(tmp_path / "run"), data=[str(data / "store")], answer="both", resamples=20),
+        EvaluateConfig(checkpoint=str(tmp_path / "run"), data=[str(data / "store")], answer="all", resamples=20),
         progress=False,
     )
     conventions = {"valence": "ccc", "arousal": "ccc", "dominance": "acc2_weak"}

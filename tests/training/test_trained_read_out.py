@@ -130,7 +130,7 @@ def test_a_checkpoint_reads_out_elsewhere_what_it_learnt(read: Path, store: Path
     assert any("read_out" in name for name in adapter_weights(elsewhere))
     assert json.loads((elsewhere / "llm_mer.json").read_text())["model"]["read_out"] == {"emotion": 6, "sentiment": 1}
     evaluation, by_condition = evaluate(
-        EvaluateConfig(checkpoint=str(elsewhere), data=[str(store)], answer="both", resamples=20), progress=False
+        EvaluateConfig(checkpoint=str(elsewhere), data=[str(store)], answer="all", resamples=20), progress=False
     )
     task = MerPipeline.from_pretrained(elsewhere).named_tasks(["emotion"])[0]
     row, scored = evaluation.find("read-out", "emotion"), evaluation.find("as is", "emotion")
@@ -178,7 +178,7 @@ def test_reading_out_is_refused_where_there_is_none(store: Path, no_backbone: No
 def test_a_checkpoint_without_a_read_out_says_so(trained: Path, store: Path) -> None:
     with pytest.raises(UserError, match="has no read-out; train with read_out: true"):
         MerPipeline.from_pretrained(trained, answer="read_out")
-    with pytest.raises(UserError, match=r"--answer both: .* has no read-out"):
-        evaluate(EvaluateConfig(checkpoint=str(trained), data=[str(store)], answer="both"), progress=False)
-    with pytest.raises(UserError, match="answer is 'guess'; choose one of scored, read_out"):
+    with pytest.raises(UserError, match=r"--answer all: .* has its scored answers alone"):
+        evaluate(EvaluateConfig(checkpoint=str(trained), data=[str(store)], answer="all"), progress=False)
+    with pytest.raises(UserError, match="answer is 'guess'; choose one of scored, read_out, pooled"):
         MerPipeline.from_pretrained(trained, answer="guess")
