@@ -311,7 +311,8 @@ def answer_file(
 def shorten(entry: dict[str, Any]) -> dict[str, Any]:
     """A prediction's line without what is seldom read: log-probabilities, and probabilities that are nearly zero."""
     entry = dict(entry)
-    entry.pop("log_probabilities", None)
+    for name in ("log_probabilities", "head_log_probabilities"):
+        entry.pop(name, None)
     if "probabilities" in entry and "interval" in entry:
         entry["probabilities"] = {k: v for k, v in entry["probabilities"].items() if v >= PROBABILITY_FLOOR}
     return entry
