@@ -36,7 +36,8 @@ class PrepareConfig:
     split: str | None = field(
         default=None,
         metadata={
-            "help": "split of a single file whose name does not say it (mse_adapter), or declare_lab or official (mosi)"
+            "help": "split of a single file whose name does not say it (mse_adapter), declare_lab or official (mosi), "
+            "dialogue or published (emos)"
         },
     )
     task: str | None = field(

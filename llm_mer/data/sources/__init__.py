@@ -9,6 +9,7 @@ from typing import Any
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.casia import read_casia
 from llm_mer.data.sources.cped import read_cped
+from llm_mer.data.sources.emos import read_emos
 from llm_mer.data.sources.iemocap import read_iemocap
 from llm_mer.data.sources.joined import read_joined
 from llm_mer.data.sources.manifest import stream_manifest
@@ -32,6 +33,7 @@ SOURCES: dict[str, Reader] = {
     "iemocap": read_iemocap,
     "cped": read_cped,
     "casia": read_casia,
+    "emos": read_emos,
     "ravdess": read_ravdess,
     "joined": read_joined,
 }
