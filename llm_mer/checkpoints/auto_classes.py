@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from llm_mer.checkpoints.loading import load_checkpoint
+from llm_mer.checkpoints.precision import AUTO
 from llm_mer.errors import UserError
 from llm_mer.model.configuration_mer import MerConfig
 from llm_mer.model.modeling_mer import MerForConditionalGeneration
@@ -50,11 +51,10 @@ class CheckpointModel(MerForConditionalGeneration):
         from llm_mer.checkpoints.hub import is_hub_name
 
         name = str(pretrained_model_name_or_path)
-        wanted = None if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
         return load_checkpoint(
             name,
             revision=revision if is_hub_name(name) else None,
-            dtype=wanted,
+            dtype=AUTO if dtype is None else dtype,
             device="cpu" if device_map is None else str(device_map),
         ).model
 

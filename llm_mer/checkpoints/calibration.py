@@ -66,12 +66,15 @@ class Calibration:
         weights_sha256: of the weights whose answers these are for. data: fingerprint of what they were fitted on.
         temperatures: one a task and language; answers in another language stay as they are.
         pools: one a task and language for which the checkpoint gives more than one distribution.
+        precision: what the language model computed with when they were fitted; None for an adapter alone, and in files of
+            earlier versions.
     """
 
     weights_sha256: str
     data: str
     temperatures: tuple[Temperature, ...]
     pools: tuple[Pool, ...] = ()
+    precision: str | None = None
 
     def by_question(self) -> dict[tuple[str, str], float]:
         """``{(task, language): temperature}``."""
@@ -80,6 +83,15 @@ class Calibration:
     def pool_weights(self) -> dict[tuple[str, str], dict[str, float]]:
         """``{(task, language): {distribution: weight}}``."""
         return {(entry.task, entry.language): entry.weights for entry in self.pools}
+
+    def other_precision(self, precision: str | None) -> str | None:
+        """What to say where the answers are computed in another precision than those they were fitted on; None else."""
+        if self.precision is None or self.precision == precision:
+            return None
+        return (
+            f"the temperatures were fitted on answers in {self.precision}, and these are in {precision}; for their own, run "
+            f"`llm-mer calibrate --dtype {precision}`"
+        )
 
     def save(self, folder: Path) -> None:
         """Write ``calibration.json``, and its digest into the checkpoint's checksums where it has some."""
@@ -105,7 +117,7 @@ class Calibration:
         try:
             found = tuple(Temperature(**values) for values in entry["temperatures"])
             pools = tuple(Pool(**values) for values in entry.get("pools", []))
-            calibration = cls(str(entry["weights_sha256"]), str(entry["data"]), found, pools)
+            calibration = cls(str(entry["weights_sha256"]), str(entry["data"]), found, pools, entry.get("precision"))
             for one in found:
                 if not (math.isfinite(one.temperature) and one.temperature > 0):
                     raise ValueError(f"temperature of task {one.task!r} is {one.temperature!r}, it must be above 0")

@@ -12,6 +12,7 @@ from llm_mer.checkpoints.backbone_reference import find_backbone
 from llm_mer.checkpoints.description import DESCRIPTION_FILE, CheckpointDescription, check_description
 from llm_mer.checkpoints.hub import resolve_checkpoint
 from llm_mer.checkpoints.integrity import verify_checkpoint
+from llm_mer.checkpoints.precision import AUTO, resolve_precision
 from llm_mer.checkpoints.weights import load_adapter_weights, load_head_weights, load_merged_weights
 from llm_mer.errors import UserError, first_line
 from llm_mer.model.configuration_mer import MerConfig
@@ -32,7 +33,7 @@ def load_checkpoint(
     checkpoint: Path | str,
     backbone: str | None = None,
     device: str | None = None,
-    dtype: str | None = None,
+    dtype: str | torch.dtype = AUTO,
     revision: str | None = None,
 ) -> LoadedCheckpoint:
     """Load a checkpoint from a folder alone, or by its name on the hub.
@@ -41,11 +42,12 @@ def load_checkpoint(
         checkpoint: a folder, or ``owner/name``. revision: branch, tag or commit of the latter.
         backbone: use this backbone instead of the recorded place (its fingerprint must agree).
         device: ``cpu``, ``cuda`` …; default: the accelerator when there is one.
-        dtype: of the backbone; default: float32 on a CPU, else the one it was trained with.
+        dtype: one of :data:`~llm_mer.checkpoints.precision.PRECISIONS`, or torch's: what the backbone computes with.
+            ``auto`` is float32 on a CPU, else the type it was trained with. Adapter and LoRA stay float32.
 
     Raises:
-        UserError: not a checkpoint, a missing or different backbone, weights that do not fit or are not finite, or a file
-            that is not the one written.
+        UserError: not a checkpoint, a missing or different backbone, weights that do not fit or are not finite (in float16,
+            those beyond 65504), a file that is not the one written, or an unknown ``dtype``.
     """
     folder = resolve_checkpoint(checkpoint, revision)
     description = CheckpointDescription.load(folder)
@@ -53,6 +55,7 @@ def load_checkpoint(
     if device is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         device = "cpu" if accelerator is None else accelerator.type
+    precision = resolve_precision(dtype, description.backbone, torch.device(device).type, str(folder))
     entry = dict(description.model)
     if description.backbone is None:
         config = MerConfig(**entry)
@@ -63,9 +66,7 @@ def load_checkpoint(
         from llm_mer.backbones.loading import load_backbone
 
         source = find_backbone(description.backbone, folder, backbone)
-        if dtype is None:
-            dtype = description.backbone.dtype if device != "cpu" else "float32"
-        loaded = load_backbone(source, dtype=dtype, quantization=description.backbone.quantization)
+        loaded = load_backbone(source, dtype=precision, quantization=description.backbone.quantization)
         config = MerConfig(text_config=loaded.model.config, **{k: v for k, v in entry.items() if k != "text_config"})
         base = MerForConditionalGeneration.from_backbone(loaded.model, config)
         model = load_adapter_weights(base, folder) if description.merged is None else load_merged_weights(base, folder)

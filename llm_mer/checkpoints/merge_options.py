@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llm_mer.checkpoints.precision import AUTO, PRECISIONS
 from llm_mer.prompting.languages import LANGUAGES
-
-MERGED_DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -23,8 +22,8 @@ class MergeConfig:
         },
     )
     dtype: str = field(
-        default="auto",
-        metadata={"help": "type of the merged weights; auto is the one trained beside", "choices": list(MERGED_DTYPES)},
+        default=AUTO,
+        metadata={"help": "type of the merged weights; auto is the one trained beside", "choices": list(PRECISIONS)},
     )
     backbone: str | None = field(default=None, metadata={"help": "the backbone's folder, where it is not in the checkpoint"})
     adapter: str | None = field(

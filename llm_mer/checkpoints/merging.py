@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_mer.checkpoints.merge_options import MERGED_DTYPES
+from llm_mer.checkpoints.precision import AUTO, PRECISIONS
 from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
@@ -24,7 +24,7 @@ from llm_mer.storage.atomic_files import new_folder
 
 
 def merge_checkpoint(
-    checkpoint: Path, output: Path, language: str | None = None, dtype: str = "auto", backbone: str | None = None
+    checkpoint: Path, output: Path, language: str | None = None, dtype: str = AUTO, backbone: str | None = None
 ) -> Path:
     """Write ``output``: ``backbone/`` with LoRA inside, the adapter's weights, the tokenizer and the description.
 
@@ -60,9 +60,9 @@ def merge_checkpoint(
         )
     if sharing == SHARED and language is not None:
         raise UserError(f"--language {language}: {checkpoint} has one LoRA for all languages; leave the option out")
-    wanted = reference.dtype if dtype == "auto" else dtype
-    if wanted not in MERGED_DTYPES[1:]:
-        raise UserError(f"--dtype: {dtype!r} is not one of {', '.join(MERGED_DTYPES)}")
+    wanted = reference.dtype if dtype == AUTO else dtype
+    if wanted not in PRECISIONS[1:]:
+        raise UserError(f"--dtype: {dtype!r} is not one of {', '.join(PRECISIONS)}")
     calibration = Calibration.load(checkpoint)
     loaded = load_checkpoint(checkpoint, backbone, device="cpu", dtype=wanted)
     model, processor = loaded.model, loaded.processor

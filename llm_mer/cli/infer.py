@@ -84,6 +84,7 @@ def load_pipeline(config: InferConfig, checkpoint: Path, processes: ProcessGroup
         backbone=config.backbone,
         adapter=config.adapter,
         device=config.device or processes.device,
+        dtype=config.dtype,
         engine=config.engine,
         engine_options=read_options(config.engine_options),
         batch_size=config.batch_size,
@@ -134,7 +135,7 @@ def answer(
     asked = [task.name for task in pipeline.named_tasks(config.tasks)]
 
     def claim(output: Path, answered: bool) -> None:
-        Provenance.of(config, pipeline.folder, asked).claim(output, answered)
+        Provenance.of(config, pipeline.folder, asked, pipeline.predictor.precision).claim(output, answered)
 
     def compare(done: dict[str, str | None]) -> None:
         if done and not config.stdin:  # a line of a stream is compared when it comes

@@ -44,6 +44,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         backbone=config.backbone,
         adapter=config.adapter,
         device=processes.device,
+        dtype=config.dtype,
         batch_size=config.batch_size,
         calibration=False,
     )
@@ -62,7 +63,8 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         digest = answering_weights_digest(pipeline.folder)
         if digest is None:
             raise UserError(f"{pipeline.folder}: it has no weights that temperatures could belong to")
-        calibration = Calibration(digest, fingerprint, temperatures, fit_pools(predictions, tasks))
+        pools = fit_pools(predictions, tasks)
+        calibration = Calibration(digest, fingerprint, temperatures, pools, pipeline.predictor.precision)
         calibration.save(pipeline.folder)
     return calibration
 

@@ -106,6 +106,7 @@ def load_pipeline(config: EvaluateConfig, processes: ProcessGroup) -> MerPipelin
         backbone=config.backbone,
         adapter=config.adapter,
         device=processes.device,
+        dtype=config.dtype,
         batch_size=config.batch_size,
         generate=config.generate,
         score_statistic=config.score_statistic,
@@ -162,6 +163,7 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
         "backbone": config.backbone,
         "data": fingerprint,
         "device": pipeline.predictor.device.type,
+        "precision": pipeline.predictor.precision,
         "versions": stack_versions(),
     }
     if not config.calibration:  # with it, its file is part of the checkpoint's digest
@@ -229,7 +231,7 @@ def score(
         resamples=config.resamples,
         warnings=[
             *diagnose(pipeline.predictor.adapter, by_condition[AS_IS]),
-            *_calibration_warning(pipeline, planned, config.split),
+            *_calibration_warnings(pipeline, planned, config.split),
             *([SEEN_IN_TRAINING] if config.split == "train" else []),
         ],
         conditions=planned.conditions,
@@ -276,15 +278,19 @@ SEEN_IN_TRAINING = (
 )
 
 
-def _calibration_warning(pipeline: MerPipeline, planned: EvaluationPlan, split: str) -> list[str]:
+def _calibration_warnings(pipeline: MerPipeline, planned: EvaluationPlan, split: str) -> list[str]:
     from llm_mer.checkpoints.calibration import CALIBRATION_SPLIT, Calibration
 
-    if not pipeline.predictor.temperatures or split != CALIBRATION_SPLIT:
+    fitted = Calibration.load(pipeline.folder) if pipeline.predictor.temperatures else None
+    if fitted is None:
         return []
-    fitted = Calibration.load(pipeline.folder)
-    if fitted is None or fitted.data != planned.fingerprint:
-        return []
-    return [f"the temperatures were fitted on this split, {split!r}: its NLL, Brier and ECE flatter the checkpoint"]
+    note = fitted.other_precision(pipeline.predictor.precision)
+    warnings = [] if note is None else [note]
+    if split == CALIBRATION_SPLIT and fitted.data == planned.fingerprint:
+        warnings.append(
+            f"the temperatures were fitted on this split, {split!r}: its NLL, Brier and ECE flatter the checkpoint"
+        )
+    return warnings
 
 
 def evaluate(config: EvaluateConfig, progress: bool = True) -> tuple[Evaluation, dict[str, list[Prediction]]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llm_mer.checkpoints.precision import precision_option
+
 
 @dataclass
 class EvaluateConfig:
@@ -68,6 +70,7 @@ class EvaluateConfig:
     seed: int = field(default=0, metadata={"help": "of the bootstrap, of shuffling and of --limit"})
     batch_size: int = field(default=64, metadata={"help": "questions per forward"})
     backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
+    dtype: str = precision_option()
     adapter: str | None = field(
         default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
     )
@@ -91,6 +94,7 @@ class CalibrateConfig:
     languages: list[str] | None = field(default=None, metadata={"help": "only these languages"})
     batch_size: int = field(default=64, metadata={"help": "questions per forward"})
     backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
+    dtype: str = precision_option()
     adapter: str | None = field(
         default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
     )

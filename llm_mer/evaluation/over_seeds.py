@@ -55,7 +55,7 @@ def over_seeds(evaluations: Sequence[Evaluation]) -> list[SeedRow]:
     """Each row over the evaluations.
 
     Raises:
-        UserError: evaluations of other data, or with other rows or counts.
+        UserError: evaluations of other data or in another precision, or with other rows or counts.
     """
     first = evaluations[0]
 
@@ -68,6 +68,9 @@ def over_seeds(evaluations: Sequence[Evaluation]) -> list[SeedRow]:
                 f"{other.name} was evaluated on {other.data}, split {other.split}; {first.name} on {first.data}, split "
                 f"{first.split}: evaluate all on the same"
             )
+        one, two = (evaluation.checkpoint.get("precision") for evaluation in (other, first))
+        if one != two:
+            raise UserError(f"{other.name} was evaluated in {one}, {first.name} in {two}: evaluate all with one --dtype")
         if places(other) != places(first):
             raise UserError(f"{other.name} and {first.name} were evaluated under other conditions: evaluate all alike")
     rows = []

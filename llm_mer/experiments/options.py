@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llm_mer.adapters.registry import DEFAULT_ADAPTER
+from llm_mer.checkpoints.precision import precision_option
 
 METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "ova_accuracy", "mae", "rmse", "corr", "ccc")
 
@@ -113,3 +114,4 @@ class PromptComparisonConfig:
     seed: int = field(default=0, metadata={"help": "of the bootstrap and of the orders of labels"})
     batch_size: int = field(default=64, metadata={"help": "questions per forward"})
     backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
+    dtype: str = precision_option()

@@ -112,6 +112,8 @@ class PromptComparison:
     split: str
     rows: list[PromptRow]
     sensitivity: list[Sensitivity]
+    precision: str | None = None
+    """What the language model computed with."""
 
 
 def build_variants(config: PromptComparisonConfig, own: Sequence[PromptTemplate], tasks: Sequence[Task]) -> list[Variant]:
@@ -172,7 +174,7 @@ def compare_prompts(
         raise UserError("--data: name the store whose questions are asked")
     own = config.adapter if ":" in config.adapter else None
     pipeline = MerPipeline.from_pretrained(
-        config.checkpoint, backbone=config.backbone, batch_size=config.batch_size, adapter=own
+        config.checkpoint, backbone=config.backbone, dtype=config.dtype, batch_size=config.batch_size, adapter=own
     )
     if pipeline.predictor.processor.tokenizer is None:
         raise UserError(f"{config.checkpoint} holds an adapter alone, which reads no prompt")
@@ -208,7 +210,7 @@ def compare_prompts(
                 sensitivity.append(measure_sensitivity(by_variant, own_rows, task, language))
     data = f"{Path(config.data).name} ({fingerprint[:12]})"
     name = Path(config.checkpoint).resolve().name
-    return PromptComparison(name, data, config.split, rows, sensitivity), by_variant
+    return PromptComparison(name, data, config.split, rows, sensitivity, pipeline.predictor.precision), by_variant
 
 
 def predict(pipeline: MerPipeline, variant: Variant, dataset: Any, generate: bool, progress: bool) -> list[Prediction]:
@@ -342,11 +344,12 @@ def markdown(comparison: PromptComparison) -> str:
                 f"{entry.unstable:.3f} | {deviation} |"
             )
         lines.append("")
+    computed = "" if comparison.precision is None else f" Computed in {comparison.precision}."
     lines.append(
         f"[95 % bootstrap interval over {units_of(comparison.rows)}]; an order of labels is compared with the same prompt "
         "as it is written, every other prompt with the checkpoint's own, on the same utterances; p of the paired bootstrap, "
         "adjusted for the number of prompts of a table (Benjamini and Hochberg). Answers are scored, so none of these is "
-        "unparseable."
+        f"unparseable.{computed}"
     )
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from llm_mer.checkpoints.precision import precision_option
 from llm_mer.data.missing_values import check_values
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.manifest import FIELDS, is_broken, json_entries, stream_manifest, utterance_from_entry
@@ -93,6 +94,7 @@ class InferConfig:
         default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
     )
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, … (default: the accelerator if there is one)"})
+    dtype: str = precision_option()
     engine: str = field(default="transformers", metadata={"help": "what runs the language model", "choices": list(ENGINES)})
     engine_options: list[str] | None = field(
         default=None, metadata={"help": "NAME=VALUE …: further arguments of vLLM's LLM, e.g. tensor_parallel_size=2"}

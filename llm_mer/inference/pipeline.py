@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from llm_mer.adapters import use_adapter
 from llm_mer.checkpoints.calibration import Calibration
 from llm_mer.checkpoints.description import CheckpointDescription
 from llm_mer.checkpoints.hub import resolve_checkpoint
+from llm_mer.checkpoints.precision import AUTO
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.feature_scale import check_scale
 from llm_mer.data.feature_settings import check_same_features
@@ -27,6 +29,8 @@ from llm_mer.inference.predictor import Predictor
 from llm_mer.prompting.languages import LANGUAGES, require_language
 from llm_mer.prompting.tasks import Task
 from llm_mer.scoring.engines.base import open_engine
+
+logger = logging.getLogger(__name__)
 
 
 def check_device(device: str) -> None:
@@ -59,6 +63,7 @@ class MerPipeline:
         *,
         backbone: str | None = None,
         device: str | None = None,
+        dtype: str | torch.dtype = AUTO,
         engine: str = "transformers",
         engine_options: Mapping[str, Any] | None = None,
         adapter: str | None = None,
@@ -70,6 +75,8 @@ class MerPipeline:
         Args:
             checkpoint: a folder, or a name on the hub (``owner/name``). revision: branch, tag or commit of the latter.
             backbone: use this backbone instead of the recorded one. device: default, the accelerator if there is one.
+            dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``: what the language model computes with, said by each
+                answer (:attr:`Prediction.precision`); ``auto`` is float32 on a CPU, else the type it was trained with.
             adapter: ``package.module:Class`` of a checkpoint whose adapter is a class of yours. A checkpoint alone never
                 has such a module imported.
             engine: what runs the language model, one of :data:`~llm_mer.scoring.engines.base.ENGINES`.
@@ -86,7 +93,7 @@ class MerPipeline:
         if device is not None:
             check_device(device)
         folder = resolve_checkpoint(checkpoint, revision)
-        opened = open_engine(engine, folder, backbone, device, engine_options)
+        opened = open_engine(engine, folder, backbone, device, engine_options, dtype)
         loaded = opened.loaded
         trained_with = loaded.description.model["adapter"]
         if adapter is not None and adapter != trained_with:
@@ -95,6 +102,8 @@ class MerPipeline:
         if fitted is not None:
             options |= {"temperatures": fitted.by_question(), "pool_weights": fitted.pool_weights()}
         predictor = Predictor(loaded.model, loaded.processor, engine=opened.engine, **options)
+        if fitted is not None and (note := fitted.other_precision(predictor.precision)) is not None:
+            logger.warning(note)
         return cls(predictor, loaded.description, folder)
 
     @property

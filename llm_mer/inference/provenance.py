@@ -64,12 +64,14 @@ class Provenance:
     settings: dict[str, Any]
 
     @classmethod
-    def of(cls, config: InferConfig, checkpoint: Path, tasks: Sequence[str]) -> Provenance:
-        """That of a run with these options; ``tasks`` are those it asks."""
+    def of(cls, config: InferConfig, checkpoint: Path, tasks: Sequence[str], precision: str | None) -> Provenance:
+        """That of a run with these options; ``tasks`` are those it asks, ``precision`` what ``--dtype`` came to here."""
         options = {name: getattr(config, name) for name in ANSWERING_OPTIONS}
         if not config.calibration:  # with it, its file is part of the checkpoint's digest
             options["calibration"] = False
-        return cls({"checkpoint": checkpoint_fingerprint(checkpoint), "tasks": list(tasks), **options})
+        return cls(
+            {"checkpoint": checkpoint_fingerprint(checkpoint), "tasks": list(tasks), "precision": precision, **options}
+        )
 
     @staticmethod
     def path(output: Path) -> Path:

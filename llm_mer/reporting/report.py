@@ -23,7 +23,7 @@ from llm_mer.reporting.sections.scores import (
     score_section,
     subset_section,
 )
-from llm_mer.reporting.sections.systems import run_section, seed_section, system_section
+from llm_mer.reporting.sections.systems import precisions_of, run_section, seed_section, system_section
 from llm_mer.reporting.sections.training import training_section
 
 SYNTHETIC_NOTE = (
@@ -72,6 +72,9 @@ def build(config: ReportConfig) -> tuple[str, list[Fact]]:
     if facts:
         sections.append(Section("facts", "Three facts", [fact_block(fact) for fact in facts]))
     warnings = [Remark(f"{name}: {text}", "unsure") for name, s in named for text in s.evaluation.warnings]
+    if len(precisions := precisions_of(named)) > 1:
+        text = f"the systems were computed in {' and '.join(precisions)}, so part of a difference may be rounding"
+        warnings.append(Remark(f"{text}; evaluate all with one --dtype.", "unsure"))
     sections.append(
         Section("warnings", "Warnings", [*(warnings or [Remark("The evaluation found nothing to warn about.")])])
     )

@@ -937,3 +937,25 @@ def test_a_missing_or_wrong_evaluation_folder_is_named_and_nothing_is_written(tm
 def test_a_folder_as_output_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="it is a folder; name the HTML file"):
         report.run(ReportConfig(evaluations=["nowhere"], output=str(tmp_path)))
+
+
+def test_systems_that_were_computed_in_two_precisions_are_said_to_be_that(tmp_path: Path) -> None:
+    def page(*precisions: str) -> str:
+        answers = {AS_IS: emotions(8, mostly)}
+        places = [
+            str(
+                written(
+                    tmp_path / "-".join(precisions) / f"{i}-{name}",
+                    answers,
+                    checkpoint={"backbone": "llama", "precision": name},
+                )
+            )
+            for i, name in enumerate(precisions)
+        ]
+        return Page(build(ReportConfig(evaluations=places))[0]).text
+
+    told = "the systems were computed in float32 and bfloat16, so part of a difference may be rounding"
+    mixed = page("float32", "bfloat16")
+    assert told in mixed
+    assert "bfloat16" in mixed.replace(told, "")
+    assert "computed in" not in page("float32", "float32")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_mer.errors import UserError
 from llm_mer.evaluation.clusters import Clusters, units_of
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE
 from llm_mer.evaluation.metrics import headline_metric, majority_baseline
@@ -130,6 +131,27 @@ def score_cell(
     return cell, clusters, truth
 
 
+def check_precision(runs: dict[str, list[RunResult]], loaded: dict[str, list[dict[str, list[Prediction]]]]) -> None:
+    """Refuse to compare runs of one ``dtype`` whose answers were computed in several, as those of ``auto`` may be.
+
+    Raises:
+        UserError: naming two runs, one of which was finished on another kind of machine.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    for system, results in runs.items():
+        for result, by_condition in zip(results, loaded[system], strict=True):
+            precision = next((p.precision for p in by_condition.get(AS_IS, [])), None)
+            if precision is None:  # an adapter alone
+                continue
+            dtype, name = str(result.options["model"].get("dtype")), f"{system}, seed {result.seed}"
+            other, before = first.setdefault(dtype, (name, precision))
+            if precision != before:
+                raise UserError(
+                    f"{name} was computed in {precision}, {other} in {before}, though dtype is {dtype} for both; run all on "
+                    f"one kind of machine, or name the type: --overrides dtype={before}"
+                )
+
+
 def tabulate(config: CompareConfig, systems: Sequence[System], runs: dict[str, list[RunResult]]) -> Comparison:
     """Every row from the predictions on disk.
 
@@ -138,6 +160,7 @@ def tabulate(config: CompareConfig, systems: Sequence[System], runs: dict[str, l
     """
     folder = Path(config.output)
     loaded = {s.name: [load_predictions(folder / s.folder(seed) / PREDICTIONS) for seed in config.seeds] for s in systems}
+    check_precision(runs, loaded)
     reference = systems[0].name
     full = {(s.adapter, s.backbone): s.name for s in systems if s.ablation == FULL}
     against = {s.name: reference if s.ablation == FULL else full[s.adapter, s.backbone] for s in systems}

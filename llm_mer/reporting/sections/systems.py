@@ -23,6 +23,7 @@ def system_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
     tasks = {task.name: task for _, loaded in systems for task in loaded.tasks}
     spoken = sorted({language for _, loaded in systems for language in loaded.languages})
     spoken += [EVERYTHING] if len(spoken) > 1 else []
+    several = len(precisions_of(systems)) > 1
     for task in tasks.values():
         metric = headline_metric(task)
         lines = []
@@ -31,7 +32,7 @@ def system_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
             reads = " + ".join(checkpoint.get("modalities") or [])
             trained = (checkpoint.get("parameters") or {}).get("trainable")
             line = [
-                Cell(name, (f"{checkpoint.get('adapter', '?')}: {reads}",)),
+                Cell(name, (f"{checkpoint.get('adapter', '?')}: {reads}", *([precision_of(loaded)] if several else []))),
                 Cell("–" if trained is None else f"{trained:,}"),
             ]
             for language in spoken:
@@ -47,6 +48,20 @@ def system_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
         )
         section.blocks.append(Table(["system", "trainable", *(language_label(s) for s in spoken)], lines, caption))
     return section
+
+
+def precision_of(loaded: Loaded) -> str:
+    """What the answers of an evaluation were computed with, in words."""
+    checkpoint = loaded.evaluation.checkpoint
+    if checkpoint.get("backbone") is None:
+        return "no language model"
+    return str(checkpoint.get("precision") or "precision not recorded")
+
+
+def precisions_of(systems: Sequence[tuple[str, Loaded]]) -> list[str]:
+    """What the systems were computed with, each once; those that do not say it, or have no language model, are left out."""
+    found = [loaded.evaluation.checkpoint.get("precision") for _, loaded in systems]
+    return [str(precision) for precision in dict.fromkeys(found) if precision is not None]
 
 
 def manifest_of(loaded: Loaded) -> RunManifest | None:
@@ -118,7 +133,7 @@ def seed_groups(systems: Sequence[tuple[str, Loaded]]) -> list[dict[int, Loaded]
             del setup["data_seed"]
         own = loaded.evaluation
         rows = [(r.condition, r.task, r.language, r.subset, r.n) for r in own.rows]
-        key = json.dumps([setup, own.data, own.split, rows], sort_keys=True)
+        key = json.dumps([setup, own.data, own.split, own.checkpoint.get("precision"), rows], sort_keys=True)
         groups.setdefault(key, {}).setdefault(manifest.seed, loaded)
     return [group for group in groups.values() if len(group) > 1]
 

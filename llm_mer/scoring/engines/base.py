@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llm_mer.checkpoints.precision import AUTO
 from llm_mer.errors import UserError
 from llm_mer.storage.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
+    import torch
+
     from llm_mer.checkpoints.loading import LoadedCheckpoint
     from llm_mer.model.processing_mer import PromptIds
     from llm_mer.scoring.answer_scorer import AnswerScores, PrefixCache
@@ -67,11 +70,12 @@ def open_engine(
     backbone: str | None = None,
     device: str | None = None,
     options: Mapping[str, Any] | None = None,
+    dtype: str | torch.dtype = AUTO,
 ) -> OpenedCheckpoint:
     """Load a checkpoint for the named engine.
 
     Args:
-        backbone, device: as for :func:`~llm_mer.checkpoints.loading.load_checkpoint`. options: the engine's own.
+        backbone, device, dtype: as for :func:`~llm_mer.checkpoints.loading.load_checkpoint`. options: the engine's own.
 
     Raises:
         UserError: an unknown engine, one that is not installed, options it does not take, or a checkpoint that it or this
@@ -80,7 +84,7 @@ def open_engine(
     if name not in ENGINES:
         raise UserError(f"engine: {name!r} is not one of {', '.join(ENGINES)}")
     opened: OpenedCheckpoint = importlib.import_module(ENGINES[name]).open_engine(
-        Path(folder), backbone, device, dict(options or {})
+        Path(folder), backbone, device, dict(options or {}), dtype
     )
     return opened
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from llm_mer.checkpoints.loading import load_checkpoint
+from llm_mer.checkpoints.precision import AUTO
 from llm_mer.errors import UserError
 from llm_mer.model.collator import pad_prompts
 from llm_mer.model.modeling_mer import conditional_generation_of
@@ -47,10 +48,12 @@ class TransformersEngine(AnswerTreeScorer):
         return found
 
 
-def open_engine(folder: Path, backbone: str | None, device: str | None, options: dict[str, Any]) -> OpenedCheckpoint:
+def open_engine(
+    folder: Path, backbone: str | None, device: str | None, options: dict[str, Any], dtype: str | torch.dtype = AUTO
+) -> OpenedCheckpoint:
     """See :func:`llm_mer.scoring.engines.base.open_engine`; this engine has no options."""
     if options:
         raise UserError(f"engine_options: engine transformers has none, found {', '.join(options)}")
-    loaded = load_checkpoint(folder, backbone, device)
+    loaded = load_checkpoint(folder, backbone, device, dtype)
     core: Any = conditional_generation_of(loaded.model)  # an adapter alone has an engine that is never asked
     return OpenedCheckpoint(loaded, TransformersEngine(core))

@@ -30,6 +30,7 @@ from llm_mer.checkpoints.description import DESCRIPTION_FILE, CheckpointDescript
 from llm_mer.checkpoints.integrity import verify_checkpoint
 from llm_mer.checkpoints.loading import LoadedCheckpoint, load_tokenizer
 from llm_mer.checkpoints.merging import merge_checkpoint
+from llm_mer.checkpoints.precision import AUTO, resolve_precision
 from llm_mer.checkpoints.weights import load_merged_weights
 from llm_mer.errors import UserError, first_line
 from llm_mer.model.configuration_mer import MerConfig
@@ -220,14 +221,16 @@ def import_vllm() -> Any:
     return vllm
 
 
-def open_engine(folder: Path, backbone: str | None, device: str | None, options: dict[str, Any]) -> OpenedCheckpoint:
+def open_engine(
+    folder: Path, backbone: str | None, device: str | None, options: dict[str, Any], dtype: str | torch.dtype = AUTO
+) -> OpenedCheckpoint:
     """A checkpoint whose backbone runs in vLLM; ``options`` are further arguments of ``vllm.LLM``.
 
     A checkpoint with LoRA is merged into a temporary folder first (in the system's, see ``TMPDIR``), which is gone when vLLM
     has read it; one written by ``llm-mer merge`` is read where it is.
 
     Args:
-        device: of the adapter and the embedding table; vLLM finds its own.
+        device: of the adapter and the embedding table; vLLM finds its own. dtype: what vLLM computes with.
 
     Raises:
         UserError: see :func:`llm_mer.scoring.engines.base.open_engine`; besides, a checkpoint without language model or
@@ -255,25 +258,25 @@ def open_engine(folder: Path, backbone: str | None, device: str | None, options:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if device is None:
         device = "cpu" if accelerator is None else accelerator.type
-    dtype = "float32" if accelerator is None else reference.dtype
+    precision = resolve_precision(dtype, reference, "cpu" if accelerator is None else accelerator.type, str(folder))
     # Libraries print on standard output while they load, where the answers will stand.
     with TemporaryDirectory(prefix="llm-mer-") as scratch, redirect_stdout(sys.stderr):
         if description.merged is None:
-            merged = merge_checkpoint(folder, Path(scratch) / "merged", dtype=dtype, backbone=backbone)
+            merged = merge_checkpoint(folder, Path(scratch) / "merged", dtype=precision, backbone=backbone)
             description, backbone = CheckpointDescription.load(merged), None
         else:
             merged = folder
         assert description.backbone is not None
         weights = Path(find_backbone(description.backbone, merged, backbone))
         processor = MerProcessor.from_dict(description.processor, load_tokenizer(merged))
-        model = without_blocks(merged, weights, description, dtype)
+        model = without_blocks(merged, weights, description, precision)
         config: Any = model.config.get_text_config()
         length = processor.max_prompt_tokens + max(MAX_ANSWER_TOKENS, longest_answer(processor))
         try:
             # Before anything of ours is on a GPU: vLLM may start its own process by a fork.
             language_model = vllm.LLM(
                 model=str(weights),
-                dtype=dtype,
+                dtype=precision,
                 enable_prompt_embeds=True,
                 enable_prefix_caching=True,
                 skip_tokenizer_init=True,

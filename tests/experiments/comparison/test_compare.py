@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from llm_mer.experiments.comparison.ineffective_ablations import drop_ineffectiv
 from llm_mer.experiments.comparison.results import RunResult
 from llm_mer.experiments.comparison.runs import base_config, conditions_of, run_config
 from llm_mer.experiments.comparison.systems import CompareConfig, System, plan_systems
+from llm_mer.experiments.comparison.table import check_precision
+from llm_mer.inference.prediction import Prediction
 from llm_mer.training.run_config import RunConfig
 from llm_mer.training.run_data import prepare_data
 
@@ -516,3 +519,21 @@ def test_every_system_of_a_seed_sees_the_data_in_the_same_order(store: Path, tmp
         trainer = build_trainer(run_config(base_config(config, system.adapter), system, 5, tmp_path / system.adapter))
         orders.append([batch["class_targets"].tolist() for batch in trainer.get_train_dataloader()])
     assert orders[0] == orders[1]
+
+
+def test_runs_of_one_dtype_that_were_computed_in_two_precisions_are_not_compared() -> None:
+    def answers(precision: str | None) -> dict[str, list[Prediction]]:
+        return {"as is": [Prediction("a", "emotion", "en", "joy", precision=precision)]}
+
+    def runs(*dtypes: str) -> dict[str, list[Any]]:
+        return {
+            name: [SimpleNamespace(seed=1, options={"model": {"dtype": dtype}})]
+            for name, dtype in zip("abc", dtypes, strict=False)
+        }
+
+    loaded = {"a": [answers("float32")], "b": [answers("bfloat16")], "c": [answers(None)]}
+    with pytest.raises(
+        UserError, match=r"b, seed 1 was computed in bfloat16, a, seed 1 in float32, .* --overrides dtype=float32"
+    ):
+        check_precision(runs("auto", "auto", "auto"), loaded)
+    check_precision(runs("auto", "bfloat16", "auto"), loaded)  # a system of its own, and an adapter alone

@@ -260,6 +260,18 @@ def test_what_cannot_be_is_refused_before_a_backbone_is_loaded(
         MerPipeline.from_pretrained(trained, engine="vllm")
 
 
+def test_vllm_computes_in_the_precision_that_is_asked_for_and_the_answers_say_it(
+    trained: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
+    utterances = list(UtteranceStore.open(store).split("test"))[:2]
+    found = MerPipeline.from_pretrained(trained, engine="vllm", dtype="bfloat16")(utterances, ["emotion"])
+    assert LLM.made[-1].model.dtype == torch.bfloat16
+    assert {p.precision for p in found} == {"bfloat16"}
+    MerPipeline.from_pretrained(trained, engine="vllm")
+    assert LLM.made[-1].model.dtype == torch.float32
+
+
 def test_an_option_vllm_does_not_know_is_one_line(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
     with pytest.raises(UserError, match=r"vLLM cannot run .*unexpected keyword argument 'tensor_paralel'"):
