@@ -28,8 +28,11 @@ def resolve_checkpoint(name: Path | str, revision: str | None = None) -> Path:
         revision: branch, tag or commit; of a hub name only.
 
     Raises:
-        UserError: a repository or revision that is not there or not allowed, no connection, or a revision of a folder.
+        UserError: neither a text nor a path; a repository or revision that is not there or not allowed, no connection, or a
+            revision of a folder.
     """
+    if not isinstance(name, Path | str) or not str(name):
+        raise UserError(f"checkpoint: {name!r} is no folder and no name on the hub; give one of them as text or a Path")
     if isinstance(name, Path) or not is_hub_name(name):
         if revision is not None:
             raise UserError(f"revision: {revision!r} belongs to a hub name; {name} is a folder, or no folder that is here")

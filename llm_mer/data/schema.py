@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from llm_mer.data.utterance_fields import read_fields
 from llm_mer.data.votes import Votes
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import detect_language, has_letters
@@ -25,12 +26,17 @@ class Utterance:
             is then refused where it would decide something.
         text: transcript, None when unknown (a missing modality).
         audio, vision: media files before extraction (a path each, often the same mp4), None when absent.
-        audio_features: ``(T_a, D_a)`` float32 or None. vision_features: ``(T_v, D_v)``. text_features: ``(T_t, D_t)``.
+        audio_features: ``(T_a, D_a)`` float32 or None. vision_features: ``(T_v, D_v)``. text_features: ``(T_t, D_t)``. Real
+            numbers of another kind, lists and torch tensors become arrays.
         labels: ``{task name: class word in English, or score}``, e.g. ``{"emotion": "joy", "sentiment": 1.4}``. A task
             that is absent has no target here.
         votes: ``{task's target: annotators' votes}`` (:mod:`llm_mer.data.votes`); without a label the majority is the truth.
         dialogue_id, turn, speaker: place in a conversation; ``turn`` orders utterances within ``dialogue_id``.
         tags: named subsets this utterance belongs to, e.g. ``neutral_words``, ``conflict``.
+
+    Raises:
+        UserError: a field of another kind (:func:`llm_mer.data.utterance_fields.read_fields`), or a transcript whose
+            language cannot be told.
     """
 
     id: str
@@ -50,6 +56,8 @@ class Utterance:
     votes: dict[str, Votes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, value in read_fields(vars(self)).items():
+            setattr(self, name, value)
         for target, votes in self.votes.items():
             votes.check(f"utterance {self.id!r}: votes of {target!r}")
         if not self.language:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,16 +30,44 @@ from llm_mer.inference.predictor import Predictor
 from llm_mer.prompting.languages import LANGUAGES, require_language
 from llm_mer.prompting.tasks import Task
 from llm_mer.scoring.engines.base import open_engine
+from llm_mer.storage.quoting import quote
 
 logger = logging.getLogger(__name__)
 
+OPTIONS: dict[str, type] = {
+    "batch_size": int,
+    "score_statistic": str,
+    "generate": bool,
+    "answer_end": bool,
+    "answer": str,
+    "keep_features": bool,
+    "calibration": bool,
+}
+"""Options of :meth:`MerPipeline.from_pretrained` that decide how it answers, and their kinds."""
+KINDS = {int: "a whole number", str: "a text", bool: "True or False"}
+LONGEST_REASON = 160
+"""Characters of what torch says of a device; some of it lists every kernel there is."""
 
-def check_device(device: str) -> None:
-    """Raises :class:`UserError` for a device torch does not know or this machine does not have."""
+
+def check_device(device: str | int | torch.device) -> None:
+    """Raises :class:`UserError` for a device torch does not know, this machine does not have, or that computes nothing."""
+    if str(device).partition(":")[0] == "meta":
+        raise UserError("device 'meta' cannot be used: it holds no numbers")
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError) as error:  # each backend says in its own way that it is not there
-        raise UserError(f"device {device!r} cannot be used: {first_line(error)}") from None
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # each backend says so in its own way
+        told = textwrap.shorten(first_line(error), LONGEST_REASON, placeholder=" …")
+        raise UserError(f"device {str(device)!r} cannot be used: {told}") from None
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises :class:`UserError` for an option that is not one of :data:`OPTIONS`, or of another kind: 'no' is not False."""
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise UserError(f"unknown option {name!r}; choose from {', '.join(OPTIONS)}")
+        wanted = OPTIONS[name]
+        if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+            raise UserError(f"{name} is {quote(value)}; it must be {KINDS[wanted]}")
 
 
 @dataclass
@@ -85,9 +114,11 @@ class MerPipeline:
                 of ``answer="pooled"``.
 
         Raises:
-            UserError: a folder that is no checkpoint, or one of another adapter; a hub name that cannot be fetched; a device
-                or an engine that cannot be used; temperatures of other weights.
+            UserError: an option that is unknown or of another kind; a folder that is no checkpoint, or one of another
+                adapter; a hub name that cannot be fetched; a device or an engine that cannot be used; temperatures of other
+                weights.
         """
+        check_options({"calibration": calibration, **options})
         if adapter is not None:
             use_adapter(adapter)
         if device is not None:
@@ -116,19 +147,26 @@ class MerPipeline:
         return self.questions(list(utterances), self.named_tasks(tasks), require_truth=False)
 
     def named_tasks(self, names: Sequence[str] | None) -> list[Task]:
-        """These tasks of the checkpoint, all without names.
+        """These tasks of the checkpoint, all where ``names`` is None.
 
         Raises:
-            UserError: for one the checkpoint was not trained on, or one named twice: each answer would count twice, and
-                intervals would be too narrow.
+            UserError: no list of names, an empty one, one the checkpoint was not trained on, or one named twice: each answer
+                would count twice, and intervals would be too narrow.
         """
         known = {task.name: task for task in self.tasks}
-        if names is not None and len(set(names)) != len(names):
-            raise UserError(f"tasks: {list(names)} names a task twice")
-        for name in names or ():
-            if name not in known:
-                raise UserError(f"the checkpoint was not trained on task {name!r}; it knows {', '.join(known)}")
-        return [known[name] for name in names or known]
+        if names is None:
+            return list(known.values())
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise UserError(f"tasks: {quote(names)} is no list; give a list of names, e.g. {[next(iter(known))]}")
+        asked = list(names)
+        for name in asked:
+            if not isinstance(name, str) or name not in known:
+                raise UserError(f"the checkpoint was not trained on task {quote(name)}; it knows {', '.join(known)}")
+        if len(set(asked)) != len(asked):
+            raise UserError(f"tasks: {asked} names a task twice")
+        if not asked:
+            raise UserError(f"tasks: names no task; leave it out for all, or choose from {', '.join(known)}")
+        return [known[name] for name in asked]
 
     def questions(self, utterances: Sequence[Utterance], tasks: list[Task], **options: Any) -> MerDataset:
         """Utterances as questions in the windows the checkpoint was trained with; ``options`` are of :class:`MerDataset`."""
@@ -168,7 +206,7 @@ class MerPipeline:
             raise UserError("give either a list of utterances or the fields of one, e.g. video=…, text=…")
         if utterances is None:
             asked_about = [utterance_from_fields(fields)]
-        elif isinstance(utterances, Utterance | Mapping | str):
+        elif isinstance(utterances, Utterance | Mapping | str | bytes) or not isinstance(utterances, Iterable):
             raise UserError("utterances: give a list; one utterance is given by its fields, e.g. video=…, text=…")
         else:
             asked_about = [as_utterance(entry, place) for place, entry in enumerate(utterances)]
@@ -188,13 +226,21 @@ class MerPipeline:
         return self.predictor.predict(dataset, asked)
 
     def stream(
-        self, utterances: Iterable[Utterance], batch_size: int = 16, tasks: Sequence[str] | None = None
+        self,
+        utterances: Iterable[Utterance | Mapping[str, Any]],
+        batch_size: int = 16,
+        tasks: Sequence[str] | None = None,
     ) -> Iterator[Prediction]:
         """Answers as utterances arrive, ``batch_size`` at a time.
 
         Utterances of one dialogue see those of their own batch; use one call for a whole dialogue where context counts.
+
+        Raises:
+            UserError: a batch size that is no whole number from 1 up, which would never be filled; see :meth:`__call__`.
         """
-        pending: list[Utterance] = []
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size is {quote(batch_size)}; it must be a whole number of at least 1")
+        pending: list[Utterance | Mapping[str, Any]] = []
         for utterance in utterances:
             pending.append(utterance)
             if len(pending) == batch_size:

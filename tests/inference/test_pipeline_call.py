@@ -49,6 +49,55 @@ def test_fields_a_dict_and_an_utterance_are_answered_alike(pipeline: MerPipeline
     assert [p.id for p in by_dict] == ["text-0", "text-0", "mine", "mine", "x", "x"]
 
 
+@pytest.mark.parametrize("given", [3, Path("clip.mp4"), b"clip.mp4", "clip.mp4"], ids=repr)
+def test_what_is_no_list_of_utterances_is_refused(pipeline: MerPipeline, given: Any) -> None:
+    with pytest.raises(UserError, match="utterances: give a list; one utterance is given by its fields"):
+        pipeline(given)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ("emotion", r"tasks: 'emotion' is no list; give a list of names, e\.g\. \['emotion'\]"),
+        (3, "tasks: 3 is no list"),
+        ([], "tasks: names no task; leave it out for all"),
+        ([3], "not trained on task 3; it knows emotion, sentiment"),
+    ],
+)
+def test_tasks_that_are_no_list_of_names_are_refused(pipeline: MerPipeline, tasks: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pipeline(text="hello", tasks=tasks)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, True])
+def test_a_stream_whose_batches_would_never_fill_is_refused(pipeline: MerPipeline, batch_size: Any) -> None:
+    with pytest.raises(UserError, match=r"batch_size is .*; it must be a whole number of at least 1"):
+        next(pipeline.stream(iter([{"text": "hello"}]), batch_size=batch_size))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bach_size": 3}, "unknown option 'bach_size'; choose from batch_size, score_statistic"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; it must be a whole number"),
+        ({"generate": "no"}, "generate is 'no'; it must be True or False"),
+        ({"calibration": "false"}, "calibration is 'false'; it must be True or False"),
+        ({"device": "meta"}, "device 'meta' cannot be used: it holds no numbers"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_before_anything_is_loaded(
+    no_backbone: None, trained: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        MerPipeline.from_pretrained(trained, **options)
+
+
+@pytest.mark.parametrize("checkpoint", [None, "", b"runs/mine"], ids=repr)
+def test_a_checkpoint_that_is_no_name_is_refused(checkpoint: Any) -> None:
+    with pytest.raises(UserError, match="is no folder and no name on the hub"):
+        MerPipeline.from_pretrained(checkpoint)
+
+
 def test_only_the_named_tasks_are_answered(pipeline: MerPipeline, utterance: Utterance) -> None:
     assert [p.task for p in pipeline(**fields_of(utterance), tasks=["sentiment"])] == ["sentiment"]
 
