@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +28,7 @@ class Clusters:
     unit: str
     index: np.ndarray
     count: int
+    _drawn: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, predictions: Sequence[Prediction]) -> Clusters:
@@ -61,12 +62,22 @@ class Clusters:
         return self.count < len(self.index)
 
     def take(self, kept: np.ndarray) -> Clusters:
-        """The units of the answers that are ``True`` in ``kept`` ``(n,)``."""
+        """The units of the answers that are ``True`` in ``kept`` ``(n,)``; the same object where all are."""
+        if kept.all():
+            return self
         return self.named(self.unit, self.index[kept].tolist())
 
     def draw(self, resamples: int, seed: int) -> np.ndarray:
-        """How often each unit stands in each resample of as many units as there are: ``(resamples, count)``."""
-        return np.random.default_rng(seed).multinomial(self.count, np.full(self.count, 1 / self.count), resamples)
+        """How often each unit stands in each resample of as many units as there are: ``(resamples, count)``, read-only.
+
+        Drawn once: every metric and system over the same units has the same resamples.
+        """
+        key = (resamples, seed)
+        if key not in self._drawn:
+            even = np.full(self.count, 1 / self.count)
+            self._drawn[key] = np.random.default_rng(seed).multinomial(self.count, even, resamples)
+            self._drawn[key].flags.writeable = False
+        return self._drawn[key]
 
     def __str__(self) -> str:
         return f"{self.count} {self.unit}{'' if self.count == 1 else 's'}"

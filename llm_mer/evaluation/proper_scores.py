@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 
 from llm_mer.evaluation.clusters import Clusters
 from llm_mer.evaluation.metrics import ECE_BINS
-from llm_mer.evaluation.resampling import expand, percentile_interval
+from llm_mer.evaluation.resampling import expand, percentile_interval, resampled_means
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
 from llm_mer.scoring.temperature import scale_by_temperature
@@ -80,8 +80,13 @@ def contributions(task: Task, log_probs: np.ndarray, predictions: Sequence[Predi
     return found
 
 
-def probability_scores(task: Task, predictions: Sequence[Prediction], resamples: int, seed: int) -> list[ProbabilityScore]:
-    """The scores of predictions that have a truth; none where one has no probabilities (a head's score)."""
+def probability_scores(
+    task: Task, predictions: Sequence[Prediction], resamples: int, seed: int, clusters: Clusters | None = None
+) -> list[ProbabilityScore]:
+    """The scores of predictions that have a truth; none where one has no probabilities (a head's score).
+
+    ``clusters`` are the predictions' own where the caller has them already.
+    """
     if not predictions or any(not p.log_probabilities for p in predictions):
         return []
     log_probs, _ = answer_arrays(task, predictions)
@@ -91,23 +96,25 @@ def probability_scores(task: Task, predictions: Sequence[Prediction], resamples:
         inverse = [1.0 / (p.temperature or 1.0) for p in predictions]
         raw = np.stack([scale_by_temperature(row, factor) for row, factor in zip(log_probs, inverse, strict=True)])
         before = contributions(task, raw, predictions)
-    clusters = Clusters.of(predictions)
-    drawn = clusters.draw(resamples, seed)
+    units = Clusters.of(predictions) if clusters is None else clusters
+
+    def spread_of(parts: np.ndarray) -> np.ndarray:
+        return np.asarray(_metric_of(resampled_means(parts, units, resamples, seed)))
 
     def widened(spread: np.ndarray) -> Interval:
-        return percentile_interval(expand(spread, clusters.count))
+        return percentile_interval(expand(spread, units.count))
 
     scores = []
     for metric, parts in given.items():
-        value, spread = _value(parts), _spread(parts, clusters, drawn)
+        value, spread = float(_metric_of(parts.mean(axis=0))), spread_of(parts)
         score = ProbabilityScore(metric, value, widened(spread))
         if before is not None:
-            raw_spread = _spread(before[metric], clusters, drawn)
+            raw_spread = spread_of(before[metric])
             score = ProbabilityScore(
                 metric,
                 value,
                 score.interval,
-                _value(before[metric]),
+                float(_metric_of(before[metric].mean(axis=0))),
                 widened(raw_spread),
                 widened(spread - raw_spread),
             )
@@ -115,14 +122,6 @@ def probability_scores(task: Task, predictions: Sequence[Prediction], resamples:
     return scores
 
 
-def _value(parts: np.ndarray) -> float:
-    return float(np.abs(parts.sum(axis=0)).sum() / len(parts)) if parts.shape[1] > 1 else float(parts.mean())
-
-
-def _spread(parts: np.ndarray, clusters: Clusters, drawn: np.ndarray) -> np.ndarray:
-    """``(N, K)`` contributions to the metric of each resample ``(R,)``; ``drawn (R, G)`` counts its units."""
-    sums = np.zeros((clusters.count, parts.shape[1]))
-    np.add.at(sums, clusters.index, parts)
-    total = drawn @ sums
-    sizes = drawn @ np.bincount(clusters.index, minlength=clusters.count)
-    return np.asarray((np.abs(total).sum(axis=1) if parts.shape[1] > 1 else total[:, 0]) / sizes)
+def _metric_of(means: np.ndarray) -> np.ndarray:
+    """Mean contributions ``(..., K)`` to the metric ``(...)``."""
+    return np.asarray(np.abs(means).sum(axis=-1) if means.shape[-1] > 1 else means[..., 0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -202,11 +203,19 @@ def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float,
     return float(low), float(high)
 
 
-def mean_interval(values: np.ndarray, clusters: Clusters, resamples: int, seed: int) -> tuple[float, float]:
-    """95 % percentile interval of the mean of ``values`` ``(n,)``: ``Σ_drawn sum_c / Σ_drawn n_c`` over drawn units."""
+def resampled_means(values: np.ndarray, clusters: Clusters, resamples: int, seed: int) -> np.ndarray:
+    """The means of the columns of ``values`` ``(n, K)`` over drawn units: ``Σ_drawn sum_c / Σ_drawn n_c``, ``(R, K)``."""
     drawn = clusters.draw(resamples, seed)
-    sums, sizes = (np.bincount(clusters.index, weights, clusters.count) for weights in (values, None))
-    return percentile_interval(expand(drawn @ sums / (drawn @ sizes), clusters.count))
+    sums = np.zeros((clusters.count, values.shape[1]))
+    np.add.at(sums, clusters.index, values)
+    sizes = drawn @ np.bincount(clusters.index, minlength=clusters.count)
+    return np.asarray((drawn @ sums) / sizes[:, None])
+
+
+def mean_interval(values: np.ndarray, clusters: Clusters, resamples: int, seed: int) -> tuple[float, float]:
+    """95 % percentile interval of the mean of ``values`` ``(n,)`` over drawn units."""
+    (spread,) = resampled_means(values[:, None], clusters, resamples, seed).T
+    return percentile_interval(expand(spread, clusters.count))
 
 
 def two_sided_p(differences: np.ndarray) -> float:
@@ -219,10 +228,17 @@ def two_sided_p(differences: np.ndarray) -> float:
 
 
 def adjusted_p(p_values: Sequence[float]) -> list[float]:
-    """p-values of one table, adjusted for their number (Benjamini and Hochberg): one policy for every command."""
+    """p-values of one table, adjusted for their number (Benjamini and Hochberg): one policy for every command.
+
+    One that is NaN, of a comparison that is undefined, stays NaN and does not count.
+    """
     from scipy.stats import false_discovery_control
 
-    return [float(p) for p in false_discovery_control(list(p_values))] if p_values else []
+    given = np.array(p_values, dtype=np.float64)
+    known = ~np.isnan(given)
+    if known.any():
+        given[known] = false_discovery_control(given[known])
+    return [float(p) for p in given]
 
 
 def metric_intervals(
@@ -277,11 +293,14 @@ def paired_difference_over_seeds(
     mean deviates from that of all seeds by ``s / √S`` times a Student's t with S − 1 degrees of freedom, which is added to
     each resample, for each system on its own. One seed says nothing of training, and nothing is added.
 
-    Only rows are scored whose answer could be read in every seed of both systems, so that pairs stay pairs. Without
-    ``second`` the interval is of the first system's own mean, and p is 1.
+    Only rows are scored whose answer could be read in every seed of both systems, so that pairs stay pairs. Where there is
+    none, all that is returned is NaN: undefined (:func:`format_estimate`). Without ``second`` the interval is of the first
+    system's own mean, and p is 1.
     """
     statistic = statistics_of(task)[metric]
     read = readable(task, len(truth), *first, *(second or ()))
+    if not read.any():
+        return math.nan, (math.nan, math.nan), math.nan
     kept = None if clusters is None else clusters.take(read)
     rows = np.flatnonzero(read).tolist()
     generator = np.random.default_rng([seed, 1])
@@ -305,6 +324,17 @@ def paired_difference_over_seeds(
     least, most = RANGES[metric] if second is None else (RANGES[metric][0] - RANGES[metric][1], np.ptp(RANGES[metric]))
     low, high = np.clip(percentile_interval(spread), least, most)
     return value, (float(low), float(high)), 1.0 if second is None else two_sided_p(spread)
+
+
+def format_estimate(value: float, interval: tuple[float, float], sign: str = "") -> str:
+    """``0.712 [0.650, 0.770]``; ``undefined`` in the place of what nothing could be computed from.
+
+    ``sign`` is ``+`` for a difference.
+    """
+    if math.isnan(value):
+        return "undefined"
+    within = "undefined" if math.isnan(interval[0]) else f"{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}"
+    return f"{value:{sign}.3f} [{within}]"
 
 
 def training_noise(points: Sequence[float], resamples: int, generator: np.random.Generator) -> np.ndarray:

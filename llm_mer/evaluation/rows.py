@@ -207,7 +207,9 @@ def score_rows(
                     {k: float(v) for k, v in majority_baseline(task, truth).items() if k != "n"},
                     grouping,
                     None if use_parsed else _outside_share(chosen),
-                    probability_scores(task, chosen, resamples, seed) if condition == AS_IS and not use_parsed else [],
+                    probability_scores(task, chosen, resamples, seed, clusters)
+                    if condition == AS_IS and not use_parsed
+                    else [],
                     clusters.unit,
                     clusters.count,
                 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from llm_mer.evaluation.clusters import Clusters, units_of
 from llm_mer.evaluation.conditions import AS_IS
 from llm_mer.evaluation.metrics import headline_metric, majority_baseline
-from llm_mer.evaluation.resampling import adjusted_p, paired_difference_over_seeds, statistics_of
+from llm_mer.evaluation.resampling import adjusted_p, format_estimate, paired_difference_over_seeds, statistics_of
 from llm_mer.evaluation.rows import PREDICTIONS, load_predictions
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.experiments.comparison.compare import compare
@@ -137,7 +137,7 @@ def markdown(cells: Sequence[TransferScore], seeds: int) -> str:
 
 
 def _format_score(cell: TransferScore) -> str:
-    text = f"{cell.score:.3f} [{cell.interval[0]:.3f}, {cell.interval[1]:.3f}]"
+    text = format_estimate(cell.score, cell.interval)
     if cell.gap is None or cell.gap_interval is None or cell.p_value is None:
         return text
     return f"{text}, gap {format_difference(cell.gap, cell.gap_interval, cell.p_value)}"

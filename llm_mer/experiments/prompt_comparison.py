@@ -268,7 +268,7 @@ def compare_variants(
             len(ids),
             float(majority_baseline(task, truth)[metric]),
             float(compute_metrics(task, truth, values)[metric]),
-            metric_intervals(task, truth, values, resamples, seed, clusters)[metric],
+            metric_intervals(task, truth, values, resamples, seed, clusters).get(metric, (math.nan, math.nan)),
             unit=clusters.unit,
         )
         if any(answers[i].generated is not None for i in ids):
@@ -308,6 +308,7 @@ def measure_sensitivity(
 def markdown(comparison: PromptComparison) -> str:
     """A table for each task and language, then how sensitive the model is."""
     from llm_mer.evaluation.clusters import units_of
+    from llm_mer.evaluation.resampling import format_estimate
 
     lines: list[str] = []
     for task, language in dict.fromkeys((row.task, row.language) for row in comparison.rows):
@@ -321,13 +322,13 @@ def markdown(comparison: PromptComparison) -> str:
         headers += ["unparseable when free"] if generated else []
         lines += ["| " + " | ".join(headers) + " |", "|---" * len(headers) + "|"]
         for row in rows:
-            cells = [row.variant, f"{row.score:.3f} [{row.interval[0]:.3f}, {row.interval[1]:.3f}]"]
+            cells = [row.variant, format_estimate(row.score, row.interval)]
             if row.difference is None or row.difference_interval is None or row.p_value is None:
                 cells += ["", ""]
             else:
-                low, high = row.difference_interval
                 verdict = "significant" if row.p_value < SIGNIFICANT else "not told apart"
-                cells.append(f"{row.difference:+.3f} [{low:+.3f}, {high:+.3f}], p {row.p_value:.3f}, {verdict}")
+                told = "" if math.isnan(row.p_value) else f", p {row.p_value:.3f}, {verdict}"
+                cells.append(format_estimate(row.difference, row.difference_interval, "+") + told)
                 cells.append(f"{row.changed:.3f}")
             if generated:
                 cells.append("" if row.unparseable is None else f"{row.unparseable:.3f}")

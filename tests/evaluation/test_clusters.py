@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import norm, t
 
 from llm_mer.evaluation import resampling
 from llm_mer.evaluation.clusters import Clusters
+from llm_mer.evaluation.conditions import AS_IS
 from llm_mer.evaluation.resampling import (
     adjusted_p,
     expand,
+    format_estimate,
     metric_intervals,
     paired_difference,
     paired_difference_over_seeds,
+    resampled_means,
 )
 from llm_mer.evaluation.rows import score_rows
 from llm_mer.inference.prediction import Prediction
@@ -113,6 +118,60 @@ def test_an_unreadable_score_leaves_its_row_out_of_both_systems_and_every_seed()
     second = [[0.5, 9.0, 2.5, 3.5, -0.5, -1.5], [0.5, 9.0, 2.5, 3.5, -0.5, None]]
     difference, _, _ = paired_difference_over_seeds(SENTIMENT, "mae", truth, first, second, 200, 0)
     assert difference == pytest.approx(-0.5)
+
+
+def test_where_no_score_is_read_in_every_seed_the_difference_is_undefined_and_said_to_be(recwarn: Any) -> None:
+    truth = [0.0, 1.0]
+    first, second = [[0.0, None], [None, 1.0]], [[0.0, 1.0], [0.0, 1.0]]
+    given = Clusters.of([answer(i, dialogue_id="d") for i in range(2)])
+    for other in (second, None):
+        found = paired_difference_over_seeds(SENTIMENT, "mae", truth, first, other, 20, 0, given)
+        assert np.isnan([found[0], *found[1], found[2]]).all()
+        assert format_estimate(found[0], found[1], "+") == "undefined"
+    assert not recwarn.list
+    p_values = adjusted_p([0.01, float("nan"), 0.04])
+    assert p_values[::2] == pytest.approx(adjusted_p([0.01, 0.04]))
+    assert np.isnan(p_values[1])
+    assert np.isnan(adjusted_p([float("nan")])).all()
+
+
+def test_the_units_of_a_row_are_drawn_once_for_every_metric_and_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    generator = np.random.default_rng
+
+    def counted(seed: Any = None) -> np.random.Generator:
+        made.append(seed)
+        return generator(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", counted)
+    predictions = [
+        Prediction(
+            f"u{i}", "emotion", "en", RIGHT, truth=RIGHT, log_probabilities=np.log(np.full(6, 1 / 6)).tolist(),
+            dialogue_id=f"d{i // 2}",
+        )
+        for i in range(12)
+    ]  # fmt: skip
+    (row, _) = score_rows(AS_IS, predictions, EMOTION, 20, 0)
+    assert set(row.intervals) == {"accuracy", "weighted_f1"}
+    assert [score.metric for score in row.probability_scores] == ["nll", "brier", "ece"]
+    assert made == [0]
+    given = Clusters.of(predictions)
+    assert given.take(np.ones(12, dtype=bool)) is given
+    assert given.draw(20, 0) is given.draw(20, 0)
+    assert not np.array_equal(given.draw(20, 1), given.draw(20, 0))
+    with pytest.raises(ValueError, match="read-only"):
+        given.draw(20, 0)[0, 0] = 9
+
+
+def test_resampled_means_are_those_of_the_rows_written_out_as_often_as_their_unit_is_drawn() -> None:
+    random = np.random.default_rng(3)
+    values, given = random.normal(size=(9, 2)), Clusters.named("dialogue", list("aabbbbccd"))
+    drawn = given.draw(5, 0)
+    expected = []
+    for counts in drawn:
+        rows = [row for unit, count in enumerate(counts) for row in np.flatnonzero(given.index == unit).tolist() * count]
+        expected.append(values[rows].mean(axis=0))
+    np.testing.assert_allclose(resampled_means(values, given, 5, 0), expected, rtol=1e-12)
 
 
 # --- simulations --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -14,7 +15,13 @@ from llm_mer.errors import UserError
 from llm_mer.evaluation.clusters import Clusters, units_of
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE
 from llm_mer.evaluation.metrics import headline_metric, majority_baseline
-from llm_mer.evaluation.resampling import adjusted_p, as_arrays, paired_difference_over_seeds, statistics_of
+from llm_mer.evaluation.resampling import (
+    adjusted_p,
+    as_arrays,
+    format_estimate,
+    paired_difference_over_seeds,
+    statistics_of,
+)
 from llm_mer.evaluation.rows import PREDICTIONS, load_predictions
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.experiments.comparison.results import RunResult
@@ -119,7 +126,7 @@ def score_cell(
     scores = []
     for answers in values:
         true, guess = as_arrays(task, truth, answers)
-        scores.append(float(statistic(true[None], guess[None])[0]))
+        scores.append(float(statistic(true[None], guess[None])[0]) if len(true) else math.nan)
     _, interval, _ = paired_difference_over_seeds(task, metric, truth, values, None, resamples, 0, clusters)
     cell = Cell(float(np.mean(scores)), float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0, interval)
     other = chosen.get(reference)
@@ -235,7 +242,7 @@ def markdown(comparison: Comparison) -> str:
             cells = []
             for column in here:
                 entry = found.get((system, *column))
-                cells.append("" if entry is None else _format_cell(entry.cell, entry.seeds))
+                cells.append("" if entry is None else format_cell(entry.cell, entry.seeds))
             if any(cells):
                 lines.append(f"| {system} | " + " | ".join(cells) + " |")
         lines.append("")
@@ -292,17 +299,20 @@ def decoder_gain_table(gains: Sequence[DecoderGain]) -> list[str]:
 
 
 def format_difference(value: float, interval: tuple[float, float], p_value: float) -> str:
-    """A difference with its interval and p, marked where p is below 0.05."""
-    mark = "*" if p_value < 0.05 else ""
-    return f"{value:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}], p {p_value:.3f}{mark}"
+    """A difference with its interval and p, marked where p is below 0.05; ``undefined`` where there is none."""
+    return format_estimate(value, interval, "+") + _format_p(p_value)
 
 
-def _format_cell(cell: Cell, seeds: int) -> str:
-    text = (
-        f"{cell.mean:.3f}"
-        + (f" ± {cell.std:.3f}" if seeds > 1 else "")
-        + f" [{cell.interval[0]:.3f}, {cell.interval[1]:.3f}]"
-    )
-    if cell.p_value is not None:
-        text += f", p {cell.p_value:.3f}" + ("*" if cell.p_value < 0.05 else "")
-    return text
+def format_cell(cell: Cell, seeds: int) -> str:
+    """``0.712 ± 0.010 [0.650, 0.770], p 0.012*``; ``undefined`` in the place of what there is none of."""
+    text = format_estimate(cell.mean, cell.interval)
+    if seeds > 1 and not math.isnan(cell.std):
+        value, _, rest = text.partition(" ")
+        text = f"{value} ± {cell.std:.3f} {rest}"
+    return text if cell.p_value is None else text + _format_p(cell.p_value)
+
+
+def _format_p(p_value: float) -> str:
+    if math.isnan(p_value):
+        return ""
+    return f", p {p_value:.3f}" + ("*" if p_value < 0.05 else "")

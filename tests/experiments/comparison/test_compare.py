@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +24,9 @@ from llm_mer.experiments.comparison.ineffective_ablations import drop_ineffectiv
 from llm_mer.experiments.comparison.results import RunResult
 from llm_mer.experiments.comparison.runs import base_config, conditions_of, run_config
 from llm_mer.experiments.comparison.systems import CompareConfig, System, plan_systems
-from llm_mer.experiments.comparison.table import check_precision
+from llm_mer.experiments.comparison.table import check_precision, format_cell, score_cell
 from llm_mer.inference.prediction import Prediction
+from llm_mer.prompting.tasks import get_task
 from llm_mer.training.run_config import RunConfig
 from llm_mer.training.run_data import prepare_data
 
@@ -537,3 +539,23 @@ def test_runs_of_one_dtype_that_were_computed_in_two_precisions_are_not_compared
     ):
         check_precision(runs("auto", "auto", "auto"), loaded)
     check_precision(runs("auto", "bfloat16", "auto"), loaded)  # a system of its own, and an adapter alone
+
+
+def test_a_system_that_no_score_is_read_of_has_an_undefined_cell_and_not_a_number(recwarn: Any) -> None:
+    def answers(values: Sequence[float | None]) -> dict[str, Prediction]:
+        made = [Prediction(f"u{i}", "sentiment", "en", value, truth=1.0) for i, value in enumerate(values)]  # type: ignore[arg-type]
+        return {p.id: p for p in made}
+
+    chosen = {
+        "whole": [answers([1.0, 2.0]), answers([1.0, 0.0])],
+        "never both": [answers([1.0, None]), answers([None, 0.5])],
+        "unread": [answers([None, None]), answers([1.0, 1.0])],
+    }
+    shown = {}
+    for system in chosen:
+        cell, _, _ = score_cell(chosen, system, "whole", get_task("sentiment"), "mae", 20)
+        shown[system] = format_cell(cell, 2)
+    assert shown["whole"].startswith("0.500 ± 0.000 [")
+    assert shown["never both"] == "0.250 ± 0.354 [undefined]"
+    assert shown["unread"] == "undefined"
+    assert not recwarn.list
