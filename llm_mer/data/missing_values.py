@@ -18,8 +18,8 @@ import math
 import numpy as np
 
 from llm_mer.data.schema import Utterance
-from llm_mer.data.text_forms import is_blank
 from llm_mer.errors import UserError
+from llm_mer.prompting.text_forms import is_blank
 
 REFUSE, ZERO = "refuse", "zero"
 MISSING_VALUES: tuple[str, ...] = (REFUSE, ZERO)

@@ -222,12 +222,14 @@ class MerProcessor:
         """Token ids of every admissible answer, in label or grid order, without the end token.
 
         Raises:
-            UserError: two answers become the same tokens, so no score could tell them apart.
+            UserError: two answers become the same tokens, so no score could tell them apart, or one holds the end token.
         """
         texts = task.answers(language, self.answer_style(task, language))
         ids = [self.encode_answer(text, task, language) for text in texts]
         seen: dict[tuple[int, ...], str] = {}
         for text, tokens in zip(texts, ids, strict=True):
+            if self.end_token_id in tokens:
+                raise UserError(f"task {task.name!r}: {text!r} holds the token that ends an answer; use another word")
             if not tokens or tuple(tokens) in seen:
                 other = seen.get(tuple(tokens), "nothing")
                 raise UserError(

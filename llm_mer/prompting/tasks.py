@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -13,6 +12,7 @@ from typing import Any
 
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
+from llm_mer.prompting.task_checks import check_keys, check_spellings, check_words, read_range, require_text
 from llm_mer.storage.quoting import quote
 from llm_mer.storage.yaml_text import parse_yaml, read_yaml
 
@@ -95,7 +95,7 @@ class Task:
         """The truth as a float, checked against the range."""
         low, high = self.require_range()
         try:
-            number = float(value)
+            number = float("nan") if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
             number = float("nan")
         if not low <= number <= high:
@@ -148,10 +148,12 @@ class Task:
         White space, letter case and one closing full stop are forgiven; nothing else is. An answer is never guessed
         at, and never mapped to a class by default.
         """
-        cleaned = re.sub(r"[.。]$", "", text.strip()).strip()
+        whole = text.strip()
+        cleaned = re.sub(r"[.。]$", "", whole).strip()
         if self.kind == "classification":
             folded = [answer.casefold() for answer in self.answers(language, style)]
-            return folded.index(cleaned.casefold()) if cleaned.casefold() in folded else None
+            read = (spelling.casefold() for spelling in (whole, cleaned))  # a label may end in a full stop itself
+            return next((folded.index(spelling) for spelling in read if spelling in folded), None)
         if re.fullmatch(r"[+-]?[0-9]+(?:\.[0-9]+)?", cleaned) is None:
             return None
         number = float(cleaned)
@@ -191,9 +193,11 @@ class Task:
         unknown = sorted(set(entry) - known)
         if unknown:
             raise UserError(f"{where}: task {name!r} has unknown keys {unknown}; known are {sorted(known)}")
+        require_text(name, f"{where}: the name of a task")
         kind = entry.get("kind")
         if kind not in ("classification", "regression"):
             raise UserError(f"{where}: task {name!r} has kind {kind!r}; it must be classification or regression")
+        check_keys(entry, kind, f"{where}: task {name!r}")
         metrics = str(entry.get("metrics", _default_metrics(kind, entry.get("range"))))
         if metrics not in CONVENTIONS[kind]:
             allowed = " or ".join(CONVENTIONS[kind])
@@ -205,7 +209,7 @@ class Task:
             raise UserError(f"{where}: task {name!r} has a question in {unsupported}; languages are {', '.join(LANGUAGES)}")
         is_classes = kind == "classification"
         answers = _read_classes(name, entry, where) if is_classes else _read_range(name, entry, where, metrics)
-        target = str(entry.get("target", name))
+        target = require_text(entry.get("target", name), f"{where}: task {name!r}: target")
         return cls(name=name, kind=kind, target=target, metrics=metrics, question=dict(question), **answers)
 
 
@@ -218,7 +222,7 @@ def _read_classes(name: str, entry: dict[str, Any], where: str) -> dict[str, Any
     for row in given:
         if not isinstance(row, dict) or "name" not in row:
             raise UserError(f"{where}: task {name!r} has label {row!r}; a label is {{name: …, en: …, zh: …}}")
-        words = {str(k): _require_text(v, f"{where}: task {name!r}: label {quote(row)}") for k, v in row.items()}
+        words = {str(k): require_text(v, f"{where}: task {name!r}: label {quote(row)}") for k, v in row.items()}
         labels.append(Label(words.pop("name"), words))
     if len(labels) < 2:
         raise UserError(f"{where}: task {name!r} needs at least two labels, found {len(labels)}")
@@ -230,23 +234,28 @@ def _read_classes(name: str, entry: dict[str, Any], where: str) -> dict[str, Any
     if len(set(names)) != len(names):
         raise UserError(f"{where}: task {name!r} names a label twice: {names}")
     for language in languages:
-        folded = [label.words[language].casefold() for label in labels]
-        if len(set(folded)) != len(folded):
-            raise UserError(f"{where}: task {name!r} uses a word of language {language!r} twice: {folded}")
+        spoken = [label.words[language] for label in labels]
+        if len(set(spoken)) != len(spoken):
+            raise UserError(f"{where}: task {name!r} uses a word of language {language!r} twice: {spoken}")
+    by_language = {language: [label.words[language] for label in labels] for language in sorted(languages)}
+    check_words(names, by_language, f"{where}: task {name!r}")
     given_aliases = entry.get("aliases") or {}
     if not isinstance(given_aliases, dict):
         raise UserError(f"{where}: task {name!r} has aliases {given_aliases!r}; it must be a mapping of spellings to labels")
     place = f"{where}: task {name!r}: aliases"
-    aliases = {_require_text(k, place): _require_text(v, place) for k, v in given_aliases.items()}
+    aliases = {require_text(k, place): require_text(v, place) for k, v in given_aliases.items()}
     unknown = sorted(set(aliases.values()) - set(names))
     if unknown:
         raise UserError(f"{where}: task {name!r} has aliases of unknown labels {unknown}; labels are {names}")
+    spellings = [(label.name, label.name, "the name") for label in labels]
+    spellings += [(word, label.name, f"the {language} word") for label in labels for language, word in label.words.items()]
+    spellings += [(alias, label, "an alias") for alias, label in aliases.items()]
+    check_spellings(spellings, f"{where}: task {name!r}")
     ignored = entry.get("ignored") or []
     if not isinstance(ignored, list):
         raise UserError(f"{where}: task {name!r} has ignored {ignored!r}; it must be a list of labels")
-    ignored = [_require_text(label, f"{where}: task {name!r}: ignored") for label in ignored]
-    spellings = {*names, *aliases, *(word for label in labels for word in label.words.values())}
-    both = sorted(spellings & set(ignored))
+    ignored = [require_text(label, f"{where}: task {name!r}: ignored") for label in ignored]
+    both = sorted({spelling for spelling, _, _ in spellings} & set(ignored))
     if both:
         raise UserError(f"{where}: task {name!r} both asks about and ignores {both}")
     return {"labels": tuple(labels), "aliases": aliases, "ignored": tuple(ignored)}
@@ -254,19 +263,8 @@ def _read_classes(name: str, entry: dict[str, Any], where: str) -> dict[str, Any
 
 def _read_range(name: str, entry: dict[str, Any], where: str, metrics: str) -> dict[str, Any]:
     """The checked ``score_range`` and ``decimals`` of a regression task."""
-    if entry.get("ignored"):
-        raise UserError(f"{where}: task {name!r} is regression; only a classification task has ignored labels")
     bounds, decimals = entry.get("range"), entry.get("decimals", 1)
-    try:
-        low, high = map(float, bounds or ())
-    except (TypeError, ValueError):
-        low = high = 0.0
-    if not -math.inf < low < high < math.inf:
-        raise UserError(f"{where}: task {name!r} needs range: [low, high] with low < high, found {bounds!r}")
-    if not isinstance(decimals, int) or isinstance(decimals, bool) or not 0 <= decimals <= 4:
-        raise UserError(f"{where}: task {name!r} has decimals {decimals!r}; it must be a whole number from 0 to 4")
-    if any(round(bound, decimals) != bound for bound in (low, high)):
-        raise UserError(f"{where}: range {bounds!r} of task {name!r} has more than its {decimals} decimals")
+    low, high = read_range(bounds, decimals, f"{where}: task {name!r}")
     if METRIC_RANGES.get(metrics, (low, high)) != (low, high):
         raise UserError(
             f"{where}: task {name!r} has metrics {metrics!r} and range {bounds!r}; they are for the range "
@@ -280,13 +278,6 @@ def _default_metrics(kind: str, bounds: Any) -> str:
     if kind == "regression":
         return next((name for name, known in METRIC_RANGES.items() if bounds in (known, list(known))), "plain")
     return CONVENTIONS[kind][0]
-
-
-def _require_text(value: Any, where: str) -> str:
-    """Return ``value`` if it is text. Raises :class:`UserError` for what YAML reads otherwise: ``no`` is false."""
-    if not isinstance(value, str):
-        raise UserError(f'{where}: {quote(value)} is read as a {type(value).__name__}; put words in quotes: "no", "1"')
-    return value
 
 
 @cache
@@ -315,5 +306,5 @@ def get_task(name: str) -> Task:
         if not isinstance(content, dict) or len(content) != 1:
             raise UserError(f"{name}: a task file holds exactly one task, {{name: {{kind: …}}}}")
         ((task_name, entry),) = content.items()
-        return Task.from_dict(str(task_name), entry, name)
+        return Task.from_dict(task_name, entry, name)
     raise UserError(f"unknown task {name!r}; built in are {', '.join(builtin_tasks())}, or name a .yaml file")

@@ -12,11 +12,11 @@ from llm_mer.data.missing_values import check_transcript
 from llm_mer.data.reading import find_split, read_utterances
 from llm_mer.data.statistics import FeatureStatistics, RunningStatistics
 from llm_mer.data.store import FEATURE_COLUMNS, UtteranceTable, check_utterance
-from llm_mer.data.text_forms import find_alike
 from llm_mer.errors import UserError
 from llm_mer.prompting.rendering import HistoryTurn, check_prompts_differ, render
 from llm_mer.prompting.tasks import Task, get_task
 from llm_mer.prompting.templates import PromptTemplate, load_prompts, select_prompt
+from llm_mer.prompting.text_forms import find_alike
 
 if TYPE_CHECKING:
     from llm_mer.training.options import DataArguments

@@ -86,11 +86,21 @@ def test_training_answers_and_scored_answers_are_the_same_tokens(tokenizer: Any)
 
 
 def test_answers_that_become_the_same_tokens_are_refused(tokenizer: Any) -> None:
+    from llm_mer.prompting.tasks import Label, Task
+
+    twins = (Label("a", {"en": "the   train"}), Label("b", {"en": "the train"}))
+    task = Task("twins", "classification", "twins", twins)
+    with pytest.raises(UserError, match="writes 'the train' like 'the   train'"):
+        build(tokenizer, tasks=[task]).answers(task, "en")
+
+
+def test_an_answer_that_holds_the_end_token_is_refused(tokenizer: Any) -> None:
     from llm_mer.prompting.tasks import Task
 
-    entry = {"kind": "classification", "labels": [{"name": "a", "en": "the   train"}, {"name": "b", "en": "the train"}]}
-    task = Task.from_dict("twins", entry)
-    with pytest.raises(UserError, match="writes 'the train' like 'the   train'"):
+    end = tokenizer.eos_token
+    entry = {"kind": "classification", "labels": [{"name": "a", "en": f"the {end} train"}, {"name": "b", "en": "train"}]}
+    task = Task.from_dict("ends", entry)
+    with pytest.raises(UserError, match="holds the token that ends an answer; use another word"):
         build(tokenizer, tasks=[task]).answers(task, "en")
 
 

@@ -316,3 +316,14 @@ def test_a_language_the_task_has_no_words_in_is_an_error(tmp_path: Path) -> None
     assert task.words("en") == ("low", "high")
     with pytest.raises(UserError, match="'t' has no label words in language 'zh'"):
         task.answers("zh", "word")
+
+
+def test_a_label_that_ends_in_a_full_stop_is_read_back() -> None:
+    labels = [{"name": "tbd", "en": "n.a."}, {"name": "joy", "en": "joy"}]
+    task = Task.from_dict("mood", {"kind": "classification", "labels": labels})
+    assert [task.parse(text, "en", "word") for text in ("n.a.", "N.A.", "n.a..", "joy.", "n.a")] == [0, 0, 0, 1, None]
+
+
+def test_true_is_no_score() -> None:
+    with pytest.raises(UserError, match="score True of task 'sentiment' is not a number"):
+        get_task("sentiment").score(True)

@@ -13,7 +13,6 @@ import numpy as np
 
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.store import FEATURE_COLUMNS
-from llm_mer.data.text_forms import find_alike, has_hidden_characters, is_blank, plain_form
 from llm_mer.data.validation.encoding import is_mojibake
 from llm_mer.data.validation.findings import ADVICE, ERROR, INFO, WARNING, Finding, shorten
 from llm_mer.data.validation.leakage import class_separation, score_correlation
@@ -21,6 +20,7 @@ from llm_mer.data.votes import Known, known_answer, votes_of_task
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import Task, builtin_tasks
+from llm_mer.prompting.text_forms import find_alike, has_hidden_characters, is_blank, plain_form
 
 MAX_IDS_SHOWN = 5
 """Ids shown of each finding."""

@@ -12,13 +12,13 @@ import pytest
 from conftest import make_utterances
 
 from llm_mer.data.store import write_store
-from llm_mer.data.text_forms import find_alike, has_hidden_characters, is_blank, plain_form
 from llm_mer.data.validation.checks import Inspection
 from llm_mer.data.validation.validate import check_utterances
 from llm_mer.errors import UserError
 from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate
 from llm_mer.inference.pipeline import MerPipeline
 from llm_mer.prompting.tasks import Task
+from llm_mer.prompting.text_forms import find_alike, has_hidden_characters, is_blank, plain_form
 from llm_mer.training.parsing import parse_arguments
 from llm_mer.training.run_data import prepare_data
 
