@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,9 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 from llm_mer.backbones.attention import MASK_AWARE_ATTENTION
 from llm_mer.backbones.hub_kernels import check_hub_kernels
 from llm_mer.distributed.sharded_parameters import gathered_parameters
-from llm_mer.errors import UserError
+from llm_mer.errors import UserError, first_line
 from llm_mer.storage.finite_tensors import require_finite
+from llm_mer.storage.json_files import read_json_object
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,6 +39,8 @@ PICKLED_WEIGHTS = (
     "has no .safetensors file, and a .bin file is a pickle, which is not opened; if you trust it, convert it with "
     "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) of transformers"
 )
+READ_BY_TRANSFORMERS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Further JSON of a backbone's folder. transformers would keep the last of two values, and does not bound the nesting."""
 GENERIC_TOKENIZER_CLASSES: tuple[str, ...] = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Class names in ``tokenizer_config.json`` that mean: read ``tokenizer.json`` as it is. The second is the older name."""
 
@@ -94,7 +96,6 @@ def load_backbone(
             "tuple[PreTrainedModel, dict[str, Any]]",
             AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options),
         )
-        tokenizer = read_tokenizer(source, local)
     except OSError as error:
         if "use_safetensors" in str(error):
             raise UserError(f"backbone {source!r} {PICKLED_WEIGHTS}") from error
@@ -103,6 +104,11 @@ def load_backbone(
         raise UserError(f"backbone {source!r} is not a causal language model: {str(error).splitlines()[0]}") from error
     except SafetensorError as error:
         raise UserError(f"backbone {source!r}: its weights are damaged or cut off: {error}") from error
+    try:
+        tokenizer = read_tokenizer(source, local)
+    except Exception as error:  # a damaged file surfaces as whatever its reader raises
+        reason = f"the tokenizer's files are missing or damaged: {first_line(error)}"
+        raise UserError(f"backbone {source!r}: {reason}") from error
     # transformers initialises missing weights at random without an error.
     missing = sorted(str(key) for key in info["missing_keys"])
     if missing:
@@ -156,10 +162,10 @@ def _check_folder(folder: Path) -> None:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"backbone: {folder} has no config.json; a backbone folder is one written by save_pretrained")
-    try:
-        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
+    model_type = read_json_object(path).get("model_type")
+    for name in READ_BY_TRANSFORMERS:
+        if (folder / name).is_file():
+            read_json_object(folder / name)
     if model_type == "llm_mer":
         raise UserError(
             f"backbone: {folder} holds a trained checkpoint, not a backbone; go on from it with init_checkpoint, or name "

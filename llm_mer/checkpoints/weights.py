@@ -10,6 +10,7 @@ from llm_mer.backbones.language_lora import route_by_language
 from llm_mer.errors import UserError
 from llm_mer.model.modeling_mer import MerForConditionalGeneration, fusion_adapter_of
 from llm_mer.storage.finite_tensors import require_finite
+from llm_mer.storage.json_files import read_json_object
 
 FUSION_ADAPTER_FILE = "fusion_adapter.safetensors"
 """The adapter's weights in a merged checkpoint, which has no LoRA beside them."""
@@ -67,6 +68,7 @@ def load_adapter_weights(base: MerForConditionalGeneration, folder: Path) -> tor
     state = read_weights(path)
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: no adapter_config.json; the checkpoint is incomplete")
+    read_json_object(folder / "adapter_config.json")  # strictly, where PEFT keeps the last of two values
     try:
         peft_config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, KeyError, TypeError) as error:

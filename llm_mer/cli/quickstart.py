@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from pathlib import Path
 
 from llm_mer.errors import UserError
 from llm_mer.resources.files import resource
+from llm_mer.storage.json_lines import read_json_lines
+from llm_mer.storage.json_text import dump_json
 
 EXAMPLES = ("llm-mer quickstart", "llm-mer quickstart --utterances 600")
 UTTERANCES = 360
@@ -96,10 +97,9 @@ def _check(command: Sequence[str | Path], code: int) -> None:
 
 def held_out_manifest(corpus: Path) -> Path:
     """A manifest of the clips of :data:`HELD_OUT` alone, beside the corpus's own."""
-    lines = (corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if json.loads(line)["id"] in HELD_OUT]
+    entries = read_json_lines(corpus / "manifest.jsonl")
     path = corpus / "held_out.jsonl"
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    path.write_text("".join(f"{dump_json(e)}\n" for _, e in entries if e["id"] in HELD_OUT), encoding="utf-8")
     return path
 
 

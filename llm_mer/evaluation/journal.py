@@ -14,6 +14,7 @@ from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.inference.prediction import Prediction, require_finite_answers
 from llm_mer.storage.atomic_files import write_text_atomically
+from llm_mer.storage.json_lines import parse_json_object
 from llm_mer.storage.json_text import dump_json
 
 if TYPE_CHECKING:
@@ -42,18 +43,23 @@ class Journal:
         if not path.is_file():
             return journal
         # At line feeds alone: a text may hold other characters that splitlines takes for ends of lines.
-        *whole, rest = path.read_text(encoding="utf-8").split("\n")
+        *whole, rest = path.read_bytes().split(b"\n")
         if not whole:
             path.unlink()
             return journal
-        try:
-            entries = [json.loads(line) for line in whole]
-            before = entries[0]["settings"]
-            for entry in entries[1:]:
+        before: dict[str, Any] = {}
+        for number, line in enumerate(whole, 1):
+            where = f"{path}:{number}"
+            try:
+                entry = parse_json_object(line, where)
+                if number == 1:
+                    before = dict(entry["settings"])
+                    continue
                 answers = [Prediction.from_dict(p) for p in entry["predictions"]]
                 journal.batches[entry["condition"], tuple(entry["questions"])] = answers
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: damaged ({error!r}); delete it to begin again") from None
+            except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
+                reason = str(error).removeprefix(f"{where}: ") if isinstance(error, UserError) else repr(error)
+                raise UserError(f"{where}: damaged ({reason}); delete the file to begin again") from None
         odd = [f"{d.name} was {d.before!r}, now {d.now!r}" for d in compare_settings(before, journal.settings)]
         if odd:
             raise UserError(
@@ -61,7 +67,7 @@ class Journal:
                 "another --output, or delete the file"
             )
         if rest:
-            write_text_atomically(path, "".join(f"{line}\n" for line in whole))
+            write_text_atomically(path, "".join(f"{line.decode()}\n" for line in whole))
         return journal
 
     def append(self, condition: str, questions: tuple[int, ...], predictions: list[Prediction]) -> None:

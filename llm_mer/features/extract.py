@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -28,6 +30,7 @@ from llm_mer.features.extractor import Extracted, Extractor, Rejected, with_feat
 from llm_mer.prompting.languages import require_language
 from llm_mer.storage.atomic_files import open_atomically
 from llm_mer.storage.fingerprints import json_sha256
+from llm_mer.storage.json_text import parse_json
 from llm_mer.storage.locks import lock_output
 from llm_mer.storage.watched_folder import watch_folder
 from llm_mer.storage.worker_processes import end_with_parent
@@ -110,10 +113,14 @@ def _save_part(path: Path, found: Extracted) -> None:
         np.savez(stream, rejected=np.array(rejected), **found.features)  # type: ignore[arg-type]
 
 
-def _load_part(path: Path) -> Extracted:
-    with np.load(path, allow_pickle=False) as stored:
-        features = {name: stored[name] for name in stored.files if name != "rejected"}
-        return Extracted(features, [Rejected(**entry) for entry in json.loads(str(stored["rejected"]))])
+def load_part(path: Path) -> Extracted:
+    """One utterance's waiting result. Raises :class:`UserError` for a file that no extraction wrote whole."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            features = {name: stored[name] for name in stored.files if name != "rejected"}
+            return Extracted(features, [Rejected(**entry) for entry in parse_json(str(stored["rejected"]), "rejected")])
+    except (UserError, ValueError, TypeError, KeyError, OSError, EOFError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: damaged ({error}); delete it, and the same command extracts this clip again") from None
 
 
 def extract(config: ExtractConfig, utterances: Sequence[Utterance], progress: bool = True) -> Path:
@@ -158,7 +165,7 @@ def _extract_into(
 
     def stored() -> Iterator[Utterance]:
         for utterance, place in zip(utterances, places, strict=True):
-            found = _load_part(place)
+            found = load_part(place)
             rejected.extend(found.rejected)
             kept = with_features(utterance, found.features)
             has_any = kept.text is not None or bool(found.features)

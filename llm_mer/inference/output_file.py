@@ -55,7 +55,10 @@ def finished_answers(path: Path, answers: int = 1, numbered: bool = False) -> di
                 break
             try:
                 where = f"{path}:{number}"
-                entry = parse_json_object(line.partition(b"\t")[2] if numbered else line, where)
+                place, _, content = line.partition(b"\t") if numbered else (b"0", b"", line)
+                if not place.isdigit():
+                    raise UserError("it does not begin with its place in the input")
+                entry = parse_json_object(content, where)
                 name, given = str(entry["id"]), entry.get(INPUT)
             except (UserError, KeyError) as error:
                 reason = f" ({str(error).removeprefix(f'{where}: ')})" if isinstance(error, UserError) else ""
@@ -166,9 +169,9 @@ class PartFiles:
         for number, part in enumerate(parts):
             offset = 0
             with part.open("rb") as stream:
-                for line in stream:
+                for number_of_line, line in enumerate(stream, 1):
                     place, _, content = line.partition(b"\t")
-                    if not before or str(json.loads(content)["id"]) not in before:
+                    if not before or str(parse_json_object(content, f"{part}:{number_of_line}")["id"]) not in before:
                         places.append(int(place))
                         files.append(number)
                         offsets.append(offset)

@@ -62,9 +62,12 @@ class Loaded:
         ]
 
     def read_log(self) -> list[dict[str, Any]]:
-        """``log_history.json`` of the training; empty when it is not there."""
+        """``log_history.json`` of the training; empty when it is not there. Raises :class:`UserError` for no list."""
         path = None if self.checkpoint is None else self.checkpoint / "log_history.json"
-        return read_json(path) if path is not None and path.is_file() else []
+        found = read_json(path) if path is not None and path.is_file() else []
+        if not isinstance(found, list):
+            raise UserError(f"{path}: damaged, holds {type(found).__name__} in place of a list")
+        return found
 
     def read_trajectories(self) -> dict[str, list[tuple[float, np.ndarray]]]:
         """``trajectories.jsonl`` of the training: ``{name: [(epoch, (n, d)), …]}``; empty when it is not there.

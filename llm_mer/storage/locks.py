@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_mer.errors import UserError
+from llm_mer.storage.json_text import parse_json
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -50,9 +51,9 @@ class LockOwner:
     def read(cls, path: Path) -> LockOwner | None:
         """The owner noted in a lock file; None where there is none, or where it is just being written."""
         try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
+            entry = parse_json(path.read_text(encoding="utf-8"), str(path))
             return cls(int(entry["process"]), str(entry["host"]), str(entry["since"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (UserError, OSError, ValueError, KeyError, TypeError):
             return None
 
     def __str__(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from trl import SFTConfig
 from llm_mer.errors import UserError
 from llm_mer.evaluation.metrics import PROPER_SCORES
 from llm_mer.resources.files import resolve_file
+from llm_mer.storage.json_text import parse_json
 from llm_mer.training.options import SECRETS, TrainingOptions
 
 IGNORED: dict[str, str] = {
@@ -84,7 +84,9 @@ class MerTrainingArguments(TrainingOptions, SFTConfig):  # type: ignore[misc]
         # The collator makes the batches; TRL must not look for text columns.
         given = self.dataset_kwargs or {}
         if isinstance(given, str):  # JSON from the command line
-            given = json.loads(given)
+            given = parse_json(given, "dataset_kwargs")
+        if not isinstance(given, dict):
+            raise UserError(f'dataset_kwargs: {given!r}; it must be an object, e.g. {{"skip_prepare_dataset": true}}')
         self.dataset_kwargs = {**given, "skip_prepare_dataset": True}
         if (self.metric_for_best_model or "").removeprefix("eval_") in PROPER_SCORES:
             self.greater_is_better = False  # the option's default is for the scores of which more is better

@@ -10,11 +10,29 @@ from transformers import TrainerCallback
 from llm_mer.checkpoints.description import TRAJECTORIES
 from llm_mer.distributed.deepspeed import gathered_master_parameters
 from llm_mer.distributed.sharded_parameters import keep_parameters_gathered, reduce_gradients_in_parameter_order
+from llm_mer.errors import UserError
 from llm_mer.model.modeling_mer import fusion_adapter_of
 from llm_mer.storage.atomic_files import write_text_atomically
 from llm_mer.storage.json_lines import parse_json_object
 from llm_mer.storage.json_text import dump_json
+from llm_mer.storage.quoting import quote
 from llm_mer.training.state_file import find_best_checkpoint
+
+
+def epoch_of(line: bytes, where: str) -> float:
+    """The epoch of a line of trajectories. Raises :class:`UserError` for a line that no training wrote."""
+    epoch = parse_json_object(line, where).get("epoch")
+    if isinstance(epoch, bool) or not isinstance(epoch, int | float):
+        raise UserError(f"{where}: field 'epoch' is {quote(epoch)}; a training writes a number; delete the file to go on")
+    return float(epoch)
+
+
+def keep_until(path: Path, epoch: float) -> None:
+    """Keep the lines of trajectories up to an epoch. Raises :class:`UserError` for a line that no training wrote."""
+    # A line without its end was being written when the run was killed.
+    lines = path.read_bytes().split(b"\n")[:-1]
+    kept = [line for number, line in enumerate(lines, 1) if epoch_of(line, f"{path}:{number}") <= epoch]
+    write_text_atomically(path, "".join(f"{line.decode()}\n" for line in kept))
 
 
 class _EpochEnd(TrainerCallback):
@@ -45,10 +63,7 @@ class _EpochEnd(TrainerCallback):
                 path.unlink(missing_ok=True)
             self.follow(args, state)
         elif state.is_world_process_zero and path.is_file():  # a resumed run walks the epochs after its checkpoint again
-            # A line without its end was being written when the run was killed.
-            lines = path.read_bytes().split(b"\n")[:-1]
-            kept = [line for line in lines if parse_json_object(line, str(path))["epoch"] <= (state.epoch or 0)]
-            write_text_atomically(path, "".join(f"{line.decode()}\n" for line in kept))
+            keep_until(path, state.epoch or 0)
 
     def follow(self, args: Any, state: Any) -> None:
         """Append where the followed vectors stand now. Every rank comes here: they may be sharded."""

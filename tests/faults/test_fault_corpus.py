@@ -6,11 +6,14 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import broken_inputs
 import pytest
-from broken_inputs import FAULTS, Fault, Ground
+from broken_inputs import Fault, Ground
+from broken_json import JSON_FAULTS
 
 from llm_mer.errors import UserError
 
+FAULTS = (*broken_inputs.FAULTS, *JSON_FAULTS)
 LONGEST = 700
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from llm_mer.backbones.convert.llama2c import BOS, DEFAULT_SHARD_BYTES, EOS, UNK
 from llm_mer.backbones.convert.sentencepiece import bpe_tokenizer, read_sentencepiece
 from llm_mer.errors import UserError, first_line
 from llm_mer.storage.atomic_files import new_folder
+from llm_mer.storage.json_files import read_json, read_json_object
 
 # In the order of their ids, which follow the SentencePiece pieces directly.
 SPECIAL_TOKENS = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
@@ -120,15 +120,9 @@ def read_config(path: Path) -> GlmConfig:
     head_dim = kv_channels, rms_norm_eps = layernorm_epsilon, attention_bias = add_qkv_bias, rope_theta = 10000 ·
     rope_ratio``, rotary on the first half of each head.
     """
-    try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    if not isinstance(entry, dict) or entry.get("model_type") != "chatglm":
-        found = entry.get("model_type") if isinstance(entry, dict) else entry
-        raise UserError(f"{path}: model_type is {found!r}; a published ChatGLM3 has 'chatglm'")
+    entry = read_json_object(path, f"{path} cannot be read: no such file")
+    if entry.get("model_type") != "chatglm":
+        raise UserError(f"{path}: model_type is {entry.get('model_type')!r}; a published ChatGLM3 has 'chatglm'")
     for field, required in REQUIRED_VALUES:
         if entry.get(field, required) != required:
             raise UserError(f"{path}: {field} is {entry[field]!r}; only {required!r} can be converted")
@@ -212,8 +206,8 @@ def weight_files(source: Path) -> list[Path]:
         index = source / f"{name}.index.json"
         if index.is_file():
             try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                names = sorted(set(read_json(index)["weight_map"].values()))
+            except (OSError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{index}: not an index of weight files: {error!r}") from None
             missing = [file for file in names if Path(file).name != file or not (source / file).is_file()]
             if missing or not names:

@@ -450,7 +450,7 @@ def test_missing_and_damaged_files_are_refused(tmp_path, small_model):
     (folder / "tokenizer.model").unlink()
     convert_bad(tmp_path, "tokenizer.model cannot be read")
     (folder / "config.json").write_text("{")
-    convert_bad(tmp_path, "config.json: not JSON")
+    convert_bad(tmp_path, "config.json: damaged or cut off, not JSON")
 
 
 class Evil:
