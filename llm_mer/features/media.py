@@ -50,6 +50,7 @@ REASONS: dict[str, str] = {
     "no_frames": "the video track holds no frames",
     "too_short": f"it is shorter than {MIN_SECONDS} s",
     "too_long": f"it is longer than {MAX_SECONDS:.0f} s",
+    "over_limit": "it is longer than is taken here",
 }
 
 
@@ -103,6 +104,31 @@ def sound_of(video: str) -> str | None:
             return video if container.streams.audio else None
     except UserError:
         return video
+
+
+def check_length(path: Path | str, most_seconds: float) -> None:
+    """Refuse a clip that is longer, without decoding it: the times of its packets tell, whatever its head says.
+
+    The first sound and the first moving pictures are looked at, which are what is read. Packets without a time pass.
+
+    Raises:
+        MediaError: with its reason.
+    """
+    path = Path(path)
+    with _opened(path) as container:
+        pictures = _moving_pictures(container)
+        streams = [*container.streams.audio[:1], *([] if pictures is None else [pictures])]
+        if not streams:
+            return
+        starts: dict[int, float] = {}
+        for packet in container.demux(streams):
+            ticks = packet.pts if packet.pts is not None else packet.dts
+            if ticks is None or packet.time_base is None:
+                continue
+            seconds = float(ticks * packet.time_base)
+            start = starts.setdefault(packet.stream.index, max(seconds, 0.0))
+            if seconds + float((packet.duration or 0) * packet.time_base) - start > most_seconds:
+                raise MediaError(path, "over_limit", f"at most {most_seconds:g} s")
 
 
 def _check_whole(path: Path, stream: Any) -> None:

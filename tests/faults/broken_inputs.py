@@ -190,6 +190,15 @@ def frames(path: Path, _: Ground) -> Any:
     return read_frames(path, 5)
 
 
+def shorter_than(seconds: float) -> Callable[[Path, Ground], Any]:
+    def read(path: Path, _: Ground) -> Any:
+        from llm_mer.features.media import check_length
+
+        return check_length(path, seconds)
+
+    return read
+
+
 def extract(**changes: Any) -> Callable[[Path, Ground], Any]:
     """``llm-mer extract`` with log-mel features of sound only."""
 
@@ -243,6 +252,7 @@ MEDIA = (
     Fault("media: a picture as sound", lambda g: clip(g, "still.mkv", sound=False), audio, "it has no audio track"),
     Fault("media: no frames", lambda g: clip(g, "clip.mkv", count=0), frames, "the video track holds no frames"),
     Fault("media: too little sound", lambda g: wav(g, np.zeros(160)), audio, r"shorter than 0\.1 s \(0\.010 s of sound\)"),
+    Fault("media: longer than its reader takes", clip, shorter_than(0.5), r"longer than is taken here \(at most 0\.5 s\)"),
     Fault("media: no samples", lambda g: wav(g, np.zeros(0)), audio, "the audio track holds no samples"),
     Fault(
         "media: sound of NaN",
@@ -1396,6 +1406,15 @@ def cli(*argv: str) -> Callable[[Path, Ground], Any]:
     return read
 
 
+def folder(ground: Ground) -> Path:
+    return ground.folder
+
+
+def demo(*argv: str) -> Callable[[Path, Ground], Any]:
+    """``llm-mer demo`` with options that are refused before anything is loaded."""
+    return cli("demo", "--checkpoint", "{}", *argv)
+
+
 def answered(path: Path, ground: Ground) -> Any:
     """``infer.py --features FILE`` up to its answer."""
     from llm_mer.inference.inputs import InferConfig, single_utterance
@@ -1525,6 +1544,20 @@ OPTIONS = (
         continue_answers,
         "answers.jsonl:1: not a line of infer.py .key 'id' stands there twice",
     ),
+    Fault("demo: a port that is none", folder, demo("--port", "70000"), "a number from 0 to 65535", "--port 70000"),
+    Fault("demo: a name as address", folder, demo("--host", "evil.example"), "an address", "--host evil.example"),
+    Fault("demo: every address, by no name", folder, demo("--host", "0.0.0.0"), "--allowed_hosts", "--host 0.0.0.0"),
+    Fault("demo: every name", folder, demo("--allowed_hosts", "*"), "without port or \\*", "--allowed_hosts '*'"),
+    Fault(
+        "demo: a name with its port",
+        folder,
+        demo("--allowed_hosts", "mymachine:7860"),
+        "without port",
+        "--allowed_hosts 'mymachine:7860'",
+    ),
+    Fault("demo: clips of no length", folder, demo("--max_seconds", "0"), "above 0", "--max_seconds 0"),
+    Fault("demo: clips longer than are read", folder, demo("--max_seconds", "nan"), "at most 600", "--max_seconds"),
+    Fault("demo: uploads of no size", folder, demo("--max_upload_mb", "0"), "at least 1", "--max_upload_mb 0"),
     Fault("info: an empty folder", lambda g: g.folder, cli("info", "--path", "{}"), "neither a checkpoint"),
     Fault(
         "prepare: an option the format lacks",

@@ -4,6 +4,7 @@ import pickle
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from media_files import clip, peak_frequency, tone, write_mp4, write_wav
@@ -11,7 +12,7 @@ from media_files import clip, peak_frequency, tone, write_mp4, write_wav
 from llm_mer.data.schema import SAMPLE_RATE
 from llm_mer.errors import UserError
 from llm_mer.features import media
-from llm_mer.features.media import REASONS, MediaError, read_audio, read_frames
+from llm_mer.features.media import REASONS, MediaError, check_length, read_audio, read_frames
 
 GREY_STEP = 20
 
@@ -269,3 +270,50 @@ def test_a_media_error_comes_whole_out_of_a_worker_process() -> None:
     error = pickle.loads(pickle.dumps(MediaError("a.mp4", "corrupt", "detail")))
     assert (error.path, error.reason, error.detail) == ("a.mp4", "corrupt", "detail")
     assert str(error) == "a.mp4: decoding failed (detail)"
+
+
+# --- a length of its caller's -----------------------------------------------------------------------------------------
+
+
+def test_a_clip_is_as_long_as_its_packets_say_and_nothing_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Undecoded:
+        """A container that may be taken apart and not decoded."""
+
+        def __init__(self, path: str, options: dict[str, str]) -> None:
+            self.inner = opened(path, options=options)
+            self.streams, self.demux = self.inner.streams, self.inner.demux
+
+        def __enter__(self) -> "Undecoded":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.inner.close()
+
+    opened = av.open
+    seconds = {"sound.wav": 3.0, "both.mp4": 2.0, "pictures.mkv": 2.0}
+    write_wav(tmp_path / "sound.wav", tone(200, 3.0, 16_000))
+    write_mp4(tmp_path / "both.mp4", grey([40] * 10), samples=tone(200, 2.0, 16_000))
+    write_mp4(tmp_path / "pictures.mkv", grey([40] * 51), times=[i / 25 for i in range(51)])
+    monkeypatch.setattr(av, "open", Undecoded)
+    for name, length in seconds.items():
+        check_length(tmp_path / name, length + 0.2)
+        with pytest.raises(MediaError, match=r"longer than is taken here \(at most 1\.9 s\)") as caught:
+            check_length(tmp_path / name, 1.9)
+        assert caught.value.reason == "over_limit"
+
+
+def test_a_gap_in_the_clock_counts_as_length(tmp_path: Path) -> None:
+    path = write_mp4(tmp_path / "gap.mkv", grey([40, 80]), times=[0.0, 50.0])
+    check_length(path, 51.0)
+    with pytest.raises(MediaError, match="at most 20 s"):
+        check_length(path, 20.0)
+
+
+def test_a_list_of_files_has_no_length(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_text("ffconcat version 1.0\nfile other.mp4\n")
+    with pytest.raises(MediaError) as caught:
+        check_length(path, 20.0)
+    assert caught.value.reason == "not_media"

@@ -17,7 +17,7 @@ from conftest import make_utterances, training_options, values_of
 
 from llm_mer.cli.answering import batches
 from llm_mer.cli.infer import infer
-from llm_mer.cli.serving.demo import answer
+from llm_mer.cli.serving.answers import ask as ask_demo
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.manifest import write_manifest
@@ -366,8 +366,8 @@ def test_the_sound_of_a_clip_without_a_sound_track_is_missing(
     monkeypatch.setattr(
         MerPipeline, "__call__", lambda self, given: asked.extend(given) or [Prediction("x", "t", "en", "v")]
     )
-    answer(pipeline, silent, None, "x", "auto")
-    answer(pipeline, spoken, None, "x", "auto")
+    ask_demo(pipeline, silent, None, "x", "auto", 60.0)
+    ask_demo(pipeline, spoken, None, "x", "auto", 60.0)
     assert [u.audio for u in asked] == [None, spoken]
 
 

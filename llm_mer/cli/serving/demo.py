@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from llm_mer.data.schema import Utterance
+from llm_mer.cli.serving.gate import Gate, allowed_hosts, parse_address
+from llm_mer.cli.serving.page import build_page, check_gradio
+from llm_mer.cli.serving.uploads import clean_up_on_signals, private_folder
 from llm_mer.errors import UserError
-from llm_mer.features.media import sound_of
-from llm_mer.prompting.languages import LANGUAGES
+from llm_mer.features.media import MAX_SECONDS
 
-if TYPE_CHECKING:
-    from llm_mer.inference.pipeline import MerPipeline
+logger = logging.getLogger(__name__)
+
+KEEP_SECONDS = 3600.0
+"""How long an upload is kept."""
+UPLOADS_HELD = 10
+"""The largest uploads that the folder has room for."""
+QUEUE_SIZE = 8
+CONNECTIONS = 64
+"""Beyond it a request is answered with 503."""
+GRACE_SECONDS = 2
+"""For connections to end by themselves when the program is stopped."""
 
 
 @dataclass
@@ -22,78 +38,110 @@ class DemoConfig:
     host: str = field(
         default="127.0.0.1", metadata={"help": "address to serve on; the default is reachable from this machine only"}
     )
-    port: int = field(default=7860, metadata={"help": "port"})
+    port: int = field(default=7860, metadata={"help": "port; 0 takes a free one"})
+    allowed_hosts: list[str] = field(
+        default_factory=list,
+        metadata={"help": "names by which a browser calls this machine, beside the loopback address and --host"},
+    )
+    max_upload_mb: int = field(default=100, metadata={"help": "largest file that is taken, in MB"})
+    max_seconds: float = field(default=120.0, metadata={"help": "longest clip that is taken"})
     backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
     adapter: str | None = field(
         default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
     )
 
 
-def answer(
-    pipeline: MerPipeline, video: str | None, audio: str | None, text: str, language: str
-) -> tuple[dict[str, float], str, dict[str, Any]]:
-    """Label probabilities of the first classification task, the scores as text, and the adapter's diagnostics.
-
-    Raises:
-        UserError: no input at all, or a file that cannot be used.
-    """
-    if not (video or audio or text.strip()):
-        raise UserError("give a video, a sound or a text")
-    utterance = Utterance(
-        id="demo",
-        split="test",
-        language="" if language == "auto" else language,
-        text=text.strip() or None,
-        audio=audio or (sound_of(video) if video else None),
-        vision=video,
-    )
-    predictions = pipeline([utterance])
-    labels: dict[str, float] = {}
-    scores = []
-    for prediction in predictions:
-        if prediction.interval is None and prediction.probabilities:
-            labels = labels or prediction.probabilities
-        else:
-            between = (
-                ""
-                if prediction.interval is None
-                else f", 80 % between {prediction.interval[0]} and {prediction.interval[1]}"
-            )
-            scores.append(f"{prediction.task}: {prediction.value}{between}")
-    return labels, "\n".join(scores), predictions[0].diagnostics
+def check_config(config: DemoConfig) -> list[str]:
+    """The names in ``Host`` that are answered. Raises :class:`UserError` for options that are wrong by themselves."""
+    if not 0 <= config.port <= 65535:
+        raise UserError(f"--port {config.port}: a port is a number from 0 to 65535")
+    if config.max_upload_mb < 1:
+        raise UserError(f"--max_upload_mb {config.max_upload_mb}: it must be at least 1")
+    if not 0 < config.max_seconds <= MAX_SECONDS:
+        raise UserError(f"--max_seconds {config.max_seconds:g}: it must be above 0 and at most {MAX_SECONDS:g}")
+    return allowed_hosts(config.host, config.allowed_hosts)
 
 
-def build(pipeline: MerPipeline) -> Any:
-    """The page. Raises :class:`UserError` without Gradio."""
-    try:
-        import gradio as gr
-    except ImportError:
-        raise UserError("the demo needs Gradio: pip install 'llm-mer[demo]'") from None
-
-    def handle(video: str | None, audio: str | None, text: str, language: str) -> Any:
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that takes connections. Raises :class:`UserError` for an address or port that cannot be had."""
+    address = parse_address(host)
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            return answer(pipeline, video, audio, text or "", language)
-        except UserError as error:
-            raise gr.Error(str(error)) from None
+            listener.bind((str(address), port))
+        except OSError as error:
+            raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another --port or --host") from None
+        yield listener
 
-    return gr.Interface(
-        handle,
-        [
-            gr.Video(label="Video (with its sound)"),
-            gr.Audio(type="filepath", label="Sound, if not the video's"),
-            gr.Textbox(label="Transcript"),
-            gr.Radio(["auto", *LANGUAGES], value="auto", label="Language"),
-        ],
-        [gr.Label(label="Classes"), gr.Textbox(label="Scores"), gr.JSON(label="Diagnostics of the adapter")],
-        title="llm_mer",
-        flagging_mode="never",
-        analytics_enabled=False,
+
+def application(page: Any, hosts: list[str], folder: Path, most_bytes: int) -> Any:
+    """The page behind its checks, as an ASGI application."""
+    import gradio as gr
+    from fastapi import FastAPI
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    checks = [
+        Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
+        Middleware(Gate, folder=folder, most_bytes=most_bytes, most_held=UPLOADS_HELD * most_bytes),
+    ]
+    return gr.mount_gradio_app(
+        FastAPI(middleware=checks, docs_url=None, redoc_url=None, openapi_url=None),
+        page,
+        path="/",
+        max_file_size=most_bytes,
+        show_error=False,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
     )
+
+
+def serve(app: Any, listener: socket.socket) -> None:
+    """Answer requests until a signal comes."""
+    import uvicorn
+
+    settings = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        ws="none",
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    listener.listen()
+    host, port = listener.getsockname()[:2]
+    logger.info("serving on http://%s:%d; Ctrl-C ends it", f"[{host}]" if ":" in host else host, port)
+    uvicorn.Server(settings).run(sockets=[listener])
 
 
 def run(config: DemoConfig) -> None:
-    """Load the checkpoint and serve until interrupted."""
-    from llm_mer.inference.pipeline import MerPipeline
+    """Load the checkpoint and serve until interrupted.
 
-    pipeline = MerPipeline.from_pretrained(config.checkpoint, backbone=config.backbone, adapter=config.adapter)
-    build(pipeline).launch(server_name=config.host, server_port=config.port, share=False)
+    Raises:
+        UserError: options that are wrong, an address that cannot be had, or no Gradio, before the checkpoint is loaded; a
+            checkpoint that cannot be loaded.
+    """
+    hosts, most_bytes = check_config(config), config.max_upload_mb * 1_000_000
+    check_gradio()
+    with listening(config.host, config.port) as listener:
+        from llm_mer.inference.pipeline import MerPipeline
+
+        pipeline = MerPipeline.from_pretrained(config.checkpoint, backbone=config.backbone, adapter=config.adapter)
+        if not parse_address(config.host).is_loopback:
+            logger.warning("others reach %s, and no password is asked for", config.host)
+        try:
+            with clean_up_on_signals(), private_folder(KEEP_SECONDS) as folder:
+                page = build_page(pipeline, folder, config.max_seconds, QUEUE_SIZE)
+                serve(application(page, hosts, folder, most_bytes), listener)
+        except KeyboardInterrupt:  # how a server is ended
+            logger.info("stopped")
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # an answer under way is waited for, and a second Ctrl-C ends it

@@ -1,0 +1,119 @@
+"""Uploads lie in a folder of this user's alone, which goes with the program however it ends but by kill -9."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_environment
+
+from llm_mer.cli.serving.uploads import GRADIO_FOLDER, bytes_held, private_folder, remove_older
+
+PROGRAM = """
+import sys, time
+from llm_mer.cli.serving.uploads import clean_up_on_signals, private_folder
+with clean_up_on_signals(), private_folder(60) as folder:
+    (folder / "clip.mp4").write_bytes(b"x")
+    print("ready", flush=True)
+    if sys.argv[1] == "raise":
+        raise ValueError
+    while True:
+        time.sleep(0.05)
+"""
+
+
+def test_the_folder_is_this_users_alone_whatever_the_umask_and_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(GRADIO_FOLDER, str(tmp_path))
+    before = os.umask(0)
+    try:
+        with private_folder(60) as folder:
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            assert folder.parent == tmp_path
+            assert os.environ[GRADIO_FOLDER] == str(folder)
+            (folder / "a").mkdir()
+            (folder / "a" / "clip.mp4").write_bytes(b"x")
+    finally:
+        os.umask(before)
+    assert list(tmp_path.iterdir()) == []
+    assert os.environ[GRADIO_FOLDER] == str(tmp_path)
+    monkeypatch.delenv(GRADIO_FOLDER)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with private_folder(60):
+        pass
+    assert GRADIO_FOLDER not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        (signal.SIGTERM, 128 + signal.SIGTERM),
+        (signal.SIGHUP, 128 + signal.SIGTERM),
+        (signal.SIGINT, -signal.SIGINT),
+        (None, 1),
+    ],
+)
+def test_the_folder_is_removed_when_a_signal_or_an_error_ends_the_program(
+    tmp_path: Path, ending: signal.Signals | None, code: int
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "wait" if ending else "raise"],
+        env=run_environment(PYTHONPATH=str(ROOT), **{GRADIO_FOLDER: str(tmp_path)}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        if ending is not None:
+            assert len(list(tmp_path.iterdir())) == 1
+            process.send_signal(ending)
+        assert process.wait(30) == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_removed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(GRADIO_FOLDER, str(tmp_path))
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    with private_folder(60) as folder:
+        pass
+    assert f"{folder} holds uploads and could not be removed" in caplog.text
+
+
+def test_old_files_are_removed_and_the_rest_is_counted(tmp_path: Path) -> None:
+    for name, size in (("old", 100), ("new", 30)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "clip.mp4").write_bytes(b"x" * size)
+    assert bytes_held(tmp_path) == 130
+    os.utime(tmp_path / "old" / "clip.mp4", (1, 1))
+    remove_older(tmp_path, 3600)
+    assert bytes_held(tmp_path) == 30
+
+
+def test_a_file_is_removed_by_itself_when_its_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(GRADIO_FOLDER, str(tmp_path))
+    looked = threading.Event()
+
+    def look(folder: Path, seconds: float) -> None:
+        remove_older(folder, seconds)
+        looked.set()
+
+    monkeypatch.setattr("llm_mer.cli.serving.uploads.remove_older", look)
+    with private_folder(0.05) as folder:
+        path = folder / "clip.mp4"
+        path.write_bytes(b"x")
+        os.utime(path, (1, 1))
+        looked.clear()
+        assert looked.wait(10)
+        assert looked.clear() is None
+        assert looked.wait(10)
+        assert not path.exists()
