@@ -19,6 +19,8 @@ from llm_mer.adapters.base import AdapterConfig, FusedFeatures, FusionAdapter, F
 from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.adapters.layers import MultiHeadAttention, masked_mean, real_steps_first
 
+FEWEST_SAMPLES = 10
+"""Of fewer nobody can say that their gates do not differ."""
 COLLAPSE_MARGIN = 0.02
 REDUNDANT_COSINE = 0.9
 EXPERT_PAIRS = ((0, 1), (0, 2), (1, 2))
@@ -231,14 +233,15 @@ def pairwise_cosine(outputs: Tensor) -> Tensor:
 def egmf_warnings(expert_weights: Tensor, expert_cosine: Tensor, used: Sequence[bool] = (True, True, True)) -> list[str]:
     """The paper's two failure signs over ``N`` samples: ``(N, 3), (N, 3)``; experts not ``used`` are left out of both.
 
-    A collapsed gate: mean α within 0.02 of uniform and its per-sample standard deviation under 0.02 for every expert.
+    A collapsed gate, of 10 samples or more: mean α within 0.02 of uniform and its per-sample standard deviation under 0.02
+    for every expert.
     Redundant experts: a mean pairwise cosine above 0.9.
     """
     warnings = []
     chosen = [i for i, on in enumerate(used) if on]
     mean, std = expert_weights[:, chosen].mean(dim=0), expert_weights[:, chosen].std(dim=0, unbiased=False)
     uniform = ((mean - 1 / len(chosen)).abs() < COLLAPSE_MARGIN).all()
-    if len(chosen) > 1 and bool(uniform) and bool((std < COLLAPSE_MARGIN).all()):
+    if len(chosen) > 1 and len(expert_weights) >= FEWEST_SAMPLES and bool(uniform) and bool((std < COLLAPSE_MARGIN).all()):
         warnings.append(
             f"EGMF's gate has collapsed: mean expert weights {[round(v, 3) for v in mean.tolist()]} hardly differ from "
             f"uniform or between samples (std {[round(v, 3) for v in std.tolist()]})"

@@ -98,7 +98,8 @@ class Answering:
         decoding = config.dialogue_decoder != "none"
         self.targets = {task.target for task in asked}
         self.decodes = decoding and any(task.name in pipeline.description.shift_probability for task in asked)
-        self.whole_dialogues = pipeline.predictor.adapter.uses_context or decoding
+        shown_turns = pipeline.predictor.processor.most_context_turns
+        self.whole_dialogues = pipeline.predictor.adapter.uses_context or decoding or shown_turns > 0
         if config.stdin:
             self.live = Conversations(pipeline, config.tasks, config.dialogue_decoder == "online")
 
@@ -164,6 +165,8 @@ class Answering:
             try:
                 if self.decodes and utterance.dialogue_id is not None and utterance.speaker is None:
                     raise UserError(f"utterance {utterance.id!r} has no speaker; the dialogue decoder needs one")
+                if self.decodes and self.live is not None:
+                    self.live.check_order(utterance)
                 found.append((place, self.pipeline.with_features(utterance)))
             except UserError as error:
                 if self.config.on_bad_input == "stop":

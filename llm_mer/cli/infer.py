@@ -14,6 +14,7 @@ from llm_mer.data.schema import Utterance
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.distributed.progress import track_progress, write_line
 from llm_mer.errors import UserError
+from llm_mer.inference.dialogues import check_dialogues_together
 from llm_mer.inference.inputs import InferConfig, check_one_input, inputs, known_labels
 from llm_mer.inference.inputs import InferConfig as Options
 from llm_mer.inference.output_file import Continuation, answer_file, lock_answers
@@ -72,7 +73,8 @@ def check_options(config: InferConfig, processes: ProcessGroup) -> None:
         raise UserError(f"--output {config.output}: is a folder; name a file")
     if processes.world_size > 1 and (config.output is None or config.stdin):
         raise UserError("several processes answer a --manifest into an --output file; run others by one")
-    check_one_input(config)
+    if check_one_input(config) == "clip" and config.dialogue_decoder != "none":
+        raise UserError("--dialogue_decoder decodes the dialogues of a --manifest or of --stdin; leave it out for one clip")
 
 
 def load_pipeline(config: InferConfig, checkpoint: Path, processes: ProcessGroup) -> MerPipeline:
@@ -97,6 +99,9 @@ def load_pipeline(config: InferConfig, checkpoint: Path, processes: ProcessGroup
         raise UserError(
             f"{config.checkpoint} was trained without dialogues and their speakers, so it has no p0 for --dialogue_decoder"
         )
+    asked = [task.name for task in pipeline.named_tasks(config.tasks)]
+    if config.dialogue_decoder != "none" and not set(asked) & set(pipeline.description.shift_probability):
+        raise UserError(f"--dialogue_decoder: none of the tasks asked ({', '.join(asked)}) has classes to decode")
     return pipeline
 
 
@@ -155,4 +160,6 @@ def answer(
         answering = Answering(
             config, pipeline, processes, out, lambda new: bar.update(new * processes.world_size), echo if shown else None
         )
+        if answering.whole_dialogues and config.manifest is not None:
+            check_dialogues_together(inputs(config, labels), answering.decodes)
         return answering.run(items)

@@ -218,6 +218,16 @@ class MerDataset:
         name: str | None = self._dialogue[row]
         return name
 
+    def identifier(self, row: int) -> str:
+        """The id of a row."""
+        name: str = self._id[row]
+        return name
+
+    def turn(self, row: int) -> int | None:
+        """The place of a row in its conversation as the data say it, None without one."""
+        turn: int | None = self._turn[row]
+        return turn
+
     def speaker(self, row: int) -> str | None:
         """Who speaks in a row, None where unknown."""
         name: str | None = self._speaker[row]

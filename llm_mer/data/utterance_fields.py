@@ -14,6 +14,8 @@ from llm_mer.storage.quoting import quote
 TEXTS = ("id", "text", "audio", "vision", "dialogue_id", "speaker")
 FEATURES = ("text_features", "audio_features", "vision_features")
 MOST_TURN = 1 << 63
+EVERYTHING = "all"
+"""The name of scores over the whole of a split, beside those of its tags."""
 
 
 def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,6 +89,11 @@ def _read_turn(value: Any, where: str) -> int | None:
 def _read_tags(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(tag, str) for tag in value):
         raise UserError(f"{where}: tags is {quote(value)}; it must be a list of texts")
+    for tag in value:
+        if not tag.strip() or not tag.isprintable():
+            raise UserError(f"{where}: tag {quote(tag)} is blank, or holds a character with no glyph")
+        if tag == EVERYTHING:
+            raise UserError(f"{where}: tag {tag!r} is what scores over all utterances are called; name it otherwise")
     return tuple(value)
 
 

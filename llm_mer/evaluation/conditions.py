@@ -98,7 +98,9 @@ def _changed_part(kind: str, part: str) -> Condition:
 
 
 def _changed_modalities(text: str, kind: str, rest: str, available: Sequence[str]) -> Condition:
-    modalities = tuple(part.strip() for part in rest.split(",") if part.strip())
+    named = [part.strip() for part in rest.split(",") if part.strip()]
+    # In one order and each once: shuffle:vision,audio is what shuffle:audio,vision is.
+    modalities = tuple(sorted(set(named), key=lambda m: (m not in available, [*available, m].index(m))))
     if kind not in ("shuffle", "without") or not modalities:
         known = ", ".join(f"{name}:{'RATE' if cls.is_rate else 'DB'}" for name, cls in CORRUPTIONS.items())
         raise UserError(

@@ -100,6 +100,8 @@ def load_pipeline(config: EvaluateConfig, processes: ProcessGroup) -> MerPipelin
     for name in ("resamples", "batch_size"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: it must be at least 1")
+    if config.seed < 0:
+        raise UserError(f"--seed {config.seed}: it must be at least 0")
     check_groupings(config.by)
     pipeline = MerPipeline.from_pretrained(
         config.checkpoint,
@@ -138,6 +140,10 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
     pipeline.check_features(utterances, made, f"{place}, split {config.split!r}")
     tasks = pipeline.named_tasks(config.tasks)
     dataset = pipeline.questions(utterances, tasks, languages=config.languages, limit=config.limit, limit_seed=config.seed)
+    if not dataset.rows:
+        spoken = ", ".join(sorted({dataset.language(row) for row in range(len(utterances))}))
+        wanted = ", ".join(config.languages or []) or "none"
+        raise UserError(f"{place}, split {config.split!r}: no utterance in --languages {wanted}; it holds {spoken}")
     if not len(dataset):
         raise UserError(f"{place}, split {config.split!r}: no utterance has a label for {', '.join(t.name for t in tasks)}")
     for identifier, _, text in dataset.transcripts():

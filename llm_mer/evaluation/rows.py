@@ -252,12 +252,14 @@ def table(evaluation: Evaluation) -> str:
         ]
         if calibrated and row.subset == EVERYTHING:
             lines.append(f"{'':<28} {'':<10} {'':<3} {'calibrated':<{width}} {'  '.join(calibrated)}")
-    few = [row for row in rows if row.unit != UTTERANCE and row.units is not None and row.units < FEW]
+    few = [row for row in rows if row.units is not None and row.units < FEW]
     if few:
         lines.append(
-            f"intervals of rows with fewer than {FEW} dialogues or speakers are rough; the fewest here are "
+            f"intervals of rows with fewer than {FEW} dialogues, speakers or utterances are rough; the fewest here are "
             f"{min(row.units or 0 for row in few)}"
         )
+    if any(row.units == 1 for row in few):
+        lines.append("of a single one nothing can be resampled: its intervals have no width, and say nothing")
     for area in evaluation.areas:
         word = "AUILC" if area.kind == "missing" else "area"
         span = f"{area.amounts[0]:g} to {area.amounts[-1]:g}"

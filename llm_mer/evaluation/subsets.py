@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llm_mer.data.utterance_fields import EVERYTHING as EVERYTHING
 from llm_mer.errors import UserError
 from llm_mer.inference.prediction import Prediction
 
-EVERYTHING = "all"
 TAG, LENGTH, TURN = "tag", "length", "turn"
 GROUPINGS: tuple[str, ...] = (LENGTH, TURN)
 LENGTHS: tuple[tuple[int, int | None], ...] = ((1, 5), (6, 10), (11, 20), (21, 40), (41, None))

@@ -61,6 +61,18 @@ class Conversations:
             del self.kept[next(iter(self.kept))]
         return predictions
 
+    def check_order(self, utterance: Utterance) -> None:
+        """Raises :class:`UserError` for a turn that comes after a later one: the beam has gone past it."""
+        conversation = self.kept.get((utterance.language, utterance.dialogue_id or ""))
+        if conversation is None or utterance.turn is None:
+            return
+        last = conversation.earlier[-1].turn
+        if last is not None and utterance.turn <= last:
+            raise UserError(
+                f"utterance {utterance.id!r}: turn {utterance.turn} of dialogue {utterance.dialogue_id!r} comes after turn "
+                f"{last}; the online decoder takes turns as they rise"
+            )
+
     def _decoded(self, prediction: Prediction, conversation: Conversation) -> Prediction:
         p_shift = self.pipeline.description.shift_probability.get(prediction.task)
         if p_shift is None:

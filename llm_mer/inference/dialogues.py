@@ -3,14 +3,55 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from llm_mer.data.schema import Utterance
 from llm_mer.errors import UserError
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
 from llm_mer.scoring.dialogue_decoder import OnlineDialogueDecoder, decode
+
+
+def check_dialogues_together(items: Iterable[Utterance | tuple[str, str]], decoding: bool) -> None:
+    """Check a stream that is answered a part at a time: a dialogue is whole only where its utterances stand side by side.
+
+    Holds the names of the dialogues. ``(id, message)`` of a line that cannot be used is passed over.
+
+    Args:
+        decoding: whether dialogues are decoded, which needs one order of their turns, and a dialogue to decode.
+
+    Raises:
+        UserError: a dialogue that goes on after another one has begun, a turn given twice, or nothing to decode.
+    """
+    begun: set[str] = set()
+    current: str | None = None
+    turns: dict[tuple[str, int | None], str] = {}
+    for item in items:
+        if not isinstance(item, Utterance):
+            continue
+        if item.dialogue_id != current:
+            if item.dialogue_id in begun:
+                raise UserError(
+                    f"dialogue {item.dialogue_id!r}: {item.id!r} comes after utterances of another; let the utterances of a "
+                    "dialogue follow one another"
+                )
+            current, turns = item.dialogue_id, {}
+            begun |= set() if current is None else {current}
+        first = turns.setdefault((item.language, item.turn), item.id)
+        if decoding and current is not None and item.turn is not None and first != item.id:
+            raise UserError(doubled_turn(current, item.turn, first, item.id))
+    if decoding and not begun:
+        raise UserError("--dialogue_decoder: no utterance has a dialogue_id, so there is nothing to decode")
+
+
+def doubled_turn(dialogue: str, turn: int | None, first: str, second: str) -> str:
+    """What to say of two utterances at one place of a dialogue."""
+    return (
+        f"dialogue {dialogue!r} has turn {turn} twice ({first!r}, {second!r}); the dialogue decoder needs to know which "
+        "came first"
+    )
 
 
 def decode_dialogues(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from llm_mer.checkpoints.integrity import checkpoint_fingerprint
 from llm_mer.errors import UserError
 from llm_mer.evaluation.clusters import Clusters
 from llm_mer.evaluation.conditions import AS_IS, GENERATION
+from llm_mer.evaluation.metrics import compute_metrics
 from llm_mer.evaluation.resampling import as_arrays, mean_absolute_error, paired_difference
 from llm_mer.evaluation.rows import EVALUATION, PREDICTIONS, Evaluation, load_predictions
 from llm_mer.evaluation.subsets import EVERYTHING, TAG, subset_names
@@ -91,7 +93,8 @@ def load(place: str) -> Loaded:
     """Read an evaluation from its own folder or from the checkpoint that holds it in ``evaluation``.
 
     Raises:
-        UserError: no evaluation there, one without its predictions, or files that cannot be read or are not a pair.
+        UserError: no evaluation there, one without its predictions, or files that cannot be read, are not a pair, or were
+            changed.
     """
     folder = Path(place)
     if not (folder / EVALUATION).is_file() and (folder / "evaluation" / EVALUATION).is_file():
@@ -120,7 +123,37 @@ def load(place: str) -> Loaded:
                     f"{folder}: {EVALUATION} scores {row.n} answers of task {row.task} ({row.condition}), {PREDICTIONS} has "
                     f"{count}: they are not of one run; {again}"
                 )
+    check_scores(loaded)
     return loaded
+
+
+CHECKED_METRICS = ("accuracy", "weighted_f1", "mae", "corr")
+TOLERANCE = 1e-6
+
+
+def check_scores(loaded: Loaded) -> None:
+    """Compute the headline scores of each condition, task and language again from the answers beside them.
+
+    Raises:
+        UserError: a score that the answers do not have: either file was changed after it was written.
+    """
+    tasks = {task.name: task for task in loaded.tasks}
+    for row in loaded.evaluation.rows:
+        known = row.subset == EVERYTHING and any(metric in row.metrics for metric in CHECKED_METRICS)
+        free = row.condition == GENERATION
+        answers = loaded.known(AS_IS if free else row.condition, row.task, row.language) if known else []
+        if not answers:
+            continue
+        values = [p.parsed if free else p.value for p in answers]
+        found = compute_metrics(tasks[row.task], [p.truth for p in answers], values)
+        for metric in CHECKED_METRICS:
+            told, counted = row.metrics.get(metric, math.nan), found.get(metric, math.nan)
+            if math.isfinite(told) and not abs(told - counted) <= TOLERANCE:
+                raise UserError(
+                    f"{loaded.folder}: {EVALUATION} says {metric} {told:.6g} of task {row.task} ({row.condition}, "
+                    f"{row.language}), the answers in {PREDICTIONS} make it {counted:.6g}: one of the files was changed; "
+                    "write both again with `llm-mer evaluate`"
+                )
 
 
 def check_checkpoint(loaded: Loaded) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,16 @@ def description(main: Loaded) -> list[tuple[str, str]]:
     ]
 
 
+def different_questions(systems: Sequence[tuple[str, Loaded]]) -> list[str]:
+    """What to say of evaluations on other data, splits or draws than the first: their scores do not compare."""
+    asked = {name: f"{s.evaluation.data}, split {s.evaluation.split}" for name, s in systems}
+    asked = {name: f"{asked[name]}, {s.evaluation.drawn}" if s.evaluation.drawn else asked[name] for name, s in systems}
+    if len(set(asked.values())) == 1:
+        return []
+    told = "; ".join(f"{name} on {place}" for name, place in asked.items())
+    return [f"These systems were not evaluated on the same utterances, so their scores do not compare: {told}."]
+
+
 def build(config: ReportConfig) -> tuple[str, list[Fact]]:
     """The page as text, and the facts it states.
 
@@ -72,6 +83,7 @@ def build(config: ReportConfig) -> tuple[str, list[Fact]]:
     if facts:
         sections.append(Section("facts", "Three facts", [fact_block(fact) for fact in facts]))
     warnings = [Remark(f"{name}: {text}", "unsure") for name, s in named for text in s.evaluation.warnings]
+    warnings += [Remark(text, "unsure") for text in different_questions(named)]
     if len(precisions := precisions_of(named)) > 1:
         text = f"the systems were computed in {' and '.join(precisions)}, so part of a difference may be rounding"
         warnings.append(Remark(f"{text}; evaluate all with one --dtype.", "unsure"))

@@ -79,6 +79,8 @@ def test_numpys_texts_and_numbers_and_lists_of_tags_are_read() -> None:
         ("turn", 1 << 63, "turn is 9223372036854775808; it must be a whole number of at most 64 bits"),
         ("tags", "loud", "tags is 'loud'; it must be a list of texts"),  # else a subset for each letter
         ("tags", [1], r"tags is \[1\]; it must be a list of texts"),
+        ("tags", ["loud", " "], "tag ' ' is blank"),
+        ("tags", ["all"], "tag 'all' is what scores over all utterances are called"),  # its row held every utterance
         ("labels", ["joy"], r"labels is \['joy'\]; it must be a dict"),
         ("labels", {"sentiment": True}, "label 'sentiment' is True; it must be a word or a number"),
         ("labels", {3: "joy"}, "label 3 is 'joy'; it must be a word or a number"),

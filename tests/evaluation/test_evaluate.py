@@ -222,7 +222,9 @@ def test_evaluating_twice_gives_the_same_files(trained: Path, store: Path, tmp_p
         ({"split": "holdout"}, "holdout"),
         ({"tasks": ["meld"]}, "meld"),
         ({"conditions": ["shuffle:smell"]}, "smell"),
-        ({"languages": []}, "no utterance"),
+        ({"languages": []}, "no utterance in --languages none; it holds en, zh"),
+        ({"languages": ["fr"]}, "no utterance in --languages fr; it holds en, zh"),
+        ({"tasks": []}, "tasks: names no task"),
     ],
 )
 def test_what_does_not_fit_is_named(trained: Path, store: Path, changes: dict[str, object], message: str) -> None:
@@ -245,6 +247,7 @@ def no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"conditions": ["without:text", "shuffle:audio"], "limit": 1}, "'test-004' is the only utterance in language 'en'"),
         ({"resamples": 0}, "--resamples 0"),
         ({"batch_size": 0}, "--batch_size 0"),
+        ({"seed": -1}, "--seed -1: it must be at least 0"),
         ({"dialogue_decoder": "online", "tasks": ["sentiment"]}, "no task has classes to decode"),
         ({"dialogue_decoder": "online", "limit": 5}, "--limit: leaves gaps in dialogues"),
     ],
@@ -270,6 +273,34 @@ def test_a_checkpoint_without_p0_and_speech_without_speakers_are_told_before_any
     write_checksums(copied)
     with pytest.raises(UserError, match="no p0 for the dialogue decoder"):
         evaluate(EvaluateConfig(checkpoint=str(copied), data=[str(store)], dialogue_decoder="offline"), progress=False)
+
+
+@pytest.mark.usefixtures("no_prediction")
+def test_what_the_decoder_cannot_order_or_has_nothing_to_do_on_is_told_before_anything_is_predicted(
+    trained: Path, tmp_path: Path
+) -> None:
+    given = make_utterances("test", 8)
+    for name, changes, message in (
+        ("once", {"turn": 1}, "dialogue 'test-en-0' has turn 1 twice"),
+        ("alone", {"turn": None, "dialogue_id": None}, "no utterance belongs to a dialogue, so there is nothing to decode"),
+    ):
+        data = write_store([dataclasses.replace(u, **changes) for u in given], tmp_path / name)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=message):
+            evaluate(EvaluateConfig(checkpoint=str(trained), data=[str(data)], dialogue_decoder="offline"), progress=False)
+
+
+def test_a_condition_is_the_same_in_every_order_of_its_modalities() -> None:
+    texts = ["shuffle:audio,vision", "shuffle:vision,audio", "without:text,text", "without:text"]
+    found = parse_conditions(texts, ALL)
+    assert list(found) == ["audio and vision shuffled", "without text"]
+
+
+def test_of_one_utterance_the_table_says_that_its_intervals_say_nothing(trained: Path, store: Path, tmp_path: Path) -> None:
+    config = EvaluateConfig(checkpoint=str(trained), data=[str(store)], output=str(tmp_path), resamples=20, limit=1)
+    text = run(config)
+    assert "intervals of rows with fewer than 10 dialogues, speakers or utterances are rough; the fewest here are 1" in text
+    assert "of a single one nothing can be resampled" in text
+    assert "collapsed" not in text
 
 
 def test_damage_falls_below_as_is_and_its_area_stands_in_the_file_and_the_table(

@@ -39,3 +39,25 @@ def test_an_evaluation_that_is_not_json_or_too_deep_is_one_line(tmp_path: Path) 
         (tmp_path / "evaluation.json").write_text(content)
         with pytest.raises(UserError, match=r"evaluation\.json"):
             load(str(tmp_path))
+
+
+def test_a_score_or_an_answer_that_was_changed_is_refused(trained: Path, store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scores"
+    evaluate_checkpoint(EvaluateConfig(str(trained), data=[str(store)], output=str(folder), generate=True, resamples=10))
+    load(str(folder))
+    answers, scores = folder / "predictions.jsonl", folder / "evaluation.json"
+    whole = answers.read_text(encoding="utf-8"), scores.read_text(encoding="utf-8")
+
+    answers.write_text(whole[0].replace('"value": "joy"', '"value": "fear"', 1), encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"says accuracy 0\.\d+ of task emotion \(as is, .*\), the answers .* make it 0\.\d+: one"
+    ):
+        load(str(folder))
+
+    answers.write_text(whole[0], encoding="utf-8")
+    entry = json.loads(whole[1])
+    row = next(r for r in entry["rows"] if (r["task"], r["language"]) == ("sentiment", "zh"))
+    row["metrics"]["mae"] -= 0.01
+    scores.write_text(json.dumps(entry), encoding="utf-8")
+    with pytest.raises(UserError, match=r"says mae -?0\.\d+ of task sentiment \(as is, zh\), the answers in predictions"):
+        load(str(folder))
