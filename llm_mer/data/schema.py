@@ -10,6 +10,7 @@ from llm_mer.data.utterance_fields import read_fields
 from llm_mer.data.votes import Votes
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import detect_language, has_letters
+from llm_mer.prompting.text_forms import compose
 
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
 
@@ -17,6 +18,8 @@ SPLITS: tuple[str, ...] = ("train", "valid", "test")
 @dataclass
 class Utterance:
     """One spoken turn with whatever is known of it. Only ``id`` and one modality are required.
+
+    Names (``id``, ``dialogue_id``, ``speaker``, targets, labels, ``tags``) are composed (Unicode NFC); ``text`` is not.
 
     Attributes:
         id: unique within a dataset.
@@ -58,6 +61,7 @@ class Utterance:
     def __post_init__(self) -> None:
         for name, value in read_fields(vars(self)).items():
             setattr(self, name, value)
+        self.votes = {compose(target): votes for target, votes in self.votes.items()}
         for target, votes in self.votes.items():
             votes.check(f"utterance {self.id!r}: votes of {target!r}")
         if not self.language:

@@ -20,9 +20,11 @@ from llm_mer.data.checksums import ChecksumVerifier, SplitChecksums, compute_che
 from llm_mer.data.missing_values import check_labels, check_values
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.statistics import FeatureStatistics, RunningStatistics
+from llm_mer.data.utterance_fields import NAMES, compose_labels
 from llm_mer.data.votes import Votes
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import require_language
+from llm_mer.prompting.text_forms import compose
 from llm_mer.storage.atomic_files import replaced_folder, write_json_atomically, write_text_atomically
 from llm_mer.storage.fingerprints import json_sha256
 from llm_mer.storage.json_files import read_json_object
@@ -365,7 +367,9 @@ class UtteranceTable(Sequence[Utterance]):
         values = stored.to_pylist()
         if name == "votes":
             return [_votes_from_text(text) for text in values]
-        return [json.loads(v) for v in values] if name == "labels" else values
+        if name in NAMES:  # as those of the utterances, which a version before may have stored in another form
+            return [None if value is None else compose(value) for value in values]
+        return [compose_labels(json.loads(v)) for v in values] if name == "labels" else values
 
 
 @dataclass

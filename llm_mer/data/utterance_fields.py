@@ -1,4 +1,8 @@
-"""The kinds of values that the fields of an utterance hold; a word as turn, or tags in one text, would be misread."""
+"""The kinds of values that the fields of an utterance hold; a word as turn, or tags in one text, would be misread.
+
+Names (ids, dialogues, speakers, targets, labels, tags) are composed (NFC) here, which every utterance goes through wherever
+it comes from. A transcript stays as it is: its letters are what a tokenizer reads.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from llm_mer.errors import UserError
+from llm_mer.prompting.text_forms import compose
 from llm_mer.storage.quoting import quote
 
 TEXTS = ("id", "text", "audio", "vision", "dialogue_id", "speaker")
+NAMES = ("id", "dialogue_id", "speaker")
 FEATURES = ("text_features", "audio_features", "vision_features")
 MOST_TURN = 1 << 63
 EVERYTHING = "all"
@@ -33,6 +39,8 @@ def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = str(fields[name])
     for name in TEXTS:
         found[name] = _read_text(found[name], name, where)
+    for name in NAMES:
+        found[name] = None if found[name] is None else compose(found[name])
     for name in FEATURES:
         if fields[name] is not None:
             found[name] = as_features(fields[name], f"{where}: {name}")
@@ -94,13 +102,21 @@ def _read_tags(value: Any, where: str) -> tuple[str, ...]:
             raise UserError(f"{where}: tag {quote(tag)} is blank, or holds a character with no glyph")
         if tag == EVERYTHING:
             raise UserError(f"{where}: tag {tag!r} is what scores over all utterances are called; name it otherwise")
-    return tuple(value)
+    return tuple(map(compose, value))
 
 
 def _read_labels(value: Any, where: str) -> dict[str, str | float]:
     if not isinstance(value, dict):
         raise UserError(f"{where}: labels is {quote(value)}; it must be a dict, e.g. {{'emotion': 'joy'}}")
-    return {name: _read_label(label, name, where) for name, label in value.items()}
+    found = {compose(str(name)): _read_label(label, name, where) for name, label in value.items()}
+    if len(found) < len(value):
+        raise UserError(f"{where}: labels has a target twice, in two Unicode forms: {quote(list(value))}")
+    return found
+
+
+def compose_labels(labels: Mapping[str, str | float]) -> dict[str, str | float]:
+    """Labels as a store holds them, with their names composed, as those of an utterance are."""
+    return {compose(name): compose(value) if isinstance(value, str) else value for name, value in labels.items()}
 
 
 def _read_label(value: Any, name: Any, where: str) -> str | float:
@@ -108,4 +124,4 @@ def _read_label(value: Any, name: Any, where: str) -> str | float:
         value = value.item()
     if not isinstance(name, str) or isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(f"{where}: label {quote(name)} is {quote(value)}; it must be a word or a number")
-    return value
+    return compose(value) if isinstance(value, str) else value

@@ -18,6 +18,7 @@ import numpy as np
 
 from llm_mer.errors import UserError
 from llm_mer.prompting.tasks import Task
+from llm_mer.prompting.text_forms import compose
 from llm_mer.storage.quoting import quote
 
 
@@ -26,12 +27,19 @@ class Votes:
     """Votes as the data give them.
 
     Attributes:
-        counts: label, in the spelling of the data, → annotators who named it.
+        counts: label, in the spelling of the data (composed, NFC), → annotators who named it.
         annotators: how many voted; None where each named one label, so that they are the sum of the counts.
     """
 
     counts: Mapping[str, int]
     annotators: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.counts, Mapping) and all(isinstance(label, str) for label in self.counts):
+            composed = {compose(label): count for label, count in self.counts.items()}
+            if len(composed) < len(self.counts):
+                raise UserError(f"votes name a label twice, in two Unicode forms: {quote(list(self.counts))}")
+            object.__setattr__(self, "counts", composed)
 
     def check(self, where: str) -> None:
         """Raises :class:`UserError` for what are no counts, none above 0, or more votes for a label than annotators."""

@@ -13,6 +13,7 @@ from typing import Any
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.task_checks import check_keys, check_spellings, check_words, read_range, require_text
+from llm_mer.prompting.text_forms import compose
 from llm_mer.storage.quoting import quote
 from llm_mer.storage.yaml_text import parse_yaml, read_yaml
 
@@ -77,10 +78,10 @@ class Task:
 
     def class_index(self, value: str | float, where: str = "") -> int:
         """Index of a label given by name, alias or a word of either language. Raises ``UserError`` otherwise."""
-        text = str(value).strip()
+        text = compose(str(value).strip())
         text = self.aliases.get(text, text)
         for index, label in enumerate(self.labels):
-            if text == label.name or text in label.words.values():
+            if text == label.name or text in map(compose, label.words.values()):
                 return index
         raise UserError(
             f"{where + ': ' if where else ''}label {value!r} is not in task {self.name!r}; "
@@ -89,7 +90,7 @@ class Task:
 
     def ignores(self, value: Any) -> bool:
         """Whether a label of the data is left out on purpose."""
-        return str(value).strip() in self.ignored
+        return compose(str(value).strip()) in self.ignored
 
     def score(self, value: str | float, where: str = "") -> float:
         """The truth as a float, checked against the range."""
@@ -209,7 +210,7 @@ class Task:
             raise UserError(f"{where}: task {name!r} has a question in {unsupported}; languages are {', '.join(LANGUAGES)}")
         is_classes = kind == "classification"
         answers = _read_classes(name, entry, where) if is_classes else _read_range(name, entry, where, metrics)
-        target = require_text(entry.get("target", name), f"{where}: task {name!r}: target")
+        target = compose(require_text(entry.get("target", name), f"{where}: task {name!r}: target"))
         return cls(name=name, kind=kind, target=target, metrics=metrics, question=dict(question), **answers)
 
 
@@ -223,7 +224,7 @@ def _read_classes(name: str, entry: dict[str, Any], where: str) -> dict[str, Any
         if not isinstance(row, dict) or "name" not in row:
             raise UserError(f"{where}: task {name!r} has label {row!r}; a label is {{name: …, en: …, zh: …}}")
         words = {str(k): require_text(v, f"{where}: task {name!r}: label {quote(row)}") for k, v in row.items()}
-        labels.append(Label(words.pop("name"), words))
+        labels.append(Label(compose(words.pop("name")), words))
     if len(labels) < 2:
         raise UserError(f"{where}: task {name!r} needs at least two labels, found {len(labels)}")
     languages = set(labels[0].words)
@@ -243,7 +244,7 @@ def _read_classes(name: str, entry: dict[str, Any], where: str) -> dict[str, Any
     if not isinstance(given_aliases, dict):
         raise UserError(f"{where}: task {name!r} has aliases {given_aliases!r}; it must be a mapping of spellings to labels")
     place = f"{where}: task {name!r}: aliases"
-    aliases = {require_text(k, place): require_text(v, place) for k, v in given_aliases.items()}
+    aliases = {compose(require_text(k, place)): compose(require_text(v, place)) for k, v in given_aliases.items()}
     unknown = sorted(set(aliases.values()) - set(names))
     if unknown:
         raise UserError(f"{where}: task {name!r} has aliases of unknown labels {unknown}; labels are {names}")
@@ -254,7 +255,7 @@ def _read_classes(name: str, entry: dict[str, Any], where: str) -> dict[str, Any
     ignored = entry.get("ignored") or []
     if not isinstance(ignored, list):
         raise UserError(f"{where}: task {name!r} has ignored {ignored!r}; it must be a list of labels")
-    ignored = [require_text(label, f"{where}: task {name!r}: ignored") for label in ignored]
+    ignored = [compose(require_text(label, f"{where}: task {name!r}: ignored")) for label in ignored]
     both = sorted({spelling for spelling, _, _ in spellings} & set(ignored))
     if both:
         raise UserError(f"{where}: task {name!r} both asks about and ignores {both}")

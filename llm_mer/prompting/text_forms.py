@@ -32,6 +32,14 @@ def plain_form(text: str) -> str:
     return " ".join("".join(c for c in normal if c.isspace() or not is_invisible(c)).split())
 
 
+def compose(name: str) -> str:
+    """A name in the one form that all names are kept in: NFC, in which ``e`` with a combining accent is ``é``.
+
+    The two forms are the same text by Unicode's own rule, look the same, and come from different keyboards and file systems.
+    """
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
 def find_alike(names: Iterable[str], fold_case: bool = False) -> tuple[str, str] | None:
     """The first two different names of one :func:`plain_form`; with ``fold_case`` letter case counts as form too."""
     known: dict[str, str] = {}

@@ -17,6 +17,7 @@ from llm_mer.data.votes import Votes
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES, detect_language, has_letters
 from llm_mer.prompting.tasks import builtin_tasks
+from llm_mer.prompting.text_forms import compose
 from llm_mer.storage.addresses import is_address
 from llm_mer.storage.json_text import parse_json
 from llm_mer.storage.quoting import list_names, quote
@@ -134,7 +135,11 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
     Raises:
         UserError: naming place, field, what was found and what would be right.
     """
-    labels_known = (*label_fields(), *extra_labels)
+    labels_known = (*label_fields(), *map(compose, extra_labels))
+    composed = {compose(name): value for name, value in entry.items()}
+    if len(composed) < len(entry):
+        raise UserError(f"{where}: a field stands there twice, in two Unicode forms: {list_names(sorted(entry))}")
+    entry = composed
     unknown = sorted(set(entry) - set(FIELDS) - set(labels_known))
     if unknown:
         raise UserError(f"{where}: unknown fields {list_names(unknown)}; known are {', '.join((*FIELDS, *labels_known))}")
@@ -214,7 +219,7 @@ def _votes(entry: dict[str, Any], where: str, targets: Iterable[str]) -> dict[st
             raise UserError(f"{where}: field 'annotators' is {quote(entry['annotators'])}; it must be a whole number")
     found = {}
     for target, counts in value.items():
-        if target not in targets:
+        if compose(target) not in targets:
             raise UserError(f"{where}: field 'votes' has target {quote(target)}; known are {list_names(list(targets))}")
         if isinstance(counts, dict) and any(is_broken(label) or "\0" in label for label in counts):
             raise UserError(f"{where}: field 'votes' is {quote(counts)}: half a surrogate pair or a NUL is no text")
