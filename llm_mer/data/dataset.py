@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -86,7 +87,9 @@ class MerDataset:
         utterances: a store's split or a list.
         tasks: asked of every utterance that has their target (of every utterance when ``require_truth`` is False); a label
             the task ignores is no target, but its utterance stays in windows.
-        ties: ask also where votes have no majority, so that no truth is known but their distribution is.
+        use_votes: questions carry votes, also where they have no majority, so that no truth is known. Otherwise their
+            majority is the truth and all that is taken of them; ``voted`` and ``tied`` count, by task, the utterances that
+            have votes, and those left out because they tie.
         languages: keep only these.
         limit, limit_seed: keep only so many utterances, drawn over languages (:mod:`llm_mer.data.sampling`).
         permutation: ``{part: rows}`` reads that part (:data:`PARTS`) from another row, e.g. a shuffle across samples.
@@ -100,7 +103,7 @@ class MerDataset:
     limit: int | None = None
     limit_seed: int = 0
     require_truth: bool = True
-    ties: bool = True
+    use_votes: bool = True
     permutation: dict[str, np.ndarray] = field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
     corruptions: tuple[UtteranceTransform, ...] = ()
@@ -140,13 +143,17 @@ class MerDataset:
 
     def _build_questions(self) -> list[Question]:
         questions = []
+        self.voted: Counter[str] = Counter()
+        self.tied: Counter[str] = Counter()
         for row in self.rows:
             for task in self.tasks:
                 known = known_answer(task, self._labels[row], self._votes[row], f"utterance {self._id[row]!r}")
-                is_tie = known.truth is None and known.votes is not None
-                if known.truth is None and self.require_truth and not (is_tie and self.ties):
+                votes = known.votes if self.use_votes else None
+                self.voted[task.name] += known.votes is not None
+                if known.truth is None and votes is None and self.require_truth:
+                    self.tied[task.name] += known.votes is not None
                     continue
-                questions.append(Question(row, task, known.truth, known.votes))
+                questions.append(Question(row, task, known.truth, votes))
         return questions
 
     def _order_dialogues(self) -> list[tuple[list[int], int]]:

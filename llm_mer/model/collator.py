@@ -37,7 +37,8 @@ class MerBatch:
         language_ids: ``(B,)`` places in ``LANGUAGES``, and after them those of shared beginnings.
         class_targets: ``(B,)``. score_targets: ``(B,)``.
         read_out_tasks, read_out_targets: ``(B,)`` place of each sample's task among the processor's, and what a read-out
-            learns of it (:func:`llm_mer.model.read_out.read_out_target`); None without one.
+            learns of it (:func:`llm_mer.model.read_out.read_out_target`); None without one. read_out_votes: ``(B, C)`` of
+            :func:`vote_shares`, None where no question has votes.
     """
 
     input_ids: Tensor | None = None
@@ -69,6 +70,7 @@ class MerBatch:
     score_targets: Tensor | None = None
     read_out_tasks: Tensor | None = None
     read_out_targets: Tensor | None = None
+    read_out_votes: Tensor | None = None
 
     def model_inputs(self) -> dict[str, Tensor]:
         """The tensors that exist, by keyword argument (what trainers and ``generate`` pass on)."""
@@ -111,6 +113,28 @@ def pad_prompts(prompts: Sequence[PromptIds], fill: int, left: bool = False) -> 
         start = prompt.start + (ids.shape[1] - len(prompt.ids) if left else 0)
         places[i, start : start + prompt.count] = True
     return ids, mask.long(), places
+
+
+def vote_shares(questions: Sequence[Question], count: int) -> Tensor | None:
+    """``(B, count)`` shares of the votes of each question, padded with 0; NaN for one without votes, None without any."""
+    if all(question.votes is None for question in questions):
+        return None
+    shares = torch.zeros(len(questions), count)
+    for row, question in enumerate(questions):
+        if question.votes is None:
+            shares[row] = torch.nan
+        else:
+            own = question.votes.shares
+            shares[row, : len(own)] = torch.from_numpy(own)
+    return shares
+
+
+def _read_out_target(question: Question) -> float:
+    """What a read-out learns; of votes any of the most frequent labels, which is not read."""
+    if question.votes is not None:
+        return float(question.votes.first[0])
+    assert question.truth is not None
+    return read_out_target(question.task, question.truth)
 
 
 @dataclass
@@ -230,9 +254,9 @@ class MerCollator:
             if self.read_out:
                 numbers = {task.name: number for number, task in enumerate(self.processor.tasks)}
                 batch.read_out_tasks = torch.tensor([numbers[question.task.name] for question in questions])
-                truths = [(question.task, question.truth) for question in questions]
-                targets = [read_out_target(task, truth) for task, truth in truths if truth is not None]
-                batch.read_out_targets = torch.tensor(targets, dtype=torch.float32)
+                batch.read_out_targets = torch.tensor([_read_out_target(question) for question in questions])
+                most = max(task.num_classes for task in self.processor.tasks)
+                batch.read_out_votes = vote_shares(questions, most)
 
     def _pad_features(self, batch: MerBatch, samples: Sequence[PreparedUtterance | PreparedSample]) -> None:
         for modality, size in self.processor.feature_sizes.items():

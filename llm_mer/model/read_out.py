@@ -91,12 +91,14 @@ def prompt_ends(hidden: Tensor, labels: Tensor | None, asked: NextTokens | None,
     return None if labels is None else hidden[:, :-1][answer_positions(labels)]
 
 
-def read_out_losses(outputs: Tensor, sizes: Mapping[str, int], tasks: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy of a class, absolute error of a number in halves of its range: ``(B,)``.
+def read_out_losses(
+    outputs: Tensor, sizes: Mapping[str, int], tasks: Tensor, targets: Tensor, votes: Tensor | None = None
+) -> Tensor:
+    """Cross entropy of a class or of votes, absolute error of a number in halves of its range: ``(B,)``.
 
     Args:
         outputs: ``(B, outputs)`` of :class:`ReadOut`. tasks: ``(B,)`` place of each sample's task in ``sizes``.
-        targets: ``(B,)`` of :func:`read_out_target`.
+        targets: ``(B,)`` of :func:`read_out_target`. votes: ``(B, C)`` shares of votes, NaN rows where there are none.
     """
     total = outputs.new_zeros(outputs.shape[0])
     for number, (name, size) in enumerate(sizes.items()):
@@ -105,6 +107,10 @@ def read_out_losses(outputs: Tensor, sizes: Mapping[str, int], tasks: Tensor, ta
             losses = (part.squeeze(1) - targets).abs()
         else:
             losses = F.cross_entropy(part, torch.where(own, targets, 0.0).long(), reduction="none")
+            if votes is not None:
+                shares = votes[:, :size].to(part.dtype)
+                spread = F.cross_entropy(part, torch.nan_to_num(shares), reduction="none")
+                losses = torch.where(torch.isnan(shares[:, 0]), losses, spread)
         total = total + torch.where(own, losses, 0.0)
     return total
 

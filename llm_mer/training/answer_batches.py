@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llm_mer.backbones.attention import additive_mask
 from llm_mer.data.dataset import Question
-from llm_mer.model.collator import MerBatch, MerCollator, pad_ids, pad_prompts
+from llm_mer.model.collator import MerBatch, MerCollator, pad_ids, pad_prompts, vote_shares
 from llm_mer.model.processing_mer import PreparedSample, PromptIds
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.scoring.answer_tree import AnswerTree
@@ -139,9 +139,14 @@ class AnswerCollator(MerCollator):
             # Node 0 is the prompt's last place; the others follow it in the row as they do in the tree.
             nodes += [(row, len(sample.prompt.ids) - 1 + node) for node in range(len(answers.children))]
             tokens += [children + [0] * (most - len(children)) for children in answers.children]
-        truth = [answers.index[tuple(sample.answer[:-1])] for sample, answers in zip(samples, sets, strict=True)]
-        scores = [_number(question) for question in questions]
-        targets = AnswerTargets(paths, torch.tensor(truth), values, torch.tensor(scores), *self._balance(questions, count))
+        truth = [
+            answers.index[tuple(sample.answer[:-1])] if question.votes is None else question.votes.first[0]
+            for question, sample, answers in zip(questions, samples, sets, strict=True)
+        ]
+        scores, balance = [_number(question) for question in questions], self._balance(questions, count)
+        targets = AnswerTargets(
+            paths, torch.tensor(truth), values, torch.tensor(scores), *balance, vote_shares(questions, count)
+        )
         return torch.tensor(nodes), torch.tensor(tokens), targets
 
     def _balance(self, questions: Sequence[Question], count: int) -> tuple[Tensor | None, Tensor | None]:

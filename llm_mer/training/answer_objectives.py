@@ -3,9 +3,10 @@
 The loss of tokens (``objective: tokens``) asks the true answer to be likely among all texts, token by token, and knows
 nothing of the other answers. Here all ``C`` admissible answers of a question are scored in one pass, under the mask of
 evaluation, and the loss is one over ``p(c) = exp(s_c) / Σ_k exp(s_k)`` with ``s_c = log p(answer c | prompt)``: what is
-trained is what is reported. A label has the cross entropy. A number on the grid ``g_1 < … < g_C`` has one of
-:data:`~llm_mer.training.objectives.NUMBER_OBJECTIVES`, in units of the task's range, so that a score from 0 to 100 weighs as
-much as one from -3 to 3.
+trained is what is reported. A label has the cross entropy, annotators' votes ``v`` (:mod:`llm_mer.data.votes`) theirs,
+``-Σ_c v_c log p(c)``: the Kullback-Leibler divergence ``KL(v ‖ p)`` and the votes' own entropy, which nothing changes. A
+number on the grid ``g_1 < … < g_C`` has one of :data:`~llm_mer.training.objectives.NUMBER_OBJECTIVES`, in units of the
+task's range, so that a score from 0 to 100 weighs as much as one from -3 to 3.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class AnswerTargets:
         scores: ``(B,)`` the true number, which need not lie on the grid; NaN for labels.
         weights: ``(B,)`` of the questions' training losses. adjustments: ``(B, C)`` added to the scores in training; both
             None where classes are left as they come (:mod:`llm_mer.training.class_balance`).
+        votes: ``(B, C)`` shares of the votes for each label, 0 for answers a question does not have, NaN rows for questions
+            without votes; None where none has any. A tie's ``truth`` is any of its labels, and is not read.
     """
 
     paths: Tensor
@@ -38,11 +41,13 @@ class AnswerTargets:
     scores: Tensor
     weights: Tensor | None = None
     adjustments: Tensor | None = None
+    votes: Tensor | None = None
 
     NAMES = ("answer_paths", "answer_truth", "answer_values", "answer_scores")
     """Under which a batch carries them, in the order of the attributes."""
     BALANCE_NAMES = ("answer_weights", "answer_adjustments")
-    """Those of the last two, where there are some."""
+    """Those of the next two, where there are some."""
+    VOTES_NAME = "answer_votes"
 
     @property
     def admissible(self) -> Tensor:
@@ -73,6 +78,12 @@ def question_losses(scores: Tensor, targets: AnswerTargets, number_objective: st
     """The loss of each question: ``(B, C)`` of :func:`answer_scores` to ``(B,)``."""
     log_probs = torch.log_softmax(scores, dim=1)
     cross_entropy = -log_probs.gather(1, targets.truth.unsqueeze(1)).squeeze(1)
+    if targets.votes is not None:
+        voted = ~torch.isnan(targets.votes[:, 0])
+        shares = torch.nan_to_num(targets.votes)
+        # Answers that a question does not have are at -inf, and 0 · -inf is NaN.
+        terms = torch.where(shares > 0, shares * log_probs, 0.0)
+        cross_entropy = torch.where(voted, -terms.sum(dim=1), cross_entropy)
     if number_objective == CROSS_ENTROPY:
         return cross_entropy
     is_number = ~torch.isnan(targets.scores)
@@ -99,8 +110,9 @@ def _half_expected_difference(probs: Tensor, values: Tensor) -> Tensor:
 
 def targets_from(batch: dict[str, Tensor]) -> AnswerTargets:
     """Take the targets out of a batch."""
-    required = [batch.pop(name) for name in AnswerTargets.NAMES]
-    return AnswerTargets(*required, *(batch.pop(name, None) for name in AnswerTargets.BALANCE_NAMES))
+    paths, truth, values, scores = (batch.pop(name) for name in AnswerTargets.NAMES)
+    weights, adjustments = (batch.pop(name, None) for name in AnswerTargets.BALANCE_NAMES)
+    return AnswerTargets(paths, truth, values, scores, weights, adjustments, batch.pop(AnswerTargets.VOTES_NAME, None))
 
 
 def as_batch(targets: AnswerTargets) -> dict[str, Tensor]:
@@ -109,4 +121,6 @@ def as_batch(targets: AnswerTargets) -> dict[str, Tensor]:
     found = dict(zip(AnswerTargets.NAMES, values, strict=True))
     if targets.weights is not None and targets.adjustments is not None:
         found |= dict(zip(AnswerTargets.BALANCE_NAMES, (targets.weights, targets.adjustments), strict=True))
+    if targets.votes is not None:
+        found[AnswerTargets.VOTES_NAME] = targets.votes
     return found

@@ -9,7 +9,7 @@ from llm_mer.adapters.base import FusionAdapter
 from llm_mer.distributed.fsdp import fsdp_requested
 from llm_mer.errors import UserError
 from llm_mer.training.arguments import MerTrainingArguments
-from llm_mer.training.objectives import TOKENS
+from llm_mer.training.objectives import ANSWERS, DISTRIBUTION, TOKENS
 from llm_mer.training.options import ModelArguments, parse_loss_weights
 
 
@@ -45,6 +45,11 @@ def check_objective(model: ModelArguments, training: MerTrainingArguments) -> No
     for name, value in (("packing_length", training.packing_length), ("use_liger_kernel", training.use_liger_kernel)):
         if value:
             raise UserError(f"{name}: {value} lays out or learns answer tokens, of which objective: answers has its own way")
+
+
+def learns_votes(model: ModelArguments) -> bool:
+    """Whether the distribution of annotators' votes is learnt where there are some; their majority is otherwise."""
+    return model.objective == ANSWERS and model.vote_targets == DISTRIBUTION
 
 
 def check_sharding(model: ModelArguments) -> None:

@@ -45,12 +45,18 @@ def class_balance(class_weights: Sequence[str], tau: float, train: MerDataset) -
             adjustment, 0 for none.
 
     Raises:
-        UserError: an entry that is none, a task or label that the training does not have, a weight that is not above 0, or
-            no classification task.
+        UserError: an entry that is none, a task or label that the training does not have, a weight that is not above 0, no
+            classification task, or one of which votes are learnt.
     """
     if not class_weights and tau == 0:
         return None
     tasks = {q.task.name: q.task for q in train.questions if q.task.kind == "classification"}
+    voted = sorted({question.task.name for question in train.questions if question.votes is not None})
+    if voted:
+        raise UserError(
+            f"class_weights, logit_adjustment: weigh and count labels, and of task {voted[0]!r} the distribution of votes "
+            "is learnt; say vote_targets: majority"
+        )
     if not tasks:
         raise UserError("class_weights, logit_adjustment: the training has no classification task")
     counts = {name: _counts(task, train) for name, task in tasks.items()}

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 from llm_mer.adapters.registry import BUILT_IN, DEFAULT_ADAPTER
 from llm_mer.backbones.lora_sharing import LORA_SHARING, SHARED
 from llm_mer.errors import UserError
-from llm_mer.training.objectives import CRPS, NUMBER_OBJECTIVES, OBJECTIVES, TOKENS
+from llm_mer.training.objectives import CRPS, DISTRIBUTION, NUMBER_OBJECTIVES, OBJECTIVES, TOKENS, VOTE_TARGETS
 
 RUN = "Run"
 DATA = "Data and questions"
@@ -205,6 +205,14 @@ class ModelArguments:
             "help": "objective: answers, for a number: continuous ranked probability score, expected absolute error, or "
             "cross entropy of the nearest answer",
             "choices": list(NUMBER_OBJECTIVES),
+        },
+    )
+    vote_targets: str = field(
+        default=DISTRIBUTION,
+        metadata={
+            "help": "objective: answers, where annotators voted: the distribution of their votes over the labels, or the "
+            "label with the most of them, ties left out (which is all that objective: tokens can learn)",
+            "choices": list(VOTE_TARGETS),
         },
     )
     class_weights: list[str] = field(

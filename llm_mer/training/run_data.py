@@ -37,11 +37,12 @@ class RunData:
     description: dict[str, Any]
 
 
-def prepare_data(arguments: DataArguments, with_prompts: bool = True) -> RunData:
+def prepare_data(arguments: DataArguments, with_prompts: bool = True, use_votes: bool = False) -> RunData:
     """Read the data and check that data, tasks, prompts and labels fit one another.
 
     Args:
         with_prompts: whether questions will be asked in words, so that every training question needs a template.
+        use_votes: whether the distribution of annotators' votes is learnt, not their majority.
 
     Raises:
         UserError: naming the file, field or option that does not fit.
@@ -57,7 +58,7 @@ def prepare_data(arguments: DataArguments, with_prompts: bool = True) -> RunData
             tasks,
             languages=arguments.languages,
             limit=limit,
-            ties=False,
+            use_votes=use_votes,
             context_window=arguments.context_window,
             bidirectional=arguments.bidirectional_context,
         )

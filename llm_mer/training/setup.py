@@ -19,6 +19,7 @@ from llm_mer.backbones.attention import (
     attention_implementation,
     check_mask,
 )
+from llm_mer.data.dataset import MerDataset
 from llm_mer.distributed.deepspeed import fill_zero3_auto_sizes, init_deepspeed_process_group
 from llm_mer.distributed.fsdp import fsdp_requested
 from llm_mer.distributed.process_group import check_launch
@@ -29,7 +30,7 @@ from llm_mer.model.modeling_mer import MerHeadModel, conditional_generation_of, 
 from llm_mer.model.packing import check_packing
 from llm_mer.prompting.templates import load_prompts
 from llm_mer.training.answer_batches import AnswerCollator
-from llm_mer.training.checks import check_loss_weights, check_objective, check_sharding
+from llm_mer.training.checks import check_loss_weights, check_objective, check_sharding, learns_votes
 from llm_mer.training.class_balance import class_balance
 from llm_mer.training.describe import describe_run, with_missing_steps
 from llm_mer.training.injection_schedule import InjectionSchedule
@@ -68,8 +69,10 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
         raise UserError("packing_length: packs prompts, and backbone: none has none; leave it out")
     resumed = resumed_folder(training)
     with_prompts = model.backbone != "none"
-    run = with_missing_steps(config, prepare_data(data, with_prompts=with_prompts))
+    run = with_missing_steps(config, prepare_data(data, with_prompts=with_prompts, use_votes=learns_votes(model)))
     if training.local_process_index == 0:
+        for line in say_votes(run.train, model.objective):
+            logger.warning(line)
         for split, dataset in ((data.train_split, run.train), (data.eval_split, run.evaluation)):
             if dataset is not None and dataset.drawn is not None:
                 logger.info("%s: %s", split, dataset.drawn)
@@ -143,6 +146,17 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
     trainer.set_up(built.processor, loss_weights, model.adapter_learning_rate, schedule, description, evaluation)
     trainer.number_objective = model.number_objective
     return trainer
+
+
+def say_votes(train: MerDataset, objective: str) -> list[str]:
+    """What is learnt of a task's votes, where it is not their distribution."""
+    how = "; objective: answers can learn their distribution" if objective == TOKENS else ""
+    return [
+        f"task {name!r}: of {count} training utterances with votes the majority is learnt, and {train.tied[name]} whose "
+        f"votes tie are left out{how}"
+        for name, count in train.voted.items()
+        if count and not train.use_votes
+    ]
 
 
 def build_collator(config: RunConfig, run: RunData, built: BuiltModel) -> MerCollator:

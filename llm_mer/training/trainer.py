@@ -111,7 +111,7 @@ class MerTraining(Trainer):
         training = trainer.model.training
         step, steps = trainer.state.global_step, trainer.state.max_steps
         fusion_adapter_of(trainer.model).withhold_tokens = training and self.schedule.withholds(step, steps)
-        read_out = inputs.pop("read_out_tasks", None), inputs.pop("read_out_targets", None)
+        tasks, wanted, votes = (inputs.pop(f"read_out_{name}", None) for name in ("tasks", "targets", "votes"))
         answers = None
         if "answer_nodes" in inputs:
             answers = targets_from(inputs)
@@ -139,8 +139,9 @@ class MerTraining(Trainer):
             if weight == 0.0:
                 continue
             total = weight * share if total is None else total + weight * share
-        if outputs.read_out is not None and read_out[0] is not None:
-            share = self._read_out_share(outputs.read_out, *read_out, targets, num_items_in_batch is None)
+        if outputs.read_out is not None and tasks is not None:
+            asked = (tasks, wanted, votes)
+            share = self._read_out_share(outputs.read_out, asked, targets, num_items_in_batch is None)
             self.note(f"{mode}loss_read_out", share, num_items_in_batch is None)
             total = self.loss_weights.get("read_out", 1.0) * share + (0.0 if total is None else total)
         if total is None:
@@ -154,12 +155,15 @@ class MerTraining(Trainer):
         return (total, outputs) if return_outputs else total
 
     def _read_out_share(
-        self, outputs: Tensor, tasks: Tensor, wanted: Tensor, targets: StepTargets | None, averaged: bool
+        self, outputs: Tensor, asked: tuple[Any, ...], targets: StepTargets | None, averaged: bool
     ) -> Tensor:
-        """A micro-batch's part in the mean loss of a question: ``n · Σ_local / Q_global``."""
+        """A micro-batch's part in the mean loss of a question: ``n · Σ_local / Q_global``.
+
+        ``asked``: tasks, targets and votes of :func:`~llm_mer.model.read_out.read_out_losses`.
+        """
         trainer: Any = self
         sizes = conditional_generation_of(trainer.model).config.read_out or {}
-        losses = read_out_losses(outputs, sizes, tasks, wanted)
+        losses = read_out_losses(outputs, sizes, *asked)
         if not trainer.model.training or targets is None:
             return losses.mean()
         scale = trainer.current_gradient_accumulation_steps if averaged else 1

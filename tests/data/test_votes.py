@@ -171,8 +171,9 @@ def test_questions_carry_votes_and_ties_are_asked_where_they_are_wanted(tmp_path
         asked = MerDataset(table, [EMOTION]).questions
         assert [question.truth for question in asked] == ["joy", None, "anger"]
         assert [None if q.votes is None else sum(q.votes.counts) for q in asked] == [3, 3, None]
-        untied = MerDataset(table, [EMOTION], ties=False)
-        assert [question.row for question in untied.questions] == [0, 2]
+        untied = MerDataset(table, [EMOTION], use_votes=False)
+        assert [(question.row, question.votes) for question in untied.questions] == [(0, None), (2, None)]
+        assert (untied.voted["emotion"], untied.tied["emotion"]) == (2, 1)
         assert untied.label_names() == ["emotion"]
     assert MerDataset(utterances, [EMOTION]).truths(EMOTION) == ["joy", "anger"]
 

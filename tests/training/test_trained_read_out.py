@@ -98,7 +98,8 @@ def test_parts_of_a_step_add_up_to_the_mean_over_its_questions(arguments: Callab
     def share(rows: slice, averaged: bool) -> Tensor:
         count = len(outputs[rows])
         whole = StepTargets((0, 0), (0, 0), (count, 8))
-        found: Tensor = trainer._read_out_share(outputs[rows], tasks[rows], wanted[rows], whole, averaged)
+        asked = (tasks[rows], wanted[rows], None)
+        found: Tensor = trainer._read_out_share(outputs[rows], asked, whole, averaged)
         return found
 
     trainer.current_gradient_accumulation_steps = 2
