@@ -77,7 +77,7 @@ class LabelVotes:
     """Votes over the labels of a task, in their order.
 
     Attributes:
-        counts: of each label. annotators: how many voted on these labels.
+        counts: of each label. annotators: how many voted; where each named one label, those who named one of the task's.
         exclusive: whether each annotator named one label.
     """
 
@@ -97,6 +97,10 @@ class LabelVotes:
         most = max(self.counts)
         return tuple(index for index, count in enumerate(self.counts) if count == most)
 
+    def by_name(self, task: Task) -> dict[str, int]:
+        """Labels that were named, and by how many."""
+        return {name: int(count) for name, count in zip(task.label_names, self.counts, strict=True) if count}
+
 
 @dataclass(frozen=True)
 class Known:
@@ -115,11 +119,9 @@ def votes_of_task(task: Task, votes: Votes, where: str) -> LabelVotes | None:
     """
     if task.kind != "classification":
         raise UserError(f"{where}: votes of {task.target!r}: task {task.name!r} asks for a number, and votes are for labels")
-    counts, ignored = [0] * task.num_classes, 0
+    counts = [0] * task.num_classes
     for label, count in votes.counts.items():
-        if task.ignores(label):
-            ignored += count
-        else:
+        if not task.ignores(label):
             counts[task.class_index(label, f"{where}: votes")] += count
     if not any(counts):
         return None
@@ -129,8 +131,7 @@ def votes_of_task(task: Task, votes: Votes, where: str) -> LabelVotes | None:
         raise UserError(
             f"{where}: votes: {label!r} has {max(counts)} votes of {annotators} annotators in several spellings; merge them"
         )
-    exclusive = votes.annotators is None or sum(counts) + ignored == votes.annotators
-    return LabelVotes(tuple(counts), sum(counts) if exclusive else annotators, exclusive)
+    return LabelVotes(tuple(counts), annotators, exclusive=votes.annotators is None)
 
 
 def known_answer(task: Task, labels: Mapping[str, str | float], votes: Mapping[str, Votes], where: str) -> Known:

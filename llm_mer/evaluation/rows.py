@@ -20,6 +20,7 @@ from llm_mer.evaluation.metrics import compute_metrics, majority_baseline
 from llm_mer.evaluation.proper_scores import ProbabilityScore, probability_scores
 from llm_mer.evaluation.resampling import metric_intervals
 from llm_mer.evaluation.subsets import EVERYTHING, TAG, subset_names, subsets_of
+from llm_mer.evaluation.vote_scores import VoteScore, vote_line, vote_scores
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
 from llm_mer.storage.atomic_files import open_atomically, write_json_atomically
@@ -57,7 +58,8 @@ class Row:
     model would be none of the admissible ones, ``1/N Σ exp(outside_mass)``; None where no language model scored the answers
     or the file is older than this entry. ``probability_scores`` stand in rows of the answers as is. ``unit`` is what the
     intervals resample (``dialogue``, ``speaker``, ``utterance``), ``units`` how many of them there are; files older than
-    these entries resampled utterances.
+    these entries resampled utterances. ``vote_scores`` are over the utterances with votes, of which those that tie have no
+    truth and are not among ``n``.
     """
 
     condition: str
@@ -74,6 +76,7 @@ class Row:
     probability_scores: list[ProbabilityScore] = field(default_factory=list)
     unit: str = UTTERANCE
     units: int | None = None
+    vote_scores: list[VoteScore] = field(default_factory=list)
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Row:
@@ -83,7 +86,8 @@ class Row:
             for name in ("metrics", "baseline")
         }
         scores = [ProbabilityScore.from_dict(score) for score in entry.get("probability_scores", [])]
-        return cls(**{**entry, **known, "probability_scores": scores})
+        votes = [VoteScore.from_dict(score) for score in entry.get("vote_scores", [])]
+        return cls(**{**entry, **known, "probability_scores": scores, "vote_scores": votes})
 
 
 @dataclass
@@ -178,13 +182,16 @@ def score_rows(
 
     ``use_parsed`` scores what a free generation was read as, None where it could not be read.
     """
-    known = [p for p in predictions if p.task == task.name and p.truth is not None]
+    asked = [p for p in predictions if p.task == task.name]
+    known = [p for p in asked if p.truth is not None]
     languages = sorted({p.language for p in known})
     rows = []
     for language in [*languages, *([EVERYTHING] if len(languages) > 1 else [])]:
         spoken = [p for p in known if language in (p.language, EVERYTHING)]
         for grouping, subset in [(TAG, EVERYTHING), *subsets_of(spoken, by)]:
             chosen = [p for p in spoken if subset == EVERYTHING or subset in subset_names(p, grouping)]
+            voted = [p for p in asked if p.votes and language in (p.language, EVERYTHING)]
+            voted = [p for p in voted if subset == EVERYTHING or subset in subset_names(p, grouping)]
             truth = [p.truth for p in chosen]
             values = [p.parsed if use_parsed else p.value for p in chosen]
             log_probs = intervals = None
@@ -212,6 +219,7 @@ def score_rows(
                     else [],
                     clusters.unit,
                     clusters.count,
+                    [] if use_parsed or condition == DIALOGUE else vote_scores(task, voted, resamples, seed),
                 )
             )
     if len(languages) == 1:
@@ -247,6 +255,8 @@ def table(evaluation: Evaluation) -> str:
         head = f"{row.condition:<28} {row.task:<10} {row.language:<3} {row.subset:<{width}} {size:<7}"
         outside = "" if row.outside_share is None else f"  outside the answers {row.outside_share:.3g}"
         lines.append(f"{head} {'  '.join(shown)}  unparseable {row.unparseable_rate:.3f}{outside}")
+        if row.vote_scores:
+            lines.append(f"{'':<28} {'':<10} {'':<3} {'votes':<{width}} {vote_line(row.vote_scores)}")
         calibrated = [
             f"{s.metric} {s.uncalibrated:.3f} → {s.value:.3f}" for s in row.probability_scores if s.uncalibrated is not None
         ]

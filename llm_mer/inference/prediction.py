@@ -29,6 +29,8 @@ class Prediction:
         mean, median, mode, interval: of a score's distribution; ``interval`` is the central 80 %. None for classes.
         precision: type of the numbers the language model computed with: an answer in bfloat16 is not that of float32.
         truth: label name or score when the data knows it.
+        votes: annotators who named each label, where the data know it. annotators: how many there were; None where each
+            named one label.
         generated: text of a free generation when one was asked for. parsed: its value, None when unparseable.
         diagnostics: adapter diagnostics of this sample (expert weights, gates).
         tags: subsets of the utterance. dialogue_id, turn, speaker: its place in a conversation.
@@ -56,6 +58,8 @@ class Prediction:
     mode: float | None = None
     interval: tuple[float, float] | None = None
     truth: str | float | None = None
+    votes: dict[str, int] = field(default_factory=dict)
+    annotators: int | None = None
     generated: str | None = None
     parsed: str | float | None = None
     diagnostics: dict[str, Any] = field(default_factory=dict)

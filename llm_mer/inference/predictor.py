@@ -249,6 +249,9 @@ class Predictor:
                 seconds=round(seconds, 6),
             )
             prediction.precision = precision
+            if question.votes is not None:
+                prediction.votes = question.votes.by_name(task)
+                prediction.annotators = None if question.votes.exclusive else question.votes.annotators
             if scored.outside_mass is not None:
                 prediction.outside_mass = float(scored.outside_mass[row])
             log_probs = None if scored.log_probabilities is None else scored.log_probabilities[row]
