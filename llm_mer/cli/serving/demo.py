@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llm_mer.checkpoints.precision import precision_option
 from llm_mer.cli.serving.gate import Gate, allowed_hosts, parse_address
 from llm_mer.cli.serving.page import build_page, check_gradio
 from llm_mer.cli.serving.uploads import clean_up_on_signals, private_folder
@@ -49,6 +50,7 @@ class DemoConfig:
     adapter: str | None = field(
         default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
     )
+    dtype: str = precision_option()
 
 
 def check_config(config: DemoConfig) -> list[str]:
@@ -74,6 +76,14 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         except OSError as error:
             raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another --port or --host") from None
         yield listener
+
+
+def url(host: str, port: int) -> str:
+    """Where a browser of this machine finds the page; an address that stands for all is called by the loopback one."""
+    address = parse_address(host)
+    if address.is_unspecified:
+        address = parse_address("127.0.0.1" if address.version == 4 else "::1")
+    return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
 
 
 def application(page: Any, hosts: list[str], folder: Path, most_bytes: int) -> Any:
@@ -117,8 +127,7 @@ def serve(app: Any, listener: socket.socket) -> None:
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     listener.listen()
-    host, port = listener.getsockname()[:2]
-    logger.info("serving on http://%s:%d; Ctrl-C ends it", f"[{host}]" if ":" in host else host, port)
+    logger.info("serving on %s; Ctrl-C ends it", url(*listener.getsockname()[:2]))
     uvicorn.Server(settings).run(sockets=[listener])
 
 
@@ -134,7 +143,9 @@ def run(config: DemoConfig) -> None:
     with listening(config.host, config.port) as listener:
         from llm_mer.inference.pipeline import MerPipeline
 
-        pipeline = MerPipeline.from_pretrained(config.checkpoint, backbone=config.backbone, adapter=config.adapter)
+        pipeline = MerPipeline.from_pretrained(
+            config.checkpoint, backbone=config.backbone, adapter=config.adapter, dtype=config.dtype
+        )
         if not parse_address(config.host).is_loopback:
             logger.warning("others reach %s, and no password is asked for", config.host)
         try:

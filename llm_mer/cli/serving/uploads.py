@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from llm_mer.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 GRADIO_FOLDER = "GRADIO_TEMP_DIR"
@@ -31,9 +33,16 @@ def private_folder(keep_seconds: float) -> Iterator[Path]:
     """A new folder that only this user can open, for Gradio's uploads; removed with all it holds.
 
     A file is removed ``keep_seconds`` after it was written. Below the folder that ``GRADIO_TEMP_DIR`` names, if any.
+
+    Raises:
+        UserError: there is no place for it.
     """
     before = os.environ.get(GRADIO_FOLDER)
-    folder = Path(os.path.realpath(tempfile.mkdtemp(prefix=PREFIX, dir=before)))  # mode 0700, whatever the umask
+    try:
+        folder = Path(os.path.realpath(tempfile.mkdtemp(prefix=PREFIX, dir=before or None)))  # mode 0700, whatever the umask
+    except OSError as error:
+        named = f"{GRADIO_FOLDER}={before}" if before else "the temporary folder (TMPDIR)"
+        raise UserError(f"{named}: no folder for uploads can be made there: {error.strerror}") from None
     ended = threading.Event()
     sweeper = threading.Thread(target=_sweep, args=(folder, keep_seconds, ended), daemon=True)
     os.environ[GRADIO_FOLDER] = str(folder)

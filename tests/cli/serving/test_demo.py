@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llm_mer.cli.serving.demo import DemoConfig, check_config, listening, run
+from llm_mer.cli.serving.demo import DemoConfig, check_config, listening, run, url
 from llm_mer.cli.serving.page import check_gradio
 from llm_mer.errors import UserError
 
@@ -48,6 +48,15 @@ def test_a_port_in_use_is_one_line_before_anything_is_loaded(no_backbone: None, 
 def test_an_address_of_another_machine_is_one_line(host: str) -> None:
     with pytest.raises(UserError, match="choose another"), listening(host, 0):
         pass
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("fe80::1", "[fe80::1]")],
+)
+def test_the_address_that_is_printed_is_one_that_is_answered(host: str, shown: str) -> None:
+    assert url(host, 80) == f"http://{shown}:80"
+    assert shown in check_config(DemoConfig(host=host, allowed_hosts=["mymachine"]))
 
 
 def test_a_missing_or_old_gradio_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, run_environment
 
 from llm_mer.cli.serving.uploads import GRADIO_FOLDER, bytes_held, private_folder, remove_older
+from llm_mer.errors import UserError
 
 PROGRAM = """
 import sys, time
@@ -49,6 +50,18 @@ def test_the_folder_is_this_users_alone_whatever_the_umask_and_gone_afterwards(
     with private_folder(60):
         pass
     assert GRADIO_FOLDER not in os.environ
+
+
+def test_no_place_for_uploads_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(GRADIO_FOLDER, str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=r"GRADIO_TEMP_DIR=.*gone: no folder for uploads can be made there: No such file"):
+        with private_folder(60):
+            pass
+    monkeypatch.setenv(GRADIO_FOLDER, "")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=r"the temporary folder \(TMPDIR\): no folder"):
+        with private_folder(60):
+            pass
 
 
 @pytest.mark.parametrize(
