@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from llm_mer.data.missing_values import check_sequence
 from llm_mer.data.sampling import describe_draw, draw_rows
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS, UtteranceTable
@@ -95,6 +96,7 @@ class MerDataset:
         permutation: ``{part: rows}`` reads that part (:data:`PARTS`) from another row, e.g. a shuffle across samples.
         hidden: modalities treated as missing. corruptions: damage to what is left, in this order.
         context_window, bidirectional: shape of :meth:`window`.
+        checked: whether the features of every utterance were checked for the model already; nobody does it again.
     """
 
     utterances: Sequence[Utterance]
@@ -110,6 +112,7 @@ class MerDataset:
     context_window: int = 8
     bidirectional: bool = False
     context: ContextVectors | None = None
+    checked: bool = False
 
     def __post_init__(self) -> None:
         self._read_columns()
@@ -302,7 +305,7 @@ class MerDataset:
 
     def corrupted(self, corruption: UtteranceTransform) -> MerDataset:
         """The same questions about utterances damaged by a corruption, after those they have already."""
-        return self._with(corruptions=(*self.corruptions, corruption))
+        return self._with(corruptions=(*self.corruptions, corruption), checked=False)
 
     def _with(self, **changes: Any) -> MerDataset:
         # Context vectors hold the modalities as they were; the changed dataset needs its own.
@@ -356,7 +359,7 @@ def build_context_vectors(
         feature_sizes: of the steps ``normalise`` knows.
 
     Raises:
-        UserError: steps or vectors of another size.
+        UserError: steps or vectors of another size, or features with NaN or infinity.
     """
     sizes, feature_sizes = sizes or {}, feature_sizes or {}
     total = len(dataset.utterances)
@@ -372,11 +375,9 @@ def build_context_vectors(
             features = getattr(utterance, FEATURE_COLUMNS[modality])
             if features is None:
                 continue
-            step = feature_sizes.get(modality, features.shape[-1])
-            if features.ndim != 2 or features.shape[1] != step:
-                raise UserError(
-                    f"utterance {utterance.id!r}: {FEATURE_COLUMNS[modality]} has shape {features.shape}, the model was "
-                    f"trained on {step} features a step"
+            if not dataset.checked:
+                check_sequence(
+                    features, feature_sizes.get(modality), f"utterance {utterance.id!r}: {FEATURE_COLUMNS[modality]}"
                 )
             normal = normalise(modality, features)
             single[modality] &= normal.shape[0] == 1

@@ -36,6 +36,18 @@ def check_values(features: np.ndarray, where: str) -> None:
         raise UserError(f"{where} holds NaN or infinity in float32")
 
 
+def check_sequence(features: np.ndarray, size: int | None, where: str) -> None:
+    """:func:`check_values` of features a model reads, ``size`` a step; None where any size is right.
+
+    Raises:
+        UserError: naming ``where``: another shape, no step at all, or NaN or infinity in float32.
+    """
+    if features.ndim != 2 or size not in (None, features.shape[1]):
+        right = "it must be (steps, size)" if size is None else f"the model was trained on {size} features a step"
+        raise UserError(f"{where} has shape {features.shape}, {right}")
+    check_values(features, where)
+
+
 def check_labels(utterance: Utterance) -> None:
     """Raises :class:`UserError` for a label that is NaN or infinite; one that is not known is left out."""
     for name, value in utterance.labels.items():

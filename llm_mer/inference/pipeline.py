@@ -221,7 +221,7 @@ class MerPipeline:
 
         An answer may hold NaN or infinity: its caller looks at ``Prediction.is_finite``.
         """
-        dataset = self.dataset(utterances, tasks)
+        dataset = self.questions(list(utterances), self.named_tasks(tasks), require_truth=False, checked=True)
         asked = [i for i, q in enumerate(dataset.questions) if not last_only or q.row == len(utterances) - 1]
         return self.predictor.predict(dataset, asked)
 
@@ -300,7 +300,7 @@ class MerPipeline:
         Raises:
             UserError: saying what the adapter reads, what is wrong with the features, or that the language is not told.
         """
-        self.predictor.processor.checked_features(utterance)
+        self.predictor.processor.check_features(utterance)
         check_transcript(utterance.text, f"utterance {utterance.id!r}")
         self.check_features([utterance], {}, f"utterance {utterance.id!r}")
         read = self.predictor.adapter.config.modalities

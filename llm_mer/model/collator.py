@@ -189,7 +189,7 @@ class MerCollator:
         for question in questions:
             if question.row not in read:
                 utterance = self.dataset.utterance(question.row)
-                read[question.row] = (utterance, self.processor.prepare_utterance(utterance))
+                read[question.row] = (utterance, self.processor.prepare_utterance(utterance, self.dataset.checked))
             utterance, prepared = read[question.row]
             history = self.history(utterance, question.row, [question.task])
             truth = question.truth if with_answer else None
@@ -200,7 +200,8 @@ class MerCollator:
         """Utterances by their rows, each read once, and a prompt of each task about each."""
         read = [self.dataset.utterance(row) for row in rows]
         inputs = MerBatch()
-        self._pad_features(inputs, [self.processor.prepare_utterance(utterance) for utterance in read])
+        checked = self.dataset.checked
+        self._pad_features(inputs, [self.processor.prepare_utterance(utterance, checked) for utterance in read])
         prompts: list[list[PromptIds]] = [[] for _ in tasks]
         if self.processor.tokenizer is not None:
             ids = [LANGUAGES.index(utterance.language) for utterance in read]

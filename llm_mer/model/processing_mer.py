@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from llm_mer.data.missing_values import check_values
+from llm_mer.data.missing_values import check_sequence
 from llm_mer.data.schema import Utterance
 from llm_mer.data.statistics import FeatureStatistics
 from llm_mer.data.store import FEATURE_COLUMNS
@@ -257,47 +257,48 @@ class MerProcessor:
     def _limits(self) -> dict[str, int]:
         return {"text": self.max_text_tokens, "audio": self.max_audio_steps, "vision": self.max_vision_steps}
 
-    def checked_features(self, utterance: Utterance) -> dict[str, np.ndarray]:
-        """Feature sequences of the modalities the model reads as features, as they were given.
+    def _given_features(self, utterance: Utterance) -> dict[str, np.ndarray]:
+        """Feature sequences of the modalities the model reads as features, as they were given."""
+        read = [m for m in self.feature_sizes if m != "text" or self.text_source != "backbone"]
+        given = {m: getattr(utterance, FEATURE_COLUMNS[m]) for m in read}
+        return {m: features for m, features in given.items() if features is not None}
+
+    def check_features(self, utterance: Utterance) -> None:
+        """Check the features of an utterance that the model reads.
 
         Raises:
             UserError: steps of another size, no step at all, or NaN or infinity in float32.
         """
-        found = {}
-        for modality, size in self.feature_sizes.items():
-            if modality == "text" and self.text_source == "backbone":
-                continue
-            features = getattr(utterance, FEATURE_COLUMNS[modality])
-            if features is None:
-                continue
+        for modality, features in self._given_features(utterance).items():
             where = f"utterance {utterance.id!r}: {FEATURE_COLUMNS[modality]}"
-            if features.ndim != 2 or features.shape[1] != size:
-                raise UserError(f"{where} has shape {features.shape}, the model was trained on {size} features a step")
-            check_values(features, where)
-            found[modality] = features
-        return found
+            check_sequence(features, self.feature_sizes[modality], where)
 
-    def features(self, utterance: Utterance) -> dict[str, np.ndarray]:
+    def features(self, utterance: Utterance, checked: bool = False) -> dict[str, np.ndarray]:
         """Normalised, cut feature sequences of the modalities the model reads as features.
 
+        Args:
+            checked: whether :meth:`check_features` has seen them.
+
         Raises:
-            UserError: see :meth:`checked_features`.
+            UserError: see :meth:`check_features`.
         """
+        if not checked:
+            self.check_features(utterance)
         limits = self._limits()
-        return {m: self.normalise(m, f[: limits[m]]) for m, f in self.checked_features(utterance).items()}
+        return {m: self.normalise(m, f[: limits[m]]) for m, f in self._given_features(utterance).items()}
 
     # --- a whole sample -------------------------------------------------------------------------------------------
 
-    def prepare_utterance(self, utterance: Utterance) -> PreparedUtterance:
-        """Check and normalise what the adapter reads of an utterance.
+    def prepare_utterance(self, utterance: Utterance, checked: bool = False) -> PreparedUtterance:
+        """Check what the adapter reads of an utterance, unless it is ``checked``, and normalise it.
 
         Raises:
-            UserError: nothing that the model reads, or see :meth:`checked_features`.
+            UserError: nothing that the model reads, or see :meth:`check_features`.
         """
         text_ids = None
         if self.tokenizer is not None and self.text_source == "backbone" and "text" in self.feature_sizes and utterance.text:
             text_ids = self.encode_words(utterance.text)[: self.max_text_tokens] or None
-        features = self.features(utterance)
+        features = self.features(utterance, checked)
         if not features and text_ids is None:
             raise UserError(
                 f"utterance {utterance.id!r} has none of the modalities the model reads ({', '.join(self.feature_sizes)})"

@@ -357,6 +357,14 @@ def test_context_vectors_of_the_whole_dataset_are_not_carried_to_one_that_lacks_
 # --- context vectors --------------------------------------------------------------------------------------------------
 
 
+def test_context_vectors_are_not_made_of_nan() -> None:
+    utterances = dialogue(2)
+    utterances[1].audio_features = np.array([[1.0, np.nan]], np.float32)
+    dataset = MerDataset(utterances, [EMOTION])
+    with pytest.raises(UserError, match=f"utterance {utterances[1].id!r}: audio_features holds NaN or infinity"):
+        build_context_vectors(dataset, lambda _, x: x, None, ("audio",))
+
+
 def test_context_vectors_are_mean_and_deviation_over_time_of_the_normalised_sequence() -> None:
     frames = np.array([[1.0, 2.0], [3.0, 6.0]], dtype=np.float32)
     utterances = [plain("a", audio_features=frames), plain("b"), plain("c", audio_features=frames[:1])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from llm_mer import MerPipeline, UserError, Utterance, load_checkpoint, load_dataset
 from llm_mer.checkpoints.hub import NEVER_READ, READ_PATTERNS, is_hub_name
+from llm_mer.data.missing_values import check_sequence
 from llm_mer.inference.clips import utterance_from_fields
 
 
@@ -226,3 +228,30 @@ def test_the_hubs_refusals_are_told_apart(error: str, words: str, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=words):
         load_checkpoint("someone/mer", revision="v9")
+
+
+def test_the_features_of_an_utterance_are_checked_once_on_the_way_to_its_answer(
+    pipeline: MerPipeline, utterance: Utterance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[str] = []
+
+    def note(features: np.ndarray, size: int | None, where: str) -> None:
+        checked.append(where)
+        check_sequence(features, size, where)
+
+    for module in ("llm_mer.model.processing_mer", "llm_mer.data.dataset"):
+        monkeypatch.setattr(f"{module}.check_sequence", note)
+    odd = Utterance(id="odd", **{**fields_of(utterance), "audio_features": np.full((3, 6), np.nan, np.float32)})
+    pipeline([utterance])
+    named = [f"utterance {utterance.id!r}: {m}_features" for m in ("audio", "vision")]
+    assert checked == named
+    # Whoever makes questions without having checked them has it done; damage made on purpose is checked too.
+    dataset = pipeline.dataset([utterance], ["emotion"])
+    assert not dataset.checked
+    pipeline.predictor.predict(dataset)
+    assert checked == named * 2
+    with pytest.raises(UserError, match="utterance 'odd': audio_features holds NaN or infinity"):
+        pipeline([utterance, odd])
+    with pytest.raises(UserError, match="utterance 'odd': audio_features holds NaN or infinity"):
+        pipeline.predictor.predict(pipeline.dataset([odd]))
+    assert not dataclasses.replace(dataset, checked=True).corrupted(lambda u: u).checked
