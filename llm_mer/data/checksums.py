@@ -24,7 +24,7 @@ from llm_mer.errors import UserError
 
 CONTINUATION = b"\xff\xff\xff\xff"
 PIECE_BYTES = 1 << 20
-MOST_HEAD_BYTES = 1 << 24
+MAX_HEADER_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _File:
         for start in (0, *starts):
             prefix = self.read(start, start + 8)
             length = int.from_bytes(prefix[4:] if prefix[:4] == CONTINUATION else prefix[:4], "little")
-            digest.update(self.read(start, start + min(length, MOST_HEAD_BYTES) + 8))
+            digest.update(self.read(start, start + min(length, MAX_HEADER_BYTES) + 8))
         return digest.hexdigest()
 
 

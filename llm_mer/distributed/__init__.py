@@ -1,1 +1,1 @@
-"""Several processes: their group, and everything that touches the insides of DeepSpeed, FSDP and accelerate."""
+"""Multi-process runs: the process group, and all code that relies on internals of DeepSpeed, FSDP and accelerate."""

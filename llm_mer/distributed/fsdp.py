@@ -1,4 +1,4 @@
-"""What accelerate was told of FSDP."""
+"""Whether FSDP was requested."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def fsdp_requested() -> bool:
-    """Whether accelerate was told to shard by FSDP."""
+    """Whether accelerate was configured to shard with FSDP."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"

@@ -12,9 +12,9 @@ from llm_mer.storage.locks import lock_output
 
 @contextmanager
 def lock_outputs(targets: Sequence[Path], processes: ProcessGroup) -> Iterator[None]:
-    """Hold the locks of these places for the whole job: rank 0 takes them, and where it is refused every rank is.
+    """Hold the locks of these outputs for the whole job: rank 0 acquires them, and if it fails every rank raises.
 
-    Collective where the block is entered, and not where it is left.
+    Collective on entry of the block, not on exit.
 
     Raises:
         UserError: on every rank, as :func:`~llm_mer.storage.locks.lock_output`.

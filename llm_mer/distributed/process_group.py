@@ -1,4 +1,4 @@
-"""The processes of one job, started by ``torchrun`` or ``accelerate launch``; or just this one."""
+"""The processes of one job, started by ``torchrun`` or ``accelerate launch``; or this process alone."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ TASK_COUNT_VARIABLES: dict[str, str] = {
     "PMI_SIZE": "mpirun",
     "OMPI_COMM_WORLD_SIZE": "mpirun",
 }
-"""Where launchers of tasks say how many they started; tasks may be meant to be independent of one another."""
+"""Environment variables in which task launchers report how many tasks they started; the tasks may be independent."""
 SHUTDOWN_DELAY_SECONDS = 0.3
-"""Between the last collective and the end of the process group."""
+"""Pause between the last collective and the destruction of the process group."""
 
 
 def check_launch(world_size: int, environment: Mapping[str, str]) -> None:
-    """Refuse a launch of several processes that came to fewer, and warn of tasks of which each would train alone.
+    """Refuse a launch in which fewer processes joined than were started, and warn about tasks that would each train alone.
 
     Args:
-        world_size: how many processes have met.
-        environment: of this process, where launchers leave their traces.
+        world_size: number of processes that have joined.
+        environment: environment variables of this process, which launchers set.
 
     Raises:
-        UserError: naming the launcher, both numbers where they are known, and the command that works.
+        UserError: naming the launcher, both numbers where known, and the command that works.
     """
-    right = "start them with: torchrun --standalone --nproc_per_node N finetune.py … (several nodes: docs/training.md)"
-    asked = environment.get("WORLD_SIZE", "1")
-    if asked.isdigit() and int(asked) > world_size:
-        raise UserError(f"the launcher started {asked} processes (WORLD_SIZE), but {world_size} met here; {right}")
+    remedy = "start them with: torchrun --standalone --nproc_per_node N finetune.py … (several nodes: docs/training.md)"
+    requested = environment.get("WORLD_SIZE", "1")
+    if requested.isdigit() and int(requested) > world_size:
+        raise UserError(f"the launcher started {requested} processes (WORLD_SIZE), but {world_size} met here; {remedy}")
     if world_size > 1 or "WORLD_SIZE" in environment:
         return
-    # accelerate's launcher of a single process sets an address to meet at only where several were asked for.
+    # accelerate's single-process launcher sets a master address only if several processes were requested.
     if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
         raise UserError(
             "accelerate launch was asked for several processes and started one, as it does with --cpu or a MULTI_CPU "
-            f"configuration file; {right}"
+            f"configuration file; {remedy}"
         )
     for name, launcher in TASK_COUNT_VARIABLES.items():
         if environment.get(name, "1") not in ("", "1"):
             logger.warning(
-                "%s started %s tasks (%s), each of which trains alone; %s", launcher, environment[name], name, right
+                "%s started %s tasks (%s), each of which trains alone; %s", launcher, environment[name], name, remedy
             )
             return
 
@@ -72,16 +72,16 @@ class ProcessGroup:
         from accelerate import PartialState
 
         on_cpu = not torch.accelerator.is_available()
-        state = PartialState(cpu=on_cpu)  # without it, processes on a CPU do not see one another
+        state = PartialState(cpu=on_cpu)  # without cpu=True, processes on a CPU do not join a group
         return cls(state.process_index, state.num_processes, None if on_cpu else str(state.device))
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, the process that writes and prints."""
+        """Whether this is rank 0, the process that writes files and prints."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, by rank, on all."""
+        """Gather every process's value, by rank, on all processes."""
         if self.world_size == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -89,19 +89,19 @@ class ProcessGroup:
         return list(gather_object([value]))
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has reached this point."""
         if self.world_size > 1:
             from accelerate import PartialState
 
             PartialState().wait_for_everyone()
 
     def run_together(self, work: Callable[[], Result], here: bool = True) -> list[Result | None]:
-        """Do something on the ranks where ``here`` holds; every rank returns all results, by rank, None elsewhere.
+        """Run ``work`` on the ranks where ``here`` is True; every rank returns all results by rank, None for the others.
 
-        A rank that is refused something, or whose file system refuses, ends all of them: none waits for it in vain.
+        A :class:`UserError` or file system error on one rank is raised on all of them, so that none waits forever.
 
         Raises:
-            UserError: on every rank, the line of the first that failed. A single process raises what ``work`` does.
+            UserError: on every rank, the message of the first that failed. A single process raises what ``work`` raises.
         """
         if self.world_size == 1:
             return [work() if here else None]
@@ -113,32 +113,33 @@ class ProcessGroup:
             except (UserError, OSError) as error:
                 failure = error
         outcomes = self.gather((result, None if failure is None else describe_failure(failure)))
-        told = next((line for _, line in outcomes if line is not None), None)
-        if told is not None:
-            raise UserError(told) from failure
-        return [found for found, _ in outcomes]
+        message = next((text for _, text in outcomes if text is not None), None)
+        if message is not None:
+            raise UserError(message) from failure
+        return [value for value, _ in outcomes]
 
     def broadcast_from_first(self, value: Any) -> Any:
-        """Rank 0's value, on all."""
+        """Broadcast rank 0's value to all processes."""
         return self.gather(value if self.is_first else None)[0]
 
 
 def describe_failure(error: UserError | OSError) -> str:
-    """What to tell the other processes of a failure: a file system's with the file that it is about."""
+    """The message that the other processes get about a failure; file system errors name their file."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)
 
 
 def shutdown_process_group() -> None:
-    """Wait for the other processes at a program's end, if it joined any: one that exits early breaks their connections."""
+    """Wait for the other processes before exiting, if a group was joined: an early exit would break their connections."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return
     from torch import distributed
 
     if distributed.is_initialized():
         distributed.barrier()
-        # gloo's threads let go of the last collective's tensors a moment after it is done. One that does so while the
-        # interpreter shuts down ends the process ("terminate called without an active exception", PyTorch issue 190489).
+        # gloo's threads release the last collective's tensors a moment after it is done. If that happens while the
+        # interpreter shuts down, the process is terminated ("terminate called without an active exception", PyTorch issue
+        # 190489).
         time.sleep(SHUTDOWN_DELAY_SECONDS)
         distributed.destroy_process_group()

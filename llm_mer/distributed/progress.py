@@ -18,10 +18,10 @@ first 5 minutes, some 25 more in the first hour, 25 more in the next 10 hours.""
 
 
 class Progress(Protocol):
-    """What a loop tells of itself; also an iterable and a context manager. The methods are those of a tqdm bar."""
+    """Progress of a loop; also an iterable and a context manager. The methods are those of a tqdm bar."""
 
     def update(self, n: int = 1, /) -> Any:
-        """So many more are done."""
+        """Advance by ``n`` items."""
 
     def set_postfix(self, **values: Any) -> None:
         """Show these values beside the count."""
@@ -39,12 +39,12 @@ class Progress(Protocol):
 
 
 class ProgressLog:
-    """Progress as log lines, of which a loop of less than :data:`SECONDS_BETWEEN_LINES` writes none.
+    """Progress as log lines; a loop shorter than :data:`SECONDS_BETWEEN_LINES` writes none.
 
     Args:
-        iterable: what is looped over, if anything is.
-        total: how many there are, where it is known. initial: how many were done before.
-        description: begins each line. unit: what is counted, one of them.
+        iterable: what is looped over, if anything.
+        total: number of items, if known. initial: number of items done before.
+        description: start of each line. unit: singular name of an item.
         clock: seconds since any fixed point.
     """
 
@@ -61,9 +61,9 @@ class ProgressLog:
         self.iterable, self.description, self.unit = iterable, description, unit
         self.total = len(iterable) if total is None and isinstance(iterable, Sized) else total
         self.initial = self.done = initial
-        self.clock, self.began = clock, clock()
+        self.clock, self.started = clock, clock()
         self.next_line = SECONDS_BETWEEN_LINES
-        self.lines = 0
+        self.written_lines = 0
         self.values: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[Any]:
@@ -84,7 +84,7 @@ class ProgressLog:
     def update(self, n: int = 1) -> None:
         """Count, and write a line when one is due."""
         self.done += n
-        seconds = self.clock() - self.began
+        seconds = self.clock() - self.started
         if seconds >= self.next_line:
             self._write(seconds)
             self.next_line = seconds + max(SECONDS_BETWEEN_LINES, GROWTH * seconds)
@@ -94,9 +94,9 @@ class ProgressLog:
         self.values = values
 
     def close(self) -> None:
-        """The last line, where there were others and this is not the same."""
-        if self.lines and self.done != self.written:
-            self._write(self.clock() - self.began)
+        """Write a last line, if there were others and it would differ from the last one."""
+        if self.written_lines and self.done != self.last_written:
+            self._write(self.clock() - self.started)
 
     def _write(self, seconds: float) -> None:
         parts = [f"{self.description}: {self.done}"]
@@ -105,16 +105,16 @@ class ProgressLog:
         parts[0] += f" {self.unit}s"
         if self.total:
             parts[0] += f" ({100 * self.done / self.total:.0f} %)"
-        parts.append(f"{duration(seconds)} spent")
+        parts.append(f"{format_duration(seconds)} spent")
         new = self.done - self.initial
         if self.total and new > 0 and self.done < self.total:
-            parts.append(f"about {duration(seconds / new * (self.total - self.done))} left")
+            parts.append(f"about {format_duration(seconds / new * (self.total - self.done))} left")
         parts += [f"{name} {value}" for name, value in self.values.items()]
         logger.info(", ".join(parts))
-        self.lines, self.written = self.lines + 1, self.done
+        self.written_lines, self.last_written = self.written_lines + 1, self.done
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """``45 s``, ``3 min 20 s``, ``2 h 5 min``."""
     whole = round(seconds)
     if whole < 60:
@@ -143,7 +143,7 @@ def track_progress(
 
     Args:
         iterable, description, unit, total, initial: as of :class:`ProgressLog`.
-        hidden: show nothing anywhere. keep: leave the finished bar on the terminal.
+        hidden: show nothing. keep: leave the finished bar on the terminal.
     """
     if hidden or has_terminal():
         from tqdm import tqdm
@@ -154,7 +154,7 @@ def track_progress(
 
 
 def write_line(text: str) -> None:
-    """A line on standard output, above the bars of a terminal."""
+    """Print a line on standard output, above any progress bars."""
     if has_terminal():
         from tqdm import tqdm
 

@@ -2,8 +2,8 @@
 
 DeepSpeed marks a parameter that ZeRO-3 shards with ``ds_id`` and its full size with ``ds_numel``; FSDP2's are DTensors with
 a ``device_mesh``. These, ``persistent_parameters``, ``is_external_param``, ``coalesce_grad_reduction`` and accelerate's
-``deepspeed_engine_wrapped`` are no public interfaces: seen in DeepSpeed 0.19 and accelerate 1.15, checked against what is
-installed by ``tests/distributed/test_private_parts.py``.
+``deepspeed_engine_wrapped`` are not public interfaces: seen in DeepSpeed 0.19 and accelerate 1.15, checked against the
+installed versions by ``tests/distributed/test_private_parts.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 def gathered_parameters(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
     """A context in which every process holds sharded parameters in full, to read them.
 
-    Collective where a parameter is sharded; does nothing where none is.
+    Collective if any parameter is sharded; otherwise does nothing.
     """
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not sharded:
@@ -30,7 +30,7 @@ def gathered_parameters(parameters: Iterable[nn.Parameter]) -> AbstractContextMa
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether the module's forward pass is collective: it gathers parameters that other processes hold."""
+    """Whether the module's forward pass is collective: it gathers parameters held by other processes."""
     return any(hasattr(p, "ds_id") or hasattr(p, "device_mesh") for p in module.parameters())
 
 
@@ -52,8 +52,8 @@ def keep_parameters_gathered(engine: Any, module: nn.Module) -> None:
     persistent[0].all_gather(persistent)
     parameter: Any
     for parameter in (*persistent, *module.parameters()):
-        sharded: Any = parameter  # DeepSpeed's own attribute of it
-        sharded.is_external_param = True  # not released with the module that used it
+        sharded: Any = parameter  # has DeepSpeed's own attributes
+        sharded.is_external_param = True  # keeps it from being released with the module that used it
 
 
 class OrderedGradientReduction:
@@ -62,7 +62,7 @@ class OrderedGradientReduction:
     ZeRO-2 copies gradients into its buffer in the order in which they are computed, and adds the processes' buffers up
     element by element (DeepSpeed issue 2343). In an adapter that order may depend on the batch: an LSTM on a CPU computes
     its weights' gradients in an order that depends on the lengths in the batch, and the sums then mix different parameters.
-    So gradients stay with their parameters, LoRA's and the adapter's only, until the last backward pass of a step.
+    So gradients (of LoRA and the adapter only) stay with their parameters until the last backward pass of a step.
     """
 
     def __init__(self, wrapper: Any) -> None:
@@ -79,7 +79,7 @@ class OrderedGradientReduction:
         if sync_gradients:
             reduction, self._reduction = self._reduction, None
             reduction.__exit__(None, None, None)
-            self.engine.set_gradient_accumulation_boundary(is_boundary=True)  # the reduction put it back
+            self.engine.set_gradient_accumulation_boundary(is_boundary=True)  # the reduction context reset it
             self.engine.step()
 
     def get_global_grad_norm(self) -> Any:
@@ -88,7 +88,7 @@ class OrderedGradientReduction:
 
 
 def reduce_gradients_in_parameter_order(accelerator: Any) -> None:
-    """Have ZeRO-2 reduce gradients in the order of the parameters, the same on every process; does nothing elsewhere.
+    """Make ZeRO-2 reduce gradients in the order of the parameters, the same on every process; otherwise do nothing.
 
     Every parameter must get a gradient on every process.
     """

@@ -15,7 +15,7 @@ import numpy as np
 
 from llm_mer.data.schema import SAMPLE_RATE, Frames
 from llm_mer.errors import UserError
-from llm_mer.storage.addresses import is_address
+from llm_mer.storage.urls import is_url
 
 MIN_SECONDS = 0.1
 MAX_SECONDS = 600.0
@@ -72,9 +72,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except ImportError:
         raise UserError("reading media needs PyAV: pip install 'llm-mer[media]'") from None
     if not path.is_file():
-        raise MediaError(
-            path, "no_file", "it is an address; only files of this machine are read" if is_address(path) else ""
-        )
+        raise MediaError(path, "no_file", "it is a URL; only local files are read" if is_url(path) else "")
     if path.stat().st_size == 0:
         raise MediaError(path, "empty_file")
     # An absolute path, since FFmpeg takes what stands before a colon for a protocol.

@@ -111,7 +111,7 @@ class LineFile:
         written = os.fstat(self.raw.fileno())
         self.raw.close()
         if not (self.path.exists() and os.path.samestat(written, self.path.stat())):
-            raise UserError(f"--output {self.path}: was removed while it was written; its answers are lost")
+            raise UserError(f"--output {self.path}: was removed while it was being written; its answers are lost")
 
 
 class StandardOutput:

@@ -1,11 +1,11 @@
-"""Where the files that come with the package lie: beside this module in a wheel, at the top of a checkout."""
+"""Locations of the files shipped with the package: beside this module in a wheel, at the top of a checkout."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 SHIPPED = ("prompts", "configs", "deepspeed_configs", "accelerate_configs", "finetune.py", "infer.py")
-"""Names at the top of the repository that travel in the wheel."""
+"""Names at the top of the repository that are included in the wheel."""
 
 
 def resource_root() -> Path:
@@ -27,10 +27,10 @@ def resource(name: str) -> Path:
 
 
 def resolve_file(name: str) -> str:
-    """The path of a file that a user named: as it stands when there is one, else the shipped file of that name.
+    """Resolve a file that a user named: the path as given if it exists, else the shipped file of that name.
 
-    A name that is neither comes back unchanged, for the caller's own error. ``configs/quickstart.yaml`` therefore means the
-    shipped file wherever the working directory has none of that name.
+    A name that is neither is returned unchanged, for the caller's own error. ``configs/quickstart.yaml`` therefore means the
+    shipped file wherever the working directory has no file of that name.
     """
     path = Path(name)
     if path.exists() or path.is_absolute() or ".." in path.parts or path.parts[:1] == () or path.parts[0] not in SHIPPED:

@@ -1,1 +1,1 @@
-"""Files as such, whatever is in them: read within bounds, written whole or not at all."""
+"""Reading and writing files whatever they contain: bounded reads, atomic writes, locks and fingerprints."""

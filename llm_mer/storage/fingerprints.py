@@ -18,7 +18,7 @@ def file_sha256(path: Path) -> str:
 
 
 def files_sha256(paths: Iterable[Path]) -> str:
-    """SHA-256 over name and content of files in the order of their paths; folders do not enter, so that files may move."""
+    """SHA-256 over names and contents of files in the order of their paths; folders are left out, so that files may move."""
     digest = hashlib.sha256()
     for path in sorted(set(paths)):
         digest.update(path.name.encode())

@@ -1,4 +1,4 @@
-"""Weights that hold NaN or infinity, found in one pass when they are loaded."""
+"""Checking loaded weights for NaN and infinity."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from llm_mer.errors import UserError
 
 
 def require_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> None:
-    """One pass over tensors without copies of them; those that hold no real numbers, or are sharded away, are passed over.
+    """Check tensors in one pass without copying them; integer, empty (sharded) and meta tensors are skipped.
 
     Raises:
         UserError: naming ``where`` and the first tensor that holds NaN or infinity.
     """
     for name, value in tensors:
         if value.is_floating_point() and value.numel() and value.device.type != "meta":
-            low, high = torch.aminmax(value.detach())  # NaN where there is one
+            low, high = torch.aminmax(value.detach())  # NaN propagates to both
             if not bool(torch.isfinite(low) & torch.isfinite(high)):
-                raise UserError(f"{where}: {name} holds NaN or infinity; such a model answers nothing")
+                raise UserError(f"{where}: {name} holds NaN or infinity; a model with such weights cannot answer")

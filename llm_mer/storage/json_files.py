@@ -1,4 +1,4 @@
-"""JSON files that this program wrote, read with one line for whatever is wrong with them."""
+"""Reading JSON files that this program wrote; whatever is wrong with one is reported in one line."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from llm_mer.storage.json_text import parse_json
 
 
 def read_json(path: Path, missing: str | None = None) -> Any:
-    """The value of a JSON file.
+    """Read a JSON file.
 
     Args:
-        missing: the message where there is no such file.
+        missing: the error message if the file does not exist.
 
     Raises:
-        UserError: no file, not UTF-8, not JSON, a key given twice in an object, or nested too deeply.
+        UserError: no such file, not UTF-8, not JSON, a duplicate key in an object, or nested too deeply.
     """
     if not path.is_file():
         raise UserError(missing or f"{path}: no such file")
@@ -24,7 +24,7 @@ def read_json(path: Path, missing: str | None = None) -> Any:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: damaged or cut off, not JSON: {error}") from None
-    # Other libraries' files (trainer_state.json) hold NaN where a number is not known.
+    # Files of other libraries (trainer_state.json) may hold NaN for an unknown number.
     try:
         return parse_json(text, str(path), finite=False)
     except UserError as error:
@@ -32,8 +32,8 @@ def read_json(path: Path, missing: str | None = None) -> Any:
 
 
 def read_json_object(path: Path, missing: str | None = None) -> dict[str, Any]:
-    """The object of a JSON file. Raises :class:`UserError` as :func:`read_json`, and for any other value."""
+    """Read a JSON object from a file. Raises :class:`UserError` as :func:`read_json`, and for any other value."""
     value = read_json(path, missing)
     if not isinstance(value, dict):
-        raise UserError(f"{path}: damaged, holds {type(value).__name__} in place of an object")
+        raise UserError(f"{path}: damaged, holds {type(value).__name__} instead of an object")
     return value

@@ -1,4 +1,4 @@
-"""Lines of JSON that another run of this program wrote: whole, each an object, read as strictly as other people's."""
+"""Reading JSON Lines files that this program wrote, as strictly as files from elsewhere."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from llm_mer.storage.json_text import parse_json
 
 
 def read_json_lines(path: Path, note: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """``(file:line, object)`` of every line; lines end at line feeds alone, and one line is held at a time.
+    """``(file:line, object)`` of every line; only line feeds end a line, and one line is in memory at a time.
 
     Args:
-        note: stands after the place in every message, e.g. ``": damaged"``.
+        note: follows ``file:line`` in every message, e.g. ``": damaged"``.
 
     Raises:
-        UserError: naming file and line: not UTF-8, as :func:`~llm_mer.storage.json_text.parse_json`, or no object.
+        UserError: naming file and line: not UTF-8, as :func:`~llm_mer.storage.json_text.parse_json`, or not an object.
     """
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
@@ -26,7 +26,7 @@ def read_json_lines(path: Path, note: str = "") -> Iterator[tuple[str, dict[str,
 
 
 def parse_json_object(line: bytes, where: str) -> dict[str, Any]:
-    """The object of one line. Raises :class:`UserError` as :func:`read_json_lines`."""
+    """Parse the object of one line. Raises :class:`UserError` as :func:`read_json_lines`."""
     try:
         text = line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:

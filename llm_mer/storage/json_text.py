@@ -1,7 +1,8 @@
-"""JSON of other people's making, read as they mean it or not at all.
+"""Strict JSON parsing: input that Python's parser would silently misread is refused.
 
-Python's reader keeps the last of two values under one key, takes ``NaN`` for a number, answers 400 digits with an integer
-that no float holds, and ends with ``RecursionError`` on nested brackets. Each is refused here in one line.
+Python's parser keeps the last of two values under one key, accepts ``NaN`` as a number, turns 400 digits into an integer
+that no float can hold, and raises ``RecursionError`` on deeply nested brackets. Each is refused here with a one-line
+message.
 """
 
 from __future__ import annotations
@@ -13,32 +14,32 @@ from typing import Any
 from llm_mer.errors import UserError
 from llm_mer.storage.quoting import quote
 
-MOST_DIGITS = 300
-"""Digits of a whole number: one more digit than this may be infinite as a float."""
+MAX_DIGITS = 300
+"""Most digits of an integer; longer ones may overflow a float."""
 
 
-def _pairs(where: str) -> Any:
+def _object_hook(where: str) -> Any:
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
             keys = [key for key, _ in pairs]
-            twice = next(key for i, key in enumerate(keys) if key in keys[:i])
-            raise UserError(f"{where}: key {quote(twice)} stands there twice; which value holds is not known")
+            duplicate = next(key for i, key in enumerate(keys) if key in keys[:i])
+            raise UserError(f"{where}: key {quote(duplicate)} occurs twice; it is unclear which value is meant")
         return found
 
     return build
 
 
-def _whole(where: str) -> Any:
+def _int_hook(where: str) -> Any:
     def build(text: str) -> int:
-        if len(text) > MOST_DIGITS:
-            raise UserError(f"{where}: a number of {len(text)} digits; at most {MOST_DIGITS} are read")
+        if len(text) > MAX_DIGITS:
+            raise UserError(f"{where}: a number of {len(text)} digits; at most {MAX_DIGITS} are read")
         return int(text)
 
     return build
 
 
-def _real(where: str) -> Any:
+def _float_hook(where: str) -> Any:
     def build(text: str) -> float:
         value = float(text)
         if not math.isfinite(value):
@@ -48,7 +49,7 @@ def _real(where: str) -> Any:
     return build
 
 
-def _constant(where: str) -> Any:
+def _constant_hook(where: str) -> Any:
     def build(text: str) -> float:
         raise UserError(f"{where}: {text} is not JSON; a number must be finite, and a missing one is null or left out")
 
@@ -56,23 +57,23 @@ def _constant(where: str) -> Any:
 
 
 def parse_json(text: str, where: str, finite: bool = True) -> Any:
-    """What a JSON text holds.
+    """Parse a JSON text.
 
     Args:
-        finite: refuse ``NaN``, ``Infinity`` and numbers beyond float64 here; otherwise they come back as they are, for a
-            caller that can name the field.
+        finite: refuse ``NaN``, ``Infinity`` and numbers beyond float64; otherwise they are returned, for a caller that
+            can name the field.
 
     Raises:
-        UserError: naming ``where`` for text that is not JSON, a key given twice in one object, a number that is not finite
-            or has more than :data:`MOST_DIGITS` digits, and nesting beyond what Python's reader can follow.
+        UserError: naming ``where`` for text that is not JSON, a duplicate key in an object, a number that is not finite or
+            has more than :data:`MAX_DIGITS` digits, and nesting beyond the recursion limit.
     """
     try:
         return json.loads(
             text,
-            object_pairs_hook=_pairs(where),
-            parse_int=_whole(where),
-            parse_float=_real(where) if finite else float,
-            parse_constant=_constant(where) if finite else float,
+            object_pairs_hook=_object_hook(where),
+            parse_int=_int_hook(where),
+            parse_float=_float_hook(where) if finite else float,
+            parse_constant=_constant_hook(where) if finite else float,
         )
     except json.JSONDecodeError as error:
         line = f"line {error.lineno} " if error.lineno > 1 else ""
@@ -82,7 +83,7 @@ def parse_json(text: str, where: str, finite: bool = True) -> Any:
 
 
 def dump_json(value: Any, indent: int | None = None) -> str:
-    """The JSON text of plain values; a number that is NaN or infinite, which JSON does not have, is null: not known."""
+    """Serialise plain values as JSON; NaN and infinity, which JSON does not have, become null."""
     return json.dumps(_known(value), ensure_ascii=False, indent=indent, allow_nan=False)
 
 

@@ -1,8 +1,8 @@
-"""One writer at a time: a lock on a file or folder that is being written, which says who writes it, and since when.
+"""Output locks: one writer at a time for a file or folder, with a record of who is writing it and since when.
 
-The lock is the operating system's (``flock``), so it ends with the process that holds it, however that ends. A hidden file
-``.NAME.lock`` beside ``NAME`` carries it and the owner as text, and is deleted at the end; one that a killed process left is
-taken over by the next writer of the same place.
+The lock is the operating system's (``flock``), so it is released whenever the process that holds it ends. A hidden file
+``.NAME.lock`` beside ``NAME`` carries the lock and names its owner, and is deleted at the end; a lock file left by a killed
+process is reused by the next writer.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NO_LOCKS_HERE = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
-"""Errors of a file system that has no locks."""
-WAIT_SECONDS = 0.3
-"""For a lock whose owner is about to delete its file: the next attempt finds a new one."""
+LOCKS_UNSUPPORTED_ERRORS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
+"""Errors of a file system that does not support locks."""
+ACQUIRE_TIMEOUT_SECONDS = 0.3
+"""Covers an owner that is just about to delete its lock file; the next attempt creates a new one."""
 
 
 @dataclass(frozen=True)
 class LockOwner:
-    """The process that writes a place. ``since``: UTC to the second, ISO 8601."""
+    """The process that is writing an output. ``since``: UTC to the second, ISO 8601."""
 
     process: int
     host: str
@@ -44,12 +44,12 @@ class LockOwner:
 
     @classmethod
     def current(cls) -> LockOwner:
-        """This process, from now on."""
+        """This process, starting now."""
         return cls(os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds"))
 
     @classmethod
     def read(cls, path: Path) -> LockOwner | None:
-        """The owner noted in a lock file; None where there is none, or where it is just being written."""
+        """The owner recorded in a lock file; None if there is none, or if it is just being written."""
         try:
             entry = parse_json(path.read_text(encoding="utf-8"), str(path))
             return cls(int(entry["process"]), str(entry["host"]), str(entry["since"]))
@@ -61,14 +61,14 @@ class LockOwner:
 
 
 def lock_path(target: Path) -> Path:
-    """Where the lock of a file or folder lies: beside it, or in it where it is a folder whose parent cannot be written."""
-    place = Path(os.path.realpath(target))  # one lock by whatever name the place is called
-    inside = not place.name or (place.is_dir() and not os.access(place.parent, os.W_OK))
-    return place / ".output.lock" if inside else place.with_name(f".{place.name}.lock")
+    """Path of the lock file: beside the target, or inside a folder whose parent is not writable."""
+    resolved = Path(os.path.realpath(target))  # one lock whatever name the target is given by
+    inside = not resolved.name or (resolved.is_dir() and not os.access(resolved.parent, os.W_OK))
+    return resolved / ".output.lock" if inside else resolved.with_name(f".{resolved.name}.lock")
 
 
 def is_lock_file(name: str) -> bool:
-    """Whether a file of this name is a lock of :func:`lock_output`; a kill may leave it."""
+    """Whether this is the name of a lock file of :func:`lock_output`; a killed process may leave one."""
     return re.fullmatch(r"\..+\.lock", name) is not None
 
 
@@ -76,14 +76,14 @@ def is_lock_file(name: str) -> bool:
 def lock_output(target: Path | str) -> Iterator[None]:
     """Hold the lock of a file or folder that this process writes.
 
-    The same thread may hold it several times over. On a file system without locks a warning says so, and nothing is held.
-    Between machines it holds where their common file system hands ``flock`` on to the server (NFS does, from Linux 2.6.12).
+    Reentrant within a thread. On a file system without locks a warning is logged and nothing is locked. Between machines it
+    works if their shared file system forwards ``flock`` to the server (NFS does, from Linux 2.6.12).
 
     Args:
-        target: need not exist; its parent folder is made.
+        target: need not exist; its parent folder is created.
 
     Raises:
-        UserError: another process writes there, in one line with its number, host and start; or the place is read-only.
+        UserError: another process is writing there (its id, host and start are named), or the target is read-only.
     """
     path = lock_path(Path(target))
     lock = _acquire(path, Path(target))
@@ -92,15 +92,15 @@ def lock_output(target: Path | str) -> Iterator[None]:
         return
     try:
         if lock.lock_counter == 1:
-            _note_owner(path, Path(target))
+            _write_owner(path, Path(target))
         yield
     finally:
         if lock.lock_counter == 1:
-            path.unlink(missing_ok=True)  # still held: who opened the file before finds it without a name, and tries anew
+            path.unlink(missing_ok=True)  # while held: a process that had opened the file finds it unlinked, and retries
         lock.release()
 
 
-def _note_owner(path: Path, target: Path) -> None:
+def _write_owner(path: Path, target: Path) -> None:
     try:
         path.write_text(json.dumps(asdict(LockOwner.current())) + "\n", encoding="utf-8")
     except OSError as error:
@@ -108,20 +108,20 @@ def _note_owner(path: Path, target: Path) -> None:
 
 
 def _acquire(path: Path, target: Path) -> FileLock | None:
-    """The held lock; None where the file system has none."""
+    """Acquire the lock; None if the file system does not support locks."""
     from filelock import FileLock, Timeout
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, is_singleton=True, fallback_to_soft=False)
         with suppress(Timeout):
-            lock.acquire(timeout=WAIT_SECONDS, poll_interval=WAIT_SECONDS / 10)
+            lock.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS, poll_interval=ACQUIRE_TIMEOUT_SECONDS / 10)
             return lock
     except OSError as error:
-        if error.errno in NO_LOCKS_HERE:
-            logger.warning("%s: its file system has no locks, so a second process that writes there is not noticed", target)
+        if error.errno in LOCKS_UNSUPPORTED_ERRORS:
+            logger.warning("%s: its file system has no locks, so a second process that writes there goes unnoticed", target)
             return None
         raise UserError(f"{target}: cannot be locked for writing: {path}: {error.strerror}") from error
     owner = LockOwner.read(path)
-    who = "another process" if owner is None else str(owner)
-    raise UserError(f"{target} is being written by {who}; wait until that has ended, or name another place")
+    writer = "another process" if owner is None else str(owner)
+    raise UserError(f"{target} is being written by {writer}; wait until it has ended, or name another output")

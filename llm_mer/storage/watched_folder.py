@@ -1,4 +1,4 @@
-"""A folder that must stay where it is while something is written into it."""
+"""Detecting that an output folder was moved or deleted while it was being written."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from llm_mer.errors import UserError
 
 
 class WatchedFolder:
-    """Notices that a folder was removed, moved away or replaced, also where a writer has made it anew since.
+    """Notices that a folder was removed, moved or replaced, even if a writer has created it again since.
 
     Args:
-        path: is made where it does not exist. name: what messages call it.
+        path: created if it does not exist. name: its name in messages.
     """
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
         path.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_RDONLY)  # while it is open, no other folder gets its number
+        self._descriptor = os.open(path, os.O_RDONLY)  # keeps the inode number from being reused
 
     @property
     def is_there(self) -> bool:
-        """Whether the path still leads to the folder it led to at first."""
+        """Whether the path still leads to the original folder."""
         try:
-            found, own = os.stat(self.path), os.fstat(self._descriptor)
+            current, original = os.stat(self.path), os.fstat(self._descriptor)
         except OSError:
             return False
-        return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
+        return (current.st_dev, current.st_ino) == (original.st_dev, original.st_ino)
 
     def check(self) -> None:
-        """Raises :class:`UserError` where the folder is gone."""
+        """Raises :class:`UserError` if the folder is gone."""
         if not self.is_there:
             raise self.error()
 
     def error(self) -> UserError:
-        """What to say where the folder is gone."""
-        return UserError(f"{self.name}: it was removed or moved while it was written; run the command again")
+        """The error to raise if the folder is gone."""
+        return UserError(f"{self.name}: it was removed or moved while it was being written; run the command again")
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         os.close(self._descriptor)
 
 
 @contextmanager
 def watch_folder(path: Path) -> Iterator[WatchedFolder]:
-    """Watch a folder that the block writes into; where it is gone at the end, or when an error ends the block, say so.
+    """Watch a folder that the block writes into; report if it is gone at the end, or when an error ends the block.
 
     Raises:
         UserError: the folder was removed or moved.

@@ -8,17 +8,17 @@ import threading
 
 
 def end_with_parent() -> None:
-    """In a worker process: end it as soon as its parent has ended, however that happened. Nothing in a main process.
+    """In a worker process: exit as soon as the parent process has ended. Does nothing in a main process.
 
-    A killed parent cannot tell its workers. A worker of a pool holds both ends of the queue it waits on, so the queue never
-    closes for it either, and it would wait for ever, with a model in its memory.
+    A killed parent cannot notify its workers. A pool worker holds both ends of the queue it waits on, so the queue never
+    closes either, and the worker would wait forever with a model in memory.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
         return
 
-    def watch() -> None:
+    def wait_for_parent() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=watch, name="end with parent", daemon=True).start()
+    threading.Thread(target=wait_for_parent, name="end with parent", daemon=True).start()

@@ -23,7 +23,7 @@ from llm_mer.checkpoints.run_manifest import MANIFEST, RunManifest, weights_file
 from llm_mer.distributed.output_lock import lock_outputs
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
-from llm_mer.storage.atomic_files import exchange_folders, is_temporary, old_folder
+from llm_mer.storage.atomic_files import backup_folder, install_folder, is_temporary
 from llm_mer.storage.locks import is_lock_file
 from llm_mer.training.atomic_checkpoints import STAGING_FOLDER, list_checkpoints, remove_checkpoints
 from llm_mer.training.resume import resumed_folder
@@ -125,7 +125,7 @@ class TrainingOutput:
     def _exchange(self) -> None:
         if self.working != self.target and self.working.is_dir():
             set_card_aside(self.target)
-            exchange_folders(self.working, self.target, is_run_file)
+            install_folder(self.working, self.target, is_run_file)
 
 
 @contextmanager
@@ -215,7 +215,7 @@ def set_card_aside(target: Path) -> None:
 
 def finish_exchange(target: Path, beside: Path) -> None:
     """Complete an exchange of two folders that was killed between its renames; one of both is always whole."""
-    old = old_folder(beside)
+    old = backup_folder(beside)
     if not old.is_dir():
         return
     if not target.exists():

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from llm_mer.adapters import use_adapter
 from llm_mer.errors import UserError
 from llm_mer.resources.files import resolve_file
-from llm_mer.storage.yaml_text import MOST_BYTES, parse_yaml
+from llm_mer.storage.yaml_text import MAX_BYTES, parse_yaml
 from llm_mer.training.declared_options import Option
 from llm_mer.training.options import SECRETS, ModelArguments
 from llm_mer.training.run_config import RunConfig, options_of_run
@@ -178,8 +178,8 @@ def read_options(file: str) -> dict[str, Any]:
         raise UserError(f"--config: {file!r} is a folder; name a YAML file")
     if not path.is_file():
         raise UserError(f"--config: no such file {file!r}")
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise UserError(f"--config: {file}: {size} bytes; at most {MOST_BYTES} are read")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise UserError(f"--config: {file}: {size} bytes; at most {MAX_BYTES} are read")
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"), f"--config: {file}")
     except UnicodeDecodeError:

@@ -10,7 +10,7 @@ import pytest
 from tqdm import tqdm
 from transformers import ProgressCallback
 
-from llm_mer.distributed.progress import ProgressLog, duration, track_progress
+from llm_mer.distributed.progress import ProgressLog, format_duration, track_progress
 from llm_mer.training.progress import ProgressLogCallback, log_progress_without_terminal
 
 
@@ -69,7 +69,7 @@ def test_without_a_terminal_progress_is_logged_and_with_one_it_is_a_bar(monkeypa
 
 @pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
 def test_durations_are_readable(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(

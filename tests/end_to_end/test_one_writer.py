@@ -72,7 +72,7 @@ def test_an_evaluation_folder_removed_while_it_is_written_is_an_error(
 
     monkeypatch.setattr(evaluation_module, "predict_conditions", removing)
     options = {"output": str(tmp_path / "out"), "limit": 4, "resamples": 10}
-    with pytest.raises(UserError, match="out: it was removed or moved while it was written"):
+    with pytest.raises(UserError, match="out: it was removed or moved while it was being written"):
         evaluate_checkpoint(EvaluateConfig(checkpoint=str(trained), data=[str(store)], **options))
     assert not list(tmp_path.iterdir())
 
@@ -84,6 +84,6 @@ def test_a_store_whose_unfinished_folder_is_removed_is_one_line(tmp_path: Path) 
             if path.is_dir():
                 shutil.rmtree(path)
 
-    with pytest.raises(UserError, match="out: it was removed or moved while it was written"):
+    with pytest.raises(UserError, match="out: it was removed or moved while it was being written"):
         write_store(utterances(), tmp_path / "out")
     assert not list(tmp_path.iterdir())

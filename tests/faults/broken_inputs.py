@@ -233,7 +233,7 @@ MEDIA = (
         "not a media file PyAV can open",
     ),
     Fault("media: a picture", file("clip.mp4", b"GIF89a" + bytes(300)), frames, "not a media file PyAV can open"),
-    Fault("media: an address", lambda g: Path("https://example.org/clip.mp4"), audio, "only files of this machine are read"),
+    Fault("media: a URL", lambda g: Path("https://example.org/clip.mp4"), audio, "only local files are read"),
     Fault("media: mp4 cut before its index", lambda g: cut(clip(g)), frames, "not a media file PyAV can open"),
     Fault(
         "media: mp4 cut after its index, sound",
@@ -353,10 +353,10 @@ MANIFESTS = (
     Fault("manifest: empty id", entry(id=""), manifest, ":2: field 'id' is ''; it must be a text or a number"),
     Fault("manifest: a list as id", entry(id=["a"]), manifest, r":2: field 'id' is \['a'\]; it must be a text"),
     Fault(
-        "manifest: an address in place of a file",
+        "manifest: a URL in place of a file",
         entry(video="https://example.org/clip.mp4"),
         manifest,
-        ":2: field 'video' is 'https://example.org/clip.mp4', an address; it must be the path of a file",
+        ":2: field 'video' is 'https://example.org/clip.mp4', a URL; it must be the path of a file",
     ),
     Fault("manifest: an id twice", entry(id="first"), manifest, r":2: id 'first' was used at .*clips\.jsonl:1"),
     Fault("manifest: no modality", entry(text="absent"), manifest, ":2: give at least one of text, audio, video"),
@@ -783,7 +783,7 @@ STORES = (
         "store: a list",
         copied_store(lambda f: edit(f / "store.json", lambda e: [e])),
         store_splits,
-        "damaged, holds list in place of an object",
+        "damaged, holds list instead of an object",
     ),
     Fault(
         "store: a newer version",
@@ -1181,7 +1181,7 @@ PROMPTS = (
     Fault("prompt: not YAML", file("mine.yaml", "task: [a\nkind: b"), prompts, "not YAML"),
     Fault("prompt: not UTF-8", file("mine.yaml", "task: é".encode("latin-1")), prompts, "not UTF-8 text"),
     Fault("prompt: a key twice", file("mine.yaml", "task: a\nkind: b\ntask: c"), prompts, "line 3: key 'task' .* twice"),
-    Fault("prompt: aliases without end", file("mine.yaml", LAUGHS), prompts, "aliases make more than 100000 values"),
+    Fault("prompt: aliases without end", file("mine.yaml", LAUGHS), prompts, "aliases expand it to more than 100000 values"),
     Fault("prompt: nested", file("mine.yaml", "[" * 5000), prompts, "nested|not YAML"),
     Fault("prompt: a class", file("mine.yaml", "task: !!python/name:os.system"), prompts, "not YAML: could not determine"),
     Fault("prompt: a list", file("mine.yaml", "- task"), prompts, "a prompt file is a mapping of keys to values"),
@@ -1272,7 +1272,7 @@ TASKS = (
     Fault("task: not YAML", file("mine.yaml", "mood: [\nkind: b"), task, "not YAML"),
     Fault("task: not UTF-8", file("mine.yaml", "mood: é".encode("latin-1")), task, "not UTF-8 text"),
     Fault("task: two in a file", file("mine.yaml", "a: {}\nb: {}"), task, "a task file holds exactly one task"),
-    Fault("task: aliases without end", file("mine.yaml", LAUGHS), task, "aliases make more than 100000 values"),
+    Fault("task: aliases without end", file("mine.yaml", LAUGHS), task, "aliases expand it to more than 100000 values"),
     Fault(
         "task: a label named no",
         file("mine.yaml", "mood: {kind: classification, labels: [{name: no, en: nay}, {name: yes, en: yea}]}"),
@@ -1457,7 +1457,7 @@ OPTIONS = (
     Fault(
         "options: a rate that is NaN", config(learning_rate=float("nan")), options, "learning_rate: nan; it must be fini", ""
     ),
-    Fault("options: a key twice", file("run.yaml", "seed: 1\nseed: 2\n"), options, "line 2: key 'seed' stands there twice"),
+    Fault("options: a key twice", file("run.yaml", "seed: 1\nseed: 2\n"), options, "line 2: key 'seed' occurs twice"),
     Fault("options: no such split", config(train_split="dev"), options, "no split 'dev'; it holds test, train, valid", ""),
     Fault(
         "evaluate: a condition of nothing",
@@ -1494,7 +1494,7 @@ OPTIONS = (
         "report: one probability given twice",
         evaluated('{"condition": "as is", "id": "a", "task": "emotion", "language": "en", "value": "x", "value": "y"}'),
         read_report,
-        "predictions.jsonl:1: damaged: key 'value' stands there twice",
+        "predictions.jsonl:1: damaged: key 'value' occurs twice",
     ),
     Fault(
         "report: a probability that is NaN",
@@ -1512,7 +1512,7 @@ OPTIONS = (
         "report: answers with an id given twice",
         file("answers.jsonl", '{"id": "a", "id": "b", "value": "happy"}\n'),
         read_answers,
-        "answers.jsonl:1: key 'id' stands there twice",
+        "answers.jsonl:1: key 'id' occurs twice",
     ),
     Fault(
         "report: answers that are NaN",
@@ -1530,7 +1530,7 @@ OPTIONS = (
         "report: a trajectory's epoch given twice",
         file("trajectories.jsonl", '{"epoch": 0, "epoch": 1, "name": "x", "points": [[0, 0]]}\n'),
         read_trajectories,
-        "trajectories.jsonl:1: key 'epoch' stands there twice",
+        "trajectories.jsonl:1: key 'epoch' occurs twice",
     ),
     Fault(
         "report: a trajectory of words",
@@ -1542,7 +1542,7 @@ OPTIONS = (
         "infer: an answer file with an id given twice",
         file("answers.jsonl", '{"id": "a", "id": "b", "value": "happy"}\n'),
         continue_answers,
-        "answers.jsonl:1: not a line of infer.py .key 'id' stands there twice",
+        "answers.jsonl:1: not a line of infer.py .key 'id' occurs twice",
     ),
     Fault("demo: a port that is none", folder, demo("--port", "70000"), "a number from 0 to 65535", "--port 70000"),
     Fault("demo: a name as address", folder, demo("--host", "evil.example"), "an address", "--host evil.example"),

@@ -230,7 +230,7 @@ def test_a_file_that_is_removed_while_it_is_written_is_an_error(tmp_path: Path) 
     file = LineFile(tmp_path / "out")
     file.write("first\n")
     (tmp_path / "out").unlink()
-    with pytest.raises(UserError, match="out: was removed while it was written"):
+    with pytest.raises(UserError, match="out: was removed while it was being written"):
         file.close()
 
 

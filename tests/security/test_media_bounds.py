@@ -16,7 +16,7 @@ from helpers.media_files import clip, write_mp4, write_wav
 
 from llm_mer.features import media
 from llm_mer.features.media import MediaError, read_audio, read_frames
-from llm_mer.storage.addresses import is_address
+from llm_mer.storage.urls import is_url
 
 MEMORY = 3 << 30
 """Bytes of address space for a process that reads a clip, of which about 1.5 GiB are the libraries'."""
@@ -210,14 +210,14 @@ def test_ten_hours_of_sound_are_refused_in_bounded_memory(tmp_path: Path) -> Non
     ],
 )
 def test_an_address_is_no_file(address: str) -> None:
-    assert is_address(address)
+    assert is_url(address)
     with pytest.raises(MediaError, match="only files of this machine are read"):
         read_audio(address)
 
 
 @pytest.mark.parametrize("name", ["take:1.mp4", "a.mp4", "C/x.mp4", "data/clip.mp4", "pipe.wav", "日本:語.wav"])
 def test_a_file_may_have_a_colon_in_its_name(tmp_path: Path, name: str) -> None:
-    assert not is_address(name)
+    assert not is_url(name)
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     write_wav(path.with_name("plain.wav"), np.zeros(8_000) + 0.1).rename(path)

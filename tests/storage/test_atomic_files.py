@@ -11,7 +11,7 @@ import pytest
 
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import (
-    exchange_folders,
+    install_folder,
     is_disk_full,
     new_folder,
     open_atomically,
@@ -164,7 +164,7 @@ def test_a_folder_of_others_stays_inside_the_new_one_of_the_same_name(tmp_path: 
         for name in files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(folder.name)
-    exchange_folders(new, old, lambda name: name == "w.bin")
+    install_folder(new, old, lambda name: name == "w.bin")
     found = {str(path.relative_to(old)): path.read_text() for path in old.rglob("*") if path.is_file()}
     assert found == {"w.bin": ".run.overwriting", "runs/a/events.1": "run", "runs/a/events.2": ".run.overwriting"}
     assert listing(tmp_path) == ["run"]

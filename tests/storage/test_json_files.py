@@ -22,7 +22,7 @@ CASES: list[tuple[Callable[..., Any], bytes, str]] = [
     (read_json, b'{"a": ', "damaged or cut off, not JSON"),
     (read_json, b'"\xff"', "damaged or cut off, not JSON"),
     (read_json, b"[" * 100_000, "nested too deeply"),
-    (read_json_object, b"[]", "holds list in place of an object"),
+    (read_json_object, b"[]", "holds list instead of an object"),
 ]
 
 

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_mer.errors import UserError
-from llm_mer.storage.json_text import MOST_DIGITS, dump_json, parse_json
+from llm_mer.storage.json_text import MAX_DIGITS, dump_json, parse_json
 
 VALUES = st.recursive(
     st.none()
@@ -29,12 +29,12 @@ def test_every_value_comes_back_as_it_was_written(value: object) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": 1, "a": 1}', "here: key 'a' stands there twice"),
-        ('{"x": [{"a": 1, "b": 2, "a": 3}]}', "here: key 'a' stands there twice"),
+        ('{"a": 1, "a": 1}', "here: key 'a' occurs twice"),
+        ('{"x": [{"a": 1, "b": 2, "a": 3}]}', "here: key 'a' occurs twice"),
         ('{"a": NaN}', "here: NaN is not JSON"),
         ('{"a": -Infinity}', "here: -Infinity is not JSON"),
         ('{"a": 1e999}', "here: the number '1e999' is too large"),
-        ('{"a": ' + "9" * 400 + "}", f"here: a number of 400 digits; at most {MOST_DIGITS}"),
+        ('{"a": ' + "9" * 400 + "}", f"here: a number of 400 digits; at most {MAX_DIGITS}"),
         ('{"a": ' + "9" * 10_000 + "}", "here: a number of 10000 digits"),
         ("[" * 100_000, "here: brackets are nested too deeply"),
         ('{"a":' * 3000 + "1" + "}" * 3000, "here: brackets are nested too deeply"),

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from llm_mer.errors import UserError
-from llm_mer.storage.yaml_text import MOST_LEVELS, parse_yaml
+from llm_mer.storage.yaml_text import MAX_LEVELS, parse_yaml
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
@@ -37,12 +37,12 @@ def test_ordinary_yaml_is_read_as_the_safe_loader_reads_it(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3", "here: line 3: key 'a' stands there twice"),
-        ("x: {b: 2, b: 2}", "here: line 1: key 'b' stands there twice"),
-        (LAUGHS, "here: line 5: aliases make more than 100000 values"),
-        ("a: &a [*a]", "here: line 1: an alias stands inside of what it repeats"),
+        ("a: 1\nb: 2\na: 3", "here: line 3: key 'a' occurs twice"),
+        ("x: {b: 2, b: 2}", "here: line 1: key 'b' occurs twice"),
+        (LAUGHS, "here: line 5: aliases expand it to more than 100000 values"),
+        ("a: &a [*a]", "here: line 1: an alias refers to a node that contains it"),
         ("[" * 5000, "here: "),
-        ("[" * (MOST_LEVELS + 1) + "]" * (MOST_LEVELS + 1), f"nested deeper than {MOST_LEVELS} levels"),
+        ("[" * (MAX_LEVELS + 1) + "]" * (MAX_LEVELS + 1), f"nested deeper than {MAX_LEVELS} levels"),
         ("a: !!python/object/apply:os.system [ls]", "here: not YAML: .*could not determine a constructor"),
         ("a: 2020-13-45", "here: not YAML"),
         ("a: " + "9" * 5000, "here: not YAML"),

@@ -237,7 +237,7 @@ def test_an_output_folder_removed_while_it_is_written_is_an_error(
         monkeypatch.setattr(HeadTrainer, "training_step", remove_then(HeadTrainer.training_step))
     else:
         monkeypatch.setattr(llm_mer.training.run, "save_final", remove_then(llm_mer.training.run.save_final))
-    with pytest.raises(UserError, match=r"run: it was removed or moved while it was written"):
+    with pytest.raises(UserError, match=r"run: it was removed or moved while it was being written"):
         finetune(arguments(backbone="none", **{**SAVING, "save_strategy": "no", "max_steps": 1}))
 
 

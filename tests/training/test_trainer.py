@@ -263,10 +263,10 @@ def test_a_mistake_in_the_yaml_file_is_refused_before_a_backbone_is_loaded(
         (b"- tasks", "run.yaml: it must be a mapping"),
         (b"3: emotion", "run.yaml: 3 is no name of an option"),
         (b"tasks: {emotion: 1}", "tasks: {'emotion': 1}; it must be a list"),
-        (b"seed: 1\nseed: 2", "run.yaml: line 2: key 'seed' stands there twice"),
+        (b"seed: 1\nseed: 2", "run.yaml: line 2: key 'seed' occurs twice"),
         (
             b"a: &a [" + b"x, " * 99 + b"x]\nb: &b [" + b"*a, " * 99 + b"*a]\nc: [" + b"*b, " * 99 + b"*b]",
-            "run.yaml: line 3: aliases make more than",
+            "run.yaml: line 3: aliases expand it to more than",
         ),
         (b"seed: !!python/object/apply:os.getpid []", "run.yaml: not YAML: could not determine a constructor"),
         (b"weight_decay: .nan", "weight_decay: nan; it must be finite"),

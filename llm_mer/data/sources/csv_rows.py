@@ -11,8 +11,8 @@ from typing import IO
 from llm_mer.errors import UserError
 from llm_mer.storage.quoting import quote
 
-MOST_COLUMNS = 10_000
-MOST_LINE = 16 << 20
+MAX_COLUMNS = 10_000
+MAX_LINE_LENGTH = 16 << 20
 """Characters of a line. Features of a recording in one row come to some hundred thousand."""
 
 
@@ -29,14 +29,14 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._again.popleft() if self._again else self._stream.readline(MOST_LINE + 1)
+        line = self._again.popleft() if self._again else self._stream.readline(MAX_LINE_LENGTH + 1)
         if not line:
             raise StopIteration
-        if len(line) > MOST_LINE:
+        if len(line) > MAX_LINE_LENGTH:
             self.number += 1
             while line and not line.endswith("\n"):
-                line = self._stream.readline(MOST_LINE)
-            raise UserError(f"{self._path}:{self.number}: the line has more than {MOST_LINE} characters")
+                line = self._stream.readline(MAX_LINE_LENGTH)
+            raise UserError(f"{self._path}:{self.number}: the line has more than {MAX_LINE_LENGTH} characters")
         self.taken.append(line)
         self.number += 1
         return line
@@ -94,12 +94,12 @@ def _swallows(cells: list[str]) -> bool:
 
 
 def check_columns(columns: Sequence[str], path: Path) -> None:
-    """Raises :class:`UserError` for more columns than are read, or one that stands there twice."""
-    if len(columns) > MOST_COLUMNS:
-        raise UserError(f"{path}:1: {len(columns)} columns; at most {MOST_COLUMNS} are read")
+    """Raises :class:`UserError` for more columns than are read, or one that occurs twice."""
+    if len(columns) > MAX_COLUMNS:
+        raise UserError(f"{path}:1: {len(columns)} columns; at most {MAX_COLUMNS} are read")
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
-        raise UserError(f"{path}:1: column {quote(twice[0])} stands there twice")
+        raise UserError(f"{path}:1: column {quote(twice[0])} occurs twice")
 
 
 def csv_rows(path: Path, columns: Sequence[str], errors: str = "strict") -> Iterator[tuple[str, dict[str, str]]]:

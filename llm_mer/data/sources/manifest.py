@@ -18,11 +18,11 @@ from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES, detect_language, has_letters
 from llm_mer.prompting.tasks import builtin_tasks
 from llm_mer.prompting.text_forms import compose
-from llm_mer.storage.addresses import is_address
 from llm_mer.storage.json_text import parse_json
 from llm_mer.storage.quoting import list_names, quote
+from llm_mer.storage.urls import is_url
 
-MOST_LINE = 16 << 20
+MAX_LINE_LENGTH = 16 << 20
 """Bytes of a line."""
 FIELDS: tuple[str, ...] = (
     "id",
@@ -56,7 +56,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
             yield from _csv_entries(stream, path)
         return
     with path.open("rb") as binary:
-        if not binary.readline(MOST_LINE).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        if not binary.readline(MAX_LINE_LENGTH).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
             _check_encoding(path)  # what is wrong from the first line on may well be the encoding
         binary.seek(0)
         yield from json_entries(binary, str(path))
@@ -74,16 +74,16 @@ def _check_encoding(path: Path) -> None:
 def json_entries(stream: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     """``(name:line, entry)`` of each line of JSON that is not empty; an error in place of an entry that cannot be read.
 
-    A line that is not UTF-8 is such an error, and one beyond :data:`MOST_LINE` bytes is passed over in bounded memory.
+    A line that is not UTF-8 is such an error, and one beyond :data:`MAX_LINE_LENGTH` bytes is passed over in bounded memory.
     """
     number = 0
-    while line := stream.readline(MOST_LINE + 1):
+    while line := stream.readline(MAX_LINE_LENGTH + 1):
         number += 1
         where = f"{name}:{number}"
-        if len(line) > MOST_LINE:
+        if len(line) > MAX_LINE_LENGTH:
             while line and not line.endswith(b"\n"):
-                line = stream.readline(MOST_LINE)
-            yield where, UserError(f"{where}: more than {MOST_LINE} bytes; a line is one utterance")
+                line = stream.readline(MAX_LINE_LENGTH)
+            yield where, UserError(f"{where}: more than {MAX_LINE_LENGTH} bytes; a line is one utterance")
             continue
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -165,8 +165,8 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
     for name in ("audio", "video"):
         if entry.get(name) == "":
             raise UserError(f"{where}: field {name!r} is ''; it must be the path of a file")
-        if is_address(str(entry.get(name, ""))):
-            raise UserError(f"{where}: field {name!r} is {quote(entry[name])}, an address; it must be the path of a file")
+        if is_url(str(entry.get(name, ""))):
+            raise UserError(f"{where}: field {name!r} is {quote(entry[name])}, a URL; it must be the path of a file")
     language = str(entry.get("language", ""))
     for name, value, allowed in (("split", split, SPLITS), ("language", language, LANGUAGES)):
         if value not in allowed and name in entry:

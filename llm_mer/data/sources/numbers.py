@@ -14,9 +14,9 @@ from llm_mer.storage.quoting import quote
 
 DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 NO_NUMBER = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
-MOST_TURN = 2**63 - 1
+MAX_INT64 = 2**63 - 1
 """Whole numbers are stored in 64 bits."""
-MOST_EXACT = 2**53
+MAX_EXACT_INTEGER = 2**53
 """Beyond it a float no longer tells one whole number from the next."""
 
 
@@ -50,11 +50,11 @@ def parse_whole_number(value: Any) -> int | None:
         whole = int(value.strip())  # int alone does not strip all that a text counts as white space
     elif isinstance(value, int):
         whole = value
-    elif abs(number) <= MOST_EXACT and (not isinstance(value, str) or Decimal(value.strip()) == number):
+    elif abs(number) <= MAX_EXACT_INTEGER and (not isinstance(value, str) or Decimal(value.strip()) == number):
         whole = int(number)  # 1e-400 is no whole number, though its float is 0
     else:
         return None
-    return whole if -MOST_TURN <= whole <= MOST_TURN else None
+    return whole if -MAX_INT64 <= whole <= MAX_INT64 else None
 
 
 def whole_number(text: Any, name: str, where: str) -> int:

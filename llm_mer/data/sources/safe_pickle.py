@@ -37,12 +37,12 @@ PIECE = 1 << 20
 """Bytes of a byte array read at a time."""
 COPIES, COPIED_AT_LEAST = 4, 64 << 20
 """Bytes that copies of what was read may come to: so many times the file's size, and as many more for any file."""
-MOST_IN_KEY = 1_000
+MAX_KEY_VALUES = 1_000
 """Values of a tuple that is a key or a member of a set, those inside of it included."""
-MOST_KEY_BITS = 1_024
+MAX_KEY_BITS = 1_024
 """Of a whole number that is a key: its hash is not kept, but computed each time."""
-MOST_LEVELS = 100
-MOST_VALUES = 50_000_000
+MAX_LEVELS = 100
+MAX_VALUES = 50_000_000
 """Values of a file, each counted as often as it is repeated; an array of numbers is one."""
 
 _NUMPY_SCALAR: Callable[..., Any] = np.float64(1.0).__reduce__()[0]  # type: ignore[assignment]
@@ -152,11 +152,11 @@ def _check_key(key: object) -> None:
         count += 1
         if isinstance(found, tuple | frozenset):
             count += len(found)
-            if count <= MOST_IN_KEY:
+            if count <= MAX_KEY_VALUES:
                 waiting.extend(found)
-        if count > MOST_IN_KEY:
-            raise ValueError(f"a key of more than {MOST_IN_KEY} values")
-        if isinstance(found, int) and found.bit_length() > MOST_KEY_BITS:
+        if count > MAX_KEY_VALUES:
+            raise ValueError(f"a key of more than {MAX_KEY_VALUES} values")
+        if isinstance(found, int) and found.bit_length() > MAX_KEY_BITS:
             raise ValueError(f"a key of {found.bit_length()} bits")
 
 
@@ -203,18 +203,18 @@ def _check_tree(root: object) -> None:
             inner = [part for part in begun[id(node)][1] if id(part) not in measured]
             if any(id(part) in begun for part in inner):
                 raise ValueError("something stands inside of itself")
-            if len(begun) > MOST_LEVELS:
-                raise ValueError(f"nested deeper than {MOST_LEVELS} levels")
+            if len(begun) > MAX_LEVELS:
+                raise ValueError(f"nested deeper than {MAX_LEVELS} levels")
             waiting.extend(inner)
             continue
         waiting.pop()
         count, parts = begun.pop(id(node))
         values = 1 + count + sum(measured[id(part)][0] for part in parts)
         levels = 1 + max((measured[id(part)][1] for part in parts), default=0)
-        if values > MOST_VALUES:
-            raise ValueError(f"more than {MOST_VALUES} values, repetitions included")
-        if levels > MOST_LEVELS:
-            raise ValueError(f"nested deeper than {MOST_LEVELS} levels")
+        if values > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES} values, repetitions included")
+        if levels > MAX_LEVELS:
+            raise ValueError(f"nested deeper than {MAX_LEVELS} levels")
         measured[id(node)] = values, levels
 
 

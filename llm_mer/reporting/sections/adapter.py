@@ -16,10 +16,10 @@ from llm_mer.reporting.blocks import Picture, Section
 from llm_mer.reporting.facts import Loaded, main_class_task
 from llm_mer.reporting.wording import with_key
 
-MOST_PARTS = 6
-MOST_BARS = 60
-MOST_TURNS = 30
-MOST_POINTS = 1500
+MAX_PARTS = 6
+MAX_BARS = 60
+MAX_TURNS = 30
+MAX_POINTS = 1500
 
 
 def grouping(main: Loaded) -> tuple[list[Prediction], list[str], list[str], str]:
@@ -84,7 +84,7 @@ def gate_section(main: Loaded) -> Section:
             mean, spread = means(values, group, groups)
             counts = ", ".join(f"{g} {group.count(g)}" for g in groups)
             caption = f"{title} by {what}, n={len(known)} ({counts}): mean"
-            if values.shape[1] > MOST_PARTS or mean.size > MOST_BARS:
+            if values.shape[1] > MAX_PARTS or mean.size > MAX_BARS:
                 picture = plots.group_heat(shown.shown, parts.shown, mean)
                 caption += "s."
             else:
@@ -109,7 +109,7 @@ def conversation(known: Sequence[Prediction], values: np.ndarray, parts: plots.N
     (language, dialogue), members = max(sorted(groups.items()), key=lambda item: len(item[1]))
     if len(members) < 3:
         return None
-    members = sorted(members, key=lambda i: known[i].turn or 0)[:MOST_TURNS]
+    members = sorted(members, key=lambda i: known[i].turn or 0)[:MAX_TURNS]
     ticks = [f"{known[i].turn} {known[i].speaker or ''}: {known[i].truth}" for i in members]
     image = plots.turns(values[members], parts.shown, plots.Names.of(ticks, "turn").shown, title)
     caption = f"{title} along the longest conversation, {dialogue} ({language}), n={len(members)} turns."
@@ -127,8 +127,8 @@ def feature_section(main: Loaded) -> Section:
 
     seed = main.evaluation.seed
     chosen = np.arange(len(values))
-    if len(values) > MOST_POINTS:
-        chosen = np.sort(np.random.default_rng(seed).choice(len(values), MOST_POINTS, replace=False))
+    if len(values) > MAX_POINTS:
+        chosen = np.sort(np.random.default_rng(seed).choice(len(values), MAX_POINTS, replace=False))
     perplexity = min(30.0, (len(chosen) - 1) / 3)
     points = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(values[chosen])
     shown = plots.Names.of(classes)
