@@ -34,15 +34,15 @@ class FeatureCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self._kept: dict[str, np.ndarray] = {}
+        self._arrays: dict[str, np.ndarray] = {}
 
     def get(self, key: Sequence[Any], make: Callable[[], np.ndarray]) -> np.ndarray:
         """The array of this key, made where it is not there yet; a damaged file is made again."""
         name = json_sha256(key)[:32]
         if self.folder is None:
-            if name not in self._kept:
-                self._kept[name] = make()
-            return self._kept[name]
+            if name not in self._arrays:
+                self._arrays[name] = make()
+            return self._arrays[name]
         path = self.folder / f"{name}.npy"
         if path.is_file():
             try:
@@ -122,13 +122,13 @@ class Corruption(ABC):
         return np.random.default_rng(np.frombuffer(hashlib.sha256(key.encode()).digest(), dtype=np.uint32))
 
     @property
-    def slow(self) -> bool:
+    def recomputes_features(self) -> bool:
         """Whether features have to be made again."""
         return False
 
     def prepare(self, utterances: Iterable[Utterance], total: int, progress: str | None = None) -> None:
         """Where it is slow, corrupt these utterances once, under a bar, so that their features wait in the cache."""
-        if self.slow:
+        if self.recomputes_features:
             quiet = progress is None
             shown = track_progress(
                 utterances, total=total, description=progress or "", unit="clip", hidden=quiet, keep=False

@@ -35,7 +35,7 @@ class UtteranceTransform(Protocol):
         """The changed utterance."""
 
     @property
-    def slow(self) -> bool:
+    def recomputes_features(self) -> bool:
         """Whether features have to be made again."""
 
     def prepare(self, utterances: Iterable[Utterance], total: int, progress: str | None = None) -> None:

@@ -17,7 +17,7 @@ OPENSMILE_NOTICE = (
     "--audio librosa is the free alternative"
 )
 FRAME_RATE = 100
-"""Low-level descriptors a second before pooling."""
+"""Low-level descriptors per second, before pooling."""
 
 
 class AcousticExtractor(Protocol):
@@ -28,8 +28,8 @@ class AcousticExtractor(Protocol):
     def __call__(self, samples: np.ndarray) -> np.ndarray: ...
 
 
-def pool(frames: np.ndarray, rate: float) -> np.ndarray:
-    """Mean over consecutive frames, from 100 to ``rate`` steps a second: ``(T, D) -> (ceil(T / n), D)``, n = 100 / rate."""
+def mean_pool(frames: np.ndarray, rate: float) -> np.ndarray:
+    """Mean over consecutive frames, 100 to ``rate`` per second: ``(T, D) -> (ceil(T / n), D)``, n = 100 / rate."""
     width = max(round(FRAME_RATE / rate), 1)
     starts = np.arange(0, len(frames), width)
     counts = np.diff(np.append(starts, len(frames)))[:, None]
@@ -37,7 +37,7 @@ def pool(frames: np.ndarray, rate: float) -> np.ndarray:
 
 
 class Egemaps:
-    """The 25 low-level descriptors of eGeMAPSv02 (openSMILE), 100 a second, mean-pooled to ``rate``.
+    """The 25 low-level descriptors of eGeMAPSv02 (openSMILE), 100 per second, mean-pooled to ``rate``.
 
     Loudness, F0 in semitones, jitter, shimmer, HNR, spectral balance, MFCC 1-4, formants. Under the audEERING research
     licence, see :data:`OPENSMILE_NOTICE`.
@@ -56,13 +56,13 @@ class Egemaps:
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
         frames = self._smile.process_signal(samples, SAMPLE_RATE).to_numpy(dtype=np.float32)
-        return pool(np.nan_to_num(frames), self.rate)
+        return mean_pool(np.nan_to_num(frames), self.rate)
 
 
 class LogMelPitch:
     """librosa's 40 log-mel bands with F0 (YIN, in octaves above 55 Hz), voicing and log energy, mean-pooled to ``rate``.
 
-    F0 is 0 where the frame is unvoiced: energy below 5 % of the clip's loudest frame, or a pitch at the search limits.
+    F0 is 0 in unvoiced frames: energy below 5 % of the clip's loudest frame, or a pitch at the search limits.
     """
 
     BANDS, LOW, HIGH = 40, 60.0, 500.0
@@ -78,9 +78,9 @@ class LogMelPitch:
         self._compile()
 
     def _compile(self) -> None:
-        """Let one process at a time compile librosa's functions into numba's cache.
+        """Let only one process at a time compile librosa's functions into numba's cache.
 
-        Two that compile together may leave files in the cache that do not fit each other, and every later call of the
+        Processes that compile concurrently may leave inconsistent files in the cache, after which every call in this
         installation ends in a segmentation fault (numba issue 10128).
         """
         from filelock import FileLock
@@ -99,7 +99,7 @@ class LogMelPitch:
         voiced = (energy > 0.05 * energy.max()) & (pitch > 1.02 * self.LOW) & (pitch < 0.98 * self.HIGH)
         octaves = np.where(voiced, np.log2(np.maximum(pitch, 1.0) / 55.0), 0.0)
         columns = [np.log(mel.T + 1e-6), octaves[:, None], voiced[:, None], np.log(energy[:, None] + 1e-5)]
-        return pool(np.concatenate(columns, axis=1).astype(np.float32), self.rate)
+        return mean_pool(np.concatenate(columns, axis=1).astype(np.float32), self.rate)
 
 
 EXTRACTORS: dict[str, type[Egemaps] | type[LogMelPitch]] = {"egemaps": Egemaps, "librosa": LogMelPitch}

@@ -1,4 +1,4 @@
-"""Corruptions that may need features extracted again: word errors, noise under the voice; and the table of all kinds."""
+"""Corruptions that may require features to be extracted again: word errors and audio noise; and the table of all kinds."""
 
 from __future__ import annotations
 
@@ -18,43 +18,44 @@ from llm_mer.data.words import join_words, split_words
 from llm_mer.errors import UserError
 
 SUBSTITUTIONS, DELETIONS = 0.7, 0.2
-"""Shares of word errors; the rest, 0.1, are insertions."""
+"""Shares of word errors; the remaining 0.1 are insertions."""
 
 
 @dataclass(frozen=True)
-class WordPool:
-    """All words of the transcripts of one language, one utterance after another, and where each utterance's lie."""
+class TranscriptWords:
+    """All words of the transcripts of one language in utterance order, and the span of each utterance."""
 
     words: list[str]
-    places: dict[str, tuple[int, int]]
+    spans: dict[str, tuple[int, int]]
 
-    def draw_other_word(self, utterance: str, word: str, draw: float) -> str | None:
-        """A word of another utterance that is not this one, drawn as often as it occurs; None where there is none."""
-        start, stop = self.places.get(utterance, (0, 0))
+    def draw_substitute(self, utterance: str, word: str, draw: float) -> str | None:
+        """A different word from another utterance, drawn in proportion to its frequency; None if there is none."""
+        start, stop = self.spans.get(utterance, (0, 0))
         count = len(self.words) - (stop - start)
         for offset in range(count):
-            place = (int(draw * count) + offset) % count
-            found = self.words[place if place < start else place + stop - start]
-            if found != word:
-                return found
+            index = (int(draw * count) + offset) % count
+            candidate = self.words[index if index < start else index + stop - start]
+            if candidate != word:
+                return candidate
         return None
 
 
 @dataclass(frozen=True)
 class WordErrors(Corruption):
-    """A transcript as a speech recogniser with this word error rate might give it (character errors in Chinese).
+    """A transcript with the errors of a speech recogniser of this word error rate (character errors in Chinese).
 
-    At each word an error happens with the rate: 70 % substitutions, 20 % deletions, 10 % insertions after it, so that
-    (substitutions + deletions + insertions) / words is the rate in the mean; the rate of the best alignment is a little
-    lower, where a deletion stands beside an insertion. WordPool come from the other transcripts of the language, as often as
-    they occur there; where these have no other word, the word is deleted. A transcript never loses its last word.
+    Each word is in error with this probability: 70 % substitutions, 20 % deletions, 10 % insertions after it, so that
+    (substitutions + deletions + insertions) / words is the rate on average; the rate of the best alignment is slightly
+    lower, where a deletion is adjacent to an insertion. Substituted and inserted words come from the other transcripts of
+    the language, in proportion to their frequency; if there is no other word, the word is deleted. A transcript never loses
+    its last word.
 
-    Where the model reads text as stored features, the changed transcript is encoded again with the checkpoint's encoder.
+    If the model reads text as stored features, the changed transcript is encoded again with the checkpoint's encoder.
     """
 
     kind = "word_errors"
     needs = "text"
-    vocabulary: dict[str, WordPool] = field(default_factory=dict)
+    vocabulary: dict[str, TranscriptWords] = field(default_factory=dict)
     encode: Callable[[str], np.ndarray] | None = None
 
     @classmethod
@@ -63,29 +64,31 @@ class WordErrors(Corruption):
 
     @classmethod
     def build(cls, amount: float, seed: int, dataset: MerDataset, input_spec: ModelInputSpec) -> Corruption:
-        """Raises :class:`UserError` also where there are no transcripts, or text features that cannot be made again."""
+        """Raises :class:`UserError` also if there are no transcripts, or text features that cannot be recomputed."""
         cls.check_amount(amount)
-        vocabulary: dict[str, WordPool] = {}
+        vocabulary: dict[str, TranscriptWords] = {}
         for identity, language, text in dataset.transcripts():
-            known = vocabulary.setdefault(language, WordPool([], {}))
+            known = vocabulary.setdefault(language, TranscriptWords([], {}))
             words = split_words(text or "", language)
-            known.places[identity] = (len(known.words), len(known.words) + len(words))
+            known.spans[identity] = (len(known.words), len(known.words) + len(words))
             known.words.extend(words)
-        here = f"word_errors:{amount:g}"
+        condition = f"word_errors:{amount:g}"
         for language in dataset.languages_present():
             if len(set(vocabulary[language].words)) < 2:
-                raise UserError(f"{here}: the transcripts in language {language!r} have no two words to exchange")
+                raise UserError(
+                    f"{condition}: the transcripts in language {language!r} have no two different words to exchange"
+                )
         encode = None
         if input_spec.text_source == "features":
             if input_spec.features is None or input_spec.features.text == "none":
                 raise UserError(
-                    f"{here}: the checkpoint reads text as features, and what encoded them is not known, so a changed "
+                    f"{condition}: the checkpoint reads text as features, and their encoder is unknown, so a changed "
                     "transcript cannot be encoded; extract with --text ENCODER and train on that"
                 )
             for row in dataset.rows:
                 utterance = dataset.utterances[row]
                 if utterance.text_features is not None and not utterance.text:
-                    raise UserError(f"{here}: utterance {utterance.id!r} has text features and no transcript to change")
+                    raise UserError(f"{condition}: utterance {utterance.id!r} has text features and no transcript to change")
             encode = text_encoder(input_spec.features, input_spec.cache)
         return cls(amount, seed, input_spec, vocabulary, encode)
 
@@ -98,37 +101,37 @@ class WordErrors(Corruption):
         return dataclasses.replace(utterance, text=text, text_features=self.encode(text))
 
     def transcript(self, utterance: Utterance) -> str:
-        """The words with their errors; the text as it is where none happens."""
+        """The transcript with its errors; the unchanged text if there are none."""
         text, language = str(utterance.text), utterance.language
         words = split_words(text, language)
-        happens, which, choice = self.generator(utterance).random((3, len(words)))
-        if not (happens < self.amount).any():
+        error_draws, kind_draws, word_draws = self.generator(utterance).random((3, len(words)))
+        if not (error_draws < self.amount).any():
             return text
         known = self.vocabulary[language]
-        heard: list[str] = []
+        corrupted: list[str] = []
         for i, word in enumerate(words):
-            other = known.draw_other_word(utterance.id, word, float(choice[i]))
-            if happens[i] >= self.amount:
-                heard.append(word)
-            elif other is None or SUBSTITUTIONS <= which[i] < SUBSTITUTIONS + DELETIONS:
+            other = known.draw_substitute(utterance.id, word, float(word_draws[i]))
+            if error_draws[i] >= self.amount:
+                corrupted.append(word)
+            elif other is None or SUBSTITUTIONS <= kind_draws[i] < SUBSTITUTIONS + DELETIONS:
                 continue
-            elif which[i] < SUBSTITUTIONS:
-                heard.append(other)
+            elif kind_draws[i] < SUBSTITUTIONS:
+                corrupted.append(other)
             else:
-                heard += [word, other]
-        return join_words(heard or words[-1:], language)
+                corrupted += [word, other]
+        return join_words(corrupted or words[-1:], language)
 
     @property
-    def slow(self) -> bool:
+    def recomputes_features(self) -> bool:
         return self.encode is not None
 
 
 @dataclass(frozen=True)
 class AudioNoise(Corruption):
-    """White Gaussian noise under the sound, its features extracted again with the checkpoint's own settings.
+    """White Gaussian noise added to the audio, whose features are extracted again with the checkpoint's own settings.
 
-    ``y = x + n`` with n drawn from N(0, rms(x)² / 10^(dB / 10)); the rms is the whole clip's, pauses included, and y is
-    not clipped, which would change the ratio. A silent clip stays silent.
+    ``y = x + n`` with n drawn from N(0, rms(x)² / 10^(dB / 10)); the rms is that of the whole clip, pauses included, and y
+    is not clipped, which would change the ratio. A silent clip stays silent.
     """
 
     kind = "audio_snr"
@@ -139,7 +142,7 @@ class AudioNoise(Corruption):
     @classmethod
     def check_amount(cls, amount: float) -> None:
         if not np.isfinite(amount):
-            raise UserError(f"audio_snr:{amount:g}: the ratio must be a number of decibels")
+            raise UserError(f"audio_snr:{amount:g}: the ratio must be a finite number of decibels")
 
     @classmethod
     def name(cls, amount: float) -> str:
@@ -147,13 +150,13 @@ class AudioNoise(Corruption):
 
     @classmethod
     def build(cls, amount: float, seed: int, dataset: MerDataset, input_spec: ModelInputSpec) -> Corruption:
-        """Raises :class:`UserError` also where the sound or the settings of its features are not known."""
+        """Raises :class:`UserError` also if the audio files or the settings of their features are unknown."""
         cls.check_amount(amount)
-        here = f"audio_snr:{amount:g}"
+        condition = f"audio_snr:{amount:g}"
         if input_spec.features is None or input_spec.features.audio == "none":
             raise UserError(
-                f"{here}: the checkpoint was trained on audio features whose extraction it does not know, so noisy sound "
-                "cannot become features; train on a store of `llm-mer extract`"
+                f"{condition}: the checkpoint was trained on audio features of unknown extraction settings, so features of "
+                "noisy audio cannot be computed; train on a store of `llm-mer extract`"
             )
         for row in dataset.rows:
             utterance = dataset.utterances[row]
@@ -161,32 +164,32 @@ class AudioNoise(Corruption):
                 continue
             if utterance.audio is None:
                 raise UserError(
-                    f"{here}: utterance {utterance.id!r} has audio features and no path of its sound; extract the store "
+                    f"{condition}: utterance {utterance.id!r} has audio features but no audio file; extract the store "
                     "from media with `llm-mer extract`"
                 )
             if not Path(utterance.audio).is_file():
-                raise UserError(f"{here}: utterance {utterance.id!r}: {utterance.audio}: there is no such file")
+                raise UserError(f"{condition}: utterance {utterance.id!r}: {utterance.audio}: no such file")
         return cls(amount, seed, input_spec, sound_extractor(input_spec.features, input_spec.cache, (amount, seed)))
 
     def __call__(self, utterance: Utterance) -> Utterance:
         if utterance.audio_features is None or utterance.audio is None or self.extract is None:
             return utterance
-        features = self.extract(utterance, lambda samples: self.noisy(samples, utterance))
+        features = self.extract(utterance, lambda samples: self.add_noise(samples, utterance))
         return dataclasses.replace(utterance, audio_features=features)
 
-    def noisy(self, samples: np.ndarray, utterance: Utterance) -> np.ndarray:
-        """The waveform ``(samples,)`` with its noise."""
+    def add_noise(self, samples: np.ndarray, utterance: Utterance) -> np.ndarray:
+        """The waveform ``(samples,)`` with noise added."""
         rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
         noise = self.generator(utterance).standard_normal(len(samples))
         return (samples + noise * rms * 10 ** (-self.amount / 20)).astype(np.float32)
 
     @property
-    def slow(self) -> bool:
+    def recomputes_features(self) -> bool:
         return True
 
 
 def text_encoder(settings: FeatureSettings, cache: FeatureCache) -> Callable[[str], np.ndarray]:
-    """The text encoder of these settings, loaded at its first text."""
+    """The text encoder of these settings, loaded on first use."""
     from llm_mer.data.feature_settings import NONE
     from llm_mer.features.extractor import Extractor
 
@@ -204,7 +207,7 @@ def text_encoder(settings: FeatureSettings, cache: FeatureCache) -> Callable[[st
 def sound_extractor(
     settings: FeatureSettings, cache: FeatureCache, noise: tuple[float, int]
 ) -> Callable[[Utterance, Callable[[np.ndarray], np.ndarray]], np.ndarray]:
-    """Audio features of an utterance's own sound after a change to it, loaded at the first."""
+    """A function that extracts features of an utterance's modified audio; the extractor is loaded on first use."""
     from llm_mer.data.feature_settings import NONE
     from llm_mer.features.extractor import Extractor
     from llm_mer.features.media import read_audio
@@ -219,12 +222,12 @@ def sound_extractor(
         assert utterance.audio is not None
         return loaded[0].audio(change(read_audio(utterance.audio)))
 
-    def kept(utterance: Utterance, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    def extract_cached(utterance: Utterance, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         state = os.stat(str(utterance.audio))
         key = ["audio", own.to_dict(), *noise, utterance.id, utterance.audio, state.st_size, state.st_mtime_ns]
         return cache.get(key, lambda: extract(utterance, change))
 
-    return kept
+    return extract_cached
 
 
 CORRUPTIONS: dict[str, type[Corruption]] = {cls.kind: cls for cls in (MissingSteps, DroppedFrames, WordErrors, AudioNoise)}

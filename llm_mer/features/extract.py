@@ -1,4 +1,4 @@
-"""From a manifest of media to a store of features: in parallel, resumable, one bad file stops nothing."""
+"""Extracting features from a manifest of media into a store: in parallel, resumable, and robust to bad files."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from llm_mer.storage.worker_processes import end_with_parent
 
 logger = logging.getLogger(__name__)
 TASKS_PER_WORKER = 8
-"""Utterances handed to each worker ahead of time."""
+"""Utterances queued for each worker."""
 PART_FILE = re.compile(r"\.?[0-9a-f]{32}\.(npz|(npz\.)?\d+(\.[0-9a-f]{8})?\.tmp)")
-"""Names of finished and unfinished results of single utterances."""
+"""Names of finished and unfinished result files of single utterances."""
 
 
 @dataclass
@@ -69,12 +69,12 @@ class ExtractConfig(FeatureSettings):
 
     @property
     def settings(self) -> FeatureSettings:
-        """The part that defines the features."""
+        """The settings that define the features."""
         return FeatureSettings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(FeatureSettings)})
 
 
 class _Worker:
-    """State of one worker process."""
+    """State of a worker process."""
 
     extractor: Extractor | None = None
 
@@ -93,13 +93,13 @@ def _start_worker(settings: FeatureSettings, threads: int) -> None:
     _Worker.extractor = Extractor(settings)
 
 
-def _work(utterance: Utterance, part: Path) -> None:
+def _extract_one(utterance: Utterance, part: Path) -> None:
     assert _Worker.extractor is not None
     _save_part(part, _Worker.extractor(utterance))
 
 
 def _part_path(folder: Path, utterance: Utterance, settings: FeatureSettings) -> Path:
-    """Where one utterance's result waits; a changed setting, file or text gives another name."""
+    """Path of one utterance's intermediate result; a changed setting, file or text changes the name."""
     key: list[Any] = [utterance.id, utterance.text, settings.to_dict()]
     for media in (utterance.audio, utterance.vision):
         state = os.stat(media) if media is not None and os.path.isfile(media) else None
@@ -126,9 +126,9 @@ def load_part(path: Path) -> Extracted:
 def extract(config: ExtractConfig, utterances: Sequence[Utterance], progress: bool = True) -> Path:
     """Write a store of features for the utterances; returns its folder.
 
-    Results wait one file an utterance in ``<output>.parts`` until all are there, so an interrupted call goes on where it
-    stopped. What cannot be decoded is listed in ``<output>/quarantine.jsonl`` with a reason. A worker that dies takes
-    only its own utterance with it.
+    Results are kept in ``<output>.parts``, one file per utterance, until all are complete, so an interrupted call resumes
+    where it stopped. Files that cannot be decoded are listed in ``<output>/quarantine.jsonl`` with a reason. A crashed
+    worker loses only its own utterance.
 
     Raises:
         UserError: options out of range, an extractor that cannot be loaded, or nothing left to store.
@@ -141,9 +141,9 @@ def extract(config: ExtractConfig, utterances: Sequence[Utterance], progress: bo
         raise UserError(f"on_bad_media is {config.on_bad_media!r}; choose drop or missing")
     if settings.audio == "egemaps":
         logger.warning(OPENSMILE_NOTICE)
-    for utterance in utterances:  # here, and not when the store is written hours later
+    for utterance in utterances:  # now rather than hours later, when the store is written
         require_language(utterance.language, f"utterance {utterance.id!r}")
-    names = Extractor(settings).names  # an option that cannot work fails here, before any worker starts
+    names = Extractor(settings).names  # invalid options fail here, before any worker starts
     parts = output.with_name(f"{output.name}.parts")
     with lock_output(output), watch_folder(parts):
         _extract_into(config, utterances, names, parts, progress)
@@ -155,17 +155,21 @@ def _extract_into(
     config: ExtractConfig, utterances: Sequence[Utterance], names: dict[str, list[str]], parts: Path, progress: bool
 ) -> None:
     settings, output = config.settings, Path(config.output)
-    places = [_part_path(parts, utterance, settings) for utterance in utterances]
-    missing = [(u, p) for u, p in zip(utterances, places, strict=True) if not p.is_file()]
+    part_paths = [_part_path(parts, utterance, settings) for utterance in utterances]
+    missing = [(u, p) for u, p in zip(utterances, part_paths, strict=True) if not p.is_file()]
     with track_progress(
-        total=len(places), initial=len(places) - len(missing), description="extract", unit="clip", hidden=not progress
+        total=len(part_paths),
+        initial=len(part_paths) - len(missing),
+        description="extract",
+        unit="clip",
+        hidden=not progress,
     ) as bar:
-        _run(missing, settings, config.workers, bar)
+        _extract_all(missing, settings, config.workers, bar)
     rejected: list[Rejected] = []
 
     def stored() -> Iterator[Utterance]:
-        for utterance, place in zip(utterances, places, strict=True):
-            found = load_part(place)
+        for utterance, part_path in zip(utterances, part_paths, strict=True):
+            found = load_part(part_path)
             rejected.extend(found.rejected)
             kept = with_features(utterance, found.features)
             has_any = kept.text is not None or bool(found.features)
@@ -188,11 +192,11 @@ def _extract_into(
 
 
 def remove_parts(folder: Path) -> None:
-    """Delete the results that waited in a folder, those of killed workers included, and the folder where nothing is left."""
+    """Delete the intermediate results in a folder, including those of killed workers, and the folder if it is then empty."""
     for path in folder.iterdir():
         if PART_FILE.fullmatch(path.name):
             path.unlink()
-    with suppress(OSError):  # not empty: what else lies there is not ours
+    with suppress(OSError):  # not empty: it holds files that are not ours
         folder.rmdir()
 
 
@@ -200,7 +204,7 @@ def extract_manifest(config: ExtractConfig) -> Path:
     """``llm-mer extract``: read the manifest or the public data set's files, then :func:`extract`.
 
     Raises:
-        UserError: what cannot be read, ``labels`` for a public data set, and what :func:`extract` raises.
+        UserError: input that cannot be read, ``labels`` with a public data set, and what :func:`extract` raises.
     """
     from llm_mer.data.sources import read_source, split_source
     from llm_mer.data.sources.manifest import read_manifest
@@ -213,13 +217,13 @@ def extract_manifest(config: ExtractConfig) -> Path:
     return extract(config, list(read_source(name, path)))
 
 
-def _run(tasks: list[tuple[Utterance, Path]], settings: FeatureSettings, workers: int, bar: Any) -> None:
-    """Do all tasks in ``workers`` processes; when one dies, what was in work is retried one by one to find the culprit."""
+def _extract_all(tasks: list[tuple[Utterance, Path]], settings: FeatureSettings, workers: int, bar: Any) -> None:
+    """Run all tasks in ``workers`` processes; after a crash, tasks in progress are retried one by one to find the cause."""
     waiting = tasks
     while waiting:
-        suspects, waiting = _run_pool(waiting, settings, workers, bar)
-        while suspects:
-            crashed, suspects = _run_pool(suspects, settings, 1, bar, in_flight=1)
+        crash_suspects, waiting = _run_pool(waiting, settings, workers, bar)
+        while crash_suspects:
+            crashed, crash_suspects = _run_pool(crash_suspects, settings, 1, bar, in_flight=1)
             for utterance, part in crashed:
                 file = str(utterance.vision or utterance.audio)
                 message = f"{file}: the decoder crashed on it"
@@ -230,7 +234,7 @@ def _run(tasks: list[tuple[Utterance, Path]], settings: FeatureSettings, workers
 def _run_pool(
     tasks: list[tuple[Utterance, Path]], settings: FeatureSettings, workers: int, bar: Any, in_flight: int | None = None
 ) -> tuple[list[tuple[Utterance, Path]], list[tuple[Utterance, Path]]]:
-    """Run tasks in a pool; returns those a worker may have died of, and those not begun by then."""
+    """Run tasks in a pool; returns those that may have crashed a worker, and those not started by then."""
     limit = in_flight or workers * TASKS_PER_WORKER
     waiting = list(reversed(tasks))
     running: dict[Future[None], tuple[Utterance, Path]] = {}
@@ -238,8 +242,8 @@ def _run_pool(
         try:
             while waiting or running:
                 while waiting and len(running) < limit:
-                    running[pool.submit(_work, *waiting[-1])] = waiting[-1]
-                    waiting.pop()  # only now: a pool that broke in between refuses the task
+                    running[pool.submit(_extract_one, *waiting[-1])] = waiting[-1]
+                    waiting.pop()  # after submit: a broken pool refuses the task
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()

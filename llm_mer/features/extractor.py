@@ -1,4 +1,4 @@
-"""Features of one utterance, as the settings say."""
+"""Extracting the features of one utterance according to the settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llm_mer.features.visual import HogFlow, Landmarks, VisualExtractor
 
 @dataclass
 class Rejected:
-    """One file that could not be used."""
+    """A file that could not be used."""
 
     id: str
     field: str
@@ -31,14 +31,14 @@ class Rejected:
 
 @dataclass
 class Extracted:
-    """Features of one utterance, by modality, and what was rejected on the way."""
+    """Features of one utterance by modality, and the files that were rejected."""
 
     features: dict[str, np.ndarray]
     rejected: list[Rejected]
 
 
 class Extractor:
-    """Loads what the settings name, once, and turns utterances into features."""
+    """Loads the extractors that the settings name, once, and turns utterances into features."""
 
     def __init__(self, settings: FeatureSettings) -> None:
         settings.check()
@@ -80,25 +80,25 @@ class Extractor:
         found = Extracted({}, [])
         if self.audio is not None and utterance.audio is not None:
             audio, path = self.audio, utterance.audio
-            self._attempt(found, utterance, "audio", path, lambda: audio(read_audio(path)))
+            self._try_extract(found, utterance, "audio", path, lambda: audio(read_audio(path)))
         if self.vision is not None and utterance.vision is not None:
             vision, file, fps = self.vision, utterance.vision, self.settings.vision_fps
-            self._attempt(found, utterance, "vision", file, lambda: vision(read_frames(file, fps)))
+            self._try_extract(found, utterance, "vision", file, lambda: vision(read_frames(file, fps)))
         if self.text is not None and utterance.text:
             encoder, words = self.text, utterance.text
-            self._attempt(found, utterance, "text", "transcript", lambda: encoder(words))
+            self._try_extract(found, utterance, "text", "transcript", lambda: encoder(words))
         return found
 
     @staticmethod
-    def _attempt(found: Extracted, utterance: Utterance, name: str, path: str, work: Callable[[], np.ndarray]) -> None:
+    def _try_extract(found: Extracted, utterance: Utterance, name: str, path: str, work: Callable[[], np.ndarray]) -> None:
         try:
             features = work()
         except MediaError as error:
             found.rejected.append(Rejected(utterance.id, name, path, error.reason, str(error)))
         except Exception as error:
-            # Any exception, on purpose: the descriptors are other people's code (OpenCV, openSMILE, librosa, MediaPipe,
-            # transformers), each with exceptions of its own, and one file on which one fails is a bad file, named in the
-            # quarantine; it must not end a run over thousands. KeyboardInterrupt and SystemExit still do.
+            # Any exception, on purpose: the descriptors are third-party code (OpenCV, openSMILE, librosa, MediaPipe,
+            # transformers), each with its own exceptions. A file on which one fails is recorded in the quarantine and
+            # must not end a run over thousands of files. KeyboardInterrupt and SystemExit still do.
             message = str(error) or type(error).__name__
             found.rejected.append(Rejected(utterance.id, name, path, "descriptor_failed", f"{path}: {message}"))
         else:
@@ -119,11 +119,11 @@ def with_features(utterance: Utterance, features: dict[str, np.ndarray]) -> Utte
 
 
 _extractors: dict[str, Extractor] = {}
-"""One a process and setting, loaded at the first utterance."""
+"""One per process and setting, loaded with the first utterance."""
 
 
 def extract_one(utterance: Utterance, settings: FeatureSettings) -> Utterance:
-    """Features of one utterance (inference). Extractors are kept for the next call with the same settings.
+    """Extract the features of one utterance (inference). Extractors are reused by the next call with the same settings.
 
     Raises:
         MediaError, UserError: the first file that cannot be used.

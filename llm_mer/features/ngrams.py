@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-SIZE = 1024
-LONGEST = 4
+NUM_FEATURES = 1024
+MAX_NGRAM_LENGTH = 4
 
 
 class HashedNgrams:
@@ -18,8 +18,10 @@ class HashedNgrams:
     def __init__(self) -> None:
         from sklearn.feature_extraction.text import HashingVectorizer
 
-        self._vectorizer = HashingVectorizer(analyzer="char_wb", ngram_range=(1, LONGEST), n_features=SIZE, norm="l2")
-        self.names = [f"ngrams_{i}" for i in range(SIZE)]
+        self._vectorizer = HashingVectorizer(
+            analyzer="char_wb", ngram_range=(1, MAX_NGRAM_LENGTH), n_features=NUM_FEATURES, norm="l2"
+        )
+        self.names = [f"ngrams_{i}" for i in range(NUM_FEATURES)]
 
     def __call__(self, text: str) -> np.ndarray:
         return np.asarray(self._vectorizer.transform([text]).toarray(), dtype=np.float32)

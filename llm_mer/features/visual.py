@@ -1,4 +1,4 @@
-"""Visual descriptors of the face region, frame by frame."""
+"""Visual descriptors of the face region in each frame."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class VisualExtractor(Protocol):
 
 
 class FaceRegion:
-    """The largest face of the first frame where one is found, as a square box for the whole clip.
+    """The largest face in the first frame that has one, as a square box for the whole clip.
 
-    Uses OpenCV's YuNet with a model file of the user's (OpenCV ships none); without a model, or where no face is
-    found, the region is the centred square of the frame.
+    Uses OpenCV's YuNet with a model file supplied by the user (OpenCV ships none); without a model, or if no face is found,
+    the region is the centred square of the frame.
     """
 
     def __init__(self, model: str | None) -> None:
@@ -63,10 +63,10 @@ class FaceRegion:
 
 
 class HogFlow:
-    """Shape and movement of the face: histograms of oriented gradients, and optical flow since the frame before.
+    """Shape and movement of the face: histograms of oriented gradients, and optical flow from the previous frame.
 
-    The region is scaled to 48 × 48 grey. HOG (scikit-image): 8 orientations in cells of 8 × 8, each cell normalised by
-    itself, ``288`` values. Flow (OpenCV, Farnebäck): mean ``(dx, dy, speed)`` in each cell, ``108`` values, zero in the
+    The region is scaled to 48 × 48 grey. HOG (scikit-image): 8 orientations in cells of 8 × 8, each cell normalised
+    separately, ``288`` values. Flow (OpenCV, Farnebäck): mean ``(dx, dy, speed)`` in each cell, ``108`` values, zero in the
     first frame. Output ``(F, 396)``.
     """
 
@@ -87,32 +87,32 @@ class HogFlow:
     def __call__(self, frames: Frames) -> np.ndarray:
         cv2 = self._cv2
         rows = []
-        before: np.ndarray | None = None
+        previous: np.ndarray | None = None
         for picture in self.region(frames.pixels):
             grey = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
             grey = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
             shape = self._hog(grey, ORIENTATIONS, (CELL, CELL), (1, 1), block_norm="L2", feature_vector=True)
-            rows.append(np.concatenate([shape, self._movement(before, grey, frames.fps)]))
-            before = grey
+            rows.append(np.concatenate([shape, self._cell_flow(previous, grey, frames.fps)]))
+            previous = grey
         return np.stack(rows).astype(np.float32)
 
-    def _movement(self, before: np.ndarray | None, grey: np.ndarray, fps: float) -> np.ndarray:
-        """Mean flow of each cell in face widths a second, so that the sampling rate does not matter: ``(108,)``."""
+    def _cell_flow(self, previous: np.ndarray | None, grey: np.ndarray, fps: float) -> np.ndarray:
+        """Mean flow of each cell in face widths per second, independent of the sampling rate: ``(108,)``."""
         cells = SIDE // CELL
-        if before is None:
+        if previous is None:
             return np.zeros(cells * cells * 3)
-        # OpenCV's Farnebäck sees movement in the last row and column even of a still picture: they are padding here.
-        pair = (self._cv2.copyMakeBorder(p, 0, MARGIN, 0, MARGIN, self._cv2.BORDER_REFLECT_101) for p in (before, grey))
+        # OpenCV's Farnebäck reports movement in the last row and column even of a still image, so these are padding.
+        pair = (self._cv2.copyMakeBorder(p, 0, MARGIN, 0, MARGIN, self._cv2.BORDER_REFLECT_101) for p in (previous, grey))
         flow = self._cv2.calcOpticalFlowFarneback(*pair, None, 0.5, 2, 9, 3, 5, 1.1, 0)[:SIDE, :SIDE] * (fps / SIDE)
         field = np.concatenate([flow, np.linalg.norm(flow, axis=-1, keepdims=True)], axis=-1)  # (48, 48, 3)
         return field.reshape(cells, CELL, cells, CELL, 3).mean(axis=(1, 3)).reshape(-1)
 
 
 class Landmarks:
-    """MediaPipe's face landmarks and blend shapes with a model file of the user's (``face_landmarker.task``).
+    """MediaPipe's face landmarks and blend shapes with a model file supplied by the user (``face_landmarker.task``).
 
     52 blend-shape scores and 478 landmarks in ``x, y`` relative to the nose and the distance of the eyes: ``(F, 1008)``.
-    A frame without a face repeats the one before; a clip without any is an error.
+    A frame without a face repeats the previous one; a clip without any face is an error.
     """
 
     POINTS, BLEND, NOSE, LEFT, RIGHT = 478, 52, 1, 33, 263
@@ -137,12 +137,12 @@ class Landmarks:
 
     def __call__(self, frames: Frames) -> np.ndarray:
         rows: list[np.ndarray] = []
-        waiting = 0
+        leading_missing = 0
         for picture in frames.pixels:
             image = self._mp.Image(image_format=self._mp.ImageFormat.SRGB, data=np.ascontiguousarray(picture))
             found = self._landmarker.detect(image)
             if not found.face_landmarks:
-                waiting += not rows
+                leading_missing += not rows
                 if rows:
                     rows.append(rows[-1])
                 continue
@@ -152,4 +152,4 @@ class Landmarks:
             rows.append(np.concatenate([blend, ((points - points[self.NOSE]) / width).reshape(-1)]))
         if not rows:
             raise UserError("MediaPipe found no face in any frame")
-        return np.stack([rows[0]] * waiting + rows).astype(np.float32)
+        return np.stack([rows[0]] * leading_missing + rows).astype(np.float32)

@@ -53,9 +53,9 @@ def utterance_from_fields(fields: Mapping[str, Any], place: int | None = None) -
     stem = next((Path(given[name]).stem for name in MEDIA if name in given), "text")
     video = given.pop("video", None)
     if video is not None and "audio" not in given:
-        from llm_mer.features.media import sound_of
+        from llm_mer.features.media import audio_source
 
-        given["audio"] = sound_of(video)
+        given["audio"] = audio_source(video)
     given.setdefault("id", stem if place is None else f"{stem}-{place}")
     if given.get("language", LANGUAGES[0]) not in LANGUAGES:
         raise UserError(f"language: {given['language']!r} is not one of {', '.join(LANGUAGES)}")

@@ -19,7 +19,7 @@ from llm_mer.data.missing_values import check_values
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.manifest import FIELDS, is_broken, json_entries, stream_manifest, utterance_from_entry
 from llm_mer.errors import UserError
-from llm_mer.features.media import sound_of
+from llm_mer.features.media import audio_source
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.scoring.engines.base import ENGINES
 from llm_mer.storage.json_files import read_json_object
@@ -182,7 +182,7 @@ def single_utterance(config: InferConfig) -> Utterance:
         split="test",
         language=config.language or "",
         text=config.text,
-        audio=config.audio or (sound_of(config.video) if config.video is not None else None),
+        audio=config.audio or (audio_source(config.video) if config.video is not None else None),
         vision=config.video,
         **found,
     )

@@ -257,12 +257,12 @@ def tone(path: Path, seconds: float = 1.0) -> Path:
 def test_the_noise_has_the_stated_ratio_to_the_clips_rms(decibels: float) -> None:
     clean = np.sin(np.arange(50_000) / 7).astype(np.float32)
     clean[25_000:] = 0  # a pause counts
-    noise = AudioNoise(decibels, 0, EVERYTHING).noisy(clean, utterance("u")) - clean
+    noise = AudioNoise(decibels, 0, EVERYTHING).add_noise(clean, utterance("u")) - clean
     ratio = 10 * np.log10(np.mean(clean.astype(np.float64) ** 2) / np.mean(noise.astype(np.float64) ** 2))
     assert ratio == pytest.approx(decibels, abs=0.15)
     assert abs(float(noise.mean())) < 5 * float(noise.std()) / np.sqrt(len(noise))
     silence = np.zeros(1000, dtype=np.float32)
-    assert not AudioNoise(decibels, 0, EVERYTHING).noisy(silence, utterance("u")).any()
+    assert not AudioNoise(decibels, 0, EVERYTHING).add_noise(silence, utterance("u")).any()
 
 
 def test_noisy_sound_becomes_features_by_the_checkpoints_own_settings_and_waits_in_the_cache(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_noisy_sound_becomes_features_by_the_checkpoints_own_settings_and_waits_
     corruption.prepare([before], 1)
     (kept,) = (tmp_path / "cache").glob("*.npy")
     found = corruption(before)
-    expected = extractor(corruption.noisy(read_audio(path), before))
+    expected = extractor(corruption.add_noise(read_audio(path), before))
     assert found.audio_features is not None
     assert np.array_equal(found.audio_features, expected)
     assert not np.allclose(found.audio_features, clean)
@@ -299,10 +299,10 @@ def test_noisy_sound_becomes_features_by_the_checkpoints_own_settings_and_waits_
 @pytest.mark.parametrize(
     ("settings", "fields", "message"),
     [
-        (None, {}, "does not know"),
-        (FeatureSettings(audio="none"), {}, "does not know"),
-        (FeatureSettings(), {}, "no path of its sound"),
-        (FeatureSettings(), {"audio": "gone.wav"}, "gone.wav: there is no such file"),
+        (None, {}, "unknown extraction settings"),
+        (FeatureSettings(audio="none"), {}, "unknown extraction settings"),
+        (FeatureSettings(), {}, "but no audio file"),
+        (FeatureSettings(), {"audio": "gone.wav"}, "gone.wav: no such file"),
     ],
 )
 def test_noise_needs_media_and_the_settings_of_their_features(

@@ -216,8 +216,8 @@ def extract(**changes: Any) -> Callable[[Path, Ground], Any]:
 SILENT_LINE = {"id": "a", "language": "en", "audio": "clip.mp4"}
 GOOD_LINE = {"id": "a", "split": "train", "text": "hello", "emotion": "joy"}
 MEDIA = (
-    Fault("media: no such file", lambda g: g.folder / "gone.mp4", audio, "there is no such file"),
-    Fault("media: a folder", lambda g: g.folder, audio, "there is no such file"),
+    Fault("media: no such file", lambda g: g.folder / "gone.mp4", audio, "no such file"),
+    Fault("media: a folder", lambda g: g.folder, audio, "no such file"),
     Fault("media: no bytes", file("clip.mp4", b""), audio, "the file has no bytes"),
     Fault("media: text named mp4", file("clip.mp4", "this is a text\n" * 40), frames, "not a media file PyAV can open"),
     Fault(

@@ -7,7 +7,7 @@ import pytest
 
 from llm_mer.data.schema import SAMPLE_RATE
 from llm_mer.errors import UserError
-from llm_mer.features.acoustic import EXTRACTORS, FRAME_RATE, AcousticExtractor, pool
+from llm_mer.features.acoustic import EXTRACTORS, FRAME_RATE, AcousticExtractor, mean_pool
 
 SIZES = {"egemaps": 25, "librosa": 43}
 NAMES = sorted(SIZES)
@@ -38,7 +38,7 @@ def test_pool_is_the_mean_over_consecutive_frames(rate: float, steps: int) -> No
     frames = np.random.default_rng(steps).normal(size=(steps, 4)).astype(np.float32)
     width = round(FRAME_RATE / rate)
     expected = np.stack([frames[i : i + width].mean(axis=0) for i in range(0, steps, width)])
-    found = pool(frames, rate)
+    found = mean_pool(frames, rate)
     assert found.dtype == np.float32
     assert len(found) == -(-steps // width)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -46,7 +46,7 @@ def test_pool_is_the_mean_over_consecutive_frames(rate: float, steps: int) -> No
 
 def test_pool_at_the_frame_rate_changes_nothing() -> None:
     frames = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-    np.testing.assert_array_equal(pool(frames, 100.0), frames)
+    np.testing.assert_array_equal(mean_pool(frames, 100.0), frames)
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------

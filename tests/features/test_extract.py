@@ -72,7 +72,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             worked.append(utterance.id)
             module._save_part(part, extractor(utterance))
 
-    monkeypatch.setattr(module, "_run", run)
+    monkeypatch.setattr(module, "_extract_all", run)
     return worked
 
 
@@ -235,7 +235,7 @@ def test_bad_media_can_be_kept_as_missing_modalities(
 def test_nothing_but_bad_media_is_an_error_that_names_the_first(
     bad: list[Utterance], here: list[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"files were rejected, the first: .*gone\.mp4: there is no such file"):
+    with pytest.raises(UserError, match=r"files were rejected, the first: .*gone\.mp4: no such file"):
         run(tmp_path / "store", bad)
     assert not (tmp_path / "store").exists()
 
@@ -430,7 +430,7 @@ def test_a_pool_that_breaks_while_a_task_is_handed_over_loses_none(
 ) -> None:
     breaking(monkeypatch, {at}, set())
     tasks, bar = tasks_in(tmp_path, 40), Bar()
-    module._run(tasks, FeatureSettings(), 2, bar)
+    module._extract_all(tasks, FeatureSettings(), 2, bar)
     assert all(part.read_text() == utterance.id for utterance, part in tasks)
     assert bar.done == 40
 
@@ -438,7 +438,7 @@ def test_a_pool_that_breaks_while_a_task_is_handed_over_loses_none(
 def test_after_a_crash_only_what_was_in_work_is_retried_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = breaking(monkeypatch, set(), {"t3"})
     tasks, bar = tasks_in(tmp_path, 100), Bar()
-    module._run(tasks, FeatureSettings(), 4, bar)
+    module._extract_all(tasks, FeatureSettings(), 4, bar)
     assert bar.done == 100
     rejected = {u.id: module._load_part(p).rejected for u, p in tasks if u.id == "t3"}
     assert [r.reason for r in rejected["t3"]] == ["crashed"]

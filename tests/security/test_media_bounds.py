@@ -138,7 +138,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path: Path, monkeypa
     path = clip(tmp_path / "a.mp4", 1)
     monkeypatch.setattr(media, "MAX_PIXELS", 64 * 63)
     monkeypatch.setattr(media, "_to_rgb", lambda *_: pytest.fail("a picture was decoded"))
-    with pytest.raises(MediaError, match="64 × 64; at most 4032 pixels are read") as caught:
+    with pytest.raises(MediaError, match="64 × 64; at most 4032 pixels are supported") as caught:
         read_frames(path, 5.0)
     assert caught.value.reason == "too_large"
 
@@ -162,7 +162,7 @@ def test_pictures_that_are_kept_are_bounded(tmp_path: Path, monkeypatch: pytest.
     path = clip(tmp_path / "a.mp4", 1)
     monkeypatch.setattr(media, "MAX_KEPT_BYTES", 64 * 64 * 3 * 4)
     assert len(read_frames(path, 5.0).pixels) <= 4
-    with pytest.raises(MediaError, match="25 pictures a second") as caught:
+    with pytest.raises(MediaError, match="25 pictures per second") as caught:
         read_frames(path, 25.0)
     assert caught.value.reason == "too_large"
 
@@ -186,7 +186,7 @@ def write_wav_head(path: Path, rate: int, channels: int, seconds: float = 0.5) -
 
 
 @pytest.mark.parametrize(
-    ("rate", "channels", "told"), [(1, 1, "1 samples a second; 1000 to 768000"), (16_000, 65, "65 channels; at most 64")]
+    ("rate", "channels", "told"), [(1, 1, "1 samples per second; 1000 to 768000"), (16_000, 65, "65 channels; at most 64")]
 )
 def test_odd_rates_and_channels_are_refused(tmp_path: Path, rate: int, channels: int, told: str) -> None:
     with pytest.raises(MediaError, match=told) as caught:
@@ -211,7 +211,7 @@ def test_ten_hours_of_sound_are_refused_in_bounded_memory(tmp_path: Path) -> Non
 )
 def test_an_address_is_no_file(address: str) -> None:
     assert is_url(address)
-    with pytest.raises(MediaError, match="only files of this machine are read"):
+    with pytest.raises(MediaError, match="only local files are read"):
         read_audio(address)
 
 

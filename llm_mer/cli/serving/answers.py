@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llm_mer.data.schema import Utterance
 from llm_mer.errors import UserError
-from llm_mer.features.media import check_length, sound_of
+from llm_mer.features.media import check_length, audio_source
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
 
@@ -65,7 +65,7 @@ def ask(
         split="test",
         language="" if language == "auto" else language,
         text=text or None,
-        audio=audio or (sound_of(video) if video else None),
+        audio=audio or (audio_source(video) if video else None),
         vision=video,
     )
     return pipeline([utterance])
