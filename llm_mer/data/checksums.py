@@ -1,12 +1,12 @@
-"""Checksums of a split's Arrow file: written with a store, compared when a part of the file is read for the first time.
+"""Checksums of a split's Arrow file: written with a store, verified when a part of the file is first read.
 
-An Arrow file is a schema and record batches one after another, each a small head and a body of buffers. Arrow trusts the
-bytes: a flipped bit in a feature, a score or a transcript reads as another value. Three kinds of digests find it without a
-pass over the file at opening:
+An Arrow file is a schema followed by record batches, each with a small header and a body of buffers. Arrow trusts the bytes:
+a flipped bit in a feature, a score or a transcript reads as another value. Three kinds of digests detect it without reading
+the whole file when it is opened:
 
-- of all heads, compared at opening, before Arrow follows the offsets in them;
-- of each batch, compared when one of its rows is read first;
-- of each descriptive column (ids, labels, …), compared when the whole column is read first, which touches no features.
+- of all headers, verified on opening, before Arrow follows the offsets in them;
+- of each batch, verified when one of its rows is first read;
+- of each descriptive column (ids, labels, …), verified when the whole column is first read, which touches no features.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from llm_mer.errors import UserError
 
 CONTINUATION = b"\xff\xff\xff\xff"
-PIECE_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 24
 
 
@@ -32,8 +32,8 @@ class SplitChecksums:
     """Of one ``SPLIT.arrow``.
 
     Attributes:
-        size: bytes of the file. heads: SHA-256 of the schema and every batch's head.
-        rows: of each batch. starts: where each batch begins in the file. batches: SHA-256 of each, head and body.
+        size: bytes of the file. heads: SHA-256 of the headers of the schema and of every batch.
+        rows: of each batch. starts: offset of each batch in the file. batches: SHA-256 of each, header and body.
         columns: ``{descriptive column: SHA-256 of its buffers in all batches}``.
     """
 
@@ -45,8 +45,8 @@ class SplitChecksums:
     columns: dict[str, str]
 
 
-class _File:
-    """A file read by position, kept open: a store that is replaced can still be read by those who opened it before."""
+class _PositionalFile:
+    """A file read by position and kept open, so that a replaced store stays readable for processes that opened it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,22 +54,22 @@ class _File:
         self.size = os.fstat(self._stream.fileno()).st_size
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _File, (self.path,)
+        return _PositionalFile, (self.path,)
 
     def read(self, start: int, end: int) -> bytes:
-        """Bytes from ``start`` to ``end``, fewer where the file ends before."""
+        """Bytes from ``start`` to ``end``, fewer if the file ends before."""
         return os.pread(self._stream.fileno(), max(end - start, 0), start)
 
     def digest(self, start: int, end: int) -> str:
-        """SHA-256 of a range, read in pieces: through the file, not the mapping, so that resident memory stays flat."""
+        """SHA-256 of a range, read in chunks from the file, not the mapping, which keeps resident memory constant."""
         digest = hashlib.sha256()
-        while start < end and (piece := self.read(start, min(end, start + PIECE_BYTES))):
-            digest.update(piece)
-            start += len(piece)
+        while start < end and (chunk := self.read(start, min(end, start + CHUNK_BYTES))):
+            digest.update(chunk)
+            start += len(chunk)
         return digest.hexdigest()
 
     def heads_digest(self, starts: Sequence[int]) -> str:
-        """SHA-256 of the heads of the schema and the batches; a damaged length is read as it is, and the digest tells."""
+        """SHA-256 of the headers of the schema and the batches; a damaged length is used as is, and changes the digest."""
         digest = hashlib.sha256()
         for start in (0, *starts):
             prefix = self.read(start, start + 8)
@@ -95,7 +95,7 @@ def column_digest(chunks: Sequence[Any]) -> str:
 
 
 def compute_checksums(path: Path, columns: Sequence[str]) -> SplitChecksums:
-    """Checksums of an Arrow stream file that was just written."""
+    """Compute the checksums of an Arrow stream file that was just written."""
     import pyarrow as pa
 
     starts: list[int] = []
@@ -115,16 +115,16 @@ def compute_checksums(path: Path, columns: Sequence[str]) -> SplitChecksums:
                 chunks[name].append(batch.column(name))
         digests = {name: column_digest(found) for name, found in chunks.items()}
         chunks.clear()
-    file = _File(path)
+    file = _PositionalFile(path)
     batches = [file.digest(start, end) for start, end in _batch_bounds(starts, file.size)]
     return SplitChecksums(file.size, file.heads_digest(starts), rows, starts, batches, digests)
 
 
 class ChecksumVerifier:
-    """Compares a split's file with its checksums, each part once.
+    """Verifies a split's file against its checksums, each part once.
 
     Raises:
-        UserError: at construction and from each method, naming the file and the part that is not as it was written.
+        UserError: on construction and from each method, naming the file and the part that differs from what was written.
     """
 
     def __init__(self, path: Path, checksums: SplitChecksums) -> None:
@@ -133,30 +133,30 @@ class ChecksumVerifier:
         self._verified = np.zeros(len(checksums.rows), dtype=bool)
         self._columns: set[str] = set()
         self._bounds = list(_batch_bounds(checksums.starts, checksums.size))
-        self._file = _File(path)
+        self._file = _PositionalFile(path)
         if self._file.size != checksums.size:
             raise UserError(f"{path}: damaged or cut off: {self._file.size} bytes, {checksums.size} were written")
         if self._file.heads_digest(checksums.starts) != checksums.heads:
-            raise self._damaged("its layout is")
+            raise self._damage_error("its layout is")
 
-    def _damaged(self, part: str) -> UserError:
+    def _damage_error(self, part: str) -> UserError:
         return UserError(f"{self.path}: damaged: {part} not as written; make the store again from its source")
 
     def verify_row(self, row: int) -> None:
-        """The batch that holds this row."""
+        """Verify the batch that holds this row."""
         batch = int(np.searchsorted(self._ends, row, side="right"))
         if self._verified[batch]:
             return
         start, end = self._bounds[batch]
         if self._file.digest(start, end) != self.checksums.batches[batch]:
             first = int(self._ends[batch]) - self.checksums.rows[batch]
-            raise self._damaged(f"utterances {first} to {int(self._ends[batch]) - 1} (bytes {start} to {end}) are")
+            raise self._damage_error(f"utterances {first} to {int(self._ends[batch]) - 1} (bytes {start} to {end}) are")
         self._verified[batch] = True
 
     def verify_column(self, name: str, chunks: Sequence[Any]) -> None:
-        """A descriptive column as a whole."""
+        """Verify a whole descriptive column."""
         if name in self._columns:
             return
         if column_digest(chunks) != self.checksums.columns.get(name):
-            raise self._damaged(f"its column {name} is")
+            raise self._damage_error(f"its column {name} is")
         self._columns.add(name)

@@ -1,4 +1,4 @@
-"""Questions about utterances: which task is asked of which utterance, and the conversation around it."""
+"""The dataset of questions: which task is asked about which utterance, with its conversation window."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from llm_mer.data.votes import LabelVotes, known_answer
 from llm_mer.errors import UserError
 from llm_mer.prompting.tasks import Task
 
-PARTS: dict[str, tuple[str, ...]] = {
+REPLACEABLE_PARTS: dict[str, tuple[str, ...]] = {
     "text": ("text", FEATURE_COLUMNS["text"]),
     "audio": (FEATURE_COLUMNS["audio"],),
     "vision": (FEATURE_COLUMNS["vision"],),
     "transcript": ("text",),
     "features": tuple(FEATURE_COLUMNS.values()),
 }
-"""What of an utterance can come from another one: a modality, the transcript alone, or every stored feature sequence."""
+"""Parts of an utterance that can be taken from another one: a modality, the transcript alone, or all stored features."""
 
 
 class UtteranceTransform(Protocol):
-    """What changes utterances as they are read: a corruption (:mod:`llm_mer.data.corruption`)."""
+    """A transform applied to utterances as they are read: a corruption (:mod:`llm_mer.data.corruption`)."""
 
     def __call__(self, utterance: Utterance) -> Utterance:
         """The changed utterance."""
 
     @property
     def recomputes_features(self) -> bool:
-        """Whether features have to be made again."""
+        """Whether features have to be extracted again."""
 
     def prepare(self, utterances: Iterable[Utterance], total: int, progress: str | None = None) -> None:
-        """Change these once, so that their features wait in the cache."""
+        """Transform these once, so that their features are cached."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One task asked of one utterance: the unit of training, evaluation and inference.
+    """One task asked about one utterance: the unit of training, evaluation and inference.
 
-    ``row`` is the utterance's place in the table, ``truth`` its label name or score, None when unknown
-    or where votes tie; ``votes`` on the task's labels, where there are some (:mod:`llm_mer.data.votes`).
+    ``row`` is the utterance's index in the table, ``truth`` its label name or score, None if unknown or if votes tie;
+    ``votes`` are the votes on the task's labels, if any (:mod:`llm_mer.data.votes`).
     """
 
     row: int
@@ -82,19 +82,21 @@ class Window:
 
 @dataclass
 class MerDataset:
-    """A table of utterances seen as questions.
+    """A table of utterances as a dataset of questions.
 
     Args:
         utterances: a store's split or a list.
-        tasks: asked of every utterance that has their target (of every utterance when ``require_truth`` is False); a label
-            the task ignores is no target, but its utterance stays in windows.
-        use_votes: questions carry votes, also where they have no majority, so that no truth is known. Otherwise their
-            majority is the truth and all that is taken of them; ``voted`` and ``tied`` count, by task, the utterances that
-            have votes, and those left out because they tie.
+        tasks: asked about every utterance that has their target (about every utterance if ``require_truth`` is False); a
+            label that the task ignores is not a target, but its utterance stays in conversation windows.
+        use_votes: questions carry votes, even without a majority, in which case the truth is unknown. Otherwise only the
+            majority is used, as the truth; ``voted`` and ``tied`` count, by task, the utterances that have votes, and those
+            left out because of a tie.
         languages: keep only these.
-        limit, limit_seed: keep only so many utterances, drawn over languages (:mod:`llm_mer.data.sampling`).
-        permutation: ``{part: rows}`` reads that part (:data:`PARTS`) from another row, e.g. a shuffle across samples.
-        hidden: modalities treated as missing. corruptions: damage to what is left, in this order.
+        limit, limit_seed: keep only this many utterances, drawn proportionally over languages
+            (:mod:`llm_mer.data.sampling`).
+        permutation: ``{part: rows}`` reads that part (:data:`REPLACEABLE_PARTS`) from another row, e.g. a shuffle across
+            samples.
+        hidden: modalities treated as missing. corruptions: applied to the rest, in this order.
         context_window, bidirectional: shape of :meth:`window`.
         checked: whether the features of every utterance were checked for the model already; nobody does it again.
     """
@@ -122,11 +124,11 @@ class MerDataset:
             self.rows = draw_rows(self.rows, self._language, self.limit, self.limit_seed)
         self.questions = self._build_questions()
         self._position = self._order_dialogues()
-        self._lengths: list[int] | None = None
+        self._text_lengths: list[int] | None = None
 
     @property
     def drawn(self) -> str | None:
-        """What ``limit`` left of the utterances, in words; None where it left all."""
+        """Description of the utterances that ``limit`` kept; None if it kept all."""
         if len(self.rows) == self.available:
             return None
         return describe_draw(self.rows, self._language, self.available, self.limit_seed)
@@ -160,21 +162,21 @@ class MerDataset:
         return questions
 
     def _order_dialogues(self) -> list[tuple[list[int], int]]:
-        """For each row, its dialogue's rows in turn order and its place there; no dialogue is one of its own."""
+        """For each row, its dialogue's rows in turn order and its position there; without a dialogue it stands alone."""
         groups: dict[tuple[str, str], list[int]] = {}
         for row, dialogue in enumerate(self._dialogue):
             if dialogue is not None:
-                # The same conversation may exist in two languages; turns of one must not enter the other.
+                # The same conversation may exist in two languages, whose turns must not mix.
                 groups.setdefault((dialogue, self._language[row]), []).append(row)
-        places: list[tuple[list[int], int]] = [([row], 0) for row in range(len(self._id))]
+        positions: list[tuple[list[int], int]] = [([row], 0) for row in range(len(self._id))]
         for (dialogue, _), rows in groups.items():
             turns = [self._turn[row] for row in rows]
             if any(turn is None for turn in turns):
                 raise UserError(f"dialogue {dialogue!r} has utterances without `turn`; a dialogue needs its order")
             rows = [row for _, row in sorted(zip(turns, rows, strict=True))]
-            for place, row in enumerate(rows):
-                places[row] = (rows, place)
-        return places
+            for position, row in enumerate(rows):
+                positions[row] = (rows, position)
+        return positions
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -185,7 +187,7 @@ class MerDataset:
         changes: dict[str, Any] = {}
         for part, rows in self.permutation.items():
             other = self.utterances[int(rows[row])]
-            changes |= {name: getattr(other, name) for name in PARTS[part]}
+            changes |= {name: getattr(other, name) for name in REPLACEABLE_PARTS[part]}
         for modality in self.hidden:
             changes[FEATURE_COLUMNS[modality]] = None
             if modality == "text":
@@ -197,7 +199,7 @@ class MerDataset:
         return utterance
 
     def transcripts(self) -> list[tuple[str, str, str | None]]:
-        """``(id, language, text)`` of every utterance of the table as it is there, one after another."""
+        """``(id, language, text)`` of every utterance of the table, unchanged and in order."""
         if isinstance(self.utterances, UtteranceTable):
             texts = self.utterances.column("text")
         else:
@@ -205,17 +207,17 @@ class MerDataset:
         return list(zip(self._id, self._language, texts, strict=True))
 
     def text_length(self, row: int) -> int:
-        """Characters of a row's own transcript, whatever is changed about it; 0 without one."""
-        if self._lengths is None:
-            self._lengths = [len(text or "") for _, _, text in self.transcripts()]
-        return self._lengths[row]
+        """Number of characters of a row's original transcript; 0 without one."""
+        if self._text_lengths is None:
+            self._text_lengths = [len(text or "") for _, _, text in self.transcripts()]
+        return self._text_lengths[row]
 
     def position(self, row: int) -> int | None:
-        """1 for the first utterance of the row's conversation in the table, 2 for the next, …; None without one."""
+        """1-based position of the row in its conversation; None without one."""
         return None if self._dialogue[row] is None else self._position[row][1] + 1
 
     def languages_present(self) -> list[str]:
-        """Languages of the utterances that are asked about."""
+        """Languages of the utterances in the dataset."""
         return sorted({self._language[row] for row in self.rows})
 
     def language(self, row: int) -> str:
@@ -224,7 +226,7 @@ class MerDataset:
         return language
 
     def dialogue(self, row: int) -> str | None:
-        """The conversation of a row, None without one."""
+        """The dialogue id of a row, None without one."""
         name: str | None = self._dialogue[row]
         return name
 
@@ -239,32 +241,32 @@ class MerDataset:
         return turn
 
     def speaker(self, row: int) -> str | None:
-        """Who speaks in a row, None where unknown."""
+        """The speaker of a row, None if unknown."""
         name: str | None = self._speaker[row]
         return name
 
     def label_names(self) -> list[str]:
-        """Names of the labels and votes that any utterance of the table has, known to a task or not."""
+        """Names of all labels and votes of the table's utterances, whether or not a task uses them."""
         return sorted({name for found in (*self._labels, *self._votes) for name in found})
 
     def window(self, row: int) -> Window:
         """The conversation around a row: the last ``context_window`` utterances up to it, or centred on it."""
-        rows, place = self._position[row]
+        rows, position = self._position[row]
         if not self.bidirectional:
-            start, stop = max(0, place - self.context_window + 1), place + 1
+            start, stop = max(0, position - self.context_window + 1), position + 1
         else:
-            start = max(0, place - self.context_window // 2)
+            start = max(0, position - self.context_window // 2)
             stop = min(len(rows), start + self.context_window)
             start = max(0, min(start, stop - self.context_window))
-        return Window(rows[start:stop], place - start)
+        return Window(rows[start:stop], position - start)
 
     def history(self, row: int, turns: int) -> list[tuple[str | None, str | None]]:
         """``(speaker, text)`` of up to ``turns`` earlier utterances of the same dialogue, oldest first.
 
-        Texts are permuted, hidden or corrupted as in :meth:`utterance`, or a missing one would still be read a turn later.
+        Texts are permuted, hidden or corrupted as in :meth:`utterance`; otherwise a missing text would be read a turn later.
         """
-        rows, place = self._position[row]
-        earlier = rows[max(0, place - turns) : place] if turns else []
+        rows, position = self._position[row]
+        earlier = rows[max(0, position - turns) : position] if turns else []
         return [(self._speaker[r], self.utterance(r).text) for r in earlier]
 
     def speaker_indices(self, window: Window) -> list[int]:
@@ -278,13 +280,13 @@ class MerDataset:
         return indices
 
     def shuffled(self, parts: Sequence[str], seed: int) -> MerDataset:
-        """The same questions with the given parts (:data:`PARTS`) taken from other utterances of the same language.
+        """The same questions with parts (:data:`REPLACEABLE_PARTS`) taken from other utterances of the same language.
 
-        Every utterance gets another's features (a derangement within the language, by a cyclic shift of a random
-        order), so a model that uses the modality must lose what it knew from it.
+        Every utterance gets another one's features (a derangement within the language, by a cyclic shift of a random
+        order), so a model that uses the modality loses the information in it.
 
         Raises:
-            UserError: a language with a single utterance has nobody to take features from.
+            UserError: a language with a single utterance.
         """
         generator = np.random.default_rng(seed)
         rows = np.arange(len(self._id))
@@ -304,11 +306,11 @@ class MerDataset:
         return self._with(hidden=self.hidden | frozenset(modalities))
 
     def corrupted(self, corruption: UtteranceTransform) -> MerDataset:
-        """The same questions about utterances damaged by a corruption, after those they have already."""
+        """The same questions with a further corruption applied to the utterances."""
         return self._with(corruptions=(*self.corruptions, corruption), checked=False)
 
     def _with(self, **changes: Any) -> MerDataset:
-        # Context vectors hold the modalities as they were; the changed dataset needs its own.
+        # Context vectors were computed from the unchanged modalities; the new dataset needs its own.
         return dataclasses.replace(self, context=None, **changes)
 
     def truths(self, task: Task) -> list[str | float]:
@@ -318,9 +320,9 @@ class MerDataset:
     def labels_by_turn(self, task: Task) -> tuple[list[str], list[str], list[str]]:
         """``(labels, speakers, dialogues)`` of a classification task in turn order, for the estimate of p0.
 
-        Labels the task ignores are among them, as the data say them: a speaker shifts to them and back. Utterances
-        without a dialogue, a speaker or a label are not. Where ``limit`` left utterances out, what stands on either side
-        does not follow one another: it counts as two dialogues.
+        Labels that the task ignores are included as they are in the data, since a speaker shifts to them and back.
+        Utterances without a dialogue, a speaker or a label are left out. Where ``limit`` removed utterances, those before
+        and after the gap are not consecutive, and count as two dialogues.
         """
         found = []
         kept = set(self.rows)
@@ -330,9 +332,9 @@ class MerDataset:
                 continue
             where = f"utterance {self._id[row]!r}"
             label = str(value).strip() if task.ignores(value) else task.label_names[task.class_index(value, where)]
-            # As for windows, a conversation in another language is another one.
-            rows, place = self._position[row]
-            gaps = 0 if len(kept) == self.available else sum(earlier not in kept for earlier in rows[:place])
+            # As for windows, the same conversation in another language counts as another one.
+            rows, position = self._position[row]
+            gaps = 0 if len(kept) == self.available else sum(earlier not in kept for earlier in rows[:position])
             name = f"{dialogue}/{self._language[row]}" + (f"/{gaps}" if gaps else "")
             found.append((name, self._turn[row], label, speaker))
         found.sort(key=lambda entry: entry[:2])
@@ -347,19 +349,19 @@ def build_context_vectors(
     sizes: Mapping[str, int] | None = None,
     feature_sizes: Mapping[str, int] | None = None,
 ) -> ContextVectors:
-    """One vector per utterance: mean and standard deviation over time of the normalised sequence.
+    """Compute one vector per utterance: mean and standard deviation over time of the normalised sequence.
 
-    A modality whose sequences are all one step long (utterance-level features) keeps just that step. Text comes from
+    A modality whose sequences all have a single step (utterance-level features) keeps just that step. Text comes from
     ``embed_text`` (mean token embedding of the backbone) when given, else from stored text features. Each utterance is
-    encoded once, however many windows hold it.
+    encoded once, however many windows contain it.
 
     Args:
-        sizes: of the vectors an adapter was built for. They decide instead of these sequences' lengths whether a vector
-            has the deviation (0 for one step) or is the mean alone.
-        feature_sizes: of the steps ``normalise`` knows.
+        sizes: vector sizes that an adapter was built for. They decide, instead of the sequence lengths, whether a vector
+            includes the deviation (0 for one step) or is the mean alone.
+        feature_sizes: step sizes that ``normalise`` expects.
 
     Raises:
-        UserError: steps or vectors of another size, or features with NaN or infinity.
+        UserError: steps or vectors of the wrong size, or features with NaN or infinity.
     """
     sizes, feature_sizes = sizes or {}, feature_sizes or {}
     total = len(dataset.utterances)

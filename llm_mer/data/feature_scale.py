@@ -1,4 +1,4 @@
-"""Whether features are of the scale that a model was trained on, where nobody says how they were made."""
+"""Checking that features have the scale that a model was trained on, if it is unknown how they were extracted."""
 
 from __future__ import annotations
 
@@ -11,45 +11,46 @@ from llm_mer.data.statistics import FeatureStatistics
 from llm_mer.data.store import FEATURE_COLUMNS
 from llm_mer.errors import UserError
 
-SAMPLE = 64
-"""Utterances of a split, evenly over it, whose features are compared with a model's statistics."""
-BEYOND, MOST_BEYOND = 10.0, 0.5
-"""Share of values so many standard deviations from the training's mean above which features are of another scale."""
-STILL, MOST_STILL = 0.01, 0.9
-"""Share of features that vary by less than this part of the training's deviation above which they are of another scale."""
+SAMPLED_UTTERANCES = 64
+"""Number of utterances, evenly spaced over a split, whose features are compared with a model's statistics."""
+OUTLIER_DEVIATIONS, MAX_OUTLIER_SHARE = 10.0, 0.5
+"""Features have another scale if more than this share of values lies this many deviations from the training mean."""
+CONSTANT_DEVIATION, MAX_CONSTANT_SHARE = 0.01, 0.9
+"""Features have another scale if more than this share varies by less than this fraction of the training deviation."""
 
 
 def check_scale(utterances: Sequence[Utterance], statistics: Mapping[str, FeatureStatistics], where: str) -> None:
-    """Refuse features that lie elsewhere than those a model was trained on: another extractor, rate or normalisation.
+    """Refuse features distributed differently from those a model was trained on: another extractor, rate or normalisation.
 
-    A last resort where nobody says how features were made. Values normalised already look as if they hardly varied, raw
-    ones asked of a model of normalised ones lie far outside; both are clipped, and answered with confidence.
+    A last resort if it is unknown how features were extracted. Already normalised values seem to hardly vary, and raw values
+    given to a model trained on normalised ones lie far outside; both would be clipped and answered with confidence.
 
     Args:
-        utterances: of which :data:`SAMPLE` are looked at. statistics: of the training, by modality. where: of the message.
+        utterances: of which :data:`SAMPLED_UTTERANCES` are checked. statistics: of the training data, by modality.
+        where: start of the message.
 
     Raises:
         UserError: naming the modality and what was found.
     """
-    step = max(len(utterances) // SAMPLE, 1)
-    chosen = [utterances[place] for place in range(0, len(utterances), step)][:SAMPLE]
-    for modality, known in statistics.items():
+    step = max(len(utterances) // SAMPLED_UTTERANCES, 1)
+    chosen = [utterances[row] for row in range(0, len(utterances), step)][:SAMPLED_UTTERANCES]
+    for modality, trained in statistics.items():
         found = [values for u in chosen if (values := getattr(u, FEATURE_COLUMNS[modality])) is not None]
-        usable = known.std > 1e-8
-        if not found or not usable.any() or any(values.shape[1] != len(known.mean) for values in found):
-            continue  # a wrong size is told elsewhere
-        steps = (np.concatenate(found)[:, usable].astype(np.float64) - known.mean[usable]) / known.std[usable]
-        beyond = float((np.abs(steps) > BEYOND).mean())
-        # The same clip several times over varies by nothing, and is no sign of another scale.
-        several = len({values.tobytes() for values in found}) > 1
-        still = float((steps.std(axis=0) < STILL).mean()) if several else 0.0
-        if beyond > MOST_BEYOND or still > MOST_STILL:
-            told = (
-                f"{beyond:.0%} of its values lie more than {BEYOND:.0f} standard deviations from the training's mean"
-                if beyond > MOST_BEYOND
-                else f"{still:.0%} of its features vary by less than {STILL:.0%} of what they do in training"
-            )
+        usable = trained.std > 1e-8
+        if not found or not usable.any() or any(values.shape[1] != len(trained.mean) for values in found):
+            continue  # a wrong size is reported elsewhere
+        z_scores = (np.concatenate(found)[:, usable].astype(np.float64) - trained.mean[usable]) / trained.std[usable]
+        outlier_share = float((np.abs(z_scores) > OUTLIER_DEVIATIONS).mean())
+        # Copies of one clip do not vary at all, which is no sign of another scale.
+        distinct = len({values.tobytes() for values in found}) > 1
+        constant_share = float((z_scores.std(axis=0) < CONSTANT_DEVIATION).mean()) if distinct else 0.0
+        if outlier_share > MAX_OUTLIER_SHARE or constant_share > MAX_CONSTANT_SHARE:
+            finding = f"{constant_share:.0%} of its features vary by less than {CONSTANT_DEVIATION:.0%} of what they do in training"
+            if outlier_share > MAX_OUTLIER_SHARE:
+                finding = (
+                    f"{outlier_share:.0%} of its values lie more than {OUTLIER_DEVIATIONS:.0f} standard deviations away"
+                )
             raise UserError(
-                f"{where}: {modality} features are of another scale than those the model was trained on: {told}; were they "
+                f"{where}: {modality} features have another scale than those the model was trained on: {finding}; were they "
                 "made by another extractor, at another sample rate, or normalised?"
             )

@@ -1,4 +1,4 @@
-"""How the features of a data set were made: stored with them, and with every checkpoint trained on them."""
+"""Settings of feature extraction, stored with the features and with every checkpoint trained on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NONE, NGRAMS = "none", "ngrams"
 
 @dataclass
 class FeatureSettings:
-    """How features are made. Stored with the features and with every checkpoint trained on them."""
+    """Settings of feature extraction."""
 
     audio: str = field(
         default="egemaps",
@@ -27,7 +27,7 @@ class FeatureSettings:
     vision: str = field(
         default="hog_flow",
         metadata={
-            "help": "hog_flow (gradients and optical flow of the face), landmarks (MediaPipe, needs --landmark-model), a "
+            "help": "hog_flow (gradients and optical flow of the face), landmarks (MediaPipe, needs --landmark-model), an "
             "image encoder by hub name or folder (CLIP), or none"
         },
     )
@@ -38,8 +38,8 @@ class FeatureSettings:
             "text encoder by hub name or folder (RoBERTa, BERT)"
         },
     )
-    audio_rate: float = field(default=12.5, metadata={"help": "acoustic descriptor steps a second (at most 100)"})
-    vision_fps: float = field(default=6.0, metadata={"help": "pictures a second"})
+    audio_rate: float = field(default=12.5, metadata={"help": "acoustic descriptor steps per second (at most 100)"})
+    vision_fps: float = field(default=6.0, metadata={"help": "pictures per second"})
     face_model: str | None = field(
         default=None, metadata={"help": "YuNet ONNX file that finds the face (default: frame centre)"}
     )
@@ -58,9 +58,11 @@ class FeatureSettings:
             try:
                 torch.device(self.device)
             except RuntimeError:
-                raise UserError(f"device is {self.device!r}; it must be cpu, cuda, cuda:0 or another of torch's") from None
+                raise UserError(
+                    f"device is {self.device!r}; it must be a torch device such as cpu, cuda or cuda:0"
+                ) from None
         if (self.audio, self.vision, self.text) == (NONE, NONE, NONE):
-            raise UserError("audio, vision and text are all none: there is nothing to extract")
+            raise UserError("audio, vision and text are all none; there is nothing to extract")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -75,64 +77,66 @@ class FeatureSettings:
         return cls(**entry)
 
 
-OPTIONS_OF: dict[str, tuple[str, ...]] = {
+OPTIONS_BY_MODALITY: dict[str, tuple[str, ...]] = {
     "audio": ("audio", "audio_rate"),
     "vision": ("vision", "vision_fps", "face_model", "landmark_model"),
     "text": ("text",),
 }
-"""What the features of a modality follow from; ``device`` changes nothing."""
-PLACES = ("face_model", "landmark_model")
-"""Options that name a file, of which the name is compared: it may lie elsewhere."""
-PUBLISHED = ("mmsa", "mosi", "mosi_csv", "mse_adapter", "casia")
-"""Sources whose files hold features already, made by their authors."""
+"""The options that determine the features of a modality; ``device`` has no effect on them."""
+PATH_OPTIONS = ("face_model", "landmark_model")
+"""Options that name a file; only the file name is compared, as the file may be moved."""
+SOURCES_WITH_FEATURES = ("mmsa", "mosi", "mosi_csv", "mse_adapter", "casia")
+"""Sources whose published files already contain features."""
 DESCRIPTORS = ("egemaps", "librosa")
-"""Acoustic features that have ``audio_rate``; an encoder has a rate of its own."""
+"""Acoustic features that use ``audio_rate``; an encoder has its own rate."""
 
 
 def check_same_features(
     trained: Mapping[str, Any], given: Mapping[str, Any], modalities: Iterable[str], where: str, model: str
 ) -> None:
-    """Refuse features that were made otherwise than those a model was trained on, though they have the same size.
+    """Refuse features that were extracted differently from those a model was trained on, though they have the same size.
 
     Args:
-        trained, given: what a checkpoint and a store say of their data: ``features`` as :meth:`FeatureSettings.to_dict`
-            where ``llm-mer extract`` made them, ``source`` where they were published with a data set. What neither says is
-            not known, and not refused.
+        trained, given: what a checkpoint and a store record about their data: ``features`` as
+            :meth:`FeatureSettings.to_dict` if ``llm-mer extract`` made them, ``source`` if they were published with a data
+            set. If neither is recorded, nothing is refused.
         modalities: those the model reads. where, model: names of the data and of the model in the message.
 
     Raises:
         UserError: naming each option with both values.
     """
-    before, now = trained.get("features"), given.get("features")
-    if not before and not now:
+    trained_settings, given_settings = trained.get("features"), given.get("features")
+    if not trained_settings and not given_settings:
         return
     for one, other in ((trained, given), (given, trained)):
-        if not one.get("features") and one.get("source") in PUBLISHED:
-            made = _named(other["features"])
+        if not one.get("features") and one.get("source") in SOURCES_WITH_FEATURES:
+            made = _describe_settings(other["features"])
             published, extracted = (where, model) if one is given else (model, where)
             raise UserError(
                 f"{published} has the features published with {one['source']!r}, {extracted} those of `llm-mer extract` "
-                f"({made}); a model answers about features made as those it was trained on"
+                f"({made}); use features extracted as those it was trained on"
             )
-    if not before or not now:
+    if not trained_settings or not given_settings:
         return
-    different = []
+    differences = []
     for modality in modalities:
-        for name in OPTIONS_OF[modality]:
-            if name == "audio_rate" and not {before.get("audio"), now.get("audio")} <= set(DESCRIPTORS):
+        for name in OPTIONS_BY_MODALITY[modality]:
+            if name == "audio_rate" and not {trained_settings.get("audio"), given_settings.get("audio")} <= set(DESCRIPTORS):
                 continue
-            one, other = (_comparable(name, settings.get(name)) for settings in (before, now))
+            one, other = (_without_folder(name, settings.get(name)) for settings in (trained_settings, given_settings))
             if one != other:
-                different.append(f"{name} is {other!r}, {model} was trained on {one!r}")
-    if different:
-        raise UserError(f"{where}: its features were made otherwise: {'; '.join(different)}")
+                differences.append(f"{name} is {other!r}, {model} was trained on {one!r}")
+    if differences:
+        raise UserError(f"{where}: its features were extracted differently: {'; '.join(differences)}")
 
 
-def _comparable(name: str, value: Any) -> Any:
-    """A setting without the folder it lies in: an encoder's or a model's may lie elsewhere."""
-    place = isinstance(value, str) and (name in PLACES or Path(value).is_absolute())
-    return Path(value).name if place else value
+def _without_folder(name: str, value: Any) -> Any:
+    """A setting without its folder, since an encoder or model file may be moved."""
+    is_path = isinstance(value, str) and (name in PATH_OPTIONS or Path(value).is_absolute())
+    return Path(value).name if is_path else value
 
 
-def _named(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {settings.get(name)}" for name in OPTIONS_OF if settings.get(name) not in (None, NONE))
+def _describe_settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {settings.get(name)}" for name in OPTIONS_BY_MODALITY if settings.get(name) not in (None, NONE)
+    )

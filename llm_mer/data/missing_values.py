@@ -1,14 +1,14 @@
-"""The one policy for what is missing, NaN, infinite or zero in data. Docs: *Missing values* in ``docs/data-sets.md``.
+"""The single policy for missing, NaN, infinite and zero values in data. Docs: *Missing values* in ``docs/data-sets.md``.
 
-* A **missing modality** is left out (None). Adapters see that it is not there, which is not the same as zeros.
+* A **missing modality** is left out (None). Adapters know that it is missing, which is not the same as zeros.
 * A **missing label** is left out. NaN or infinity as a label is refused.
 * **NaN and infinity in features** are refused: ``validate`` counts them, a store is not written with them, and neither
-  training nor inference takes them. Nothing turns them into a number unasked.
-* Published files that mark gaps so (MMSA's: −∞ in audio, NaN in vision) can be read with ``--missing_values zero``, which is
-  what their own loader does; how many values that were is said.
+  training nor inference accepts them. They are never replaced by a number unless requested.
+* Published files that mark gaps in this way (MMSA's: −∞ in audio, NaN in vision) can be read with ``--missing_values zero``,
+  as their own loader does; the number of replaced values is logged.
 * **Zeros are values**, as published. A modality that is zero throughout gets a warning from ``validate``.
-* A **transcript** of white space or invisible characters alone is refused: leave an unknown one out.
-* Padding is no value: the mask tells it, and nothing reads it.
+* A **transcript** of only white space or invisible characters is refused: leave an unknown one out.
+* Padding is not a value: it is masked, and nothing reads it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llm_mer.prompting.text_forms import is_blank
 
 REFUSE, ZERO = "refuse", "zero"
 MISSING_VALUES: tuple[str, ...] = (REFUSE, ZERO)
-"""What a reader of published files may do with NaN and infinity that its format uses for gaps."""
+"""How a reader of published files treats NaN and infinity that its format uses for gaps."""
 
 
 def check_values(features: np.ndarray, where: str) -> None:
@@ -49,18 +49,18 @@ def check_sequence(features: np.ndarray, size: int | None, where: str) -> None:
 
 
 def check_labels(utterance: Utterance) -> None:
-    """Raises :class:`UserError` for a label that is NaN or infinite; one that is not known is left out."""
+    """Raises :class:`UserError` for a label that is NaN or infinite; unknown labels are to be left out."""
     for name, value in utterance.labels.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"utterance {utterance.id!r}: label {name!r} is {value}; leave a missing label out")
 
 
 def check_transcript(text: str | None, where: str) -> None:
-    """Raises :class:`UserError` for a transcript that has characters, and none that can be seen."""
+    """Raises :class:`UserError` for a transcript that has characters but no visible ones."""
     if text and is_blank(text):
         raise UserError(f"{where}: the transcript {text[:20]!r} is blank; leave an unknown transcript out")
 
 
 def fill_gaps(values: np.ndarray, gaps: np.ndarray) -> tuple[np.ndarray, int]:
-    """``values`` with 0 where ``gaps`` is True, and how many those are."""
+    """Replace ``values`` by 0 where ``gaps`` is True; also returns their number."""
     return np.where(gaps, np.float32(0), values), int(gaps.sum())

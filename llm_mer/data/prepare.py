@@ -1,4 +1,4 @@
-"""``llm-mer prepare``: a public data set's files as a store."""
+"""``llm-mer prepare``: converting the files of a public data set into a store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONS: tuple[str, ...] = ("language", "split", "task", "media", "held_out", "m
 
 @dataclass
 class PrepareConfig:
-    """Options of ``llm-mer prepare``. Those after ``output`` are for formats that leave something open."""
+    """Options of ``llm-mer prepare``. Those after ``output`` apply to certain formats only."""
 
     name: str = field(
         default="",
@@ -52,12 +52,12 @@ class PrepareConfig:
     )
     held_out: str | None = field(
         default=None,
-        metadata={"help": "session (Session5) or speaker (Ses05F) that is the test, else Session5 (iemocap)"},
+        metadata={"help": "session (Session5) or speaker (Ses05F) held out as the test split, else Session5 (iemocap)"},
     )
     missing_values: str | None = field(
         default=None,
         metadata={
-            "help": "zero reads NaN and infinity, with which the format marks gaps, as 0 and says how many; else they are "
+            "help": "zero reads NaN and infinity, which the format uses for gaps, as 0 and logs how many; else they are "
             "refused (mmsa)",
             "choices": list(MISSING_VALUES),
         },
@@ -65,7 +65,7 @@ class PrepareConfig:
     neighbours: int = field(
         default=0,
         metadata={
-            "help": "put the text features of so many neighbours on each side in the dialogue beside an utterance's own "
+            "help": "append the text features of this many neighbours on each side in the dialogue to an utterance's own "
             "(utterance-level features)"
         },
     )
@@ -75,8 +75,8 @@ def prepare(config: PrepareConfig) -> Path:
     """Read the files and write the store, one utterance in memory at a time where the format allows it.
 
     Returns:
-        The store's folder. Features are stored as published; a format that names media files stores their paths, and
-        ``llm-mer extract`` is what turns those into features.
+        The store's folder. Features are stored as published; for a format that names media files their paths are
+        stored, and ``llm-mer extract`` turns those into features.
 
     Raises:
         UserError: an unknown format, an option the format does not have, or files that do not follow it.
@@ -102,5 +102,5 @@ def prepare(config: PrepareConfig) -> Path:
             return write_store(bar, Path(config.output or f"data/{config.name}"), description=description)
         except UserError as error:
             if "NaN or infinity" in str(error) and "missing_values" in accepted:
-                raise UserError(f"{error}; --missing_values zero reads what the format marks as gaps as 0") from None
+                raise UserError(f"{error}; --missing_values zero reads the format's gaps as 0") from None
             raise

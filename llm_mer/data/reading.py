@@ -1,4 +1,4 @@
-"""The utterances of a store, or of a public format read in place."""
+"""Reading utterances from a store, or from files of a public format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_mer.errors import UserError
 
 
 def read_utterances(source: str) -> tuple[dict[str, Sequence[Utterance]], dict[str, Any], str]:
-    """Open a store or read ``FORMAT:PATH``: utterances by split, a description and a fingerprint."""
+    """Open a store or read ``FORMAT:PATH``; returns utterances by split, a description and a fingerprint."""
     if not source:
         raise UserError("data: name a store (from `llm-mer extract`) or FORMAT:PATH")
     public = split_source(source)
@@ -29,18 +29,18 @@ def read_utterances(source: str) -> tuple[dict[str, Sequence[Utterance]], dict[s
 
 
 def load_dataset(source: str) -> dict[str, Sequence[Utterance]]:
-    """The utterances of a store or of ``FORMAT:PATH`` by split, e.g. ``load_dataset("data/clips")["test"]``.
+    """Load the utterances of a store or of ``FORMAT:PATH`` by split, e.g. ``load_dataset("data/clips")["test"]``.
 
-    A store is memory-mapped: its utterances are read when they are asked for.
+    A store is memory-mapped: its utterances are read on access.
 
     Raises:
-        UserError: no store, or files that cannot be read as the format.
+        UserError: not a store, or files that do not follow the format.
     """
     return read_utterances(source)[0]
 
 
 def find_split(splits: Mapping[str, Sequence[Utterance]], name: str, source: str) -> Sequence[Utterance]:
-    """The split of this name. Raises :class:`UserError` with those that ``source`` holds."""
+    """The split of this name. Raises :class:`UserError` naming the splits of ``source``."""
     if name not in splits:
         raise UserError(f"{source}: no split {name!r}; it holds {', '.join(sorted(splits))}")
     return splits[name]

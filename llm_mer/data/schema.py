@@ -1,4 +1,4 @@
-"""What one utterance is, in memory, and its decoded media."""
+"""The in-memory representation of an utterance and of decoded video frames."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ SPLITS: tuple[str, ...] = ("train", "valid", "test")
 
 @dataclass
 class Utterance:
-    """One spoken turn with whatever is known of it. Only ``id`` and one modality are required.
+    """One spoken turn with everything known about it. Only ``id`` and one modality are required.
 
     Names (``id``, ``dialogue_id``, ``speaker``, targets, labels, ``tags``) are composed (Unicode NFC); ``text`` is not.
 
     Attributes:
         id: unique within a dataset.
         split: ``train``, ``valid`` or ``test``.
-        language: ``en`` or ``zh``. Left out (or None), the transcript tells it by
-            :func:`llm_mer.prompting.languages.detect_language`; it stays empty without a transcript that has letters, and
-            is then refused where it would decide something.
+        language: ``en`` or ``zh``. If left out (or None), it is detected from the transcript by
+            :func:`llm_mer.prompting.languages.detect_language`; without a transcript that has letters it stays empty, and
+            is refused where the language matters.
         text: transcript, None when unknown (a missing modality).
         audio, vision: media files before extraction (a path each, often the same mp4), None when absent.
         audio_features: ``(T_a, D_a)`` float32 or None. vision_features: ``(T_v, D_v)``. text_features: ``(T_t, D_t)``. Real
             numbers of another kind, lists and torch tensors become arrays.
         labels: ``{task name: class word in English, or score}``, e.g. ``{"emotion": "joy", "sentiment": 1.4}``. A task
-            that is absent has no target here.
+            that is absent has no target for this utterance.
         votes: ``{task's target: annotators' votes}`` (:mod:`llm_mer.data.votes`); without a label the majority is the truth.
-        dialogue_id, turn, speaker: place in a conversation; ``turn`` orders utterances within ``dialogue_id``.
+        dialogue_id, turn, speaker: position in a conversation; ``turn`` orders utterances within ``dialogue_id``.
         tags: named subsets this utterance belongs to, e.g. ``neutral_words``, ``conflict``.
 
     Raises:
@@ -72,12 +72,12 @@ class Utterance:
 
 
 SAMPLE_RATE = 16_000
-"""Samples a second of all decoded sound."""
+"""Sample rate of all decoded audio, in Hz."""
 
 
 @dataclass
 class Frames:
-    """Pictures at even times: ``pixels (F, h, w, 3)`` uint8 RGB, ``fps`` pictures a second."""
+    """Video frames at regular times: ``pixels (F, h, w, 3)`` uint8 RGB, ``fps`` frames per second."""
 
     pixels: np.ndarray
     fps: float

@@ -42,7 +42,7 @@ class RunningStatistics:
         self.squares: np.ndarray | None = None
 
     def update(self, block: np.ndarray) -> None:
-        """Take in one block."""
+        """Add one block."""
         if block.shape[0] == 0:
             return
         data = block.astype(np.float64)
@@ -57,7 +57,7 @@ class RunningStatistics:
         self.count = total
 
     def result(self) -> FeatureStatistics | None:
-        """The statistics so far (population standard deviation), None before any frame."""
+        """The statistics so far (population standard deviation), None before the first frame."""
         if self.mean is None or self.squares is None:
             return None
         std = np.sqrt(self.squares / self.count)

@@ -1,7 +1,7 @@
-"""Utterances on disk: one Arrow file a split, memory-mapped, and a ``store.json`` that describes them.
+"""The utterance store: one memory-mapped Arrow file per split, and a ``store.json`` that describes them.
 
-Feature sequences are stored flat (``T · D`` float32 values); ``D`` is the store's, so a row reads back as a zero-copy
-view of the file, and resident memory does not grow with the data.
+Feature sequences are stored flat (``T · D`` float32 values) with one ``D`` per store, so a row is read as a zero-copy view
+of the file, and resident memory does not grow with the data.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 STORE_FILE = "store.json"
 QUARANTINE_FILE = "quarantine.jsonl"
-"""Files that ``llm-mer extract`` could not use, one line each, beside the store."""
+"""Lists the files that ``llm-mer extract`` could not use, one per line."""
 STORE_VERSION = 1
 DESCRIPTIVE_COLUMNS: tuple[str, ...] = (
     "id",
@@ -54,15 +54,15 @@ FEATURE_COLUMNS: dict[str, str] = {"text": "text_features", "audio": "audio_feat
 
 @dataclass
 class StoreInfo:
-    """What ``store.json`` says.
+    """The content of ``store.json``.
 
     Attributes:
-        feature_sizes: ``{modality: D_m}``; a modality nobody has is absent.
+        feature_sizes: ``{modality: D_m}``; a modality that no utterance has is absent.
         statistics: ``{modality: FeatureStatistics}`` of the training split.
-        counts: utterances per split. fingerprint: SHA-256 over every id, label, vote, text, place in a dialogue,
+        counts: utterances per split. fingerprint: SHA-256 over every id, label, vote, text, position in a dialogue,
             speaker, tag and feature value.
-        checksums: of each split's file; None in stores of versions before there were any.
-        feature_names: names of the feature dimensions where known. description: how the features were made.
+        checksums: of each split's file; None in stores of versions without checksums.
+        feature_names: names of the feature dimensions where known. description: how the features were extracted.
     """
 
     feature_sizes: dict[str, int]
@@ -78,48 +78,48 @@ class StoreInfo:
         """Plain containers for JSON."""
         entry = asdict(self)
         entry["statistics"] = {m: s.to_dict() for m, s in self.statistics.items()}
-        return {**entry, "sha256": info_digest(entry)}
+        return {**entry, "sha256": store_info_digest(entry)}
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> StoreInfo:
-        """Read :meth:`to_dict` back. Raises ``ValueError`` for other content than was written."""
+        """Read :meth:`to_dict` back. Raises ``ValueError`` if the content was changed."""
         entry = dict(entry)
-        digest, found = entry.pop("sha256", None), info_digest(entry)
+        recorded, computed = entry.pop("sha256", None), store_info_digest(entry)
         entry["statistics"] = {m: FeatureStatistics.from_dict(s) for m, s in entry["statistics"].items()}
         if entry.get("checksums") is not None:
             entry["checksums"] = {split: SplitChecksums(**parts) for split, parts in entry["checksums"].items()}
         info = cls(**entry)
-        if (digest is not None or info.checksums is not None) and digest != found:
-            raise ValueError(f"its content has SHA-256 {found[:12]}…, {str(digest)[:12]}… was written")
+        if (recorded is not None or info.checksums is not None) and recorded != computed:
+            raise ValueError(f"its content has SHA-256 {computed[:12]}…, {str(recorded)[:12]}… was written")
         return info
 
 
-def info_digest(entry: dict[str, Any]) -> str:
-    """SHA-256 of what ``store.json`` says beside its own digest."""
+def store_info_digest(entry: dict[str, Any]) -> str:
+    """SHA-256 of the content of ``store.json`` without its own digest."""
     content = {name: value for name, value in entry.items() if name != "sha256"}
     return json_sha256(content, sort_keys=True, ensure_ascii=True)
 
 
 def check_utterance(utterance: Utterance, sizes: dict[str, int]) -> None:
-    """Refuse an utterance that cannot be trained on, naming its id and field; ``sizes`` learns each ``D_m``."""
+    """Refuse an utterance that cannot be trained on, naming its id and field; each new ``D_m`` is added to ``sizes``."""
     where = f"utterance {utterance.id!r}"
     if utterance.split not in SPLITS:
         raise UserError(f"{where}: split is {utterance.split!r}; it must be one of {', '.join(SPLITS)}")
     require_language(utterance.language, where)
     check_labels(utterance)
-    found = utterance.text is not None
+    has_modality = utterance.text is not None
     for modality, column in FEATURE_COLUMNS.items():
         features = getattr(utterance, column)
         if features is None:
             continue
-        found = True
+        has_modality = True
         if features.ndim != 2 or 0 in features.shape:
-            raise UserError(f"{where}: {column} has shape {features.shape}; it must be (steps, size), neither of them 0")
+            raise UserError(f"{where}: {column} has shape {features.shape}; it must be (steps, size), both above 0")
         size = sizes.setdefault(modality, int(features.shape[1]))
         if features.shape[1] != size:
             raise UserError(f"{where}: {column} has {features.shape[1]} features, the utterances before it have {size}")
         check_values(features, f"{where}: {column}")
-    if not found:
+    if not has_modality:
         raise UserError(f"{where} has no modality: give text, audio or video")
 
 
@@ -175,12 +175,12 @@ def _arrow_features() -> Any:
 
 
 class SeenIds:
-    """Which ids have been, in 8 bytes each: a set of a hundred times the text would outgrow everything else in memory.
+    """The ids seen so far, in 8 bytes each; a set of strings would dominate memory.
 
-    64-bit hashes, so two different ids pass for one with a probability of ``n² / 2^65``: one in 10^8 for a million ids.
+    Stores 64-bit hashes, so two different ids collide with a probability of ``n² / 2^65``: one in 10^8 for a million ids.
 
     Args:
-        recent: ids in a set of their own before they are sorted in with the others.
+        recent: number of new ids kept in a set before they are merged into the sorted array.
     """
 
     def __init__(self, recent: int = 1 << 15) -> None:
@@ -189,11 +189,11 @@ class SeenIds:
         self._sorted = np.empty(0, dtype=np.uint64)
 
     def add(self, identifier: str) -> bool:
-        """Take in an id; whether it is new."""
+        """Add an id; returns whether it is new."""
         digest = hashlib.blake2b(identifier.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         key = int.from_bytes(digest, "little")
-        place = int(np.searchsorted(self._sorted, np.uint64(key)))
-        if key in self._recent or (place < len(self._sorted) and int(self._sorted[place]) == key):
+        position = int(np.searchsorted(self._sorted, np.uint64(key)))
+        if key in self._recent or (position < len(self._sorted) and int(self._sorted[position]) == key):
             return False
         self._recent.add(key)
         if len(self._recent) >= self._limit:
@@ -204,13 +204,13 @@ class SeenIds:
 
 
 class UtteranceFingerprint:
-    """SHA-256 over the content of utterances in order."""
+    """SHA-256 over the contents of utterances in order."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
     def update(self, utterance: Utterance) -> None:
-        """Take in one utterance."""
+        """Add one utterance."""
         u = utterance
         head: list[Any] = [u.id, u.split, u.language, u.text, sorted(u.labels.items())]
         head += [u.dialogue_id, u.turn, u.speaker, list(u.tags)]
@@ -233,12 +233,12 @@ def write_store(
     description: dict[str, Any] | None = None,
     extra_files: Callable[[], Mapping[str, str]] | None = None,
 ) -> Path:
-    """Write utterances to ``folder``, one pass, constant memory; an existing store is replaced only once all is written.
+    """Write utterances to ``folder`` in one pass and constant memory; an existing store is replaced at the end only.
 
-    Files in ``folder`` that no store writer made stay there.
+    Files in ``folder`` that do not belong to a store are kept.
 
     Args:
-        extra_files: called when all utterances are written; names and texts of files that belong to the store.
+        extra_files: called when all utterances are written; returns names and texts of further files of the store.
 
     Raises:
         UserError: a folder that is not a store, a duplicate id, a wrong split or language, feature sizes that differ, NaN,
@@ -257,12 +257,12 @@ def write_store(
 
 
 def is_store_file(name: str) -> bool:
-    """Whether a file in a store's folder is one that :func:`write_store` writes, and may replace."""
+    """Whether this is the name of a file that :func:`write_store` writes, and may replace."""
     return name in (STORE_FILE, QUARANTINE_FILE, *(f"{split}.arrow" for split in SPLITS))
 
 
 def _write_splits(utterances: Iterable[Utterance], staging: Path, folder: Path) -> StoreInfo:
-    """Write ``<split>.arrow`` files into ``staging``. ``folder`` is what messages name."""
+    """Write ``<split>.arrow`` files into ``staging``. ``folder`` is named in messages."""
     from datasets.arrow_writer import ArrowWriter
 
     writers: dict[str, Any] = {}
@@ -286,7 +286,7 @@ def _write_splits(utterances: Iterable[Utterance], staging: Path, folder: Path) 
             for modality, features in _features(utterance).items():
                 running.setdefault(modality, RunningStatistics()).update(features)
     if not writers:
-        raise UserError(f"{folder}: there is no utterance to store")
+        raise UserError(f"{folder}: no utterances to store")
     for writer in writers.values():
         writer.finalize()
     statistics = {m: result for m, r in running.items() if (result := r.result()) is not None}
@@ -381,7 +381,7 @@ class UtteranceStore:
 
     @classmethod
     def open(cls, folder: Path | str) -> UtteranceStore:
-        """Open a folder written by :func:`write_store`. Raises :class:`UserError` when it is not one."""
+        """Open a folder written by :func:`write_store`. Raises :class:`UserError` if it is not one."""
         folder = Path(folder)
         path = folder / STORE_FILE
         entry = read_json_object(path, f"{folder}: no {STORE_FILE} here; a store is written by `llm-mer extract`")
@@ -390,15 +390,15 @@ class UtteranceStore:
         try:
             info = StoreInfo.from_dict(entry)
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: damaged, a field is missing or of another kind: {error}") from None
+            raise UserError(f"{path}: damaged, a field is missing or has the wrong type: {error}") from None
         except ValueError as error:
             raise UserError(f"{path}: damaged or edited: {error}") from None
         if info.checksums is None:
-            logger.warning("%s has no checksums, so a damaged file is not found; make the store again to have them", folder)
+            logger.warning("%s has no checksums, so damage goes undetected; create the store again to add them", folder)
         return cls(folder, info)
 
     def split(self, name: str) -> UtteranceTable:
-        """One split. Raises :class:`UserError` naming the splits there are."""
+        """Open one split. Raises :class:`UserError` naming the available splits."""
         path = self.folder / f"{name}.arrow"
         if not path.is_file():
             raise UserError(f"{self.folder}: no split {name!r}; it holds {', '.join(sorted(self.info.counts))}")

@@ -1,4 +1,4 @@
-"""The units a transcript is counted in: words of English, characters of Chinese."""
+"""Splitting transcripts into units: English words, Chinese characters."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ CHINESE_UNIT = re.compile(r"(?:[A-Za-z0-9]+|\w)[^\w\s]*|[^\w\s]+")
 
 
 def split_words(text: str, language: str) -> list[str]:
-    """Words of a transcript, punctuation staying with the word before it.
+    """Split a transcript into words; punctuation stays with the preceding word.
 
-    English is split at white space. In Chinese every character is a word, and so is a run of Latin letters or digits, as
-    in the mixed error rate of speech recognition.
+    English is split at white space. In Chinese every character is a word, as is every run of Latin letters or digits, as in
+    the mixed error rate of speech recognition.
     """
     return CHINESE_UNIT.findall(text) if language == "zh" else text.split()
 
 
 def join_words(words: Sequence[str], language: str) -> str:
-    """A transcript of these words; Chinese has a space only between two Latin ones."""
+    """Join words into a transcript; Chinese has spaces only between Latin words."""
     if language != "zh":
         return " ".join(words)
     text = ""

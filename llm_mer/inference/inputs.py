@@ -17,7 +17,7 @@ import numpy as np
 from llm_mer.checkpoints.precision import precision_option
 from llm_mer.data.missing_values import check_values
 from llm_mer.data.schema import Utterance
-from llm_mer.data.sources.manifest import FIELDS, is_broken, json_entries, stream_manifest, utterance_from_entry
+from llm_mer.data.sources.manifest import FIELDS, has_lone_surrogate, json_entries, stream_manifest, utterance_from_entry
 from llm_mer.errors import UserError
 from llm_mer.features.media import audio_source
 from llm_mer.prompting.languages import LANGUAGES
@@ -174,7 +174,7 @@ def single_utterance(config: InferConfig) -> Utterance:
     found: dict[str, Any] = {}
     if config.features is not None:
         found = {f"{name}_features": values for name, values in read_features(config.features).items()}
-    if config.text is not None and is_broken(config.text):
+    if config.text is not None and has_lone_surrogate(config.text):
         raise UserError(f"--text {config.text!r} is not valid Unicode: it holds half a surrogate pair")
     name = next((Path(p).stem for p in (config.video, config.audio, config.features) if p is not None), "text")
     return Utterance(

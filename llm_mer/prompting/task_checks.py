@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
-from llm_mer.prompting.text_forms import find_alike
+from llm_mer.prompting.text_forms import find_lookalikes
 from llm_mer.storage.quoting import quote
 
 KEYS_OF_KIND: dict[str, tuple[str, ...]] = {
@@ -51,10 +51,10 @@ def check_words(names: Iterable[str], words: Mapping[str, Iterable[str]], where:
     if not words or not set(words) <= set(LANGUAGES):
         found = ", ".join(map(repr, words)) or "none"
         raise UserError(f"{where} has words in languages {found}; a label is {{name: …, en: …, zh: …}}, in one or both")
-    if (pair := find_alike(names, fold_case=True)) is not None:
+    if (pair := find_lookalikes(names, fold_case=True)) is not None:
         raise UserError(f"{where} has labels {pair[0]!r} and {pair[1]!r}, which differ in letter case or form alone")
     for language, spoken in words.items():
-        if (pair := find_alike(spoken, fold_case=True)) is not None:
+        if (pair := find_lookalikes(spoken, fold_case=True)) is not None:
             raise UserError(
                 f"{where} has words {pair[0]!r} and {pair[1]!r} of language {language!r}, which differ in letter case or "
                 "form alone"

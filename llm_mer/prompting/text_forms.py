@@ -1,4 +1,4 @@
-"""Texts that look alike and are not the same: letter case, full and half width, Unicode forms, characters nobody sees."""
+"""Finding texts that look alike but differ in letter case, width, Unicode form or invisible characters."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ JOINERS = "\u200c\u200d"
 
 
 def is_invisible(character: str) -> bool:
-    """White space, a control or format character (zero width, byte order mark), or one that is not assigned."""
+    """Whether a character is white space, a control or format character (zero width, byte order mark), or unassigned."""
     return character.isspace() or unicodedata.category(character)[0] == "C"
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen; an empty one is blank."""
+    """Whether a text has no visible characters; an empty one is blank."""
     return all(map(is_invisible, text))
 
 
@@ -24,8 +24,8 @@ def has_hidden_characters(text: str) -> bool:
     return not text.isascii() and any(c not in JOINERS and unicodedata.category(c) == "Cf" for c in text)
 
 
-def plain_form(text: str) -> str:
-    """One spelling for all that look alike but for letter case: NFKC, nothing invisible but single spaces between words."""
+def canonical_form(text: str) -> str:
+    """Normalise to NFKC without invisible characters and with single spaces, so that lookalikes compare equal."""
     if text.isascii() and text.isprintable() and " " not in text:
         return text
     normal = unicodedata.normalize("NFKC", text)
@@ -33,18 +33,18 @@ def plain_form(text: str) -> str:
 
 
 def compose(name: str) -> str:
-    """A name in the one form that all names are kept in: NFC, in which ``e`` with a combining accent is ``é``.
+    """A name in NFC, the form that all names are kept in: ``e`` with a combining accent becomes ``é``.
 
-    The two forms are the same text by Unicode's own rule, look the same, and come from different keyboards and file systems.
+    The two forms are canonically equivalent, look the same, and come from different keyboards and file systems.
     """
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def find_alike(names: Iterable[str], fold_case: bool = False) -> tuple[str, str] | None:
-    """The first two different names of one :func:`plain_form`; with ``fold_case`` letter case counts as form too."""
+def find_lookalikes(names: Iterable[str], fold_case: bool = False) -> tuple[str, str] | None:
+    """The first two different names of one :func:`canonical_form`; with ``fold_case`` letter case is ignored too."""
     known: dict[str, str] = {}
     for name in names:
-        form = plain_form(name)
+        form = canonical_form(name)
         other = known.setdefault(form.casefold() if fold_case else form, name)
         if other != name:
             return other, name

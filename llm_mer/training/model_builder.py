@@ -20,7 +20,7 @@ from llm_mer.checkpoints.backbone_reference import check_backbone
 from llm_mer.checkpoints.description import CheckpointDescription
 from llm_mer.checkpoints.integrity import verify_checkpoint
 from llm_mer.checkpoints.weights import load_adapter_weights, load_head_weights
-from llm_mer.data.feature_scale import SAMPLE, check_scale
+from llm_mer.data.feature_scale import SAMPLED_UTTERANCES, check_scale
 from llm_mer.data.feature_settings import check_same_features
 from llm_mer.data.statistics import FeatureStatistics
 from llm_mer.errors import UserError
@@ -259,7 +259,9 @@ def check_initial(initial: CheckpointDescription, run: RunData, checkpoint: str,
     statistics = initial.processor["statistics"]
     known_scale = {m: FeatureStatistics.from_dict(statistics[m]) for m in reads if m in statistics}
     check_scale(
-        [run.train.utterance(row) for row in run.train.rows[:: max(len(run.train.rows) // SAMPLE, 1)]], known_scale, data
+        [run.train.utterance(row) for row in run.train.rows[:: max(len(run.train.rows) // SAMPLED_UTTERANCES, 1)]],
+        known_scale,
+        data,
     )
 
 

@@ -16,7 +16,7 @@ from llm_mer.errors import UserError
 from llm_mer.prompting.rendering import HistoryTurn, check_prompts_differ, render
 from llm_mer.prompting.tasks import Task, get_task
 from llm_mer.prompting.templates import PromptTemplate, load_prompts, select_prompt
-from llm_mer.prompting.text_forms import find_alike
+from llm_mer.prompting.text_forms import find_lookalikes
 
 if TYPE_CHECKING:
     from llm_mer.training.options import DataArguments
@@ -97,12 +97,12 @@ def check_texts(dataset: MerDataset) -> None:
         "speakers": [name for row in range(len(found)) if (name := dataset.speaker(row)) is not None],
     }
     for kind, given in names.items():
-        if (pair := find_alike(dict.fromkeys(given))) is not None:
+        if (pair := find_lookalikes(dict.fromkeys(given))) is not None:
             raise UserError(
                 f"{kind} {pair[0]!r} and {pair[1]!r} look alike and are not the same text; write them in one Unicode form "
                 "(NFC) and width, without invisible characters"
             )
-        if (pair := find_alike(dict.fromkeys(given), fold_case=True)) is not None:
+        if (pair := find_lookalikes(dict.fromkeys(given), fold_case=True)) is not None:
             logger.warning("%s %r and %r differ in letter case only; they count as two", kind, *pair)
 
 

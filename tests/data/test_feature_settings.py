@@ -1,4 +1,4 @@
-"""Features made otherwise than those of a training are refused, though they have the same size."""
+"""Features extracted differently from those of a training are refused, though they have the same size."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def made(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_another_extractor_or_setting_is_named_with_both_values(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=f"^store: its features were made otherwise: .*{message}"):
+    with pytest.raises(UserError, match=f"^store: its features were extracted differently: .*{message}"):
         check_same_features(MADE, made(**changes), ["audio", "vision"], "store", "the checkpoint")
 
 
@@ -79,9 +79,9 @@ def test_features_of_another_scale_are_refused_in_either_direction() -> None:
     check_scale(utterances(raw), of_raw, "store")
     check_scale(utterances(scaled), of_scaled, "store")
     check_scale(utterances(raw * 1.5 - 30), of_raw, "store")  # another microphone
-    with pytest.raises(UserError, match=r"store: audio features are of another scale .* more than 10 standard deviations"):
+    with pytest.raises(UserError, match=r"store: audio features have another scale .* more than 10 standard deviations"):
         check_scale(utterances(raw), of_scaled, "store")
-    with pytest.raises(UserError, match=r"store: audio features are of another scale .* vary by less than 1%"):
+    with pytest.raises(UserError, match=r"store: audio features have another scale .* vary by less than 1%"):
         check_scale(utterances(scaled / 10), of_raw, "store")
 
 
@@ -104,9 +104,9 @@ def rescaled(tmp_path: Path) -> Path:
 
 
 def test_evaluation_and_inference_refuse_another_scale(trained: Path, rescaled: Path) -> None:
-    with pytest.raises(UserError, match=r"rescaled, split 'test': audio features are of another scale"):
+    with pytest.raises(UserError, match=r"rescaled, split 'test': audio features have another scale"):
         evaluate(EvaluateConfig(checkpoint=str(trained), data=[str(rescaled)]), progress=False)
-    with pytest.raises(UserError, match=r"utterance '.*': audio features are of another scale"):
+    with pytest.raises(UserError, match=r"utterance '.*': audio features have another scale"):
         MerPipeline.from_pretrained(trained)(text="I am so happy", audio_features=np.full((4, 6), 1e4, np.float32))
 
 

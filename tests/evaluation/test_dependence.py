@@ -11,8 +11,8 @@ from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import get_task
 
 EMOTION, LABELS = get_task("emotion"), get_task("emotion").label_names
-PARTS = ("transcript", "audio", "vision")
-SWAPS = [Condition(f"{part} shuffled", "shuffle", (part,)) for part in PARTS]
+REPLACEABLE_PARTS = ("transcript", "audio", "vision")
+SWAPS = [Condition(f"{part} shuffled", "shuffle", (part,)) for part in REPLACEABLE_PARTS]
 N = 200
 
 
@@ -23,11 +23,11 @@ def answers(reads: dict[str, float], tells: tuple[str, ...]) -> dict[str, list[P
     """
     random = np.random.default_rng(0)
     truth = random.integers(0, len(LABELS), N)
-    parts = {part: truth if part in tells else random.integers(0, len(LABELS), N) for part in PARTS}
-    chosen = random.choice(len(PARTS), N, p=[reads.get(part, 0.0) for part in PARTS])
+    parts = {part: truth if part in tells else random.integers(0, len(LABELS), N) for part in REPLACEABLE_PARTS}
+    chosen = random.choice(len(REPLACEABLE_PARTS), N, p=[reads.get(part, 0.0) for part in REPLACEABLE_PARTS])
     found = {}
-    for swapped in (None, *PARTS):
-        seen = np.stack([np.roll(parts[part], part == swapped) for part in PARTS])
+    for swapped in (None, *REPLACEABLE_PARTS):
+        seen = np.stack([np.roll(parts[part], part == swapped) for part in REPLACEABLE_PARTS])
         said = seen[chosen, np.arange(N)]
         found[AS_IS if swapped is None else f"{swapped} shuffled"] = [
             Prediction(f"u{i}", "emotion", "en", LABELS[said[i]], truth=LABELS[truth[i]], dialogue_id=f"d{i % 50}")

@@ -297,7 +297,7 @@ MEDIA = (
         "extract: nothing asked for",
         file("clips.jsonl", lines(GOOD_LINE)),
         extract(audio="none"),
-        "audio, vision and text are all none: there is nothing to extract",
+        "audio, vision and text are all none; there is nothing to extract",
         "",
     ),
     Fault(
@@ -740,10 +740,10 @@ def new_store(ground: Ground) -> Path:
 
 def resealed(entry: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """A ``store.json`` that was written with these changes."""
-    from llm_mer.data.store import info_digest
+    from llm_mer.data.store import store_info_digest
 
     changed = {**entry, **changes}
-    return {**changed, "sha256": info_digest(changed)}
+    return {**changed, "sha256": store_info_digest(changed)}
 
 
 def flipped(name: str, place: Callable[[bytes], int]) -> Build:
@@ -795,7 +795,7 @@ STORES = (
         "store: a field is missing",
         copied_store(lambda f: edit(f / "store.json", lambda e: {k: v for k, v in e.items() if k != "counts"})),
         store_splits,
-        "damaged, a field is missing or of another kind: .*counts",
+        "damaged, a field is missing or has the wrong type: .*counts",
     ),
     Fault("store: split cut off", copied_store(lambda f: cut(f / "valid.arrow")), store_splits, "damaged or cut off"),
     Fault(

@@ -18,7 +18,7 @@ from llm_mer.errors import UserError
 from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate
 from llm_mer.inference.pipeline import MerPipeline
 from llm_mer.prompting.tasks import Task
-from llm_mer.prompting.text_forms import find_alike, has_hidden_characters, is_blank, plain_form
+from llm_mer.prompting.text_forms import find_lookalikes, has_hidden_characters, is_blank, canonical_form
 from llm_mer.training.parsing import parse_arguments
 from llm_mer.training.run_data import prepare_data
 
@@ -36,13 +36,13 @@ def test_what_cannot_be_seen_is_blank(text: str) -> None:
     [CAFE, ("A1", "Ａ１"), ("a b", "a\u3000b"), ("a", "a\u200b"), ("a", "\ufeffa"), ("a", "a "), ("カ", "ｶ")],
 )
 def test_names_that_look_alike_have_one_form(one: str, other: str) -> None:
-    assert plain_form(one) == plain_form(other)
-    assert find_alike([one, "x", other]) == (one, other)
+    assert canonical_form(one) == canonical_form(other)
+    assert find_lookalikes([one, "x", other]) == (one, other)
 
 
 def test_letter_case_is_another_form_unless_folded_and_what_is_the_same_is_no_pair() -> None:
-    assert find_alike(["aB", "Ab", "aB"]) is None
-    assert find_alike(["aB", "Ab"], fold_case=True) == ("aB", "Ab")
+    assert find_lookalikes(["aB", "Ab", "aB"]) is None
+    assert find_lookalikes(["aB", "Ab"], fold_case=True) == ("aB", "Ab")
     assert has_hidden_characters("so\u200b happy")
     assert not has_hidden_characters("👨\u200d👩 很好")
 

@@ -45,7 +45,7 @@ def label_fields() -> tuple[str, ...]:
     return tuple(dict.fromkeys(task.target for task in builtin_tasks().values()))
 
 
-def is_broken(text: str) -> bool:
+def has_lone_surrogate(text: str) -> bool:
     """Whether a text holds half a surrogate pair, which no encoder and no UTF-8 file can take."""
     return any("\ud800" <= c <= "\udfff" for c in text)
 
@@ -153,7 +153,7 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
             raise UserError(f"{where}: field {name!r} is {quote(entry[name])}; it must be a string")
     for name, value in entry.items():
         texts = value if isinstance(value, list) else [value]
-        if any(isinstance(part, str) and is_broken(part) for part in texts):
+        if any(isinstance(part, str) and has_lone_surrogate(part) for part in texts):
             raise UserError(f"{where}: field {name!r} is {quote(value)}: half a surrogate pair is not valid Unicode")
         if any(isinstance(part, str) and "\0" in part for part in texts):
             raise UserError(f"{where}: field {name!r} is {quote(value)}: a NUL is no text; save the file as UTF-8")

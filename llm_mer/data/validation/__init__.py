@@ -1,1 +1,1 @@
-"""Faults of a data set, found before a training does."""
+"""Validating a data set before training."""

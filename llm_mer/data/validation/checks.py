@@ -1,4 +1,4 @@
-"""The checks of a data set: what is wrong in one utterance, between utterances and between splits."""
+"""Checks of a data set: problems within an utterance, between utterances and between splits."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from llm_mer.data.votes import Known, known_answer, votes_of_task
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import Task, builtin_tasks
-from llm_mer.prompting.text_forms import find_alike, has_hidden_characters, is_blank, plain_form
+from llm_mer.prompting.text_forms import find_lookalikes, has_hidden_characters, is_blank, canonical_form
 
 MAX_IDS_SHOWN = 5
-"""Ids shown of each finding."""
+"""Number of ids shown with each finding."""
 LEAK_CHECK_UTTERANCES = 4000
-"""Training utterances, drawn at random, that the check for leaks looks at."""
+"""Number of randomly drawn training utterances used by the leakage check."""
 LEAK_ERROR, LEAK_WARNING = 0.999, 0.98
-"""Area under the ROC curve of one class against the others, or |correlation| with the score: error from the first,
-warning from the second."""
+"""Area under the ROC curve of one class against the others, or |correlation| with the score: an error above the first, a
+warning above the second."""
 MIN_DURATION_RATIO, MIN_DURATION_GAP = 1.5, 1.0
-"""Audio and vision disagree when one is both so many times and so many seconds longer."""
+"""Audio and vision disagree if one is longer both by this factor and by this many seconds."""
 MAX_UNKNOWN_LABELS = 0.5
-"""Share of labels outside the best built-in task above which the labels are taken for those of a task of one's own."""
+"""If more than this share of labels lies outside the best built-in task, they are assumed to belong to a custom task."""
 
 
 def _digest(*parts: bytes) -> int:
@@ -44,7 +44,7 @@ def _digest(*parts: bytes) -> int:
 
 
 class _LabelCheck:
-    """Labels of one task as they go by."""
+    """Collects the labels of one task."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -55,25 +55,27 @@ class _LabelCheck:
         self.languages: dict[str, list[str]] = {}
         self.ties: Counter[str] = Counter()
         self.contradicted: dict[str, list[str]] = {}
-        self._known: dict[str, str | None] = {}
+        self._class_names: dict[str, str | None] = {}
 
     @property
     def width(self) -> float:
-        """How much the task admits: of two that fit, the narrower is meant."""
+        """Size of the task's label set or range; of two tasks that fit, the narrower is chosen."""
         return self.task.num_classes or self.task.require_range()[1] - self.task.require_range()[0]
 
     @property
     def outside(self) -> int:
-        """Labels the task does not admit."""
+        """Number of labels that are invalid for the task."""
         return sum(sum(counter.values()) for counter in self.wrong.values())
 
     def name(self, value: str | float) -> str | None:
         """The class, or None for an ignored label. Raises :class:`UserError` for one outside the set."""
         if not isinstance(value, str):
             return None if self.task.ignores(value) else self.task.label_names[self.task.class_index(value)]
-        if value not in self._known:
-            self._known[value] = None if self.task.ignores(value) else self.task.label_names[self.task.class_index(value)]
-        return self._known[value]
+        if value not in self._class_names:
+            self._class_names[value] = (
+                None if self.task.ignores(value) else self.task.label_names[self.task.class_index(value)]
+            )
+        return self._class_names[value]
 
     def update(self, utterance: Utterance) -> None:
         target, split = self.task.target, utterance.split
@@ -111,7 +113,7 @@ class _LabelCheck:
 
     def findings(self, single: bool) -> Iterator[Finding]:
         name = self.task.name
-        # A task of one's own has most of its labels outside of any other; then the task is wrong, not the labels.
+        # Most labels of a custom task are invalid for every built-in one; then the task is wrong, not the labels.
         if single and self.outside > MAX_UNKNOWN_LABELS * self.found:
             yield Finding(WARNING, "no task", "", self.outside, [f"{self.task.target} (best: {name})"], ADVICE["no task"])
             return
@@ -149,15 +151,15 @@ class _Extent:
 
 
 class Inspection:
-    """Takes utterances one at a time and tells what is wrong with them.
+    """Checks utterances one at a time and collects findings.
 
-    Memory holds a few hundred bytes an utterance (ids, hashes, places in dialogues) and a sample of at most 4000 training
-    utterances' mean features, never the features of the data set.
+    Memory use is a few hundred bytes per utterance (ids, hashes, dialogue positions) plus the mean features of at most 4000
+    sampled training utterances, never the features of the whole data set.
 
     Args:
         tasks: whose labels are checked; None picks, for each target, the built-in task that fits best.
-        feature_sizes: ``{modality: D}`` that a store claims. feature_names: of the feature dimensions, where known.
-        rates: ``{modality: steps a second}`` where known.
+        feature_sizes: ``{modality: D}`` declared by a store. feature_names: of the feature dimensions, where known.
+        rates: ``{modality: steps per second}`` where known.
     """
 
     def __init__(
@@ -167,7 +169,7 @@ class Inspection:
         feature_names: dict[str, list[str]] | None = None,
         rates: dict[str, float] | None = None,
     ) -> None:
-        self.given = tasks is not None
+        self.tasks_given = tasks is not None
         self.labels = [_LabelCheck(task) for task in (builtin_tasks().values() if tasks is None else tasks)]
         self.names = feature_names or {}
         self.rates = rates or {}
@@ -194,16 +196,16 @@ class Inspection:
         self._offenders[severity, check, split] = (count + 1, [*first, shown] if len(first) < MAX_IDS_SHOWN else first)
 
     def update(self, utterance: Utterance) -> None:
-        """Take in one utterance."""
+        """Add one utterance."""
         place = len(self._order)
         self.counts[utterance.split] = self.counts.get(utterance.split, 0) + 1
         if utterance.id in self._ids:
             other = self._splits[self._ids[utterance.id]]
-            self._note(ERROR, "duplicate id", _joined(other, utterance.split), utterance.id)
+            self._note(ERROR, "duplicate id", _join_splits(other, utterance.split), utterance.id)
         self._ids.setdefault(utterance.id, place)
         self._order.append(utterance.id)
         self._splits.append(utterance.split)
-        self._check_alike(utterance, place)
+        self._check_lookalikes(utterance, place)
         if utterance.split not in SPLITS or utterance.language not in LANGUAGES:
             shown = f"{utterance.id} ({utterance.split}, {utterance.language})"
             self._note(ERROR, "split or language", utterance.split, shown)
@@ -219,19 +221,19 @@ class Inspection:
         if utterance.split == "train":
             self._update_statistics(utterance, features)
 
-    def _check_alike(self, utterance: Utterance, place: int) -> None:
-        """Ids that differ in letter case, width, Unicode form or invisible characters only."""
-        form = plain_form(utterance.id)
+    def _check_lookalikes(self, utterance: Utterance, place: int) -> None:
+        """Check for ids that differ only in letter case, width, Unicode form or invisible characters."""
+        form = canonical_form(utterance.id)
         for severity, name in ((ERROR, form), (WARNING, form.casefold())):
             other = self._forms.setdefault(_digest(severity.encode(), name.encode("utf-8", "surrogatepass")), place)
             if self._order[other] != utterance.id:
                 self._note(severity, "alike", utterance.split, f"id {utterance.id!r}, {self._order[other]!r}")
                 return
 
-    def _alike(self) -> Iterator[Finding]:
+    def _lookalike_findings(self) -> Iterator[Finding]:
         for kind, names in (("dialogue", [name for name, _ in self._dialogues]), ("speaker", list(self._speakers))):
             for severity, fold in ((ERROR, False), (WARNING, True)):
-                if (pair := find_alike(names, fold)) is not None:
+                if (pair := find_lookalikes(names, fold)) is not None:
                     yield Finding(severity, "alike", "", 2, [f"{kind} {pair[0]!r}, {pair[1]!r}"], ADVICE["alike"])
                     break
 
@@ -253,8 +255,8 @@ class Inspection:
                 break
 
     def _check_features(self, utterance: Utterance) -> dict[str, np.ndarray]:
-        """Features that are sound, by modality."""
-        sound: dict[str, np.ndarray] = {}
+        """Check features; returns the valid ones by modality."""
+        valid: dict[str, np.ndarray] = {}
         for modality, column in FEATURE_COLUMNS.items():
             features = getattr(utterance, column)
             if features is None:
@@ -274,42 +276,42 @@ class Inspection:
                 continue
             if not values.any():
                 self._note(WARNING, "zero features", utterance.split, f"{where})")
-            sound[modality] = values
-        if {"audio", "vision"} <= set(self.rates) & set(sound):
-            lengths = sorted(len(sound[modality]) / self.rates[modality] for modality in ("audio", "vision"))
+            valid[modality] = values
+        if {"audio", "vision"} <= set(self.rates) & set(valid):
+            lengths = sorted(len(valid[modality]) / self.rates[modality] for modality in ("audio", "vision"))
             if lengths[1] > MIN_DURATION_RATIO * lengths[0] and lengths[1] - lengths[0] > MIN_DURATION_GAP:
                 shown = f"{utterance.id} ({lengths[0]:.1f} s, {lengths[1]:.1f} s)"
                 self._note(WARNING, "duration", utterance.split, shown)
-        return sound
+        return valid
 
     def _check_sharing(self, utterance: Utterance, features: dict[str, np.ndarray], place: int) -> None:
-        """The same recording in two splits, told by its features or its files, whatever its text's language."""
-        # Not by features of the text: a sentence that two people say has the same.
-        sounds = [modality for modality in ("audio", "vision") if modality in features and features[modality].any()]
+        """Check for the same recording in two splits by features or files, whatever the language of the text."""
+        # Text features are not used: two speakers of the same sentence share them.
+        recorded = [modality for modality in ("audio", "vision") if modality in features and features[modality].any()]
         keys = []
-        if sounds:
-            keys.append(_digest(b"features", *(m.encode() + features[m].tobytes() for m in sounds)))
+        if recorded:
+            keys.append(_digest(b"features", *(m.encode() + features[m].tobytes() for m in recorded)))
         if utterance.audio or utterance.vision:
             keys.append(_digest(b"media", str(utterance.audio).encode(), str(utterance.vision).encode()))
         for key in keys:
             other = self._contents.setdefault(key, place)
             if self._splits[other] != utterance.split:
                 shown = f"{utterance.id} = {self._order[other]}"
-                self._note(ERROR, "same utterance", _joined(self._splits[other], utterance.split), shown)
+                self._note(ERROR, "same utterance", _join_splits(self._splits[other], utterance.split), shown)
                 break
         if utterance.text and utterance.text.strip():
             key = _digest(b"text", utterance.language.encode(), utterance.text.strip().encode("utf-8", "surrogatepass"))
             other = self._sentences.setdefault(key, place)
             if self._splits[other] != utterance.split:
                 shown = f"{utterance.id} = {self._order[other]}"
-                self._note(INFO, "same sentence", _joined(self._splits[other], utterance.split), shown)
+                self._note(INFO, "same sentence", _join_splits(self._splits[other], utterance.split), shown)
 
     def _check_dialogue(self, utterance: Utterance) -> None:
         if utterance.speaker is not None:
-            _remember(self._speakers, utterance.speaker, utterance.split)
+            _add_split(self._speakers, utterance.speaker, utterance.split)
         if utterance.dialogue_id is None:
             return
-        _remember(self._dialogues, (utterance.dialogue_id, utterance.language), utterance.split)
+        _add_split(self._dialogues, (utterance.dialogue_id, utterance.language), utterance.split)
         if utterance.turn is None:
             self._note(ERROR, "turn", utterance.split, f"{utterance.id} (none)")
             return
@@ -329,7 +331,7 @@ class Inspection:
         if not features or not utterance.labels:
             return
         self._training += 1
-        # Vitter's reservoir: every training utterance has the same chance.
+        # Vitter's reservoir sampling: every training utterance has the same probability.
         place = self._training - 1 if self._training <= LEAK_CHECK_UTTERANCES else int(self._random.integers(self._training))
         if place >= LEAK_CHECK_UTTERANCES:
             return
@@ -341,24 +343,24 @@ class Inspection:
             self._sample.append(entry)
 
     def findings(self) -> list[Finding]:
-        """What was found so far, errors first."""
+        """All findings so far, errors first."""
         found = [
             Finding(severity, check, split, count, first, ADVICE[check])
             for (severity, check, split), (count, first) in self._offenders.items()
         ]
-        found += self._shared()
-        found += self._alike()
-        found += self._constants()
+        found += self._shared_findings()
+        found += self._lookalike_findings()
+        found += self._constant_findings()
         chosen = self._matching_tasks()
         for labels in chosen:
-            found += labels.findings(single=not self.given)
-            if self.given or labels.outside <= MAX_UNKNOWN_LABELS * labels.found:
-                found += self._leaks(labels)
-        for labels in self.labels if self.given else ():
+            found += labels.findings(single=not self.tasks_given)
+            if self.tasks_given or labels.outside <= MAX_UNKNOWN_LABELS * labels.found:
+                found += self._leak_findings(labels)
+        for labels in self.labels if self.tasks_given else ():
             if not labels.found:
                 shown = [f"no utterance has a label {labels.task.target!r}"]
                 found.append(Finding(WARNING, "no task", "", 0, shown, f"is {labels.task.name} the task of this data?"))
-        if not self.given:
+        if not self.tasks_given:
             known = {labels.task.target for labels in self.labels}
             for target, count in self._targets.items():
                 if target not in known:
@@ -372,29 +374,29 @@ class Inspection:
 
     def _matching_tasks(self) -> list[_LabelCheck]:
         present = [labels for labels in self.labels if labels.found]
-        if self.given:
+        if self.tasks_given:
             return present
         targets = dict.fromkeys(labels.task.target for labels in present)
         return [
             min((o for o in present if o.task.target == target), key=lambda o: (o.outside, o.width)) for target in targets
         ]
 
-    def _shared(self) -> Iterator[Finding]:
-        for splits, names in _over_splits(self._dialogues).items():
+    def _shared_findings(self) -> Iterator[Finding]:
+        for splits, names in _group_by_splits(self._dialogues).items():
             # Leave-one-speaker-out tests and validates on the two speakers of one dialogue.
             severity = ERROR if "train" in splits else WARNING
             first = [dialogue for dialogue, _ in names[:MAX_IDS_SHOWN]]
             yield Finding(severity, "shared dialogue", splits, len(names), first, ADVICE["shared dialogue"])
-        for splits, names in _over_splits(self._speakers).items():
+        for splits, names in _group_by_splits(self._speakers).items():
             yield Finding(WARNING, "shared speaker", splits, len(names), names[:MAX_IDS_SHOWN], ADVICE["shared speaker"])
 
-    def _name(self, modality: str, dimension: int) -> str:
+    def _feature_name(self, modality: str, dimension: int) -> str:
         names = self.names.get(modality, [])
         if dimension == self._sizes[modality]:
             return f"{modality}: number of steps"
         return f"{modality}[{dimension}]" + (f" {names[dimension]}" if dimension < len(names) else "")
 
-    def _constants(self) -> Iterator[Finding]:
+    def _constant_findings(self) -> Iterator[Finding]:
         for modality, extent in self._extents.items():
             if extent.steps < 2:
                 continue
@@ -404,10 +406,10 @@ class Inspection:
                 continue
             constant = np.flatnonzero(extent.low == extent.high)
             if len(constant):
-                first = [self._name(modality, int(d)) for d in constant[:MAX_IDS_SHOWN]]
+                first = [self._feature_name(modality, int(d)) for d in constant[:MAX_IDS_SHOWN]]
                 yield Finding(WARNING, "constant", "train", len(constant), first, ADVICE["constant"])
 
-    def _leaks(self, labels: _LabelCheck) -> Iterator[Finding]:
+    def _leak_findings(self, labels: _LabelCheck) -> Iterator[Finding]:
         task = labels.task
         for modality in self._extents:
             rows, truths = [], []
@@ -419,7 +421,7 @@ class Inspection:
                         else:
                             name = labels.name(values[task.target])
                             truth = None if name is None else task.label_names.index(name)
-                    except UserError:  # a finding of its own
+                    except UserError:  # reported as its own finding
                         continue
                     if truth is not None:
                         rows.append(means[modality])
@@ -432,36 +434,36 @@ class Inspection:
             else:
                 strength, classes = class_separation(features, targets)
             for severity, low, high in ((ERROR, LEAK_ERROR, np.inf), (WARNING, LEAK_WARNING, LEAK_ERROR)):
-                told = np.flatnonzero((strength >= low) & (strength < high))
-                told = told[np.argsort(-strength[told], kind="stable")]
-                if len(told):
+                flagged = np.flatnonzero((strength >= low) & (strength < high))
+                flagged = flagged[np.argsort(-strength[flagged], kind="stable")]
+                if len(flagged):
                     first = [
-                        f"{self._name(modality, int(d))} → "
+                        f"{self._feature_name(modality, int(d))} → "
                         + (f"{task.target} r={strength[d]:.3f}" if classes is None else "")
                         + (f"{task.label_names[int(classes[d])]} AUC={strength[d]:.3f}" if classes is not None else "")
-                        for d in told[:MAX_IDS_SHOWN]
+                        for d in flagged[:MAX_IDS_SHOWN]
                     ]
-                    yield Finding(severity, "leak", "train", len(told), first, ADVICE["leak"])
+                    yield Finding(severity, "leak", "train", len(flagged), first, ADVICE["leak"])
 
 
 def _split_order(split: str) -> tuple[int, str]:
     return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
 
 
-def _joined(*splits: str) -> str:
+def _join_splits(*splits: str) -> str:
     return "+".join(sorted(set(splits), key=_split_order))
 
 
-def _remember(table: dict[Any, list[str]], key: Any, split: str) -> None:
+def _add_split(table: dict[Any, list[str]], key: Any, split: str) -> None:
     splits = table.setdefault(key, [])
     if split not in splits:
         splits.append(split)
 
 
-def _over_splits(table: dict[Any, list[str]]) -> dict[str, list[Any]]:
-    """What is in several splits, by these splits."""
+def _group_by_splits(table: dict[Any, list[str]]) -> dict[str, list[Any]]:
+    """Group keys that occur in several splits by the combination of splits."""
     found: dict[str, list[Any]] = {}
     for key, splits in table.items():
         if len(splits) > 1:
-            found.setdefault(_joined(*splits), []).append(key)
+            found.setdefault(_join_splits(*splits), []).append(key)
     return found

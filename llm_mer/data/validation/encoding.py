@@ -1,38 +1,38 @@
-"""Texts that were once read in another encoding than their own."""
+"""Detecting texts that were decoded with the wrong encoding."""
 
 from __future__ import annotations
 
 import re
 
-_NEVER = re.compile("[\ufffd\x80-\x9f\ud800-\udfff]")
-_UNDEFINED = (0x81, 0x8D, 0x8F, 0x90, 0x9D)
-_WINDOWS = {chr(byte): byte for byte in range(0x80, 0x100)} | {
-    bytes([byte]).decode("cp1252"): byte for byte in range(0x80, 0xA0) if byte not in _UNDEFINED
+_NEVER_VALID = re.compile("[\ufffd\x80-\x9f\ud800-\udfff]")
+_CP1252_UNDEFINED = (0x81, 0x8D, 0x8F, 0x90, 0x9D)
+_CP1252_BYTES = {chr(byte): byte for byte in range(0x80, 0x100)} | {
+    bytes([byte]).decode("cp1252"): byte for byte in range(0x80, 0xA0) if byte not in _CP1252_UNDEFINED
 }
-# Of two bytes, accented Latin letters only: a capital É before a closing quotation mark would be UTF-8 as well.
-_LENGTHS = {0xC2: 2, 0xC3: 2, **dict.fromkeys(range(0xE0, 0xF0), 3), **dict.fromkeys(range(0xF0, 0xF5), 4)}
-_RUN = re.compile(f"[{re.escape(''.join(sorted(_WINDOWS)))}]{{2,}}")
-_LATIN = re.compile("[\u00c0-\u00ff]{2,}")
+# Two-byte sequences for accented Latin letters only: É before a closing quotation mark would be valid UTF-8 too.
+_UTF8_LENGTHS = {0xC2: 2, 0xC3: 2, **dict.fromkeys(range(0xE0, 0xF0), 3), **dict.fromkeys(range(0xF0, 0xF5), 4)}
+_CP1252_RUN = re.compile(f"[{re.escape(''.join(sorted(_CP1252_BYTES)))}]{{2,}}")
+_ACCENTED_RUN = re.compile("[\u00c0-\u00ff]{2,}")
 
 
 def is_mojibake(text: str, language: str = "en") -> bool:
-    """Whether a text shows that it was once read in another encoding than its own.
+    """Whether a text shows signs of having been decoded with the wrong encoding.
 
-    The replacement character, a C1 control (bytes of windows-1252 taken for Latin-1) or half a surrogate pair; UTF-8 read
-    as windows-1252 (``â€™``, ``Ã©``), told by characters that, as bytes of windows-1252, are UTF-8; and in Chinese two
-    accented Latin letters in a row, which is GBK read as Latin-1 (``ÄãºÃ``).
+    Signs are the replacement character, a C1 control (windows-1252 bytes decoded as Latin-1) or a lone surrogate; UTF-8
+    decoded as windows-1252 (``â€™``, ``Ã©``), recognised by characters whose windows-1252 bytes are valid UTF-8; and in
+    Chinese two consecutive accented Latin letters, which is GBK decoded as Latin-1 (``ÄãºÃ``).
     """
-    if _NEVER.search(text):
+    if _NEVER_VALID.search(text):
         return True
     if text.isascii():
         return False
-    for run in _RUN.findall(text):
+    for run in _CP1252_RUN.findall(text):
         for start in range(len(run) - 1):
-            length = _LENGTHS.get(_WINDOWS[run[start]], 0)
-            piece = bytes(_WINDOWS[character] for character in run[start : start + length])
+            length = _UTF8_LENGTHS.get(_CP1252_BYTES[run[start]], 0)
+            encoded = bytes(_CP1252_BYTES[character] for character in run[start : start + length])
             try:
-                if length and len(piece) == length and piece.decode("utf-8"):
+                if length and len(encoded) == length and encoded.decode("utf-8"):
                     return True
             except UnicodeDecodeError:
                 continue
-    return language == "zh" and _LATIN.search(text) is not None
+    return language == "zh" and _ACCENTED_RUN.search(text) is not None

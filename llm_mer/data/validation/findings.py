@@ -1,4 +1,4 @@
-"""Findings of a check of data, as one table and as JSON."""
+"""Findings of a validation, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from llm_mer.prompting.languages import LANGUAGES
 
 ERROR, WARNING, INFO = "error", "warning", "info"
 FIRST_WIDTH, ADVICE_WIDTH = 60, 44
-"""Characters a line of the table's last two columns."""
+"""Characters per line of the table's last two columns."""
 
 ADVICE: dict[str, str] = {
-    "unreadable": "mend what is named; nothing after it was checked",
+    "unreadable": "fix the named problem; nothing after it was checked",
     "split or language": f"splits are {', '.join(SPLITS)}, languages {', '.join(LANGUAGES)}",
     "no modality": "give text, audio or video, or leave the utterance out",
     "not finite": "NaN or infinity in features: extract them again, or leave the modality out there",
-    "shape": "features must be (steps, size), neither of them 0: leave a missing modality out",
-    "feature size": "one extractor for the whole data set: extract again",
-    "duration": "audio and vision are of different length: is it the same clip?",
+    "shape": "features must be (steps, size), both above 0: leave a missing modality out",
+    "feature size": "use one extractor for the whole data set: extract again",
+    "duration": "audio and vision differ in length: are they from the same clip?",
     "duplicate id": "ids must be unique over all splits",
-    "alike": "one spelling each: the same letter case, width and Unicode form (NFC), nothing invisible",
+    "alike": "use one spelling each: same letter case, width and Unicode form (NFC), no invisible characters",
     "task language": "give the task's labels words in this language, or leave its utterances out (--languages)",
     "label": "correct the label, or name the task it belongs to with --tasks",
-    "votes": "a label must have the most votes: correct it, or leave out the label or the votes",
-    "no task": "no built-in task knows these labels: name your task file with --tasks",
-    "unseen class": "nothing to learn it from: split the data again",
-    "same utterance": "keep it in one of the splits, or the test knows what training saw",
-    "same sentence": "harmless where people say the same; read scores of text alone with care",
+    "votes": "the label must have the most votes: correct it, or leave out the label or the votes",
+    "no task": "no built-in task has these labels: name your task file with --tasks",
+    "unseen class": "the training split has no examples of it: split the data again",
+    "same utterance": "keep it in one split, or training data leak into the test",
+    "same sentence": "harmless if speakers say the same; treat scores of text alone with care",
     "shared dialogue": "keep a dialogue in one split: its turns are context for one another",
-    "shared speaker": "scores say nothing about new speakers: split by speaker, or say so",
+    "shared speaker": "scores do not measure new speakers: split by speaker, or report it",
     "turn": "number the utterances of a dialogue, each once",
     "empty text": "leave an unknown text out, so that it counts as missing",
-    "hidden characters": "remove zero-width characters and byte order marks: the model reads them",
-    "unicode form": "write NFC: a tokenizer reads decomposed letters as others",
-    "encoding": "read the text in its own encoding and write UTF-8",
+    "hidden characters": "remove zero-width characters and byte order marks: the model would read them",
+    "unicode form": "use NFC: tokenizers read decomposed letters differently",
+    "encoding": "decode the text with its own encoding and write UTF-8",
     "zero features": "leave the modality out there, so that it counts as missing",
-    "constant": "a feature that never changes in training says nothing: is the extractor at work?",
-    "leak": "a feature of the training split alone tells the label: how was it made?",
+    "constant": "a feature that never changes in training is uninformative: does the extractor work?",
+    "leak": "a single feature predicts the training labels: how was it computed?",
     "checked as": "name another task with --tasks",
-    "majority": "a constant answer scores this",
-    "tied votes": "no majority: trained on and scored by the votes alone, never by a truth",
-    "missing split": "nothing is selected or scored on it",
+    "majority": "a constant answer reaches this score",
+    "tied votes": "no majority: trained and scored on the votes only, not on a truth",
+    "missing split": "no model selection or scoring on it",
 }
-"""Check → what to do."""
+"""Check → advice."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Finding:
 
     Attributes:
         severity: ``error``, ``warning`` or ``info``. check: a key of :data:`ADVICE`. split: where; several joined by ``+``.
-        count: of utterances; of features for ``constant`` and ``leak``, of speakers and dialogues where those are shared.
+        count: of utterances; of features for ``constant`` and ``leak``, of speakers and dialogues if those are shared.
         first: the first ids concerned, or what was found. advice: what to do.
     """
 
@@ -70,7 +70,7 @@ class Finding:
 
 @dataclass
 class ValidationReport:
-    """What was found, errors first.
+    """All findings, errors first.
 
     Attributes:
         source: as given. utterances: how many were read, by split. findings: rows of the table.

@@ -1,4 +1,4 @@
-"""``llm-mer validate``: every fault of a data set found before a training does, in one pass over its utterances."""
+"""``llm-mer validate``: checking a data set in one pass over its utterances."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class ValidateConfig:
 
 
 def check_utterances(utterances: Iterable[Utterance], source: str, inspection: Inspection) -> ValidationReport:
-    """Read utterances once and report on them; where reading stops half-way, that is a finding too.
+    """Check utterances in one pass; if reading stops half-way, that is a finding too.
 
     Raises:
-        UserError: what cannot be read at all.
+        UserError: data that cannot be read at all.
     """
     broken: list[Finding] = []
     try:
@@ -48,17 +48,17 @@ def check_utterances(utterances: Iterable[Utterance], source: str, inspection: I
             raise
         broken = [Finding(ERROR, "unreadable", "", 1, [str(error)], ADVICE["unreadable"])]
     if not inspection.counts:
-        raise UserError(f"{source}: there is no utterance to check")
+        raise UserError(f"{source}: no utterances to check")
     return ValidationReport(source, inspection.counts, [*broken, *inspection.findings()])
 
 
 def _rates(description: dict[str, Any]) -> dict[str, float]:
-    """Steps a second of features that ``llm-mer extract`` made, where its options say them."""
+    """Steps per second of features made by ``llm-mer extract``, where its options define them."""
     settings = description.get("features")
     if not isinstance(settings, dict):
         return {}
     rates = {}
-    # A pretrained speech encoder has a rate of its own.
+    # A pretrained speech encoder has its own rate.
     if settings.get("audio") in ("egemaps", "librosa"):
         rates["audio"] = float(settings["audio_rate"])
     if settings.get("vision") not in (None, "none"):
@@ -67,7 +67,7 @@ def _rates(description: dict[str, Any]) -> dict[str, float]:
 
 
 def validate(config: ValidateConfig) -> ValidationReport:
-    """Check a store, or a public data set's files in place, in one pass.
+    """Check a store, or the files of a public data set, in one pass.
 
     Returns:
         The report; the command line prints it and exits with its ``exit_code``: 0, 1 with warnings, 2 with errors.

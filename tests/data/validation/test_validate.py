@@ -15,7 +15,7 @@ from shared_files import shared_data
 
 from llm_mer.cli.main import main
 from llm_mer.data.schema import Utterance
-from llm_mer.data.store import STORE_FILE, info_digest, write_store
+from llm_mer.data.store import STORE_FILE, store_info_digest, write_store
 from llm_mer.data.validation.checks import Inspection
 from llm_mer.data.validation.findings import ADVICE, Finding, ValidationReport
 from llm_mer.data.validation.validate import ValidateConfig, check_utterances, validate
@@ -272,7 +272,7 @@ def test_a_store_is_held_to_the_size_it_claims_and_its_rates(tmp_path: Path) -> 
     assert [f.check for f in faults(validate(ValidateConfig(str(store))))] == ["duration"]
     info = json.loads((store / STORE_FILE).read_text())
     info["feature_sizes"]["audio"] = 7
-    info["sha256"] = info_digest(info)
+    info["sha256"] = store_info_digest(info)
     (store / STORE_FILE).write_text(json.dumps(info))
     with pytest.raises(UserError, match=r"audio_features has \d+ values; store.json says 7 a step"):
         validate(ValidateConfig(str(store)))
