@@ -45,7 +45,8 @@ def check_scale(utterances: Sequence[Utterance], statistics: Mapping[str, Featur
         distinct = len({values.tobytes() for values in found}) > 1
         constant_share = float((z_scores.std(axis=0) < CONSTANT_DEVIATION).mean()) if distinct else 0.0
         if outlier_share > MAX_OUTLIER_SHARE or constant_share > MAX_CONSTANT_SHARE:
-            finding = f"{constant_share:.0%} of its features vary by less than {CONSTANT_DEVIATION:.0%} of what they do in training"
+            limit = f"{CONSTANT_DEVIATION:.0%} of what they do in training"
+            finding = f"{constant_share:.0%} of its features vary by less than {limit}"
             if outlier_share > MAX_OUTLIER_SHARE:
                 finding = (
                     f"{outlier_share:.0%} of its values lie more than {OUTLIER_DEVIATIONS:.0f} standard deviations away"

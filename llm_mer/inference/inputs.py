@@ -175,7 +175,7 @@ def single_utterance(config: InferConfig) -> Utterance:
     if config.features is not None:
         found = {f"{name}_features": values for name, values in read_features(config.features).items()}
     if config.text is not None and has_lone_surrogate(config.text):
-        raise UserError(f"--text {config.text!r} is not valid Unicode: it holds half a surrogate pair")
+        raise UserError(f"--text {config.text!r} is not valid Unicode: it contains a lone surrogate")
     name = next((Path(p).stem for p in (config.video, config.audio, config.features) if p is not None), "text")
     return Utterance(
         id=name.encode(errors="replace").decode(),  # a file name need not be valid Unicode, a line of output must

@@ -215,7 +215,7 @@ def test_a_transcript_keeps_a_word_and_one_language_with_one_word_is_refused() -
     members = [utterance(f"u{i}", text=text) for i, text in enumerate(["yes", "no", "maybe"] * 30)]
     corruption = WordErrors.build(1.0, 0, dataset(members), EVERYTHING)
     assert all(corruption(member).text for member in members)
-    with pytest.raises(UserError, match="no two words"):
+    with pytest.raises(UserError, match="no two different words"):
         WordErrors.build(0.5, 0, dataset([utterance("a", text="yes"), utterance("b", text="yes")]), EVERYTHING)
 
 

@@ -81,7 +81,7 @@ def test_names_are_composed_at_every_door_and_the_transcript_stays_as_it_is(
 def test_one_id_in_two_forms_is_used_twice(tmp_path: Path) -> None:
     path = tmp_path / "clips.jsonl"
     path.write_text("".join(json.dumps({"id": name, "text": "hello"}) + "\n" for name in (NAME, APART)))
-    with pytest.raises(UserError, match=r":2: id 'José' was used at .*:1 already"):
+    with pytest.raises(UserError, match=r":2: id 'José' is already used at .*:1"):
         read_manifest(path)
 
 

@@ -269,14 +269,14 @@ MEDIA = (
             1
         ],
         extract(),
-        r"no utterance to store; 1 files were rejected, the first: .*clip\.mp4: it has no audio track",
+        r"no utterances to store; 1 files were rejected, the first: .*clip\.mp4: it has no audio track",
         "clip.mp4",
     ),
     Fault(
         "extract: a device that does not exist",
         file("clips.jsonl", lines(GOOD_LINE)),
         extract(device="foo"),
-        "device is 'foo'; it must be cpu, cuda, cuda:0",
+        "device is 'foo'; it must be a torch device such as cpu, cuda or cuda:0",
         "",
     ),
     Fault(
@@ -358,12 +358,12 @@ MANIFESTS = (
         manifest,
         ":2: field 'video' is 'https://example.org/clip.mp4', a URL; it must be the path of a file",
     ),
-    Fault("manifest: an id twice", entry(id="first"), manifest, r":2: id 'first' was used at .*clips\.jsonl:1"),
+    Fault("manifest: an id twice", entry(id="first"), manifest, r":2: id 'first' is already used at .*clips\.jsonl:1"),
     Fault("manifest: no modality", entry(text="absent"), manifest, ":2: give at least one of text, audio, video"),
     Fault("manifest: unknown field", entry(vidoe="a.mp4"), manifest, r":2: unknown fields \['vidoe'\]; known are id, split"),
     Fault("manifest: a number as text", entry(text=3), manifest, ":2: field 'text' is 3; it must be a string"),
     Fault("manifest: empty path", entry(audio=""), manifest, ":2: field 'audio' is ''; it must be the path of a file"),
-    Fault("manifest: half a character", entry(text="\ud83d"), manifest, ":2: field 'text' .* half a surrogate pair"),
+    Fault("manifest: half a character", entry(text="\ud83d"), manifest, ":2: field 'text' .* a lone surrogate"),
     Fault("manifest: unknown split", entry(split="dev"), manifest, ":2: field 'split' is 'dev'; .* one of train, valid"),
     Fault("manifest: unknown language", entry(language="fr"), manifest, ":2: field 'language' is 'fr'; .* one of en, zh"),
     Fault("manifest: a word as turn", entry(turn="third"), manifest, ":2: field 'turn' is 'third'; it must be a whole"),
@@ -413,7 +413,12 @@ MANIFESTS = (
     Fault(
         "manifest CSV: a comma too many", file("clips.csv", "id,text\na,yes, no\n"), manifest, ":2: more cells than columns"
     ),
-    Fault("manifest CSV: a NUL", file("clips.csv", "id,text\na,ye\0s\n"), manifest, ":2: field 'text' .* a NUL is no text"),
+    Fault(
+        "manifest CSV: a NUL",
+        file("clips.csv", "id,text\na,ye\0s\n"),
+        manifest,
+        ":2: field 'text' .* contains a NUL character",
+    ),
     Fault("manifest CSV: not UTF-8", file("clips.csv", "id,text\na,é\n".encode("latin-1")), manifest, "not UTF-8 text"),
     Fault("manifest CSV: a head alone", file("clips.csv", "id,text\n"), manifest, "the manifest is empty"),
     Fault("manifest CSV: no number", file("clips.csv", "id,text,turn\na,b,c\n"), manifest, ":2: field 'turn' is 'c'"),
@@ -556,8 +561,8 @@ PICKLES = (
     Fault("MMSA: a word as length", mmsa_file(audio_lengths=["x", 2]), mmsa, "audio_lengths is 'x'; it must be a whole"),
     Fault("MMSA: score out of range", mmsa_file(regression_labels=[9.0, 0.0]), mmsa, r"regression_labels is 9.*\[-3, 3\]"),
     Fault("MMSA: two scores a row", mmsa_file(regression_labels=[[1, 2], [3, 4]]), mmsa, "has 2 values a row; .* have one"),
-    Fault("MMSA: ragged objects", mmsa_file(audio=ragged()), mmsa, "field audio is no array of numbers"),
-    Fault("MMSA: a number as field", mmsa_file(audio=3), mmsa, "field audio is a int; it must have one row an utterance"),
+    Fault("MMSA: ragged objects", mmsa_file(audio=ragged()), mmsa, "field audio is not an array of numbers"),
+    Fault("MMSA: a number as field", mmsa_file(audio=3), mmsa, "field audio is a int; it must have one row per utterance"),
     Fault(
         "MMSA: flat features", mmsa_file(audio=np.ones((2, 4))), mmsa, r"audio has shape \(4,\); it must be \(steps, size"
     ),
@@ -668,7 +673,10 @@ CSVS = (
     Fault("CPED: no file", lambda g: g.folder, cped, r"no such file; a CPED folder holds train_split\.csv"),
     Fault("CPED: a column is missing", cped_file("", "Speaker\n"), cped, "no column Dialogue_ID, .*; found Speaker"),
     Fault(
-        "CPED: another dialogue", cped_file("1_0,2_0_1,a,neutral,neutral,好\n"), cped, ":2: Utterance_ID '2_0_1' is not of"
+        "CPED: another dialogue",
+        cped_file("1_0,2_0_1,a,neutral,neutral,好\n"),
+        cped,
+        ":2: Utterance_ID '2_0_1' does not belong to",
     ),
     Fault("CPED: unknown emotion", cped_file("1_0,1_0_1,a,neutral,glee,好\n"), cped, ":2: field Emotion: label 'glee'"),
     Fault("CPED: no turn", cped_file("1_0,1_0_x,a,neutral,neutral,好\n"), cped, ":2: field Utterance_ID is 'x'; .* whole"),
@@ -686,15 +694,15 @@ CSVS = (
     Fault(
         "MOSI: rows disagree", mosi_file(rows=2), mosi, r"text has shape \(2, 3\); it must be \(1, size\)", "features.npz"
     ),
-    Fault("MOSI: features of another kind", broken_npz(b"no archive"), mosi, "text: damaged or no .npz file"),
+    Fault("MOSI: features of another kind", broken_npz(b"no archive"), mosi, "text: damaged or not an .npz file"),
     Fault(
         "MOSI: features cut off",
         lambda g: (mosi_file()(g), cut(g.folder / "features.npz"))[1],
         mosi,
-        "text: damaged or no .npz file",
+        "text: damaged or not an .npz file",
     ),
     Fault("MOSI CSV: no such file", lambda g: g.folder, mosi_csv, r"transcripts\.csv: no such file; the folder holds"),
-    Fault("MOSI CSV: no number", mosi_csv_file(audio_train0="0.5,x,1\n"), mosi_csv, ":1: a feature is no number"),
+    Fault("MOSI CSV: no number", mosi_csv_file(audio_train0="0.5,x,1\n"), mosi_csv, ":1: a feature is not a number"),
     Fault("MOSI CSV: labels disagree", mosi_csv_file(video_train0="0.5,1,0\n"), mosi_csv, ":1: label 0 disagrees with 1 of"),
     Fault(
         "MOSI CSV: another label", mosi_csv_file(text_test0="0.5,1,7\n"), mosi_csv, ":1: the last column, the label, is '7'"

@@ -364,7 +364,7 @@ def test_a_part_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 def test_a_worker_that_dies_takes_only_its_own_utterance_with_it(
     good: list[Utterance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_work", work_or_die)
+    monkeypatch.setattr(module, "_extract_one", work_or_die)
     deadly = dataclasses.replace(good[0], id="deadly")
     store = run(tmp_path / "store", [good[0], deadly, good[1]], workers=1, **LIGHT)
     assert set(stored(store)) == {"u0", "u1"}

@@ -95,7 +95,7 @@ def clip(path: Path, seed: int, seconds: float = 0.6, index_first: bool = False)
 
 
 def work_or_die(utterance: Utterance, part: Path) -> None:
-    """``extract._work``, except that the process ends at once on an utterance whose id starts with ``deadly``."""
+    """``extract._extract_one``, except that the process ends at once on an utterance whose id starts with ``deadly``."""
     if utterance.id.startswith("deadly"):
         os._exit(3)
-    extract._work(utterance, part)
+    extract._extract_one(utterance, part)

@@ -330,11 +330,11 @@ def test_half_a_surrogate_pair_becomes_a_line_and_the_others_are_answered(
         monkeypatch.setattr("sys.stdin", io.StringIO(given))
         bad, good = ask(tasks=["emotion"], **options)
         assert (bad["id"], good["id"]) == (where, "b")
-        assert "field 'text' is 'hi \\ud83d': half a surrogate pair" in bad["error"]
+        assert "field 'text' is 'hi \\ud83d': a lone surrogate" in bad["error"]
         monkeypatch.setattr("sys.stdin", io.StringIO(given))
-        with pytest.raises(UserError, match="half a surrogate pair"):
+        with pytest.raises(UserError, match="a lone surrogate"):
             ask(on_bad_input="stop", **options)
-    with pytest.raises(UserError, match="half a surrogate pair"):
+    with pytest.raises(UserError, match="a lone surrogate"):
         ask(text="hi \ud83d")
 
 

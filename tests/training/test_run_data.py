@@ -41,7 +41,9 @@ def test_a_public_format_is_read_in_place(tmp_path: Path) -> None:
     assert read_utterances(f"manifest:{path}")[2] != fingerprint
 
 
-@pytest.mark.parametrize(("source", "message"), [("", "data: name a store"), ("vhs:tape", "'vhs' is no format; known are")])
+@pytest.mark.parametrize(
+    ("source", "message"), [("", "data: name a store"), ("vhs:tape", "unknown format 'vhs'; choose from")]
+)
 def test_a_source_that_is_none_is_refused(source: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_utterances(source)
@@ -54,7 +56,7 @@ def test_format_and_path_are_told_from_a_path_with_a_colon(tmp_path: Path) -> No
     assert split_source("mosi:a:b") == ("mosi", Path("a:b"))
     assert split_source(str(odd)) is None
     assert split_source("clips.jsonl") is None
-    with pytest.raises(UserError, match="manifest: 'vhs' is no format; known are casia"):
+    with pytest.raises(UserError, match="manifest: unknown format 'vhs'; choose from casia"):
         split_source("vhs:tape", "manifest")
 
 

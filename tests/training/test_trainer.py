@@ -203,7 +203,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown prompt": ({"prompts": ["poetic"]}, "'poetic' is no file, folder or style; styles are"),
     "no store": ({"data": "nowhere"}, "nowhere: no store.json"),
-    "unknown format": ({"data": "vhs:tape"}, "'vhs' is no format"),
+    "unknown format": ({"data": "vhs:tape"}, "unknown format 'vhs'"),
     "no training split": ({"train_split": "dev"}, "no split 'dev'; it holds test, train, valid"),
     "no evaluation split": ({"eval_split": "dev", **EVALUATED}, "no split 'dev' to evaluate on"),
     "no such configuration": ({"config": "nowhere.yaml"}, "no such file 'nowhere.yaml'"),

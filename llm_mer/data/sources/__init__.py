@@ -1,4 +1,4 @@
-"""One module per public format; each yields :class:`llm_mer.data.schema.Utterance`."""
+"""Readers of public data formats, one module each; every reader yields :class:`llm_mer.data.schema.Utterance`."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def split_source(source: str, option: str = "data") -> tuple[str, Path] | None:
     """``FORMAT:PATH`` as format and path; None for a path alone.
 
     Raises:
-        UserError: naming ``option``, when what stands before the colon is no format and no such path exists.
+        UserError: naming ``option``, if the text before the colon is not a format and no such path exists.
     """
     name, separator, path = source.partition(":")
     if separator and name in SOURCES:
         return name, Path(path)
     if separator and not Path(source).exists():
-        raise UserError(f"{option}: {name!r} is no format; known are {', '.join(sorted(SOURCES))}")
+        raise UserError(f"{option}: unknown format {name!r}; choose from {', '.join(sorted(SOURCES))}")
     return None
 
 

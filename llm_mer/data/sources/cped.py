@@ -26,10 +26,10 @@ FILES: dict[str, str] = {"train": "train_split.csv", "valid": "valid_split.csv",
 
 
 def read_cped(path: Path | str) -> Iterator[Utterance]:
-    """CPED's utterances of the splits that are there, one row at a time.
+    """Read CPED's utterances of the splits that exist, one row at a time.
 
     Raises:
-        UserError: no file of a split, a missing column, an unknown label, an Utterance_ID of another dialogue.
+        UserError: no file of any split, a missing column, an unknown label, an Utterance_ID of another dialogue.
     """
     path = Path(path)
     files = {split: path / name if path.is_dir() else path for split, name in FILES.items()}
@@ -45,7 +45,9 @@ def _read_file(file: Path, split: str) -> Iterator[Utterance]:
     for where, row in csv_rows(file, COLUMNS):
         dialogue, _, turn = row["Utterance_ID"].rpartition("_")
         if dialogue != row["Dialogue_ID"]:
-            raise UserError(f"{where}: Utterance_ID {row['Utterance_ID']!r} is not of Dialogue_ID {row['Dialogue_ID']!r}")
+            raise UserError(
+                f"{where}: Utterance_ID {row['Utterance_ID']!r} does not belong to Dialogue_ID {row['Dialogue_ID']!r}"
+            )
         labels: dict[str, str | float] = {"emotion": label_name(task, row["Emotion"], "Emotion", where)}
         labels.update(polarity(row["Sentiment"].strip(), "Sentiment", where))
         yield Utterance(

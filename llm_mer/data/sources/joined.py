@@ -1,6 +1,6 @@
-"""Real sentences joined with real voices of the same emotion, or of another, in a stated share of cases.
+"""Real sentences joined with real voices, of the same emotion in a given share of cases.
 
-A data set of which is known by construction what words, sound and both can tell. A recipe (YAML) names its parts::
+A data set for which it is known by construction what words, voice and both reveal. A recipe (YAML) names its parts::
 
     sentences: meld:../shared/data/meld        # format and path of the sentences
     voices: ravdess:../shared/data/ravdess12   # format and path of the voices
@@ -17,13 +17,13 @@ emotions in turn.
 
 Given ``y``, sentence and voice are drawn independently of one another and the emotions are equally frequent, so
 
-- whoever knows the sentence's emotion and nothing else is right in ``max(q, (1 − q) / (C − 1))`` of the cases at most;
-- whoever knows the voice's emotion is always right;
-- the best that both can tell is the product of what each tells: ``p(y | w, s) ∝ p(y | w) · p(y | s)``.
+- a classifier that knows only the sentence's emotion has an accuracy of at most ``max(q, (1 − q) / (C − 1))``;
+- a classifier that knows the voice's emotion is always right;
+- the optimal combination of both is the product of their posteriors: ``p(y | w, s) ∝ p(y | w) · p(y | s)``.
 
 Sentences and voices stay in the split that their own format gives them, so no speaker of a voice and no dialogue of a
-sentence is in two splits. Within a split each is used again only when all of its emotion have been used, and a row is no
-part of a conversation: ``dialogue_id`` stays empty, ``speaker`` is the voice's. Labels are ``emotion`` (the target) and
+sentence is in two splits. Within a split each is reused only when all of its emotion have been used, and a row is not part
+of a conversation: ``dialogue_id`` stays empty, ``speaker`` is the voice's. Labels are ``emotion`` (the target) and
 ``sentence_emotion``; a row is tagged ``agree`` or ``conflict``, and its id is ``SPLIT-ROW.SENTENCE.VOICE``.
 """
 
@@ -48,10 +48,11 @@ VOICES: dict[str, Callable[..., Iterable[Utterance]]] = {"ravdess": read_ravdess
 
 @dataclass(frozen=True)
 class JoinedRecipe:
-    """Parts and proportions of a joined data set; see the module's description.
+    """Parts and proportions of a joined data set; see the module docstring.
 
     Attributes:
-        sentences, voices: ``FORMAT:PATH``. emotions: at least two, distinct; both sets must have each in every split.
+        sentences, voices: ``FORMAT:PATH``. emotions: at least two, distinct; both sets must have each of them in every
+            split.
         agreement: ``q`` in [0, 1]. rows: utterances of each split. least_words: shorter sentences are left out.
     """
 
@@ -79,25 +80,25 @@ class JoinedRecipe:
         if missing:
             raise UserError(f"{path}: no field {missing[0]!r}")
 
-        def refuse(name: str, what: str) -> UserError:
-            return UserError(f"{path}: field {name} is {entry[name]!r}; it must be {what}")
+        def field_error(name: str, expected: str) -> UserError:
+            return UserError(f"{path}: field {name} is {entry[name]!r}; it must be {expected}")
 
         for name, formats in (("sentences", SENTENCES), ("voices", VOICES)):
             if not isinstance(entry[name], str) or entry[name].partition(":")[0] not in formats:
-                raise refuse(name, f"FORMAT:PATH with one of the formats {', '.join(formats)}")
+                raise field_error(name, f"FORMAT:PATH with one of the formats {', '.join(formats)}")
         emotions, rows, agreement = entry["emotions"], entry["rows"], entry["agreement"]
         names = isinstance(emotions, list) and all(isinstance(e, str) for e in emotions)
         if not names or len(set(emotions)) != len(emotions) or len(emotions) < 2:
-            raise refuse("emotions", "a list of at least two different labels")
+            raise field_error("emotions", "a list of at least two different labels")
         if not _is_number(agreement) or not 0 <= agreement <= 1:
-            raise refuse("agreement", "a number in [0, 1]")
+            raise field_error("agreement", "a number in [0, 1]")
         if not isinstance(rows, dict) or not rows or set(rows) - set(SPLITS):
-            raise refuse("rows", f"numbers of rows by split ({', '.join(SPLITS)})")
+            raise field_error("rows", f"numbers of rows by split ({', '.join(SPLITS)})")
         if not all(_is_whole(count) and count >= 1 for count in rows.values()):
-            raise refuse("rows", "whole numbers of at least 1, by split")
-        for name, least in (("least_words", 1), ("seed", 0)):
-            if not _is_whole(entry[name]) or entry[name] < least:
-                raise refuse(name, f"a whole number of at least {least}")
+            raise field_error("rows", "whole numbers of at least 1, by split")
+        for name, minimum in (("least_words", 1), ("seed", 0)):
+            if not _is_whole(entry[name]) or entry[name] < minimum:
+                raise field_error(name, f"a whole number of at least {minimum}")
         return cls(**{**entry, "emotions": tuple(emotions), "agreement": float(agreement)})
 
     @property
@@ -107,11 +108,11 @@ class JoinedRecipe:
 
 
 def read_joined(path: Path | str) -> Iterator[Utterance]:
-    """The rows of a recipe, split by split, in an order that its seed decides.
+    """Read the rows of a recipe, split by split, in an order determined by its seed.
 
     Raises:
-        UserError: a recipe that cannot be read, a split of it in which sentences or voices lack one of the emotions, and
-            what the two formats raise.
+        UserError: a recipe that cannot be read, a split in which sentences or voices lack one of the emotions, and errors
+            of the two formats.
     """
     path = Path(path)
     recipe = JoinedRecipe.load(path)
@@ -119,10 +120,10 @@ def read_joined(path: Path | str) -> Iterator[Utterance]:
     voices = _by_emotion(recipe.voices, VOICES, path.parent, None)
     for split in SPLITS:
         if count := recipe.rows.get(split):
-            for what, found in (("sentences", sentences), ("voices", voices)):
+            for kind, found in (("sentences", sentences), ("voices", voices)):
                 for emotion in recipe.emotions:
                     if (split, emotion) not in found:
-                        raise UserError(f"{path}: the {what} have no {emotion} in the split {split}")
+                        raise UserError(f"{path}: the {kind} have no {emotion} in the split {split}")
             yield from _join(recipe, split, count, sentences, voices)
 
 
@@ -134,19 +135,19 @@ def _join(
     voices: dict[tuple[str, str], list[Utterance]],
 ) -> Iterator[Utterance]:
     emotions = recipe.emotions
-    draw_sentence = _Deck(sentences, random.Random(f"{recipe.seed} {split} sentences"))
-    draw_voice = _Deck(voices, random.Random(f"{recipe.seed} {split} voices"))
+    draw_sentence = _ShuffledPools(sentences, random.Random(f"{recipe.seed} {split} sentences"))
+    draw_voice = _ShuffledPools(voices, random.Random(f"{recipe.seed} {split} voices"))
     pairs: list[tuple[str, str]] = []  # (emotion of the voice, emotion of the sentence)
-    for place, emotion in enumerate(emotions):
-        total = len(range(place, count, len(emotions)))
+    for emotion_index, emotion in enumerate(emotions):
+        total = len(range(emotion_index, count, len(emotions)))
         agreeing = round(recipe.agreement * total)
         others = [e for e in emotions if e != emotion]
-        # Each emotion begins elsewhere among the others, so that few rows do not all err to the same one.
+        # Each emotion starts at a different one of the others, so that a few rows do not all conflict with the same one.
         pairs += [(emotion, emotion)] * agreeing
-        pairs += [(emotion, others[(place + i) % len(others)]) for i in range(total - agreeing)]
+        pairs += [(emotion, others[(emotion_index + i) % len(others)]) for i in range(total - agreeing)]
     random.Random(f"{recipe.seed} {split} order").shuffle(pairs)
-    for row, (emotion, words) in enumerate(pairs):
-        sentence, voice = draw_sentence(split, words), draw_voice(split, emotion)
+    for row, (emotion, sentence_emotion) in enumerate(pairs):
+        sentence, voice = draw_sentence(split, sentence_emotion), draw_voice(split, emotion)
         yield Utterance(
             id=f"{split}-{row:05d}.{sentence.id}.{voice.id}",
             split=split,
@@ -154,32 +155,32 @@ def _join(
             text=sentence.text,
             audio=voice.audio,
             audio_features=voice.audio_features,
-            labels={"emotion": emotion, "sentence_emotion": words},
+            labels={"emotion": emotion, "sentence_emotion": sentence_emotion},
             speaker=voice.speaker,
-            tags=("agree" if words == emotion else "conflict",),
+            tags=("agree" if sentence_emotion == emotion else "conflict",),
         )
 
 
 @dataclass
-class _Deck:
-    """Draws utterances of a split and emotion in random order, each again only when all were drawn."""
+class _ShuffledPools:
+    """Draws utterances of a split and emotion in random order; none is repeated before all were drawn."""
 
-    cards: dict[tuple[str, str], list[Utterance]]
+    pools: dict[tuple[str, str], list[Utterance]]
     rng: random.Random
-    waiting: dict[tuple[str, str], list[Utterance]] = field(default_factory=dict)
+    remaining: dict[tuple[str, str], list[Utterance]] = field(default_factory=dict)
 
     def __call__(self, split: str, emotion: str) -> Utterance:
-        waiting = self.waiting.setdefault((split, emotion), [])
-        if not waiting:
-            waiting.extend(self.cards[split, emotion])
-            self.rng.shuffle(waiting)
-        return waiting.pop()
+        remaining = self.remaining.setdefault((split, emotion), [])
+        if not remaining:
+            remaining.extend(self.pools[split, emotion])
+            self.rng.shuffle(remaining)
+        return remaining.pop()
 
 
 def _by_emotion(
     source: str, formats: dict[str, Callable[..., Iterable[Utterance]]], folder: Path, least_words: int | None
 ) -> dict[tuple[str, str], list[Utterance]]:
-    """Utterances by split and emotion, those without what they are read for left out."""
+    """Group utterances by split and emotion, leaving out unusable ones."""
     name, _, path = source.partition(":")
     found: dict[tuple[str, str], list[Utterance]] = {}
     for utterance in formats[name](folder / path):

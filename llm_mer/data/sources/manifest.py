@@ -1,4 +1,4 @@
-"""Users' own clips: a JSONL or CSV manifest."""
+"""Reading and writing manifests of users' own clips (JSONL or CSV)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llm_mer.storage.quoting import list_names, quote
 from llm_mer.storage.urls import is_url
 
 MAX_LINE_LENGTH = 16 << 20
-"""Bytes of a line."""
+"""Bytes per line."""
 FIELDS: tuple[str, ...] = (
     "id",
     "split",
@@ -46,7 +46,7 @@ def label_fields() -> tuple[str, ...]:
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Whether a text holds half a surrogate pair, which no encoder and no UTF-8 file can take."""
+    """Whether a text contains a lone surrogate, which cannot be encoded as UTF-8."""
     return any("\ud800" <= c <= "\udfff" for c in text)
 
 
@@ -57,13 +57,13 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
         return
     with path.open("rb") as binary:
         if not binary.readline(MAX_LINE_LENGTH).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-            _check_encoding(path)  # what is wrong from the first line on may well be the encoding
+            _check_encoding(path)  # if the first line is not JSON, the encoding may be wrong
         binary.seek(0)
         yield from json_entries(binary, str(path))
 
 
 def _check_encoding(path: Path) -> None:
-    """Raises :class:`UserError` where the beginning of a file is not UTF-8."""
+    """Raises :class:`UserError` if the beginning of a file is not UTF-8."""
     with path.open("rb") as stream:
         try:
             codecs.getincrementaldecoder("utf-8")().decode(stream.read(1 << 20))
@@ -72,9 +72,9 @@ def _check_encoding(path: Path) -> None:
 
 
 def json_entries(stream: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
-    """``(name:line, entry)`` of each line of JSON that is not empty; an error in place of an entry that cannot be read.
+    """``(name:line, entry)`` of each non-empty line of JSON, and an error instead of an entry that cannot be read.
 
-    A line that is not UTF-8 is such an error, and one beyond :data:`MAX_LINE_LENGTH` bytes is passed over in bounded memory.
+    A line that is not UTF-8 is such an error, and one beyond :data:`MAX_LINE_LENGTH` bytes is skipped in bounded memory.
     """
     number = 0
     while line := stream.readline(MAX_LINE_LENGTH + 1):
@@ -105,7 +105,7 @@ def _csv_entries(stream: IO[str], path: Path) -> Iterator[tuple[str, dict[str, A
         if isinstance(cells, UserError):
             yield where, cells
         elif len(cells) > len(columns):
-            yield where, UserError(f"{where}: more cells than columns; quote a text that holds a comma")
+            yield where, UserError(f"{where}: more cells than columns; quote texts that contain a comma")
         elif cells:
             yield where, {name: cell for name, cell in zip(columns, cells, strict=False) if cell != ""}
 
@@ -118,10 +118,10 @@ def _rows_or_error(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError
 
 
 def parse_json_line(line: str, where: str) -> dict[str, Any]:
-    """One JSONL line as a mapping without nulls.
+    """Parse one JSONL line into a mapping without nulls.
 
     Raises:
-        UserError: as :func:`~llm_mer.storage.json_text.parse_json`; numbers that are not finite are left to the field.
+        UserError: as :func:`~llm_mer.storage.json_text.parse_json`; numbers that are not finite are checked later, by field.
     """
     entry = parse_json(line.rstrip("\r\n"), where, finite=False)
     if not isinstance(entry, dict):
@@ -130,10 +130,10 @@ def parse_json_line(line: str, where: str) -> dict[str, Any]:
 
 
 def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_labels: Iterable[str] = ()) -> Utterance:
-    """Check one manifest entry. Media paths are relative to ``folder``.
+    """Check one manifest entry and make it an utterance. Media paths are relative to ``folder``.
 
     Raises:
-        UserError: naming place, field, what was found and what would be right.
+        UserError: naming location, field, the value found and valid values.
     """
     labels_known = (*label_fields(), *map(compose, extra_labels))
     composed = {compose(name): value for name, value in entry.items()}
@@ -154,13 +154,15 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
     for name, value in entry.items():
         texts = value if isinstance(value, list) else [value]
         if any(isinstance(part, str) and has_lone_surrogate(part) for part in texts):
-            raise UserError(f"{where}: field {name!r} is {quote(value)}: half a surrogate pair is not valid Unicode")
+            raise UserError(f"{where}: field {name!r} is {quote(value)}: a lone surrogate is not valid Unicode")
         if any(isinstance(part, str) and "\0" in part for part in texts):
-            raise UserError(f"{where}: field {name!r} is {quote(value)}: a NUL is no text; save the file as UTF-8")
+            raise UserError(
+                f"{where}: field {name!r} is {quote(value)}: it contains a NUL character; save the file as UTF-8"
+            )
     for name in ("id", "dialogue_id", "speaker"):
         value = entry.get(name, "-")
-        odd = isinstance(value, float) and not math.isfinite(value)
-        if value == "" or odd or isinstance(value, bool) or not isinstance(value, str | int | float):
+        non_finite = isinstance(value, float) and not math.isfinite(value)
+        if value == "" or non_finite or isinstance(value, bool) or not isinstance(value, str | int | float):
             raise UserError(f"{where}: field {name!r} is {quote(value)}; it must be a text or a number")
     for name in ("audio", "video"):
         if entry.get(name) == "":
@@ -221,7 +223,7 @@ def _votes(entry: dict[str, Any], where: str, targets: Iterable[str]) -> dict[st
     for target, counts in value.items():
         if compose(target) not in targets:
             raise UserError(f"{where}: field 'votes' has target {quote(target)}; known are {list_names(list(targets))}")
-        if isinstance(counts, dict) and any(is_broken(label) or "\0" in label for label in counts):
+        if isinstance(counts, dict) and any(has_lone_surrogate(label) or "\0" in label for label in counts):
             raise UserError(f"{where}: field 'votes' is {quote(counts)}: half a surrogate pair or a NUL is no text")
         found[target] = Votes(counts, annotators)
         found[target].check(f"{where}: votes of {target!r}")
@@ -252,11 +254,11 @@ def stream_manifest(
     """Read a ``.jsonl`` or ``.csv`` manifest, one entry in memory at a time.
 
     Args:
-        extra_labels: columns beyond the built-in targets that are labels of a task of your own.
-        refused: takes ``(file:line, message)`` of entries that cannot be used; without it the first is raised.
+        extra_labels: columns beyond the built-in targets that are labels of custom tasks.
+        refused: collects ``(file:line, message)`` of entries that cannot be used; without it the first one is raised.
 
     Raises:
-        UserError: a file that is no manifest, and an entry that cannot be used (all of them, where ``refused`` is given).
+        UserError: a file that is not a manifest, or an entry that cannot be used (with ``refused``: if none can be used).
     """
     path = Path(path)
     if not path.is_file():
@@ -270,7 +272,7 @@ def stream_manifest(
                 raise entry
             utterance = utterance_from_entry(entry, where, path.parent, tuple(extra_labels))
             if utterance.id in seen:
-                raise UserError(f"{where}: id {quote(utterance.id)} was used at {seen[utterance.id]} already")
+                raise UserError(f"{where}: id {quote(utterance.id)} is already used at {seen[utterance.id]}")
         except UserError as error:
             if refused is None:
                 raise

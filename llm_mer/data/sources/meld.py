@@ -2,8 +2,8 @@
 
 Layout: a folder with ``train_sent_emo.csv``, ``dev_sent_emo.csv`` and ``test_sent_emo.csv``, or one of these files. Columns
 Utterance, Speaker, Emotion, Sentiment, Dialogue_ID and Utterance_ID; others are not read. Clips are
-``dia{Dialogue_ID}_utt{Utterance_ID}.mp4`` in a folder a split, under the names they are published or any of train, dev,
-valid, test.
+``dia{Dialogue_ID}_utt{Utterance_ID}.mp4`` in one folder per split, under the published names or any of train, dev, valid,
+test.
 
 Conventions: Dialogue_ID counts from 0 in every file, so ids and dialogues begin with the split. Utterance_ID is the turn.
 Labels: ``emotion`` under MELD's names, and ``polarity`` where the sentiment is not neutral. Published copies write some
@@ -36,7 +36,7 @@ def _windows(byte: int) -> str:
     return bytes([byte]).decode("cp1252", errors="replace").replace("\ufffd", chr(byte))
 
 
-# A byte that is no UTF-8 arrives as a lone surrogate, one that was taken for Latin-1 as a C1 control.
+# A byte that is not valid UTF-8 is read as a lone surrogate, one decoded as Latin-1 as a C1 control.
 _BYTES = {0xDC00 + byte: _windows(byte) for byte in range(0x80, 0x100)} | {
     byte: _windows(byte) for byte in range(0x80, 0xA0)
 }
@@ -46,19 +46,19 @@ _TRIPLE = re.compile("â€.")
 
 
 def repair_text(text: str) -> str:
-    """Windows-1252 characters restored. ``text`` is UTF-8 decoded with ``surrogateescape``."""
+    """Restore windows-1252 characters. ``text`` is UTF-8 decoded with ``surrogateescape``."""
     return _TRIPLE.sub(lambda found: _TRIPLES.get(found.group(), found.group()), text.translate(_BYTES))
 
 
 def read_meld(path: Path | str, media: Path | str | None = None) -> Iterator[Utterance]:
-    """MELD's utterances, one row at a time.
+    """Read MELD's utterances, one row at a time.
 
     Args:
-        media: the folder that holds the splits' clip folders; the CSV files' own folder when None. A clip that exists is
-            set as audio and vision; the two that MELD itself lacks stay without.
+        media: the folder that holds the splits' clip folders; the CSV files' own folder if None. A clip that exists is used
+            as audio and vision; the two that MELD itself lacks have neither.
 
     Raises:
-        UserError: a missing file or column, an unknown label, a number that is none; ``media`` without a folder of clips.
+        UserError: a missing file or column, an unknown label, an invalid number, or ``media`` without a folder of clips.
     """
     path = Path(path)
     if path.is_file():
@@ -74,7 +74,7 @@ def read_meld(path: Path | str, media: Path | str | None = None) -> Iterator[Utt
     clips = {split: _clip_folder(root, split) for split in files}
     if media is not None and not any(clips.values()):
         wanted = ", ".join(name for split in files for name in MEDIA_FOLDERS[split])
-        raise UserError(f"{root}: no folder of clips here; media holds {wanted}")
+        raise UserError(f"{root}: no folder of clips here; media must contain {wanted}")
     for split, file in files.items():
         yield from _read_file(file, split, clips[split])
 

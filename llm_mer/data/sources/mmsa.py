@@ -8,17 +8,17 @@ Layout (``aligned_50.pkl``, ``unaligned_50.pkl``, ``ch-simsv2s.pkl``)::
         "audio_lengths": N, "vision_lengths": N,                        # unaligned files only
         "text": (N, T_t, D_t), "text_bert": (N, 3, T_t),                # optional; ids, mask, segments
         "annotations": N of "Negative", "Neutral", "Positive",          # optional
-        "regression_labels_T", "…_A", "…_V": (N,),                      # CH-SIMS: of each modality on its own
+        "regression_labels_T", "…_A", "…_V": (N,),                      # CH-SIMS: of each modality alone
     }}
 
-Conventions: the video is the dialogue and the segment's number the turn. Lengths cut padding. An aligned file has none, its
-modalities share one time axis: what is cut there, at both ends and from all three alike, are steps that the mask of
-``text_bert`` leaves out and where audio and vision are zero. As in the loaders published with these files, minus infinity
-in ``audio`` (silence, in COVAREP's logarithms) and NaN in ``vision`` (no face) read as 0.
+Conventions: the video is the dialogue and the segment's number the turn. Lengths cut padding. An aligned file has none, as
+its modalities share one time axis: there, steps at both ends are cut from all three alike if the mask of ``text_bert``
+excludes them and audio and vision are zero. As in the loaders published with these files, minus infinity in ``audio``
+(silence, in COVAREP's logarithms) and NaN in ``vision`` (no face) can be read as 0.
 
 Labels: ``sentiment``, [-3, 3] in the English sets, [-1, 1] in the Chinese ones; ``polarity`` where the annotation is not
-neutral; and, where the file has scores of each modality on its own, ``sentiment_text``, ``sentiment_audio`` and
-``sentiment_vision``, targets for a task of one's own. ``classification_labels`` are not read: they number the annotations.
+neutral; and, if the file has scores of each modality alone, ``sentiment_text``, ``sentiment_audio`` and
+``sentiment_vision``, targets for custom tasks. ``classification_labels`` are not read: they only number the annotations.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ GAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"audio": np.isneginf, "vi
 
 
 def read_mmsa(path: Path | str, language: str | None = None, missing_values: str = REFUSE) -> Iterator[Utterance]:
-    """Utterances of an MMSA pickle. The whole file is in memory, since a pickle is; a split is released after its last row.
+    """Read the utterances of an MMSA pickle, which is loaded as a whole; a split is released after its last row.
 
     Args:
-        language: of the sentences; inferred from them when None.
-        missing_values: ``zero`` reads :data:`GAPS` as 0, and says how many; otherwise they stay what they are, and are
-            refused by whoever stores or reads the features (:mod:`llm_mer.data.missing_values`).
+        language: of the sentences; detected if None.
+        missing_values: ``zero`` reads :data:`GAPS` as 0 and logs how many; otherwise they are unchanged, and refused when
+            the features are stored or read (:mod:`llm_mer.data.missing_values`).
 
     Raises:
-        UserError: a name the safe unpickler does not admit, a missing field, lengths that disagree, a score out of range.
+        UserError: a name the safe unpickler does not allow, a missing field, inconsistent lengths, a score out of range.
     """
     path = Path(path)
     if language is not None and language not in LANGUAGES:
@@ -77,10 +77,10 @@ def read_mmsa(path: Path | str, language: str | None = None, missing_values: str
     content = load_pickle(path)
     if not isinstance(content, dict) or not set(SPLITS) & set(content):
         raise UserError(f"{path}: not an MMSA pickle: it must be a dict with {', '.join(SPLITS)}")
-    others = sorted(str(name) for name in set(content) - set(SPLITS))
-    if others:
-        logger.warning("%s: not read, since without a split's name: %s", path, ", ".join(others))
-    parts = {split: _checked(content.pop(split), f"{path}: {split}") for split in SPLITS if split in content}
+    ignored = sorted(str(name) for name in set(content) - set(SPLITS))
+    if ignored:
+        logger.warning("%s: ignored, as they are not named after a split: %s", path, ", ".join(ignored))
+    parts = {split: _check_split(content.pop(split), f"{path}: {split}") for split in SPLITS if split in content}
     del content
     if language is None:
         language = detect_corpus_language((str(text) for part in parts.values() for text in part["raw_text"]), str(path))
@@ -88,7 +88,7 @@ def read_mmsa(path: Path | str, language: str | None = None, missing_values: str
         yield from _read_split(parts.pop(split), split, language, f"{path}: {split}", missing_values == ZERO)
 
 
-def _checked(part: Any, where: str) -> dict[str, Any]:
+def _check_split(part: Any, where: str) -> dict[str, Any]:
     if not isinstance(part, dict):
         raise UserError(f"{where} is a {type(part).__name__}; it must be a dict of fields")
     missing = [name for name in FIELDS if name not in part]
@@ -96,35 +96,35 @@ def _checked(part: Any, where: str) -> dict[str, Any]:
         missing = [name for name in LENGTHS.values() if name not in part]
     if missing:
         raise UserError(f"{where} has no field {', '.join(missing)}; found {', '.join(sorted(map(str, part)))}")
-    count = _count(part, "id", where)
+    count = _row_count(part, "id", where)
     for name in (*FIELDS, *LENGTHS.values(), *UNIMODAL, ANNOTATIONS, "text", "text_bert"):
-        if name in part and _count(part, name, where) != count:
-            raise UserError(f"{where}: field {name} has {_count(part, name, where)} rows, id has {count}")
+        if name in part and _row_count(part, name, where) != count:
+            raise UserError(f"{where}: field {name} has {_row_count(part, name, where)} rows, id has {count}")
     return part
 
 
-def _count(part: dict[str, Any], name: str, where: str) -> int:
+def _row_count(part: dict[str, Any], name: str, where: str) -> int:
     try:
         return len(part[name])
     except TypeError:
         raise UserError(
-            f"{where}: field {name} is a {type(part[name]).__name__}; it must have one row an utterance"
+            f"{where}: field {name} is a {type(part[name]).__name__}; it must have one row per utterance"
         ) from None
 
 
-def _extent(used: np.ndarray) -> slice:
-    """From the first to the last used step."""
+def _used_range(used: np.ndarray) -> slice:
+    """Slice from the first to the last used step."""
     steps = np.flatnonzero(used)
     return slice(int(steps[0]), int(steps[-1]) + 1) if len(steps) else slice(0, 0)
 
 
-def _filled(values: np.ndarray) -> np.ndarray:
-    """Steps that are not zero throughout."""
+def _nonzero_steps(values: np.ndarray) -> np.ndarray:
+    """Mask of steps that are not all zero."""
     return np.asarray((values != 0).any(axis=1))
 
 
-def _mask(part: dict[str, Any], row: int, where: str) -> np.ndarray | None:
-    """Steps that hold a token."""
+def _token_mask(part: dict[str, Any], row: int, where: str) -> np.ndarray | None:
+    """Mask of steps that hold a token."""
     if "text_bert" not in part:
         return None
     tokens = np.asarray(part["text_bert"][row])
@@ -133,28 +133,30 @@ def _mask(part: dict[str, Any], row: int, where: str) -> np.ndarray | None:
     return tokens[1] > 0
 
 
-def _sequences(part: dict[str, Any], row: int, where: str, filled: Counter[str] | None) -> dict[str, np.ndarray | None]:
-    """The three feature sequences of one utterance without padding; ``filled`` counts the gaps that become 0."""
+def _sequences(part: dict[str, Any], row: int, where: str, gap_counts: Counter[str] | None) -> dict[str, np.ndarray | None]:
+    """The three feature sequences of one utterance without padding; ``gap_counts`` counts the gaps that become 0."""
     padded: dict[str, np.ndarray] = {}
     for name in ("text", "audio", "vision"):
         if name in part:
-            whole = trim_padding(part[name][row], len(part[name][row]), name, name, where)
-            if whole is not None:
-                padded[name] = whole
-    for name, find in GAPS.items() if filled is not None else ():
+            steps_of_file = trim_padding(part[name][row], len(part[name][row]), name, name, where)
+            if steps_of_file is not None:
+                padded[name] = steps_of_file
+    for name, is_gap in GAPS.items() if gap_counts is not None else ():
         if name in padded:
-            padded[name], count = fill_gaps(padded[name], find(padded[name]))
-            assert filled is not None
-            filled[name] += count
-    mask = _mask(part, row, where)
+            padded[name], count = fill_gaps(padded[name], is_gap(padded[name]))
+            assert gap_counts is not None
+            gap_counts[name] += count
+    mask = _token_mask(part, row, where)
     found: dict[str, np.ndarray | None] = {}
     if LENGTHS["audio"] in part:
         for name, length in LENGTHS.items():
             if name in padded:
                 found[name] = trim_padding(padded[name], part[length][row], name, length, where)
         if "text" in padded:
-            fits = mask is not None and len(mask) == len(padded["text"])
-            found["text"] = padded["text"][_extent(mask if fits and mask is not None else _filled(padded["text"]))]
+            mask_fits = mask is not None and len(mask) == len(padded["text"])
+            found["text"] = padded["text"][
+                _used_range(mask if mask_fits and mask is not None else _nonzero_steps(padded["text"]))
+            ]
     else:
         steps = {name: len(values) for name, values in padded.items()}
         if len(set(steps.values())) > 1:
@@ -162,19 +164,19 @@ def _sequences(part: dict[str, Any], row: int, where: str, filled: Counter[str] 
                 f"{where}: no field audio_lengths, so the file is aligned, but its modalities have {steps} steps"
             )
         used = np.zeros(next(iter(steps.values()), 0), dtype=bool)
-        fits = mask is not None and len(mask) == len(used)
-        if fits and mask is not None:
+        mask_fits = mask is not None and len(mask) == len(used)
+        if mask_fits and mask is not None:
             used |= mask
         for name, values in padded.items():
-            # Embeddings of padding are not zero, so text counts only where no mask tells its padding.
-            if name != "text" or not fits:
-                used |= _filled(values)
-        found = {name: values[_extent(used)] for name, values in padded.items()}
+            # Embeddings of padding are not zero, so text counts only if there is no mask for its padding.
+            if name != "text" or not mask_fits:
+                used |= _nonzero_steps(values)
+        found = {name: values[_used_range(used)] for name, values in padded.items()}
     return {name: values if values is not None and len(values) else None for name, values in found.items()}
 
 
 def _scores(part: dict[str, Any], name: str, where: str) -> np.ndarray:
-    """``(N,)`` of whatever the file has."""
+    """Scores as ``(N,)``, of whatever type the file has."""
     scores = np.asarray(part[name], dtype=object).reshape(len(part["id"]), -1)
     if scores.shape[1] != 1:
         raise UserError(f"{where}: field {name} has {scores.shape[1]} values a row; it must have one")
@@ -182,20 +184,20 @@ def _scores(part: dict[str, Any], name: str, where: str) -> np.ndarray:
 
 
 def _read_split(part: dict[str, Any], split: str, language: str, where: str, fill: bool) -> Iterator[Utterance]:
-    filled: Counter[str] | None = Counter() if fill else None
+    gap_counts: Counter[str] | None = Counter() if fill else None
     targets = {"regression_labels": "sentiment", **{name: target for name, target in UNIMODAL.items() if name in part}}
     scores = {name: _scores(part, name, where) for name in targets}
-    words = {str(word).strip().lower() for word in part.get(ANNOTATIONS, ())} - {*POLARITIES, "neutral"}
-    if words:
-        logger.warning("%s: annotations that are no polarity are left out: %s", where, ", ".join(sorted(words)))
+    unknown_annotations = {str(word).strip().lower() for word in part.get(ANNOTATIONS, ())} - {*POLARITIES, "neutral"}
+    if unknown_annotations:
+        logger.warning("%s: unknown annotations are left out: %s", where, ", ".join(sorted(unknown_annotations)))
     for row in range(len(part["id"])):
         identifier = str(np.asarray(part["id"][row]).reshape(-1)[0])
         video, _, segment = identifier.partition(SEPARATOR)
-        place = f"{where}: utterance {identifier!r}"
-        features = _sequences(part, row, place, filled)
-        ordered = segment.isdecimal()
+        location = f"{where}: utterance {identifier!r}"
+        features = _sequences(part, row, location, gap_counts)
+        has_order = segment.isdecimal()
         labels: dict[str, str | float] = {
-            target: real_number(scores[name][row], name, place, -3.0, 3.0) for name, target in targets.items()
+            target: real_number(scores[name][row], name, location, -3.0, 3.0) for name, target in targets.items()
         }
         if ANNOTATIONS in part:
             word = str(part[ANNOTATIONS][row]).strip().lower()
@@ -209,10 +211,10 @@ def _read_split(part: dict[str, Any], split: str, language: str, where: str, fil
             audio_features=features.get("audio"),
             vision_features=features.get("vision"),
             labels=labels,
-            # Without a number there is no order, and a dialogue without its order is none.
-            dialogue_id=video if ordered else None,
-            turn=int(segment) if ordered else None,
+            # Without segment numbers there is no order, so there is no dialogue.
+            dialogue_id=video if has_order else None,
+            turn=int(segment) if has_order else None,
         )
-    for name, count in (filled or {}).items():
+    for name, count in (gap_counts or {}).items():
         if count:
-            logger.warning("%s: %d values of %s are not finite, and read as 0", where, count, name)
+            logger.warning("%s: %d values of %s are not finite, and were read as 0", where, count, name)

@@ -1,4 +1,4 @@
-"""CMU-MOSI as a folder: ``features.npz`` (one vector per utterance and modality) and ``index.csv``."""
+"""CMU-MOSI as a folder of ``features.npz`` (one vector per utterance and modality) and ``index.csv``."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ DECLARE_LAB_TEST: frozenset[str] = frozenset(
     G-xst2euQUc Jkswaaud0hk Vj1wYRQjB-o BI97DNYfe5I
     """.split()
 )
-"""Videos of declare-lab's 752 test sentences. ``benchmarks/mosi_split.py`` shows how they were found and what they mean."""
+"""Videos of declare-lab's 752 test sentences; ``benchmarks/mosi_split.py`` shows how they were identified."""
 SPLITS: tuple[str, ...] = ("declare_lab", "official")
 TEXT_COLUMN: dict[str, str] = {"en": "english", "zh": "chinese"}
 
 
 def read_mosi(path: Path, languages: Sequence[str] = ("en", "zh"), split: str = "declare_lab") -> Iterator[Utterance]:
-    """Each sentence once per language, ids suffixed ``-en`` and ``-zh``, one row of both files in memory at a time.
+    """Read each sentence once per language, ids suffixed ``-en`` and ``-zh``, one row of both files in memory at a time.
 
     The features come from networks that declare-lab trained on the sentiment of its own 1447 training sentences. Under the
-    ``official`` split of ``index.csv`` most test sentences are among those, so their features hold their labels and any
-    classifier reaches .95 accuracy. ``declare_lab`` (default) is the split the features were made with: 62 videos to
-    train, 31 to test, none to validate, since every training video's features are already fitted.
+    ``official`` split of ``index.csv`` most test sentences are among those, so their features leak the labels and any
+    classifier reaches .95 accuracy. ``declare_lab`` (default) is the split the features were made with: 62 videos for
+    training, 31 for testing, none for validation, since every training video's features are already fitted.
 
     ``text (1, 100)``, ``audio (1, 73)``, ``vision (1, 100)`` are stored as sequences of one step. The video is the
-    dialogue, the segment's place in it the turn. Labels: ``sentiment`` in [-3, 3] and ``polarity``, positive for a score
+    dialogue, the segment's position in it the turn. Labels: ``sentiment`` in [-3, 3] and ``polarity``, positive for a score
     of 0 or more (Has0, the convention of the 752-sentence test set whose majority is .621).
 
     Raises:
-        UserError: a missing file, column or row, a score out of range, or features that do not fit the index.
+        UserError: a missing file, column or row, a score out of range, or features that do not match the index.
     """
     if split not in SPLITS:
-        raise UserError(f"MOSI split {split!r}: choose one of {', '.join(SPLITS)}")
+        raise UserError(f"unknown MOSI split {split!r}; choose from {', '.join(SPLITS)}")
     path = Path(path)
     index, archive = path / "index.csv", path / "features.npz"
     for file in (index, archive):
@@ -66,7 +66,7 @@ def read_mosi(path: Path, languages: Sequence[str] = ("en", "zh"), split: str = 
                 id=f"{row['id']}-{language}",
                 split=_split(row, split, where),
                 language=language,
-                # The English column is in capitals, which no tokenizer has seen much of.
+                # The English column is upper-case, which tokenizers have rarely seen.
                 text=row[TEXT_COLUMN[language]].lower(),
                 text_features=text,
                 audio_features=audio,

@@ -3,11 +3,12 @@
 Layout, all files without a header::
 
     transcripts.csv                  "video_segment", sentence, number of the video, 0 or 1
-    text_train.csv, text_test.csv    first column: the row of transcripts.csv, from 0, to which a row of a split belongs
+    text_train.csv, text_test.csv    first column: 0-based row of transcripts.csv to which a row of the split belongs
     {text,audio,video}_{train,test}0.csv   a vector of 100, 73, 100 statistics, last column 0 or 1
 
-The feature files lie beside ``transcripts.csv`` or each kind in a folder of its name (``text/text_train0.csv``). The files
-of a split have the same rows in the same order, 1447 and 752; these are not the transcripts' rows, hence the index.
+The feature files are beside ``transcripts.csv`` or, for each modality, in a folder of its name (``text/text_train0.csv``).
+The files of a split have the same rows in the same order, 1447 and 752; these are not the transcripts' rows, hence the
+index.
 
 Conventions: a vector is a sequence of one step. The video is the dialogue and the segment's number the turn. There is
 no score, only ``polarity``: 1 is positive, as is every score of 0 or more. There is no validation split.
@@ -31,10 +32,11 @@ POLARITY: dict[float, str] = {0.0: "negative", 1.0: "positive"}
 
 
 def read_mosi_csv(path: Path | str) -> Iterator[Utterance]:
-    """MOSI's utterances, training before test, one row of each file at a time.
+    """Read MOSI's utterances, training before test, one row of each file at a time.
 
     Raises:
-        UserError: a missing file or column, files of a split with unequal rows, labels that disagree or are neither 0 nor 1.
+        UserError: a missing file or column, files of a split with different numbers of rows, labels that disagree or are
+            neither 0 nor 1.
     """
     path = Path(path)
     transcripts = path / "transcripts.csv"
@@ -89,7 +91,7 @@ def _vector(row: list[str], where: str) -> tuple[np.ndarray, float]:
     try:
         values = np.array(row[:-1], dtype=np.float32)
     except ValueError as error:
-        raise UserError(f"{where}: a feature is no number: {error}") from None
+        raise UserError(f"{where}: a feature is not a number: {error}") from None
     return values[None, :], _label(row[-1], where)
 
 
@@ -100,17 +102,19 @@ def _read_split(
     count = 0
     while True:
         rows = {name: next(stream, None) for name, stream in streams.items()}
-        ended = [name for name, row in rows.items() if row is None]
-        if len(ended) == len(rows):
+        exhausted = [name for name, row in rows.items() if row is None]
+        if len(exhausted) == len(rows):
             return
-        if ended:
-            longer = next(name for name in rows if name not in ended)
-            raise UserError(f"{files[ended[0]]}: {count} rows, {files[longer]} has more; a split's files have the same rows")
+        if exhausted:
+            longer = next(name for name in rows if name not in exhausted)
+            raise UserError(
+                f"{files[exhausted[0]]}: {count} rows, {files[longer]} has more; a split's files have the same rows"
+            )
         count += 1
-        place, index = rows.pop("index") or ("", [])
-        number = whole_number(index[0] if index else "", "first column (row of transcripts.csv)", place)
+        location, index = rows.pop("index") or ("", [])
+        number = whole_number(index[0] if index else "", "first column (row of transcripts.csv)", location)
         if not 0 <= number < len(sentences):
-            raise UserError(f"{place}: row {number} of {transcripts.name}, which has {len(sentences)}")
+            raise UserError(f"{location}: row {number} of {transcripts.name}, which has {len(sentences)}")
         identifier, text, video, segment, label = sentences[number]
         features: dict[str, np.ndarray] = {}
         for name, found in rows.items():

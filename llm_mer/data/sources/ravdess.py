@@ -3,9 +3,9 @@
 Layout: wav or FLAC files anywhere under a folder, as in ``Actor_01/03-01-05-02-01-01-01.wav``. The seven numbers of a
 name are modality (03 audio), channel (01 speech, 02 song), emotion, intensity, sentence, repetition and actor.
 
-Conventions: the file is the ``audio``, the sentence spoken, one of two, the text; as either is said in every emotion, all
-are tagged ``neutral_words``. The label is ``emotion`` under the names of the task ``ravdess``. Splits are by actor, in
-rising order of the actors that are there: the last sixth, rounded up, is the test; the sixth before it, rounded down,
+Conventions: the file is the ``audio``, and the spoken sentence, one of two, is the text; as both are spoken in every
+emotion, all are tagged ``neutral_words``. The label is ``emotion`` under the names of the task ``ravdess``. Splits are by
+actor, in ascending order of the actors present: the last sixth, rounded up, is the test; the sixth before it, rounded down,
 validation; the others training. Of all 24: 21 to 24 test, 17 to 20 validation, half of each women. Of two: the second is the
 test, and nothing is left for validation.
 """
@@ -35,10 +35,10 @@ NAME = re.compile(r"\d\d(-\d\d){6}")
 
 
 def read_ravdess(path: Path | str) -> Iterator[Utterance]:
-    """RAVDESS's clips in the order of their names. Nothing but the names is read.
+    """Read RAVDESS's clips in order of actor and name. Only file names are read.
 
     Raises:
-        UserError: no such folder, no sound file in it, or a name that does not follow the code.
+        UserError: no such folder, no audio file in it, or a name that does not follow the naming scheme.
     """
     path = Path(path)
     if not path.is_dir():
@@ -46,7 +46,7 @@ def read_ravdess(path: Path | str) -> Iterator[Utterance]:
     found = (file for suffix in SUFFIXES for file in path.rglob(f"*{suffix}"))
     files = sorted(found, key=lambda file: (file.stem[-2:], file.name))
     if not files:
-        raise UserError(f"{path}: no .wav file and no .flac file here or below")
+        raise UserError(f"{path}: no .wav or .flac file here or in its subfolders")
     codes = [_code(file) for file in files]
     splits = _splits({code[6] for code in codes})
     for file, code in zip(files, codes, strict=True):

@@ -61,7 +61,7 @@ def test_missing_column(tmp_path: Path, column: str) -> None:
     [
         (row("bored"), "field Emotion: label 'bored' is not in task 'cped'"),
         (row(sentiment="x"), "field Sentiment is 'x'"),
-        (row(turn="27_001_000"), "Utterance_ID '27_001_000' is not of Dialogue_ID '27_000'"),
+        (row(turn="27_001_000"), "Utterance_ID '27_001_000' does not belong to Dialogue_ID '27_000'"),
         (row(turn="27_000_x"), "field Utterance_ID is 'x'"),
     ],
 )

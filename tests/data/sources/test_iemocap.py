@@ -161,7 +161,7 @@ def test_clips_are_read_where_someone_has_cut_them(release: Path, tmp_path: Path
     assert found["Ses01F_impro01_F000"] == str(clips / "Ses01F_impro01_F000.mp4")
     assert found["Ses01F_impro01_M000"] == str(clips / "Ses01F_impro01/Ses01F_impro01_M000.avi")
     assert found["Ses01F_impro01_F001"] is None
-    with pytest.raises(UserError, match="nowhere: no such folder; media holds a clip an utterance"):
+    with pytest.raises(UserError, match="nowhere: no such folder; media holds one clip per utterance"):
         next(read_iemocap(release, media=tmp_path / "nowhere"))
 
 

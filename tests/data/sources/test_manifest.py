@@ -166,9 +166,9 @@ WRONG: list[tuple[Any, str]] = [
     ({"id": "a", "text": "hi", "sentiment": True}, "field 'sentiment' is True; it must be a word or a number"),
     ('{"id": "a", "text": "hi", "sentiment": NaN}', "field 'sentiment' is nan; it must be a word or a finite number"),
     ({"id": "a", "text": "hi", "sentiment": "inf"}, "field 'sentiment' is 'inf'; it must be a word or a finite number"),
-    ('{"id": "a", "text": "hi \\ud83d"}', r"field 'text' is 'hi \\ud83d': half a surrogate pair"),
-    ('{"id": "a", "text": "hi", "tags": ["\\ude00"]}', r"field 'tags' is .*: half a surrogate pair"),
-    ({"id": "good", "text": "hi"}, r"id 'good' was used at .*clips\.jsonl:1 already"),
+    ('{"id": "a", "text": "hi \\ud83d"}', r"field 'text' is 'hi \\ud83d': a lone surrogate"),
+    ('{"id": "a", "text": "hi", "tags": ["\\ude00"]}', r"field 'tags' is .*: a lone surrogate"),
+    ({"id": "good", "text": "hi"}, r"id 'good' is already used at .*clips\.jsonl:1"),
 ]
 
 
@@ -196,11 +196,11 @@ def test_lines_that_cannot_be_used_are_handed_over_where_that_is_asked_for(tmp_p
         ("id,text,split\na,hi,train\nb,hi,dev\n", 3, "field 'split' is 'dev'; it must be one of train, valid, test"),
         ("id,text,split\na,hi,train\n\nb,hi,dev\n", 4, "field 'split' is 'dev'"),
         ('id,text,split\na,"two\nlines",train\nb,hi,dev\n', 4, "field 'split' is 'dev'"),
-        ("id,text\na,hi\nb,Hello, world\n", 3, "more cells than columns; quote a text that holds a comma"),
+        ("id,text\na,hi\nb,Hello, world\n", 3, "more cells than columns; quote texts that contain a comma"),
         ("id,text,turn\na,hi,third\n", 2, "field 'turn' is 'third'; it must be a whole number"),
         ("id,text\n,hi\n", 2, "no field 'id'"),
         ("id,text\na,\n", 2, "give at least one of text, audio, video"),
-        ("id,text\na,hi\na,you\n", 3, r"id 'a' was used at .*clips\.csv:2 already"),
+        ("id,text\na,hi\na,you\n", 3, r"id 'a' is already used at .*clips\.csv:2"),
         ("id,txt\na,hi\n", 2, r"unknown fields \['txt'\]"),
         ("id,text,sentiment\na,hi,nan\n", 2, "field 'sentiment' is 'nan'; it must be a word or a finite number"),
     ],

@@ -88,7 +88,7 @@ def test_clips_that_exist_are_set(folder: Path, tmp_path_factory: pytest.TempPat
 
 
 def test_a_media_folder_without_clips_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no folder of clips here; media holds train_splits"):
+    with pytest.raises(UserError, match="no folder of clips here; media must contain train_splits"):
         list(read_meld(folder, media=tmp_path))
 
 

@@ -120,7 +120,7 @@ def test_annotations_beyond_the_three_are_no_polarity_and_named(tmp_path: Path, 
     with caplog.at_level(logging.WARNING):
         found = list(read_mmsa(pickled(tmp_path / "x.pkl", content)))[:3]
     assert [u.labels.get("polarity") for u in found] == ["positive", None, None]
-    assert "x.pkl: train: annotations that are no polarity are left out: weak negative" in caplog.text
+    assert "x.pkl: train: unknown annotations are left out: weak negative" in caplog.text
 
 
 def test_a_file_without_annotations_has_no_polarity(tmp_path: Path) -> None:
@@ -148,8 +148,8 @@ def test_published_infinities_and_nan_read_as_zero(tmp_path: Path, caplog: pytes
     content["train"]["vision"][0, 0, 0] = np.nan
     first, *_ = read_mmsa(pickled(tmp_path / "x.pkl", content), missing_values="zero")
     assert first.audio_features[0, 0] == first.vision_features[0, 0] == 0
-    assert "train: 1 values of audio are not finite, and read as 0" in caplog.text
-    assert "train: 1 values of vision are not finite, and read as 0" in caplog.text
+    assert "train: 1 values of audio are not finite, and were read as 0" in caplog.text
+    assert "train: 1 values of vision are not finite, and were read as 0" in caplog.text
     content["train"]["audio"][0, 0, 0] = np.nan
     with pytest.raises(UserError, match="audio_features holds NaN"):
         write_store(read_mmsa(pickled(tmp_path / "x.pkl", content), missing_values="zero"), tmp_path / "store")
@@ -219,7 +219,7 @@ def test_rows_that_disagree_are_named(tmp_path: Path, field: str) -> None:
         ("regression_labels", [1.0, float("nan"), 0.0], "field regression_labels is nan"),
         ("regression_labels", ["good", 1.0, 0.0], "field regression_labels is 'good'"),
         ("audio", np.zeros((3, 9)), "field audio has shape"),
-        ("vision", [["a"], ["b"], ["c"]], "field vision is no array of numbers"),
+        ("vision", [["a"], ["b"], ["c"]], "field vision is not an array of numbers"),
     ],
 )
 def test_wrong_values_name_file_utterance_and_field(tmp_path: Path, field: str, value: Any, message: str) -> None:

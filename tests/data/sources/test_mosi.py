@@ -73,7 +73,7 @@ def changed(place: int, value: Any) -> list[tuple[Any, ...]]:
             {"features": {**arrays(), "vision": np.array([["a"]] * 3)}},
             r"features\.npz: vision holds <U1; it must hold numbers",
         ),
-        ({"features": {"text": arrays()["text"]}}, r"features\.npz: no array audio in it"),
+        ({"features": {"text": arrays()["text"]}}, r"features\.npz: no array named audio"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -84,14 +84,14 @@ def test_what_does_not_fit_is_named(tmp_path: Path, options: dict[str, Any], mes
 def test_missing_files_unknown_splits_and_damaged_archives_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"index\.csv: no such file; a MOSI folder holds"):
         list(read_mosi(tmp_path))
-    with pytest.raises(UserError, match="MOSI split 'mine': choose one of declare_lab, official"):
+    with pytest.raises(UserError, match="unknown MOSI split 'mine'; choose from declare_lab, official"):
         list(read_mosi(write(tmp_path), split="mine"))
     with pytest.raises(UserError, match=r"index\.csv:2: field split is 'dev'; it must be one of train, valid, test"):
         list(read_mosi(write(tmp_path, rows=changed(3, "dev")), split="official"))
     content = (write(tmp_path) / "features.npz").read_bytes()
     for damaged in (content[:100], b"", content[:60] + b"\xff" * 40 + content[100:]):
         (tmp_path / "features.npz").write_bytes(damaged)
-        with pytest.raises(UserError, match=r"features\.npz: (text|audio|vision): damaged or no \.npz file"):
+        with pytest.raises(UserError, match=r"features\.npz: (text|audio|vision): damaged or not an \.npz file"):
             list(read_mosi(tmp_path))
 
 

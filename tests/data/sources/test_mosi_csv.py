@@ -71,7 +71,7 @@ def test_missing_file(folder: Path) -> None:
     [
         ("text_train0.csv", '"1"\n', '"2"\n', "text_train0.csv:1: the last column, the label, is '2'"),
         ("audio_train0.csv", '"0"\n', '"1"\n', "audio_train0.csv:2: label 1 disagrees with 0 of 'a-_x_10'"),
-        ("video_train0.csv", '"0.5"', '"x"', "video_train0.csv:1: a feature is no number"),
+        ("video_train0.csv", '"0.5"', '"x"', "video_train0.csv:1: a feature is not a number"),
         ("video_train0.csv", '"0.5","0.5","1"', '"1"', "video_train0.csv:1: 1 columns"),
         ("video_train0.csv", '"1.5","1.5","0"\n', "", "video_train0.csv: 1 rows"),
         ("text_train.csv", '"1","0.5","-1.5"\n', "", "text_train.csv: 1 rows"),

@@ -56,7 +56,7 @@ def test_other_names_are_refused(tmp_path: Path, name: str, message: str) -> Non
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no \.wav file"):
+    with pytest.raises(UserError, match=r"no \.wav or \.flac file"):
         list(read_ravdess(tmp_path))
     with pytest.raises(UserError, match="no such folder"):
         list(read_ravdess(tmp_path / "none"))

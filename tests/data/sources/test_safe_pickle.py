@@ -127,7 +127,7 @@ BY_HAND: dict[str, tuple[bytes, str]] = {
     "allowed name of another module": (b"cos\ndtype\n.", "os.dtype"),
     "INST": (b"(S'true'\nios\nsystem\n.", "os.system"),
     "extension code": (b"\x80\x02\x82\x01.", "extension code 1"),
-    "persistent id": (b"Pabc\n.", "outside object 'abc'"),
+    "persistent id": (b"Pabc\n.", "external object 'abc'"),
     "state of a container": (b"\x80\x02ccollections\nOrderedDict\n)R}U\x01aK\x01sb.", "state of a OrderedDict"),
 }
 

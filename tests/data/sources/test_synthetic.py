@@ -21,8 +21,8 @@ from llm_mer.data.sources.synthetic.corpus import (
     SHARES,
     STILL_FACE,
     Plan,
+    create_speakers,
     plan_corpus,
-    speakers_of,
 )
 from llm_mer.data.sources.synthetic.sentences import EMOTIONAL_EN, EMOTIONAL_ZH, NEUTRAL_EN, NEUTRAL_ZH, SLOTS
 from llm_mer.data.sources.synthetic.speech import Synthesiser
@@ -106,7 +106,7 @@ def test_no_speaker_is_in_two_splits_or_languages_and_no_voice_in_two_splits(pla
     assert len(places) == 24
     heard: dict[str, set[str]] = {}
     for language in ("en", "zh"):
-        for split, group in speakers_of(CorpusConfig(), language).items():
+        for split, group in create_speakers(CorpusConfig(), language).items():
             assert {s.voice.variant[0] for s in group} == {"m", "f"}
             for speaker in group:
                 heard.setdefault(speaker.voice.variant, set()).add(split)
@@ -276,10 +276,10 @@ def test_what_is_drawn_and_said_follows_from_the_plan(tmp_path: Path, monkeypatc
     (tmp_path / "clips").mkdir()
     some = plan_corpus(config)[::6]
     for plan in some:
-        corpus._Maker(config).make(plan)
-    maker = corpus._Maker(config)
+        corpus._ClipWriter(config).write(plan)
+    writer = corpus._ClipWriter(config)
     for plan in reversed(some):
-        maker.make(plan)
+        writer.write(plan)
     for (pixels, samples), (again, said) in zip(written[: len(some)], reversed(written[len(some) :]), strict=True):
         np.testing.assert_array_equal(pixels, again)
         np.testing.assert_array_equal(samples, said)
@@ -289,19 +289,19 @@ def test_what_is_drawn_and_said_follows_from_the_plan(tmp_path: Path, monkeypatc
 def test_what_is_spoken_follows_from_its_arguments_and_not_from_what_was_spoken_before(language: str) -> None:
     synthesiser, other = Synthesiser(), Synthesiser()
     text = {"en": "She saw this fish", "zh": "我们四点开始"}[language]
-    first = synthesiser.say(text, language, "f2", 170, 50, 50, seed=3)
-    synthesiser.say("Something else, fast and high", "en", "m3", 300, 90, 90)
+    first = synthesiser.synthesise(text, language, "f2", 170, 50, 50, seed=3)
+    synthesiser.synthesise("Something else, fast and high", "en", "m3", 300, 90, 90)
     for again in (synthesiser, other, Synthesiser()):
-        np.testing.assert_array_equal(again.say(text, language, "f2", 170, 50, 50, seed=3), first)
-    assert (synthesiser.say(text, language, "f2", 170, 50, 50, seed=4) != first).any()
-    assert len(synthesiser.say(text, language, "f2", 300, 50, 50, seed=3)) < 0.8 * len(first)
+        np.testing.assert_array_equal(again.synthesise(text, language, "f2", 170, 50, 50, seed=3), first)
+    assert (synthesiser.synthesise(text, language, "f2", 170, 50, 50, seed=4) != first).any()
+    assert len(synthesiser.synthesise(text, language, "f2", 300, 50, 50, seed=3)) < 0.8 * len(first)
 
 
 def test_an_interrupted_making_goes_on_and_ends_the_same(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(SMALL, output=str(tmp_path))
-    make, worked = corpus._make, []
+    make, worked = corpus._write_clip_in_worker, []
 
     def interrupted(plan: Plan) -> str:
         if len(worked) == 5:
@@ -310,7 +310,7 @@ def test_an_interrupted_making_goes_on_and_ends_the_same(
         return make(plan)
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus, "_make", interrupted)
+        patch.setattr(corpus, "_write_clip_in_worker", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make_corpus(config, progress=False)
     assert not (tmp_path / "manifest.jsonl").exists()
@@ -364,4 +364,4 @@ def test_an_option_out_of_range_is_named_and_nothing_is_made(
 def test_a_voice_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(speech.VOICES, "en", "nowhere")
     with pytest.raises(UserError, match=r"espeak-ng has no voice 'nowhere\+f1'"):
-        Synthesiser().say("hello", "en", "f1", 170, 50, 50)
+        Synthesiser().synthesise("hello", "en", "f1", 170, 50, 50)

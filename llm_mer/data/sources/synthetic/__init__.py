@@ -1,6 +1,7 @@
-"""A bilingual test bench of real mp4 clips: espeak-ng speaks, a rendered face moves, emotions have inertia.
+"""A synthetic bilingual corpus of mp4 clips: espeak-ng speech, a rendered face, and emotions with inertia over turns.
 
-It exercises every part of the pipeline on media whose truth is known by construction. Scores on it are not scores on people.
+It exercises every part of the pipeline on media whose labels are known by construction. Scores on it say nothing about
+people.
 """
 
 from llm_mer.data.sources.synthetic.corpus import CorpusConfig, make_corpus

@@ -1,4 +1,4 @@
-"""Dialogues, speakers, splits, and the clips themselves."""
+"""Planning and writing the synthetic corpus: dialogues, speakers, splits and clips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from llm_mer.data.sources.synthetic.face import Look, envelope, look_of, render
+from llm_mer.data.sources.synthetic.face import Look, draw_look, envelope, render
 from llm_mer.data.sources.synthetic.sentences import sentence
 from llm_mer.data.sources.synthetic.speech import Synthesiser, Voice, speak
 from llm_mer.distributed.progress import track_progress
@@ -26,23 +26,23 @@ SHARES: dict[str, float] = {"train": 0.62, "valid": 0.12, "test": 0.26}
 SPEAKERS: dict[str, dict[str, int]] = {"train": {"m": 4, "f": 2}, "valid": {"m": 1, "f": 1}, "test": {"m": 2, "f": 2}}
 """Male and female voices of each split, in each language."""
 VARIANTS: tuple[str, ...] = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5")
-STAY, FOLLOW = 0.55, 0.15
+STAY_PROBABILITY, FOLLOW_PROBABILITY = 0.55, 0.15
 NEUTRAL_WORDS, CONFLICT = 0.35, 0.12
 STILL_FACE, FLAT_VOICE = 0.30, 0.25
-"""Shares of utterances whose face (or whose voice, never both) hardly shows the emotion, so that neither is enough."""
+"""Shares of utterances whose face (or voice, never both) hardly shows the emotion, so that neither is sufficient."""
 MANIFEST, DESCRIPTION = "manifest.jsonl", "corpus.json"
 
 
 @dataclass
 class CorpusConfig:
-    """What to make."""
+    """Options of ``llm-mer make-corpus``."""
 
     output: str = field(default="data/corpus", metadata={"help": "folder of clips and manifest"})
     utterances_per_language: int = field(default=600, metadata={"help": "utterances in each language, all splits together"})
     languages: list[str] = field(default_factory=lambda: ["en", "zh"], metadata={"help": "en, zh or both"})
-    seed: int = field(default=0, metadata={"help": "everything follows from it, whatever the number of workers"})
+    seed: int = field(default=0, metadata={"help": "random seed; the result does not depend on the number of workers"})
     size: int = field(default=96, metadata={"help": "frame width and height in pixels (even)"})
-    fps: int = field(default=12, metadata={"help": "frames a second"})
+    fps: int = field(default=12, metadata={"help": "frames per second"})
     workers: int = field(default=2, metadata={"help": "processes"})
 
     def check(self) -> None:
@@ -53,7 +53,9 @@ class CorpusConfig:
         if len(set(self.languages)) < len(self.languages):
             raise UserError(f"languages: {self.languages} names one twice")
         if self.utterances_per_language < 60:
-            raise UserError(f"utterances_per_language is {self.utterances_per_language}; at least 60 fill the three splits")
+            raise UserError(
+                f"utterances_per_language is {self.utterances_per_language}; at least 60 are needed for the three splits"
+            )
         if self.size < 48 or self.size % 2:
             raise UserError(f"size is {self.size}; it must be even and at least 48")
         if not 5 <= self.fps <= 60 or self.workers < 1:
@@ -62,7 +64,7 @@ class CorpusConfig:
 
 @dataclass
 class Plan:
-    """One clip before it is made."""
+    """The specification of one clip."""
 
     id: str
     split: str
@@ -90,22 +92,22 @@ class Speaker:
     look: Look
 
 
-def voices_of(seed: int) -> dict[str, list[str]]:
-    """espeak variants of each split, the same for every language, so that no voice of the test is heard in any training."""
+def assign_voices(seed: int) -> dict[str, list[str]]:
+    """espeak variants of each split, the same for every language, so that no test voice occurs in any training."""
     generator = np.random.default_rng([seed, 5])
     shuffled = [VARIANTS[int(i)] for i in generator.permutation(len(VARIANTS))]
-    waiting = {sex: [variant for variant in shuffled if variant.startswith(sex)] for sex in "mf"}
+    remaining_variants = {sex: [variant for variant in shuffled if variant.startswith(sex)] for sex in "mf"}
     return {
-        split: [waiting[sex].pop() for sex, count in counts.items() for _ in range(count)]
+        split: [remaining_variants[sex].pop() for sex, count in counts.items() for _ in range(count)]
         for split, counts in SPEAKERS.items()
     }
 
 
-def speakers_of(config: CorpusConfig, language: str) -> dict[str, list[Speaker]]:
-    """Speakers per split, no one in two."""
+def create_speakers(config: CorpusConfig, language: str) -> dict[str, list[Speaker]]:
+    """Create the speakers of each split; none is in two splits."""
     generator = np.random.default_rng([config.seed, config.languages.index(language), 7])
     found: dict[str, list[Speaker]] = {}
-    for split, variants in voices_of(config.seed).items():
+    for split, variants in assign_voices(config.seed).items():
         found[split] = []
         for variant in variants:
             base = 42 if variant.startswith("m") else 54
@@ -115,12 +117,12 @@ def speakers_of(config: CorpusConfig, language: str) -> dict[str, list[Speaker]]
                 float(generator.uniform(160, 180)),
                 float(generator.uniform(0.42, 0.48)),
             )
-            found[split].append(Speaker(f"{language}-{variant}", voice, look_of(generator)))
+            found[split].append(Speaker(f"{language}-{variant}", voice, draw_look(generator)))
     return found
 
 
-def sentiment_of(emotion: str, intensity: float, curve: float) -> float:
-    """The score that follows from what is shown: the emotion's sign, grown by intensity; the mouth's curve for the rest."""
+def compute_sentiment(emotion: str, intensity: float, curve: float) -> float:
+    """The sentiment score of a displayed emotion: its sign scaled by intensity, or the mouth's curve if neutral."""
     strength = (intensity - 0.55) / 0.6  # intensity 0.55 to 1.15 becomes 0 to 1
     if emotion == "joy":
         value = 0.8 + 2.2 * strength
@@ -136,35 +138,49 @@ def sentiment_of(emotion: str, intensity: float, curve: float) -> float:
 
 
 def plan_corpus(config: CorpusConfig) -> list[Plan]:
-    """Every utterance of every dialogue: who says what, how. Deterministic in the seed."""
+    """Plan every utterance of every dialogue: speaker, words and expression. Deterministic in the seed."""
     plans: list[Plan] = []
     for number, language in enumerate(config.languages):
-        speakers = speakers_of(config, language)
+        speakers = create_speakers(config, language)
         generator = np.random.default_rng([config.seed, number, 11])
         for split, share in SHARES.items():
             remaining, dialogue = round(config.utterances_per_language * share), 0
             while remaining > 0:
                 turns = min(int(generator.integers(6, 11)), remaining)
                 pair = generator.choice(len(speakers[split]), 2, replace=False)
-                cast = [speakers[split][int(i)].name for i in pair]
-                states = [EMOTIONS[int(i)] for i in generator.integers(len(EMOTIONS), size=2)]
+                speaker_names = [speakers[split][int(i)].name for i in pair]
+                emotions = [EMOTIONS[int(i)] for i in generator.integers(len(EMOTIONS), size=2)]
                 for turn in range(turns):
-                    who = turn % 2
+                    speaker_index = turn % 2
                     if turn >= 2:
-                        states[who] = _next_state(generator, states[who], states[1 - who])
+                        emotions[speaker_index] = _draw_next_emotion(
+                            generator, emotions[speaker_index], emotions[1 - speaker_index]
+                        )
                     name = f"{language}-{split}-{dialogue:03d}"
                     index = len(plans)
-                    plans.append(_plan(generator, config, language, split, name, turn, cast[who], states[who], index))
+                    plans.append(
+                        _plan(
+                            generator,
+                            config,
+                            language,
+                            split,
+                            name,
+                            turn,
+                            speaker_names[speaker_index],
+                            emotions[speaker_index],
+                            index,
+                        )
+                    )
                 remaining -= turns
                 dialogue += 1
     return plans
 
 
-def _next_state(generator: np.random.Generator, own: str, partner: str) -> str:
+def _draw_next_emotion(generator: np.random.Generator, own: str, partner: str) -> str:
     draw = generator.random()
-    if draw < STAY:
+    if draw < STAY_PROBABILITY:
         return own
-    if draw < STAY + FOLLOW:
+    if draw < STAY_PROBABILITY + FOLLOW_PROBABILITY:
         return partner
     return EMOTIONS[int(generator.integers(len(EMOTIONS)))]
 
@@ -190,26 +206,26 @@ def _plan(
     channel, faint = generator.random(), float(np.round(generator.uniform(0.05, 0.3), 3))
     face = faint if channel < STILL_FACE else 1.0
     voice = faint if STILL_FACE <= channel < STILL_FACE + FLAT_VOICE else 1.0
-    words: str | None = emotion
+    word_emotion: str | None = emotion
     tags = ["emotional_words"]
     if draw < NEUTRAL_WORDS:
-        words, tags = None, ["neutral_words"]
+        word_emotion, tags = None, ["neutral_words"]
     elif draw < NEUTRAL_WORDS + CONFLICT:
         others = [e for e in EMOTIONS if e not in (emotion, "neutral")]
-        words, tags = others[int(generator.integers(len(others)))], ["conflict"]
+        word_emotion, tags = others[int(generator.integers(len(others)))], ["conflict"]
     elif emotion == "neutral":
-        words, tags = None, ["neutral_words"]
+        word_emotion, tags = None, ["neutral_words"]
     return Plan(
         id=f"{dialogue}-{turn:02d}",
         split=split,
         language=language,
-        text=sentence(generator, language, words),
+        text=sentence(generator, language, word_emotion),
         emotion=emotion,
         intensity=intensity,
         curve=curve,
         face=face,
         voice=voice,
-        sentiment=sentiment_of(emotion, intensity, curve),
+        sentiment=compute_sentiment(emotion, intensity, curve),
         dialogue_id=dialogue,
         turn=turn,
         speaker=speaker,
@@ -221,10 +237,10 @@ def _plan(
 # --- clips ------------------------------------------------------------------------------------------------------------
 
 
-class _Maker:
+class _ClipWriter:
     """State of one worker process."""
 
-    current: _Maker | None = None
+    current: _ClipWriter | None = None
 
     def __init__(self, config: CorpusConfig) -> None:
         self.config = config
@@ -232,12 +248,12 @@ class _Maker:
         self.speakers = {
             speaker.name: speaker
             for language in config.languages
-            for group in speakers_of(config, language).values()
+            for group in create_speakers(config, language).values()
             for speaker in group
         }
 
-    def make(self, plan: Plan) -> None:
-        """Write one clip; it appears under its name only when whole."""
+    def write(self, plan: Plan) -> None:
+        """Write one clip atomically."""
         config, speaker = self.config, self.speakers[plan.speaker]
         samples = speak(
             self.synthesiser,
@@ -276,10 +292,10 @@ def write_clip(stream: IO[bytes], pixels: np.ndarray, samples: np.ndarray, fps: 
         for frame in pixels:
             container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(video.encode())
-        sound = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="fltp", layout="mono")
-        sound.sample_rate = rate
+        audio_frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="fltp", layout="mono")
+        audio_frame.sample_rate = rate
         fifo = av.AudioFifo()
-        fifo.write(sound)
+        fifo.write(audio_frame)
         size = audio.codec_context.frame_size or 1024
         while (block := fifo.read(size, partial=True)) is not None:
             container.mux(audio.encode(block))
@@ -291,19 +307,19 @@ def _start_worker(config: CorpusConfig) -> None:
     import cv2
 
     cv2.setNumThreads(1)
-    _Maker.current = _Maker(config)
+    _ClipWriter.current = _ClipWriter(config)
 
 
-def _make(plan: Plan) -> str:
-    assert _Maker.current is not None
-    _Maker.current.make(plan)
+def _write_clip_in_worker(plan: Plan) -> str:
+    assert _ClipWriter.current is not None
+    _ClipWriter.current.write(plan)
     return plan.id
 
 
 def make_corpus(config: CorpusConfig, progress: bool = True) -> Path:
     """Write the clips, ``manifest.jsonl`` and ``corpus.json``; returns the manifest's path.
 
-    Finished clips of the same configuration are kept, so an interrupted call goes on where it stopped.
+    Finished clips of the same configuration are kept, so an interrupted call resumes where it stopped.
 
     Raises:
         UserError: an option out of range, or a folder that holds a corpus of another configuration.
@@ -329,11 +345,11 @@ def make_corpus(config: CorpusConfig, progress: bool = True) -> Path:
     if config.workers == 1:
         _start_worker(config)
         for plan in missing:
-            _make(plan)
+            _write_clip_in_worker(plan)
             bar.update()
     elif missing:
         with ProcessPoolExecutor(config.workers, get_context("spawn"), _start_worker, (config,)) as pool:
-            for _ in pool.map(_make, missing, chunksize=4):
+            for _ in pool.map(_write_clip_in_worker, missing, chunksize=4):
                 bar.update()
     bar.close()
     manifest = folder / MANIFEST

@@ -1,4 +1,4 @@
-"""The face: action units drawn frame by frame."""
+"""Rendering faces from action units, frame by frame."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_mer.errors import UserError
 
 @dataclass(frozen=True)
 class Expression:
-    """Action units at the apex, in units of their full excursion (0 is at rest).
+    """Action units at the apex, as fractions of their full range (0 is at rest).
 
     ``brow_raise`` AU1+2, ``brow_inner`` AU1 alone (inner ends up), ``brow_lower`` AU4, ``eye_open`` AU5 (above 0) or AU7
     (below), ``mouth_curve`` AU12 (above 0) or AU15 (below), ``mouth_width`` AU20, ``jaw_drop`` AU26, ``head_pitch`` down
@@ -53,8 +53,8 @@ class Look:
     background: int
 
 
-def look_of(generator: np.random.Generator) -> Look:
-    """Draw a speaker's face."""
+def draw_look(generator: np.random.Generator) -> Look:
+    """Draw a speaker's look at random."""
     tone = generator.uniform(0.55, 1.0)
     skin = (int(235 * tone), int(195 * tone), int(165 * tone))
     shade = int(generator.uniform(15, 110))
@@ -83,7 +83,8 @@ def render(
     """Frames of a talking face: ``(F, size, size, 3)`` uint8 RGB.
 
     Args:
-        intensity: scales the expression. curve: added to the mouth's curve (what sets pleasant surprise from unpleasant).
+        intensity: scales the expression. curve: added to the mouth's curve (which distinguishes pleasant from unpleasant
+            surprise).
         speech: ``(F,)`` energy that opens the mouth.
     """
     try:

@@ -1,4 +1,4 @@
-"""What is said: sentences whose words tell the emotion, and sentences whose words tell nothing."""
+"""Sentence templates: with words that reveal the emotion, and with neutral words."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ SLOTS: dict[str, dict[str, list[str]]] = {
 
 
 def sentence(generator: np.random.Generator, language: str, emotion: str | None) -> str:
-    """A sentence whose words tell ``emotion``; None (or ``neutral``) tells nothing."""
+    """Draw a sentence whose words reveal ``emotion``; None (or ``neutral``) draws neutral words."""
     if emotion is None or emotion == "neutral":
         templates = NEUTRAL_EN if language == "en" else NEUTRAL_ZH
     else:

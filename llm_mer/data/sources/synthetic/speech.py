@@ -1,4 +1,4 @@
-"""The voice: espeak-ng with an emotion's prosody."""
+"""Speech synthesis: espeak-ng with an emotion's prosody."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PROSODY: dict[str, Prosody] = {
 
 @dataclass(frozen=True)
 class Voice:
-    """A speaker's baseline: an espeak variant (``m1``, ``f2``, …), pitch, words a minute, loudness."""
+    """A speaker's baseline: an espeak variant (``m1``, ``f2``, …), pitch, words per minute, loudness."""
 
     variant: str
     pitch: float
@@ -58,9 +58,9 @@ class Voice:
 class Synthesiser:
     """espeak-ng in this process, one utterance at a time.
 
-    The library seeds its noise from the clock and its oscillators go on from the utterance before, also past
-    ``espeak_Terminate``. It is therefore loaded afresh for every utterance (some 10 ms), so that an utterance follows
-    from its arguments alone.
+    The library seeds its noise from the clock, and its oscillators keep their state between utterances, even after
+    ``espeak_Terminate``. It is therefore reloaded for every utterance (about 10 ms), so that the result depends on the
+    arguments only.
     """
 
     def __init__(self) -> None:
@@ -85,10 +85,10 @@ class Synthesiser:
         finally:
             _ctypes.dlclose(library._handle)
 
-    def say(
+    def synthesise(
         self, text: str, language: str, variant: str, rate: float, pitch: float, pitch_range: float, seed: int = 0
     ) -> np.ndarray:
-        """Speech as float32 in [-1, 1] at :attr:`rate`. Raises :class:`UserError` when the voice does not exist."""
+        """Speech as float32 in [-1, 1] at :attr:`rate`. Raises :class:`UserError` if the voice does not exist."""
         blocks: list[np.ndarray] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -97,7 +97,7 @@ class Synthesiser:
                 blocks.append(np.ctypeslib.as_array(samples, (count,)).copy())
             return 0
 
-        callback = kind(collect)  # kept: the library holds a bare pointer to it
+        callback = kind(collect)  # keep a reference: the library holds a bare pointer to it
         name = f"{VOICES[language]}+{variant}"
         with self._loaded() as (library, _):
             library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
@@ -110,7 +110,7 @@ class Synthesiser:
             library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 1, 0, UTF8, None, None)
             library.espeak_Synchronize()
         if not blocks:
-            raise UserError(f"espeak-ng said nothing for {text!r}")
+            raise UserError(f"espeak-ng produced no speech for {text!r}")
         return np.concatenate(blocks).astype(np.float32) / 32768.0
 
 
@@ -120,8 +120,8 @@ def trim(samples: np.ndarray, threshold: float = 0.005) -> np.ndarray:
     return samples[loud[0] : loud[-1] + 1] if len(loud) else samples
 
 
-def split_in_two(text: str, language: str) -> list[str]:
-    """The sentence in two halves at a word boundary, for a pause in between."""
+def split_in_half(text: str, language: str) -> list[str]:
+    """Split a sentence into two halves at a word boundary, for a pause in between."""
     if language == "zh":
         return [text[: len(text) // 2], text[len(text) // 2 :]] if len(text) >= 6 else [text]
     words = text.split()
@@ -131,29 +131,31 @@ def split_in_two(text: str, language: str) -> list[str]:
 def speak(
     synthesiser: Synthesiser, text: str, language: str, voice: Voice, emotion: str, intensity: float, seed: list[int]
 ) -> np.ndarray:
-    """A sentence in a speaker's voice with an emotion's prosody scaled by ``intensity`` (0 none, 1 full), with jitter."""
+    """Synthesise a sentence in a speaker's voice with an emotion's prosody scaled by ``intensity`` (0 to 1), with jitter."""
     generator = np.random.default_rng(seed)
-    shape = PROSODY[emotion]
+    prosody = PROSODY[emotion]
     scale = intensity * generator.uniform(0.8, 1.2)
     jitter = generator.normal(0.0, 1.0, 4)
 
     def factor(value: float, noise: float) -> float:
         return float(np.exp(np.log(value) * scale + noise))
 
-    rate = np.clip(voice.rate * factor(shape.rate, 0.05 * jitter[0]), 90, 330)
-    pitch = np.clip(voice.pitch + shape.pitch * scale + 3.0 * jitter[1], 5, 99)
-    pitch_range = np.clip(45 * factor(shape.range, 0.12 * jitter[2]), 5, 99)
-    loudness = voice.loudness * factor(shape.loudness, 0.12 * jitter[3])
-    pause = shape.pause * scale
-    parts = split_in_two(text, language) if pause > 0.05 else [text]
+    rate = np.clip(voice.rate * factor(prosody.rate, 0.05 * jitter[0]), 90, 330)
+    pitch = np.clip(voice.pitch + prosody.pitch * scale + 3.0 * jitter[1], 5, 99)
+    pitch_range = np.clip(45 * factor(prosody.range, 0.12 * jitter[2]), 5, 99)
+    loudness = voice.loudness * factor(prosody.loudness, 0.12 * jitter[3])
+    pause = prosody.pause * scale
+    parts = split_in_half(text, language) if pause > 0.05 else [text]
     noise = int(np.random.SeedSequence(seed).generate_state(1)[0]) >> 1
-    spoken = [trim(synthesiser.say(part, language, voice.variant, rate, pitch, pitch_range, noise)) for part in parts]
+    recordings = [
+        trim(synthesiser.synthesise(part, language, voice.variant, rate, pitch, pitch_range, noise)) for part in parts
+    ]
     gap = np.zeros(int(pause * synthesiser.rate), dtype=np.float32)
-    joined = spoken[0] if len(spoken) == 1 else np.concatenate([spoken[0], gap, spoken[1]])
-    if shape.tremor:
-        seconds = np.arange(len(joined)) / synthesiser.rate
-        joined = joined * (1 - shape.tremor * scale * (0.5 + 0.5 * np.sin(2 * np.pi * 7 * seconds)))
-    edge = np.zeros(int(0.12 * synthesiser.rate), dtype=np.float32)
-    samples = np.concatenate([edge, joined * loudness, edge])
+    speech = recordings[0] if len(recordings) == 1 else np.concatenate([recordings[0], gap, recordings[1]])
+    if prosody.tremor:
+        seconds = np.arange(len(speech)) / synthesiser.rate
+        speech = speech * (1 - prosody.tremor * scale * (0.5 + 0.5 * np.sin(2 * np.pi * 7 * seconds)))
+    silence = np.zeros(int(0.12 * synthesiser.rate), dtype=np.float32)
+    samples = np.concatenate([silence, speech * loudness, silence])
     samples = samples + generator.normal(0.0, 0.0015, len(samples))
     return np.clip(samples, -1.0, 1.0).astype(np.float32)
