@@ -37,7 +37,7 @@ def run(options: Options) -> str:
         return train_with_each_prompt(options)
     from llm_mer.evaluation.evaluate import output_folder
     from llm_mer.evaluation.rows import save_predictions
-    from llm_mer.reporting.prompt_figure import figure_of
+    from llm_mer.reporting.prompt_figure import draw_prompt_scores
     from llm_mer.storage.atomic_files import write_json_atomically, write_text_atomically
     from llm_mer.storage.locks import lock_output
     from llm_mer.storage.watched_folder import watch_folder
@@ -49,5 +49,5 @@ def run(options: Options) -> str:
         write_json_atomically(folder / COMPARISON, asdict(comparison))
         text = markdown(comparison)
         write_text_atomically(folder / TABLE, text + "\n")
-        figure_of(comparison).savefig(folder / FIGURE, metadata={"Software": None})
+        draw_prompt_scores(comparison).savefig(folder / FIGURE, metadata={"Software": None})
     return f"{text}\nwritten to {folder}"

@@ -107,7 +107,7 @@ def audio_source(video: str) -> str | None:
 def check_length(path: Path | str, max_seconds: float) -> None:
     """Refuse a clip that is longer, without decoding it: by the times of its packets, whatever its header declares.
 
-    Only the first audio and the first video stream, which are the ones read, are checked. Packets without a time are ignored.
+    Only the first audio and video streams, which are the ones read, are checked. Packets without a time are ignored.
 
     Raises:
         MediaError: with its reason.

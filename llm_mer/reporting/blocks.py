@@ -1,4 +1,4 @@
-"""What a section of a report is made of: tables, pictures, remarks, verdicts."""
+"""The building blocks of a report section: tables, pictures, remarks and verdicts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llm_mer.reporting.facts import Fact
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: a value, smaller lines under it, and a tone (``good``, ``bad``, ``unsure``)."""
+    """A table cell: a value, smaller lines below it, and a tone (``good``, ``bad``, ``unsure``)."""
 
     text: str
     below: tuple[str, ...] = ()
@@ -19,7 +19,7 @@ class Cell:
 
 @dataclass
 class Table:
-    """Rows under column names; the first ``heads`` columns are words, the others numbers, set flush right."""
+    """Rows under column names; the first ``heads`` columns are text, the others right-aligned numbers."""
 
     columns: list[str]
     rows: list[list[Cell]]
@@ -31,7 +31,7 @@ class Table:
 
 @dataclass
 class Picture:
-    """A plot with its caption, which is also what a screen reader says."""
+    """A plot with its caption, which is also its alternative text."""
 
     image: plots.Image
     caption: str
@@ -62,19 +62,19 @@ Block = Table | Picture | Remark | Verdict
 
 @dataclass
 class Section:
-    """A heading and what stands under it; pictures that follow one another stand side by side where there is room."""
+    """A heading and its blocks; consecutive pictures are placed side by side if there is room."""
 
     name: str
     title: str
     blocks: list[Block] = field(default_factory=list)
 
     @property
-    def runs(self) -> list[list[Block]]:
-        """Blocks in order, neighbouring pictures together."""
-        found: list[list[Block]] = []
+    def block_groups(self) -> list[list[Block]]:
+        """Blocks in order, with consecutive pictures grouped together."""
+        groups: list[list[Block]] = []
         for block in self.blocks:
-            if found and isinstance(block, Picture) and isinstance(found[-1][-1], Picture):
-                found[-1].append(block)
+            if groups and isinstance(block, Picture) and isinstance(groups[-1][-1], Picture):
+                groups[-1].append(block)
             else:
-                found.append([block])
-        return found
+                groups.append([block])
+        return groups

@@ -1,4 +1,4 @@
-"""The three facts a quickstart has to show, each judged by a written rule from the numbers of an evaluation."""
+"""The three facts that the quickstart must show, each decided by a stated rule from the numbers of an evaluation."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from llm_mer.storage.json_files import read_json
 from llm_mer.storage.json_lines import read_json_lines
 
 SUBSET = "neutral_words"
-"""Utterances whose words do not tell the emotion: what is right there was heard or seen."""
+"""Utterances whose words do not reveal the emotion, so correct answers must come from audio or vision."""
 
 SIGNIFICANT = 0.05
 
 
 @dataclass
-class Loaded:
-    """An evaluation as it lies on disk: scores, predictions by condition, and the checkpoint folder around it if any."""
+class LoadedEvaluation:
+    """An evaluation loaded from disk: scores, predictions by condition, and the enclosing checkpoint folder, if any."""
 
     evaluation: Evaluation
     predictions: dict[str, list[Prediction]]
@@ -43,17 +43,17 @@ class Loaded:
     @property
     def tasks(self) -> list[Task]:
         """Its tasks in the order of its rows."""
-        return [task_of(self, name) for name in dict.fromkeys(row.task for row in self.evaluation.rows)]
+        return [reconstruct_task(self, name) for name in dict.fromkeys(row.task for row in self.evaluation.rows)]
 
     @property
     def languages(self) -> list[str]:
-        """Its languages, without the rows of all together."""
+        """Its languages, without the rows over all languages."""
         return sorted({row.language for row in self.evaluation.rows} - {EVERYTHING})
 
     def known(
         self, condition: str, task: str, language: str = EVERYTHING, subset: str = EVERYTHING, by: str = TAG
     ) -> list[Prediction]:
-        """Predictions with a truth, of a task, language and subset: those its row was computed from."""
+        """Predictions with a truth for a task, language and subset: those from which its row was computed."""
         return [
             p
             for p in self.predictions.get(condition, [])
@@ -64,7 +64,7 @@ class Loaded:
         ]
 
     def read_log(self) -> list[dict[str, Any]]:
-        """``log_history.json`` of the training; empty when it is not there. Raises :class:`UserError` for no list."""
+        """``log_history.json`` of the training; empty if it does not exist. Raises :class:`UserError` for no list."""
         path = None if self.checkpoint is None else self.checkpoint / "log_history.json"
         found = read_json(path) if path is not None and path.is_file() else []
         if not isinstance(found, list):
@@ -72,10 +72,10 @@ class Loaded:
         return found
 
     def read_trajectories(self) -> dict[str, list[tuple[float, np.ndarray]]]:
-        """``trajectories.jsonl`` of the training: ``{name: [(epoch, (n, d)), …]}``; empty when it is not there.
+        """``trajectories.jsonl`` of the training: ``{name: [(epoch, (n, d)), …]}``; empty if it does not exist.
 
         Raises:
-            UserError: naming file and line of what a training did not write.
+            UserError: naming file and line of an entry that no training writes.
         """
         path = None if self.checkpoint is None else self.checkpoint / TRAJECTORIES
         found: dict[str, list[tuple[float, np.ndarray]]] = {}
@@ -89,17 +89,17 @@ class Loaded:
         return found
 
 
-def load(place: str) -> Loaded:
-    """Read an evaluation from its own folder or from the checkpoint that holds it in ``evaluation``.
+def load_evaluation(place: str) -> LoadedEvaluation:
+    """Load an evaluation from its own folder, or from the ``evaluation`` folder of a checkpoint.
 
     Raises:
-        UserError: no evaluation there, one without its predictions, or files that cannot be read, are not a pair, or were
+        UserError: no evaluation there, missing predictions, or files that cannot be read, do not belong together, or were
             changed.
     """
     folder = Path(place)
     if not (folder / EVALUATION).is_file() and (folder / "evaluation" / EVALUATION).is_file():
         folder = folder / "evaluation"
-    again = "write both again with `llm-mer evaluate`"
+    remedy = "write both again with `llm-mer evaluate`"
     try:
         evaluation = Evaluation.load(folder)
         if not (folder / PREDICTIONS).is_file():
@@ -108,12 +108,12 @@ def load(place: str) -> Loaded:
     except UserError as error:
         if "damaged" not in str(error):
             raise
-        raise UserError(f"{folder}: {EVALUATION} or {PREDICTIONS} cannot be read ({error}); {again}") from None
+        raise UserError(f"{folder}: {EVALUATION} or {PREDICTIONS} cannot be read ({error}); {remedy}") from None
     except (ValueError, KeyError, TypeError) as error:  # no JSON, or not with the fields of these files
-        raise UserError(f"{folder}: {EVALUATION} or {PREDICTIONS} cannot be read ({error!r}); {again}") from None
+        raise UserError(f"{folder}: {EVALUATION} or {PREDICTIONS} cannot be read ({error!r}); {remedy}") from None
     parent = folder.resolve().parent
     trained = any((parent / name).is_file() for name in ("llm_mer.json", "log_history.json"))
-    loaded = Loaded(evaluation, predictions, folder, parent if trained else None)
+    loaded = LoadedEvaluation(evaluation, predictions, folder, parent if trained else None)
     check_checkpoint(loaded)
     for row in evaluation.rows:
         if (row.language, row.subset) == (EVERYTHING, EVERYTHING):
@@ -121,7 +121,7 @@ def load(place: str) -> Loaded:
             if count != row.n:
                 raise UserError(
                     f"{folder}: {EVALUATION} scores {row.n} answers of task {row.task} ({row.condition}), {PREDICTIONS} has "
-                    f"{count}: they are not of one run; {again}"
+                    f"{count}: they are from different runs; {remedy}"
                 )
     check_scores(loaded)
     return loaded
@@ -131,11 +131,11 @@ CHECKED_METRICS = ("accuracy", "weighted_f1", "mae", "corr")
 TOLERANCE = 1e-6
 
 
-def check_scores(loaded: Loaded) -> None:
-    """Compute the headline scores of each condition, task and language again from the answers beside them.
+def check_scores(loaded: LoadedEvaluation) -> None:
+    """Check the headline scores of each condition, task and language against the answers.
 
     Raises:
-        UserError: a score that the answers do not have: either file was changed after it was written.
+        UserError: a score that does not follow from the answers, as one of the files was changed.
     """
     tasks = {task.name: task for task in loaded.tasks}
     for row in loaded.evaluation.rows:
@@ -147,46 +147,46 @@ def check_scores(loaded: Loaded) -> None:
         values = [p.parsed if free else p.value for p in answers]
         found = compute_metrics(tasks[row.task], [p.truth for p in answers], values)
         for metric in CHECKED_METRICS:
-            told, counted = row.metrics.get(metric, math.nan), found.get(metric, math.nan)
-            if math.isfinite(told) and not abs(told - counted) <= TOLERANCE:
+            stated, computed = row.metrics.get(metric, math.nan), found.get(metric, math.nan)
+            if math.isfinite(stated) and not abs(stated - computed) <= TOLERANCE:
                 raise UserError(
-                    f"{loaded.folder}: {EVALUATION} says {metric} {told:.6g} of task {row.task} ({row.condition}, "
-                    f"{row.language}), the answers in {PREDICTIONS} make it {counted:.6g}: one of the files was changed; "
+                    f"{loaded.folder}: {EVALUATION} says {metric} {stated:.6g} of task {row.task} ({row.condition}, "
+                    f"{row.language}), the answers in {PREDICTIONS} make it {computed:.6g}: one of the files was changed; "
                     "write both again with `llm-mer evaluate`"
                 )
 
 
-def check_checkpoint(loaded: Loaded) -> None:
-    """Compare the model that was scored with the one in the folder around the evaluation.
+def check_checkpoint(loaded: LoadedEvaluation) -> None:
+    """Check that the scored model is the one in the folder around the evaluation.
 
-    An evaluation that does not say which model it scored, as those of earlier versions, gets a warning on the page.
+    An evaluation that does not record which model it scored, as in earlier versions, gets a warning on the page.
 
     Raises:
-        UserError: another model lies there now, as after a second training into the same folder.
+        UserError: the folder now holds another model, as after a second training into the same folder.
     """
     folder, scored = loaded.checkpoint, loaded.evaluation.checkpoint_sha256
     if folder is None or not (folder / DESCRIPTION_FILE).is_file():
         return
     if scored is None:
         loaded.evaluation.warnings.append(
-            f"This evaluation does not say which model it scored, so it may be of another than {folder.name} is now."
+            f"This evaluation does not record which model it scored; it may be another one than {folder.name} holds now."
         )
     elif (found := checkpoint_fingerprint(folder)) != scored:
         raise UserError(
-            f"{loaded.folder}: scores of another model ({scored[:12]}) than the one in {folder} now ({found[:12]}); "
+            f"{loaded.folder}: it scored another model ({scored[:12]}) than {folder} holds now ({found[:12]}); "
             "evaluate it again with `llm-mer evaluate`"
         )
 
 
-def task_of(loaded: Loaded, name: str) -> Task:
-    """The task as far as metrics need it, read from what was evaluated.
+def reconstruct_task(loaded: LoadedEvaluation, name: str) -> Task:
+    """Reconstruct a task, as far as metrics need it, from the evaluation alone.
 
-    An evaluation folder may be all there is, and a project's own task file may be gone, so neither is asked for.
+    The checkpoint or a custom task file may no longer exist, so neither is used.
     """
     metrics: dict[str, float] = {}
     for row in loaded.evaluation.rows:
         if row.task == name:
-            metrics.update(row.baseline)  # a free generation that was never parsed has no metrics of its own
+            metrics.update(row.baseline)  # free generation without any parseable answer has no metrics
             metrics.update(row.metrics)
     predictions = [p for p in loaded.predictions.get(AS_IS, []) if p.task == name]
     answers: dict[str, None] = {}
@@ -205,10 +205,10 @@ def task_of(loaded: Loaded, name: str) -> Task:
 
 
 @dataclass
-class Line:
-    """One number of a fact: what it is, over how many utterances, with its interval and what it is judged against.
+class FactLine:
+    """One number of a fact: its meaning, number of utterances, interval and reference value.
 
-    ``holds`` is None for a number that is shown beside the verdict and does not enter it.
+    ``holds`` is None for a number that is only shown and does not affect the verdict.
     """
 
     what: str
@@ -232,11 +232,11 @@ class Line:
 
 @dataclass
 class Fact:
-    """A claim, the rule that decides it, its numbers, and whether it holds (None: cannot be judged, ``why`` says)."""
+    """A claim, the rule that decides it, its numbers, and whether it holds (None: cannot be judged, see ``why``)."""
 
     claim: str
     rule: str
-    lines: list[Line] = field(default_factory=list)
+    lines: list[FactLine] = field(default_factory=list)
     holds: bool | None = None
     why: str = ""
 
@@ -252,7 +252,7 @@ class Fact:
         return "\n".join(lines + [f"  {line.text()}" for line in self.lines])
 
     def judge(self) -> Fact:
-        """Hold when every line that counts holds; without any it cannot be judged."""
+        """Set the verdict: the fact holds if every counted line holds; without any it cannot be judged."""
         counted = [line.holds for line in self.lines if line.holds is not None]
         self.holds = all(counted) if counted else None
         return self
@@ -263,23 +263,23 @@ def verdict(holds: bool | None) -> str:
     return "cannot be judged" if holds is None else "holds" if holds else "does not hold"
 
 
-def majority_share(truth: Sequence[Any]) -> float:
-    """Share of the commonest class: the best that an answer which looks at nothing can reach on these truths."""
+def majority_class_share(truth: Sequence[Any]) -> float:
+    """Share of the most frequent class: the best accuracy of a constant answer on these truths."""
     return Counter(truth).most_common(1)[0][1] / len(truth)
 
 
-def own_mean_error(task: Task, truth: Sequence[Any]) -> float:
-    """Mean absolute error of answering the mean of these truths."""
+def constant_mean_error(task: Task, truth: Sequence[Any]) -> float:
+    """Mean absolute error of always answering the mean of these truths."""
     (scores,) = as_arrays(task, truth)
     return float(mean_absolute_error(scores[None], np.full_like(scores, scores.mean())[None])[0])
 
 
-def beats_baselines(main: Loaded) -> Fact:
-    """Fact 1: in every language, both tasks are better than answering without looking."""
+def beats_baselines(main: LoadedEvaluation) -> Fact:
+    """Fact 1: in every language, all tasks beat a constant answer."""
     fact = Fact(
-        "In each language the model beats the answer that looks at nothing",
-        "for every language and task the 95 % interval lies wholly on the better side of the baseline: always the "
-        "commonest class (or mean score) of these very truths.",
+        "In each language the model beats a constant answer",
+        "for every language and task the 95 % interval lies entirely on the better side of the baseline: always the "
+        "most frequent class (or mean score) of the same truths.",
     )
     for task in main.tasks:
         for language in main.languages:
@@ -288,9 +288,9 @@ def beats_baselines(main: Loaded) -> Fact:
                 continue
             truth = [p.truth for p in main.known(AS_IS, task.name, language)]
             if task.kind == "classification" and "accuracy" in row.intervals:
-                baseline = max(row.baseline["accuracy"], majority_share(truth))
+                baseline = max(row.baseline["accuracy"], majority_class_share(truth))
                 fact.lines.append(
-                    Line(
+                    FactLine(
                         f"{language} {task.name} accuracy",
                         row.n,
                         row.metrics["accuracy"],
@@ -300,9 +300,9 @@ def beats_baselines(main: Loaded) -> Fact:
                     )
                 )
             elif "mae" in row.intervals:
-                baseline = min(row.baseline["mae"], own_mean_error(task, truth))
+                baseline = min(row.baseline["mae"], constant_mean_error(task, truth))
                 fact.lines.append(
-                    Line(
+                    FactLine(
                         f"{language} {task.name} MAE",
                         row.n,
                         row.metrics["mae"],
@@ -315,25 +315,28 @@ def beats_baselines(main: Loaded) -> Fact:
     return fact.judge()
 
 
-def main_class_task(main: Loaded) -> Task | None:
+def main_class_task(main: LoadedEvaluation) -> Task | None:
     """``emotion``, else the first classification task."""
     tasks = [task for task in main.tasks if task.kind == "classification"]
     return next((task for task in tasks if task.name == "emotion"), tasks[0] if tasks else None)
 
 
-def shuffled_condition(main: Loaded) -> str | None:
-    """The condition in which everything the checkpoint reads except the words comes from other utterances."""
-    wanted = {m for m in main.evaluation.checkpoint.get("modalities", []) if m != "text"}
+def shuffled_condition(main: LoadedEvaluation) -> str | None:
+    """The condition in which all modalities of the checkpoint except text come from other utterances."""
+    non_text_modalities = {m for m in main.evaluation.checkpoint.get("modalities", []) if m != "text"}
     for condition in main.predictions:
-        if condition.endswith(" shuffled") and set(condition.removesuffix(" shuffled").split(" and ")) == wanted:
+        if (
+            condition.endswith(" shuffled")
+            and set(condition.removesuffix(" shuffled").split(" and ")) == non_text_modalities
+        ):
             return condition
     return None
 
 
-def paired(
+def pair_answers(
     one: Sequence[Prediction], two: Sequence[Prediction], what: str
 ) -> tuple[list[Any], list[Any], list[Any], Clusters]:
-    """Truths, first and second answers of the same utterances in one order, and which of them belong together.
+    """Pair two sets of answers by utterance: truths, first and second answers in the same order, and their clusters.
 
     Raises:
         UserError: the two do not answer the same utterances, or their truths differ.
@@ -352,20 +355,20 @@ def paired(
     return truth, [first[k].value for k in keys], [second[k].value for k in keys], clusters
 
 
-def accuracy_line(loaded: Loaded, task: Task, condition: str, what: str) -> Line | None:
+def subset_accuracy(loaded: LoadedEvaluation, task: Task, condition: str, what: str) -> FactLine | None:
     """Accuracy on :data:`SUBSET` over all languages, from the evaluation's own row."""
     row = loaded.evaluation.find(condition, task.name, EVERYTHING, SUBSET)
     if row is None or "accuracy" not in row.intervals:
         return None
-    return Line(what, row.n, row.metrics["accuracy"], row.intervals["accuracy"])
+    return FactLine(what, row.n, row.metrics["accuracy"], row.intervals["accuracy"])
 
 
-def needs_signal(main: Loaded) -> Fact:
-    """Fact 2: where the words say nothing, taking sound and picture from others leaves nothing but chance."""
+def needs_signal(main: LoadedEvaluation) -> Fact:
+    """Fact 2: with neutral words, audio and vision from other utterances reduce the model to chance."""
     fact = Fact(
-        f"On {SUBSET} the model answers from sound and picture: shuffled, it falls to chance",
-        f"with every modality but the words taken from other utterances, the lower end of the interval of accuracy is not "
-        f"above chance (the share of the subset's own commonest class), and the drop from “{AS_IS}” is positive with "
+        f"On {SUBSET} the model answers from audio and vision: shuffled, it falls to chance",
+        f"with every modality but text taken from other utterances, the lower end of the accuracy's interval is not above "
+        f"chance (the share of the subset's most frequent class), and the drop from “{AS_IS}” is positive with "
         f"p < {SIGNIFICANT} by paired bootstrap.",
     )
     task, condition = main_class_task(main), shuffled_condition(main)
@@ -375,36 +378,40 @@ def needs_signal(main: Loaded) -> Fact:
     if condition is None:
         fact.why = "not evaluated: run `llm-mer evaluate` with --conditions shuffle:… of every modality but text"
         return fact
-    intact = accuracy_line(main, task, AS_IS, f"{task.name} accuracy, {AS_IS}")
-    shuffled = accuracy_line(main, task, condition, f"{task.name} accuracy, {condition}")
+    intact = subset_accuracy(main, task, AS_IS, f"{task.name} accuracy, {AS_IS}")
+    shuffled = subset_accuracy(main, task, condition, f"{task.name} accuracy, {condition}")
     if intact is None or shuffled is None or shuffled.interval is None:
         fact.why = f"the data have no utterances tagged {SUBSET}"
         return fact
-    both = [main.known(name, task.name, subset=SUBSET) for name in (AS_IS, condition)]
-    truth, first, second, clusters = paired(both[0], both[1], f"{AS_IS} and {condition}")
-    chance = majority_share(truth)
+    answers_by_condition = [main.known(name, task.name, subset=SUBSET) for name in (AS_IS, condition)]
+    truth, first, second, clusters = pair_answers(
+        answers_by_condition[0], answers_by_condition[1], f"{AS_IS} and {condition}"
+    )
+    chance = majority_class_share(truth)
     shuffled.against, shuffled.holds = f"chance {chance:.3f}", shuffled.interval[0] <= chance
     difference, interval, p = paired_difference(
         task, "accuracy", truth, first, second, main.evaluation.resamples, main.evaluation.seed, clusters
     )
-    drop = Line("drop", len(truth), difference, interval, p=p, holds=difference > 0 and p < SIGNIFICANT)
+    drop = FactLine("drop", len(truth), difference, interval, p=p, holds=difference > 0 and p < SIGNIFICANT)
     fact.lines = [intact, shuffled, drop]
     for language in main.languages if len(main.languages) > 1 else []:
         row = main.evaluation.find(condition, task.name, language, SUBSET)
         if row is not None and "accuracy" in row.intervals:
-            own = majority_share([p.truth for p in main.known(condition, task.name, language, SUBSET)])
-            beside = f"chance {own:.3f} (shown only)"
+            own = majority_class_share([p.truth for p in main.known(condition, task.name, language, SUBSET)])
+            chance_note = f"chance {own:.3f} (shown only)"
             fact.lines.append(
-                Line(f"  {language}, {condition}", row.n, row.metrics["accuracy"], row.intervals["accuracy"], beside)
+                FactLine(
+                    f"  {language}, {condition}", row.n, row.metrics["accuracy"], row.intervals["accuracy"], chance_note
+                )
             )
     return fact.judge()
 
 
-def beats_text_only(main: Loaded, text_only: Loaded | None) -> Fact:
-    """Fact 3: where the words say nothing, the system is better than one that was trained on words alone.
+def beats_text_only(main: LoadedEvaluation, text_only: LoadedEvaluation | None) -> Fact:
+    """Fact 3: with neutral words, the system is better than one trained on text alone.
 
     Raises:
-        UserError: the second evaluation reads more than text, or is of other utterances.
+        UserError: the second evaluation's model reads more than text, or its utterances differ.
     """
     fact = Fact(
         f"On {SUBSET} the model is better than a text-only one",
@@ -420,25 +427,25 @@ def beats_text_only(main: Loaded, text_only: Loaded | None) -> Fact:
     if task is None or task.name not in {t.name for t in text_only.tasks}:
         fact.why = "the two evaluations share no classification task"
         return fact
-    one = accuracy_line(main, task, AS_IS, f"{task.name} accuracy, {main.evaluation.name}")
-    other = accuracy_line(text_only, task, AS_IS, f"{task.name} accuracy, {text_only.evaluation.name} (text only)")
+    one = subset_accuracy(main, task, AS_IS, f"{task.name} accuracy, {main.evaluation.name}")
+    other = subset_accuracy(text_only, task, AS_IS, f"{task.name} accuracy, {text_only.evaluation.name} (text only)")
     if one is None or other is None:
         fact.why = f"the data have no utterances tagged {SUBSET}"
         return fact
     answers = [loaded.known(AS_IS, task.name, subset=SUBSET) for loaded in (main, text_only)]
-    truth, first, second, clusters = paired(answers[0], answers[1], f"{main.folder} and {text_only.folder}")
+    truth, first, second, clusters = pair_answers(answers[0], answers[1], f"{main.folder} and {text_only.folder}")
     difference, interval, p = paired_difference(
         task, "accuracy", truth, first, second, main.evaluation.resamples, main.evaluation.seed, clusters
     )
-    fact.lines = [one, other, Line("difference", len(truth), difference, interval, p=p, holds=interval[0] > 0)]
+    fact.lines = [one, other, FactLine("difference", len(truth), difference, interval, p=p, holds=interval[0] > 0)]
     return fact.judge()
 
 
-def quickstart_facts(main: Loaded, text_only: Loaded | None) -> list[Fact]:
-    """All three."""
+def quickstart_facts(main: LoadedEvaluation, text_only: LoadedEvaluation | None) -> list[Fact]:
+    """All three facts."""
     return [beats_baselines(main), needs_signal(main), beats_text_only(main, text_only)]
 
 
 def facts_text(facts: Sequence[Fact]) -> str:
-    """The facts as text, numbered."""
+    """The facts as numbered text."""
     return "\n".join(f"{number}. {fact.text()}" for number, fact in enumerate(facts, 1))

@@ -1,4 +1,4 @@
-"""A checkpoint put on the Hugging Face hub: what loads again, and no more."""
+"""Uploading a checkpoint to the Hugging Face hub: exactly the files needed to load it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llm_mer.reporting.model_card import CARD_FILE, model_card
 from llm_mer.storage.atomic_files import write_json_atomically
 from llm_mer.storage.json_files import read_json
 
-PUSHED = (
+COPIED_PATTERNS = (
     "adapter_config.json",
     "*.safetensors",
     "*.jinja",
@@ -32,9 +32,9 @@ PUSHED = (
     "trajectories.jsonl",
     CALIBRATION_FILE,
 )
-"""Files of a checkpoint that are copied as they are. Optimiser, trainer state and logs stay where they are."""
-WRITTEN = ("config.json", "llm_mer.json", MANIFEST, CHECKSUMS_FILE, CARD_FILE)
-"""Files that are written anew, without the folders of this machine."""
+"""Files of a checkpoint that are copied unchanged. Optimiser, trainer state and logs are not uploaded."""
+REWRITTEN_FILES = ("config.json", "llm_mer.json", MANIFEST, CHECKSUMS_FILE, CARD_FILE)
+"""Files that are rewritten without local paths."""
 
 
 def push_to_hub(
@@ -45,31 +45,31 @@ def push_to_hub(
     evaluations: Sequence[Path] = (),
     license: str | None = None,
 ) -> str:
-    """Upload a checkpoint, so that ``MerPipeline.from_pretrained(repository)`` answers as the folder does.
+    """Upload a checkpoint, so that ``MerPipeline.from_pretrained(repository)`` works like the local folder.
 
     The token is the hub library's own: ``HF_TOKEN`` or the one `hf auth login` kept. A ``README.md`` in the folder is
-    taken as the model card; without one a card is made (:func:`~llm_mer.reporting.model_card.model_card`).
+    used as the model card; without one a card is generated (:func:`~llm_mer.reporting.model_card.model_card`).
 
     Args:
-        repository: ``owner/name``, made where it is not there. private: whether only its owner can read it.
-        evaluations, license: for the card, see there.
+        repository: ``owner/name``, created if it does not exist. private: whether only its owner can read it.
+        evaluations, license: see :func:`~llm_mer.reporting.model_card.model_card`.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        UserError: not a checkpoint, one whose backbone would be missing there, a name that is none, a repository that is
-            public where a private one was asked for, or what the hub refuses.
+        UserError: not a checkpoint, one whose backbone would be missing, an invalid name, a repository that is public
+            although a private one was requested, or an error of the hub.
     """
     folder = Path(checkpoint)
     if HUB_NAME.fullmatch(repository) is None:
-        raise UserError(f"repository: {repository!r} is no name on the hub; write OWNER/NAME")
+        raise UserError(f"repository: {repository!r} is not a repository name; use OWNER/NAME")
     with tempfile.TemporaryDirectory(prefix="llm-mer-push-") as scratch:
-        staged = stage_checkpoint(folder, Path(scratch), repository, evaluations, license)
+        staged = stage_for_hub(folder, Path(scratch), repository, evaluations, license)
         return _upload(staged, repository, private)
 
 
-def stage_checkpoint(
+def stage_for_hub(
     folder: Path, target: Path, repository: str, evaluations: Sequence[Path] = (), license: str | None = None
 ) -> Path:
     """Fill ``target`` with the files that belong on the hub. Arguments and errors are those of :func:`push_to_hub`."""
@@ -78,20 +78,20 @@ def stage_checkpoint(
     reference = description.backbone
     if reference is not None and reference.folder is None and reference.fingerprint is not None:
         raise UserError(
-            f"{folder}: its backbone {reference.name!r} is a local folder that was not copied into it, so that it would "
-            "load nowhere else; train with save_backbone: always, or name the backbone by its hub name"
+            f"{folder}: its backbone {reference.name!r} is a local folder that was not copied into it, so it could not "
+            "be loaded elsewhere; train with save_backbone: always, or name the backbone by its hub name"
         )
     verify_checkpoint(folder)
-    for pattern in PUSHED:
+    for pattern in COPIED_PATTERNS:
         for path in sorted(folder.glob(pattern)):
             shutil.copyfile(path, target / path.name)
     if reference is not None and reference.folder is not None:
-        place = Path(find_backbone(reference, folder, None))  # here, or one folder up for a checkpoint-N
+        place = Path(find_backbone(reference, folder, None))  # in the checkpoint, or one level up for a checkpoint-N
         shutil.copytree(place, target / BACKBONE_COPY)
         description = replace(description, backbone=replace(reference, folder=BACKBONE_COPY))
     replace(description, data=without_folders(description.data)).save(target)
     if (target / "adapter_config.json").is_file():
-        # AutoModel reads the configuration of what this names: the repository itself holds it.
+        # AutoModel reads the configuration of the model named here: the repository itself.
         entry = read_json(target / "adapter_config.json", f"{folder}: no adapter_config.json")
         write_json_atomically(target / "adapter_config.json", {**entry, "base_model_name_or_path": repository})
     if (folder / MANIFEST).is_file():
@@ -113,17 +113,21 @@ def _upload(staged: Path, repository: str, private: bool) -> str:
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         if private and not api.repo_info(repository).private:
-            raise UserError(f"{repository}: the repository is public, and a private one was asked for; say --public")
+            raise UserError(f"{repository}: the repository is public, but a private one was requested; pass --public")
         commit = api.upload_folder(
             repo_id=repository,
             folder_path=staged,
             commit_message="Checkpoint of llm_mer",
-            delete_patterns=[*PUSHED, *WRITTEN, f"{BACKBONE_COPY}/*"],  # what an earlier push left and this one has not
+            delete_patterns=[
+                *COPIED_PATTERNS,
+                *REWRITTEN_FILES,
+                f"{BACKBONE_COPY}/*",
+            ],  # files of an earlier push that this one does not have
         )
     except LocalTokenNotFoundError:
         raise UserError(f"{repository}: pushing needs a token of the hub: `hf auth login`, or HF_TOKEN") from None
-    except (OSError, HTTPError, ValueError) as error:  # no connection, no permission, a name that the hub refuses, offline
+    except (OSError, HTTPError, ValueError) as error:  # no connection, no permission, an invalid name, offline mode
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{repository}: the hub refuses or cannot be reached: {first_line(error)}") from None
+        raise UserError(f"{repository}: the hub cannot be reached or refused the upload: {first_line(error)}") from None
     return str(commit.commit_url)

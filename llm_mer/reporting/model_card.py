@@ -1,4 +1,4 @@
-"""A checkpoint's model card: its scores beside n, baseline and interval, what it was trained on, and its limits."""
+"""Model cards: scores with n, baseline and interval, training data, and limits."""
 
 from __future__ import annotations
 
@@ -15,62 +15,64 @@ from llm_mer.evaluation.conditions import AS_IS
 from llm_mer.evaluation.rows import EVALUATION, Evaluation, Row
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.prompting.tasks import Task
-from llm_mer.reporting.wording import resampled
+from llm_mer.reporting.wording import describe_resampling
 
 CARD_FILE = "README.md"
 LIBRARY = "llm_mer"
-BASELINES = {"accuracy": "majority", "mae": "mean"}
-"""The answer that looks at nothing, by metric."""
-SHOWN = ("accuracy", "weighted_f1", "ua", "mae", "rmse", "corr", "ccc")
-"""Metrics of the table."""
+BASELINE_LABELS = {"accuracy": "majority", "mae": "mean"}
+"""Name of the constant-answer baseline, by metric."""
+SHOWN_METRICS = ("accuracy", "weighted_f1", "ua", "mae", "rmse", "corr", "ccc")
+"""Metrics in the table."""
 
 
 def model_card(
     folder: Path, evaluations: Sequence[Path] = (), license: str | None = None, repository: str | None = None
 ) -> str:
-    """The card as Markdown below the hub's YAML. It names no absolute path of this machine.
+    """Build the card as Markdown with the hub's YAML metadata. It contains no local absolute paths.
 
     Args:
         evaluations: folders with ``evaluation.json``; by default every one under ``folder/evaluation``.
         license: of the weights, by its name on the hub; without one the card says that none was stated.
-        repository: name on the hub, in the example of loading.
+        repository: name on the hub for the loading example.
 
     Raises:
-        UserError: no checkpoint, an evaluation that is not there, or one of another checkpoint.
+        UserError: not a checkpoint, a missing evaluation, or one of another checkpoint.
     """
     from huggingface_hub import ModelCard
 
     description = CheckpointDescription.load(folder)
     manifest = RunManifest.load(folder).without_places() if (folder / MANIFEST).is_file() else None
-    places = list(evaluations) or sorted(path.parent for path in (folder / "evaluation").rglob(EVALUATION))
-    found = [Evaluation.load(place) for place in places]
-    for place, evaluation in zip(places, found, strict=True):
-        _check_same(place, evaluation, description, manifest)
+    folders = list(evaluations) or sorted(path.parent for path in (folder / "evaluation").rglob(EVALUATION))
+    evaluations_found = [Evaluation.load(place) for place in folders]
+    for place, evaluation in zip(folders, evaluations_found, strict=True):
+        _check_same_checkpoint(place, evaluation, description, manifest)
     name = (repository or folder.resolve().name).rpartition("/")[2]
     parts = [
         f"# {name}",
-        _about(description),
+        _about_section(description),
         "## Scores",
-        _scores(found, manifest),
+        _scores_section(evaluations_found, manifest),
         "## How to load it",
-        _loading(description, repository or folder.resolve().name),
+        _loading_section(description, repository or folder.resolve().name),
         "## Training",
-        _training(description, manifest),
+        _training_section(description, manifest),
         "## Limits",
-        _limits(description),
+        _limits_section(description),
         "## Licence",
-        _licence(description, license),
+        _licence_section(description, license),
     ]
-    card = ModelCard(f"---\n{_metadata(description, found, name, license).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+    card = ModelCard(
+        f"---\n{_metadata(description, evaluations_found, name, license).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+    )
     return str(card)
 
 
-def _check_same(
+def _check_same_checkpoint(
     place: Path, evaluation: Evaluation, description: CheckpointDescription, manifest: RunManifest | None
 ) -> None:
-    trained, now = evaluation.checkpoint.get("run") or {}, manifest
+    evaluated_run, current = evaluation.checkpoint.get("run") or {}, manifest
     if evaluation.checkpoint.get("adapter") != description.model["adapter"] or (
-        now is not None and trained.get("weights_sha256") not in (None, now.weights_sha256)
+        current is not None and evaluated_run.get("weights_sha256") not in (None, current.weights_sha256)
     ):
         raise UserError(f"{place}: the evaluation is of another checkpoint; evaluate this one, or leave the folder out")
 
@@ -86,13 +88,13 @@ def _languages(description: CheckpointDescription) -> list[str]:
 
 
 def _modalities(description: CheckpointDescription) -> list[str]:
-    used: dict[str, Any] = description.model["adapter_config"] or {}
-    return [name for name in description.processor["feature_sizes"] if used.get(f"use_{name}", True)]
+    adapter_options: dict[str, Any] = description.model["adapter_config"] or {}
+    return [name for name in description.processor["feature_sizes"] if adapter_options.get(f"use_{name}", True)]
 
 
 def _pipeline_tag(description: CheckpointDescription) -> str:
-    read = _modalities(description)
-    return f"{'video' if 'vision' in read else 'audio' if 'audio' in read else 'text'}-classification"
+    modalities = _modalities(description)
+    return f"{'video' if 'vision' in modalities else 'audio' if 'audio' in modalities else 'text'}-classification"
 
 
 def _metadata(description: CheckpointDescription, evaluations: Sequence[Evaluation], name: str, license: str | None) -> Any:
@@ -112,7 +114,7 @@ def _metadata(description: CheckpointDescription, evaluations: Sequence[Evaluati
         )
         for evaluation in evaluations
         for row in evaluation.rows
-        for metric in SHOWN
+        for metric in SHOWN_METRICS
         if (row.condition, row.subset) == (AS_IS, EVERYTHING) and math.isfinite(row.metrics.get(metric, math.nan))
     ]
     backbone = description.backbone
@@ -140,7 +142,7 @@ def _has_lora(description: CheckpointDescription) -> bool:
     return description.backbone is not None and description.merged is None
 
 
-def _about(description: CheckpointDescription) -> str:
+def _about_section(description: CheckpointDescription) -> str:
     tasks = []
     for task in _tasks(description):
         answers = (
@@ -148,15 +150,17 @@ def _about(description: CheckpointDescription) -> str:
         )
         tasks.append(f"- **{task.name}** ({task.kind}): {answers}")
     backbone = description.backbone
-    told = "the adapter's own head, without a language model" if backbone is None else f"the language model {backbone.name}"
+    answering = (
+        "the adapter's own head, without a language model" if backbone is None else f"the language model {backbone.name}"
+    )
     if description.merged is not None:
-        told += ", LoRA merged into its weights"
+        answering += ", LoRA merged into its weights"
     elif backbone is not None:
-        told += ", tuned by LoRA"
-    reads = ", ".join(_modalities(description))
+        answering += ", tuned by LoRA"
+    modality_list = ", ".join(_modalities(description))
     return (
-        f"Recognises emotion from what is said in {' and '.join(_languages(description))}: the fusion adapter "
-        f"`{description.model['adapter']}` reads {reads}, and {told} answers.\n\n" + "\n".join(tasks)
+        f"Recognises emotion in speech in {' and '.join(_languages(description))}: the fusion adapter "
+        f"`{description.model['adapter']}` reads {modality_list}, and {answering} answers.\n\n" + "\n".join(tasks)
     )
 
 
@@ -166,7 +170,7 @@ def _number(value: float) -> str:
 
 def _cells(row: Row) -> str:
     shown = []
-    for metric in SHOWN:
+    for metric in SHOWN_METRICS:
         if metric not in row.metrics:
             continue
         interval = row.intervals.get(metric)
@@ -177,17 +181,19 @@ def _cells(row: Row) -> str:
 
 def _baseline(row: Row) -> str:
     return "; ".join(
-        f"{BASELINES.get(metric, metric)} {_number(row.baseline[metric])}" for metric in SHOWN if metric in row.baseline
+        f"{BASELINE_LABELS.get(metric, metric)} {_number(row.baseline[metric])}"
+        for metric in SHOWN_METRICS
+        if metric in row.baseline
     )
 
 
-def _scores(evaluations: Sequence[Evaluation], manifest: RunManifest | None) -> str:
+def _scores_section(evaluations: Sequence[Evaluation], manifest: RunManifest | None) -> str:
     parts = []
     for evaluation in evaluations:
-        whole = [row for row in evaluation.rows if row.subset == EVERYTHING and row.condition == AS_IS]
+        overall_rows = [row for row in evaluation.rows if row.subset == EVERYTHING and row.condition == AS_IS]
         lines = [
             f"On `{evaluation.data}`, split `{evaluation.split}`; 95 % bootstrap intervals of {evaluation.resamples} "
-            f"resamples{resampled(whole)} in brackets. The baseline is the best answer that looks at nothing.",
+            f"resamples{describe_resampling(overall_rows)} in brackets. The baseline is the best constant answer.",
             "",
             "| condition | task | language | n | scores | baseline | unparseable |",
             "| --- | --- | --- | --- | --- | --- | --- |",
@@ -202,18 +208,22 @@ def _scores(evaluations: Sequence[Evaluation], manifest: RunManifest | None) -> 
         parts.append("\n".join(lines).rstrip())
     if parts:
         return "\n\n".join(parts)
-    said = "This checkpoint has not been evaluated with intervals (`llm-mer evaluate`)."
-    measured = {} if manifest is None else {k: v for k, v in manifest.metrics.items() if k.endswith(SHOWN) and v is not None}
+    text = "This checkpoint has not been evaluated with intervals (`llm-mer evaluate`)."
+    measured = (
+        {}
+        if manifest is None
+        else {k: v for k, v in manifest.metrics.items() if k.endswith(SHOWN_METRICS) and v is not None}
+    )
     if manifest is not None and measured:
         split = manifest.options["data"].get("eval_split", "valid")
-        said += f" At the end of training, on split `{split}`:\n\n"
-        said += "\n".join(f"- `{name}` {_number(value)}" for name, value in measured.items())
-    return said
+        text += f" At the end of training, on split `{split}`:\n\n"
+        text += "\n".join(f"- `{name}` {_number(value)}" for name, value in measured.items())
+    return text
 
 
-def _loading(description: CheckpointDescription, name: str) -> str:
-    asked = {"vision": 'video="clip.mp4"', "audio": 'audio="clip.wav"', "text": 'text="I had no idea"'}
-    fields = ", ".join(words for modality, words in asked.items() if modality in _modalities(description))
+def _loading_section(description: CheckpointDescription, name: str) -> str:
+    example_arguments = {"vision": 'video="clip.mp4"', "audio": 'audio="clip.wav"', "text": 'text="I had no idea"'}
+    fields = ", ".join(words for modality, words in example_arguments.items() if modality in _modalities(description))
     version = description.versions.get("llm_mer", "")
     return (
         f"With `llm_mer` {version} installed:\n\n```python\nfrom llm_mer import MerPipeline\n\n"
@@ -222,7 +232,7 @@ def _loading(description: CheckpointDescription, name: str) -> str:
     )
 
 
-def _training(description: CheckpointDescription, manifest: RunManifest | None) -> str:
+def _training_section(description: CheckpointDescription, manifest: RunManifest | None) -> str:
     data, training = description.data, description.training
     lines = [f"- data: {_data_name(description, manifest)}, fingerprint `{str(data.get('fingerprint'))[:12]}`"]
     if data.get("train_questions"):
@@ -258,24 +268,26 @@ def _data_name(description: CheckpointDescription, manifest: RunManifest | None)
     return f"`{manifest.options['data'].get('data')}` ({source})"
 
 
-def _limits(description: CheckpointDescription) -> str:
-    spoken = " and ".join(_languages(description))
-    outside = ""
+def _limits_section(description: CheckpointDescription) -> str:
+    languages = " and ".join(_languages(description))
+    outside_note = ""
     if description.backbone is not None:
-        outside = " `outside_mass` of an answer is the log-probability that the language model gave to anything else."
+        outside_note = (
+            " `outside_mass` of an answer is the log-probability that the language model assigned to all other outputs."
+        )
     lines = [
-        f"- It answers about utterances in {spoken}; text in another language is refused.",
-        f"- It chooses among the answers above and never says that none fits.{outside}",
-        "- Scores hold for the data they were measured on; recordings, speakers and cultures unlike the training data were "
-        "not tested. Perceived emotion is a rater's judgement, not what a person feels.",
+        f"- It is made for utterances in {languages}; text in another language is refused.",
+        f"- It chooses among the answers above and never rejects all of them.{outside_note}",
+        "- Scores are valid for the data they were measured on; recordings, speakers and cultures unlike the training data "
+        "were not tested. Perceived emotion is a rater's judgement, not what a person feels.",
         "- Not for decisions about people.",
     ]
     return "\n".join(lines)
 
 
-def _licence(description: CheckpointDescription, license: str | None) -> str:
+def _licence_section(description: CheckpointDescription, license: str | None) -> str:
     lines = [f"Weights: {license}." if license else "Weights: no licence was stated."]
-    lines.append("The training data and the backbone keep their own terms.")
+    lines.append("The training data and the backbone have their own licences.")
     features = description.data.get("features") or {}
     if features.get("audio") == "egemaps":
         lines.append(

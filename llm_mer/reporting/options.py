@@ -1,4 +1,4 @@
-"""Options of ``llm-mer report``; imports nothing heavy, so that ``--help`` answers at once."""
+"""Options of ``llm-mer report``; without heavy imports, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ReportConfig:
         metadata={"help": "also judge the three facts of the quickstart", "choices": ["none", "quickstart"]},
     )
     note: str | None = field(
-        default=None, metadata={"help": "a remark on the data for the top (quickstart: that its corpus is synthetic)"}
+        default=None, metadata={"help": "a note on the data at the top (quickstart: that its corpus is synthetic)"}
     )
     title: str = field(default="", metadata={"help": "heading of the page (default: adapter and data)"})
     output: str = field(default="report.html", metadata={"help": "HTML file to write"})

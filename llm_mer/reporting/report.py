@@ -1,4 +1,4 @@
-"""``llm-mer report``: one self-contained HTML page from evaluations. Every number on it is read from their files."""
+"""``llm-mer report``: one self-contained HTML page from evaluations, whose numbers are all read from their files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import AS_IS
 from llm_mer.reporting.blocks import Remark, Section
-from llm_mer.reporting.facts import Fact, Loaded, facts_text, load, quickstart_facts
+from llm_mer.reporting.facts import Fact, LoadedEvaluation, facts_text, load_evaluation, quickstart_facts
 from llm_mer.reporting.options import ReportConfig
 from llm_mer.reporting.sections.adapter import feature_section, gate_section
 from llm_mer.reporting.sections.answers import calibration_section, confusion_section, score_plot_section
@@ -28,19 +28,19 @@ from llm_mer.reporting.sections.systems import precisions_of, run_section, seed_
 from llm_mer.reporting.sections.training import training_section
 
 SYNTHETIC_NOTE = (
-    "The data are the synthetic corpus: spoken by a synthesiser and drawn by a program. It is a test bench for this "
-    "program; scores on it are not scores on people."
+    "The data are the synthetic corpus of synthesised speech and rendered faces. It is a test bench for this program; "
+    "scores on it say nothing about people."
 )
 
 
-def description(main: Loaded) -> list[tuple[str, str]]:
-    """What was evaluated, for the head of the page."""
+def describe_evaluation(main: LoadedEvaluation) -> list[tuple[str, str]]:
+    """Describe what was evaluated, for the top of the page."""
     evaluation, checkpoint = main.evaluation, main.evaluation.checkpoint
     trained = checkpoint.get("trained_on") or {}
     parameters = checkpoint.get("parameters") or {}
     source, fingerprint = str(trained.get("source", "?")), str(trained.get("fingerprint", ""))[:12]
-    counted = {AS_IS: main.predictions.get(AS_IS, [])}[AS_IS]
-    utterances = len({(p.language, p.id) for p in counted})
+    predictions = main.predictions.get(AS_IS, [])
+    utterances = len({(p.language, p.id) for p in predictions})
     return [
         ("checkpoint", evaluation.name),
         ("adapter", f"{checkpoint.get('adapter', '?')}, reads {', '.join(checkpoint.get('modalities') or ['?'])}"),
@@ -55,27 +55,29 @@ def description(main: Loaded) -> list[tuple[str, str]]:
     ]
 
 
-def different_questions(systems: Sequence[tuple[str, Loaded]]) -> list[str]:
-    """What to say of evaluations on other data, splits or draws than the first: their scores do not compare."""
-    asked = {name: f"{s.evaluation.data}, split {s.evaluation.split}" for name, s in systems}
-    asked = {name: f"{asked[name]}, {s.evaluation.drawn}" if s.evaluation.drawn else asked[name] for name, s in systems}
-    if len(set(asked.values())) == 1:
+def different_questions(systems: Sequence[tuple[str, LoadedEvaluation]]) -> list[str]:
+    """The warning for evaluations on other data, splits or draws than the first, whose scores do not compare."""
+    questions = {name: f"{s.evaluation.data}, split {s.evaluation.split}" for name, s in systems}
+    questions = {
+        name: f"{questions[name]}, {s.evaluation.drawn}" if s.evaluation.drawn else questions[name] for name, s in systems
+    }
+    if len(set(questions.values())) == 1:
         return []
-    told = "; ".join(f"{name} on {place}" for name, place in asked.items())
-    return [f"These systems were not evaluated on the same utterances, so their scores do not compare: {told}."]
+    listed = "; ".join(f"{name} on {question}" for name, question in questions.items())
+    return [f"These systems were not evaluated on the same utterances, so their scores do not compare: {listed}."]
 
 
-def build(config: ReportConfig) -> tuple[str, list[Fact]]:
-    """The page as text, and the facts it states.
+def build_page(config: ReportConfig) -> tuple[str, list[Fact]]:
+    """Build the page as text, and the facts it states.
 
     Raises:
-        UserError: an evaluation that is not there, or that does not belong to the others.
+        UserError: a missing evaluation, or one that does not match the others.
     """
     if not config.evaluations:
         raise UserError("--evaluations: name at least one checkpoint or evaluation folder")
-    loaded = [load(place) for place in config.evaluations]
+    loaded = [load_evaluation(place) for place in config.evaluations]
     main = loaded[0]
-    text_only = None if config.text_only is None else load(config.text_only)
+    text_only = None if config.text_only is None else load_evaluation(config.text_only)
     systems = [*loaded, *([text_only] if text_only is not None else [])]
     named = [(f"{i}. {s.evaluation.name}", s) for i, s in enumerate(systems, 1)]
     facts = quickstart_facts(main, text_only) if config.facts == "quickstart" else []
@@ -87,9 +89,7 @@ def build(config: ReportConfig) -> tuple[str, list[Fact]]:
     if len(precisions := precisions_of(named)) > 1:
         text = f"the systems were computed in {' and '.join(precisions)}, so part of a difference may be rounding"
         warnings.append(Remark(f"{text}; evaluate all with one --dtype.", "unsure"))
-    sections.append(
-        Section("warnings", "Warnings", [*(warnings or [Remark("The evaluation found nothing to warn about.")])])
-    )
+    sections.append(Section("warnings", "Warnings", [*(warnings or [Remark("No warnings.")])]))
     sections += [score_section(main), class_section(main), subset_section(main)]
     sections += [condition_section(main), dependence_section(main), noise_section(main)]
     sections += [system_section(named), seed_section(named)] if len(named) > 1 else []
@@ -99,17 +99,17 @@ def build(config: ReportConfig) -> tuple[str, list[Fact]]:
     sections += [run_section(named)]
     note = config.note if config.note is not None else SYNTHETIC_NOTE if facts else ""
     adapter = main.evaluation.checkpoint.get("adapter", main.evaluation.name)
-    page = render(
+    page = render_page(
         title=config.title or f"{adapter} on {main.evaluation.data}",
         note=note,
-        description=description(main),
+        description=describe_evaluation(main),
         sections=[section for section in sections if section.blocks],
     )
     return page, facts
 
 
-def render(**values: Any) -> str:
-    """Fill the page. Whatever comes from a file is escaped by the template engine; nothing is marked safe."""
+def render_page(**values: Any) -> str:
+    """Render the page template. All values are escaped by the template engine; nothing is marked safe."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
@@ -122,8 +122,8 @@ def run(config: ReportConfig) -> str:
     """``llm-mer report``: write the page; returns the facts as text and the file's name."""
     output = Path(config.output)
     if output.is_dir():
-        raise UserError(f"--output {output}: it is a folder; name the HTML file to write")
-    page, facts = build(config)
+        raise UserError(f"--output {output}: is a folder; name the HTML file to write")
+    page, facts = build_page(config)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
     written = f"written to {output} ({len(page.encode('utf-8')) / 1024:.0f} KiB)"

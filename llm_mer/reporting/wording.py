@@ -1,4 +1,4 @@
-"""Numbers, metrics, languages and answers in the words of a report."""
+"""Formatting of numbers, metrics, languages and answers in a report."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.prompting.tasks import Task
 from llm_mer.reporting import plots
 from llm_mer.reporting.blocks import Cell
-from llm_mer.reporting.facts import Loaded
+from llm_mer.reporting.facts import LoadedEvaluation
 
-METRIC_WORDS: dict[str, tuple[str, str]] = {
+METRIC_LABELS: dict[str, tuple[str, str]] = {
     "accuracy": ("accuracy", "↑"),
     "weighted_f1": ("weighted F1", "↑"),
     "macro_f1": ("macro F1", "↑"),
@@ -46,7 +46,7 @@ METRIC_WORDS: dict[str, tuple[str, str]] = {
 
 
 def format_number(value: float) -> str:
-    """Three decimals; a dash for what does not exist."""
+    """Three decimals; a dash for NaN."""
     return "–" if value != value else f"{value:.3f}"
 
 
@@ -55,8 +55,8 @@ def format_interval(interval: Sequence[float]) -> str:
     return f"[{format_number(interval[0])}, {format_number(interval[1])}]"
 
 
-def resampled(rows: Sequence[Row]) -> str:
-    """`` of whole dialogues (12, 14)``: what the intervals of rows resample; ``, utterance by utterance`` where they do."""
+def describe_resampling(rows: Sequence[Row]) -> str:
+    """`` of whole dialogues (12, 14)``: the unit that intervals resample; ``, utterance by utterance`` by default."""
     grouped: dict[str, list[int]] = {}
     for row in rows:
         if row.unit != UTTERANCE and row.units is not None:
@@ -66,37 +66,37 @@ def resampled(rows: Sequence[Row]) -> str:
 
 
 def metric_label(name: str) -> str:
-    """A metric's name and which way is better."""
-    word, way = METRIC_WORDS.get(name, (name, ""))
-    return f"{word} {way}".strip()
+    """A metric's name and which direction is better."""
+    label, direction = METRIC_LABELS.get(name, (name, ""))
+    return f"{label} {direction}".strip()
 
 
 def language_label(language: str) -> str:
-    """The row over all languages says so."""
+    """The language, or ``all languages``."""
     return "all languages" if language == EVERYTHING else language
 
 
 def score_cell(row: Row | None, metric: str, *below: str) -> Cell:
-    """A metric with its interval under it; a dash when the row or the metric does not exist."""
+    """A metric with its interval below; a dash if the row or the metric does not exist."""
     if row is None or metric not in row.metrics:
         return Cell("–")
     interval = (format_interval(row.intervals[metric]),) if metric in row.intervals else ()
     return Cell(format_number(row.metrics[metric]), (*interval, *below))
 
 
-def columns_of(main: Loaded) -> list[str]:
-    """Languages, and all of them together when there are several."""
+def language_columns(main: LoadedEvaluation) -> list[str]:
+    """Languages, and all of them together if there are several."""
     return [*main.languages, *([EVERYTHING] if len(main.languages) > 1 else [])]
 
 
-def subsets(main: Loaded, task: Task, by: str) -> list[str]:
-    """Subsets of a grouping that occur, without the whole."""
+def subset_names_of(main: LoadedEvaluation, task: Task, by: str) -> list[str]:
+    """Names of the subsets of a grouping, without the whole."""
     rows = main.evaluation.rows
     return list(dict.fromkeys(r.subset for r in rows if (r.task, r.by) == (task.name, by) and r.subset != EVERYTHING))
 
 
-def conditions(main: Loaded, task: Task) -> list[str]:
-    """Conditions of a task, as they are in the evaluation."""
+def condition_names_of(main: LoadedEvaluation, task: Task) -> list[str]:
+    """Names of a task's conditions, in the evaluation's order."""
     return list(dict.fromkeys(row.condition for row in main.evaluation.rows if row.task == task.name))
 
 
@@ -105,23 +105,23 @@ def verdict_tone(holds: bool | None) -> str:
     return "unsure" if holds is None else "good" if holds else "bad"
 
 
-def verdict_words(holds: bool) -> str:
+def verdict_label(holds: bool) -> str:
     """Short form for a table."""
     return "yes" if holds else "no"
 
 
 def option_text(value: Any) -> str:
-    """An option's value as it would be written."""
+    """An option's value as text."""
     return "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def with_key(caption: str, names: plots.Names) -> str:
-    """The caption, with what numbers stand for where the plot's font lacks the names."""
+def with_key(caption: str, names: plots.PlotNames) -> str:
+    """The caption, with a key for names that the plot's font lacks."""
     return f"{caption} ({names.key}.)" if names.key else caption
 
 
 def evenly_spaced(items: Sequence[Any], count: int) -> list[Any]:
-    """So many items from first to last at even distances."""
+    """``count`` evenly spaced items from first to last."""
     if len(items) <= count:
         return list(items)
     return [items[int(i)] for i in np.linspace(0, len(items) - 1, count).round()]

@@ -92,7 +92,7 @@ def test_a_target_or_label_in_two_forms_at_once_is_refused(tmp_path: Path) -> No
         Votes({NAME: 1, APART: 2})
     path = tmp_path / "clips.jsonl"
     path.write_text(json.dumps({"id": "a", "text": "hello", NAME: "x", APART: "y"}) + "\n")
-    with pytest.raises(UserError, match="a field stands there twice, in two Unicode forms"):
+    with pytest.raises(UserError, match="a field occurs twice, in two Unicode forms"):
         read_manifest(path, [NAME])
 
 

@@ -26,9 +26,9 @@ from llm_mer.evaluation.rows import EVALUATION, PREDICTIONS, Evaluation, save_pr
 from llm_mer.inference.pipeline import MerPipeline
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import get_task
-from llm_mer.reporting.hub_upload import stage_checkpoint
+from llm_mer.reporting.hub_upload import stage_for_hub
 from llm_mer.reporting.options import ReportConfig
-from llm_mer.reporting.report import build
+from llm_mer.reporting.report import build_page
 from llm_mer.reporting.wording import format_number
 from llm_mer.training.output_folder import is_run_file
 
@@ -123,7 +123,7 @@ def test_the_report_shows_both_and_validation_warns_that_it_was_fitted_there(
     assert [w for w in evaluation.warnings if "temperatures were fitted on this split, 'valid'" in w]
     evaluation.save(tmp_path)
     save_predictions(tmp_path / PREDICTIONS, predictions)
-    page, _ = build(ReportConfig(evaluations=[str(tmp_path)]))
+    page, _ = build_page(ReportConfig(evaluations=[str(tmp_path)]))
     score = next(s for s in evaluation.rows[0].probability_scores if s.metric == "nll")
     assert "uncalibrated" in page
     for value in (score.uncalibrated, score.value):
@@ -141,7 +141,7 @@ def test_a_merged_and_a_pushed_checkpoint_keep_the_temperatures(calibrated: Path
     assert MerPipeline.from_pretrained(tmp_path / "merged").predictor.temperatures == kept.by_question()
     verify_checkpoint(tmp_path / "merged")
     (tmp_path / "staged").mkdir()
-    staged = stage_checkpoint(calibrated, tmp_path / "staged", "someone/mer")
+    staged = stage_for_hub(calibrated, tmp_path / "staged", "someone/mer")
     assert Calibration.load(staged) == kept
     verify_checkpoint(staged)
 

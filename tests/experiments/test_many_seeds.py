@@ -178,7 +178,7 @@ def test_the_report_averages_runs_that_differ_by_seed_only_and_shows_their_manif
     for place in (copy, other):
         evaluate(EvaluateConfig(str(place), str(store), resamples=20, limit=12))
     folders = [str(copy / f"seed-{seed}") for seed in SEEDS]
-    systems = [(name, report.load(name)) for name in [*folders, str(other)]]
+    systems = [(name, report.load_evaluation(name)) for name in [*folders, str(other)]]
     (group,) = seed_groups(systems)
     assert list(group) == list(SEEDS)
     (table,) = (block for block in seed_section(systems).blocks if isinstance(block, Table))
@@ -188,6 +188,6 @@ def test_the_report_averages_runs_that_differ_by_seed_only_and_shows_their_manif
     each = [f"{s}: {v:.3f}" for s, v in zip(SEEDS, values, strict=True)]
     baseline = systems[0][1].evaluation.find(task="emotion", language="en").baseline["accuracy"]  # type: ignore[union-attr]
     assert rows["accuracy ↑"][1].below == (*each, f"baseline {baseline:.3f}")
-    page, _ = report.build(report.ReportConfig([*folders, str(other)]))
+    page, _ = report.build_page(report.ReportConfig([*folders, str(other)]))
     for word in ("Over seeds", "How it was trained", "Every option", "finetune.py --data", "threads 1 each"):
         assert word in page

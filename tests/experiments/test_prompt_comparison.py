@@ -30,7 +30,7 @@ from llm_mer.inference.pipeline import MerPipeline
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import get_task
 from llm_mer.prompting.templates import PromptTemplate, load_prompts, prompt_folder
-from llm_mer.reporting.prompt_figure import figure_of
+from llm_mer.reporting.prompt_figure import draw_prompt_scores
 
 
 def template(task: str, **changes: Any) -> PromptTemplate:
@@ -178,7 +178,7 @@ def test_a_table_and_a_figure_need_no_sensitivity() -> None:
     )
     comparison = PromptComparison("c", "d", "test", rows, [])
     assert "Sensitivity" not in markdown(comparison)
-    assert len(figure_of(comparison).axes) == 1
+    assert len(draw_prompt_scores(comparison).axes) == 1
 
 
 @pytest.mark.parametrize(

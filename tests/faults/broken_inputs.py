@@ -107,16 +107,16 @@ def evaluated(prediction: str) -> Build:
 
 
 def read_report(path: Path, ground: Ground) -> None:
-    from llm_mer.reporting.facts import load
+    from llm_mer.reporting.facts import load_evaluation
 
-    load(str(path.parent))
+    load_evaluation(str(path.parent))
 
 
 def read_trajectories(path: Path, ground: Ground) -> None:
     from llm_mer.evaluation.rows import Evaluation
-    from llm_mer.reporting.facts import Loaded
+    from llm_mer.reporting.facts import LoadedEvaluation
 
-    Loaded(Evaluation("x", {}, "data", "test", 0, 10), {}, path.parent, path.parent).read_trajectories()
+    LoadedEvaluation(Evaluation("x", {}, "data", "test", 0, 10), {}, path.parent, path.parent).read_trajectories()
 
 
 def read_answers(path: Path, ground: Ground) -> None:

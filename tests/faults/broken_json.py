@@ -31,9 +31,9 @@ def go_on_after(path: Path, ground: Ground) -> None:
 
 def read_log(path: Path, ground: Ground) -> None:
     from llm_mer.evaluation.rows import Evaluation
-    from llm_mer.reporting.facts import Loaded
+    from llm_mer.reporting.facts import LoadedEvaluation
 
-    Loaded(Evaluation("x", {}, "data", "test", 0, 10), {}, path.parent, path.parent).read_log()
+    LoadedEvaluation(Evaluation("x", {}, "data", "test", 0, 10), {}, path.parent, path.parent).read_log()
 
 
 def load_part(path: Path, ground: Ground) -> None:
@@ -97,7 +97,7 @@ JSON_FAULTS = (
         "backbone: a size given twice",
         backbone_file("config.json", '{"a": 1, "a": 2}'),
         lambda p, g: backbone_alone(p.parent, g),
-        "config.json: .*key 'a' stands there twice",
+        "config.json: .*key 'a' occurs twice",
     ),
     Fault(
         "backbone: a configuration nested without end",
@@ -115,7 +115,7 @@ JSON_FAULTS = (
         "backbone: an end of generation given twice",
         backbone_file("generation_config.json", '{"eos_token_id": 1, "eos_token_id": 2}'),
         lambda p, g: backbone_alone(p.parent, g),
-        "'eos_token_id' stands there twice",
+        "'eos_token_id' occurs twice",
     ),
     Fault(
         "backbone: a tokenizer cut off",
@@ -128,7 +128,7 @@ JSON_FAULTS = (
         "backbone: ChatGLM3's configuration given twice",
         file("config.json", TWO_TYPES),
         chatglm3,
-        "'model_type' stands there twice",
+        "'model_type' occurs twice",
     ),
     Fault(
         "backbone: ChatGLM3's configuration nested without end",
@@ -140,7 +140,7 @@ JSON_FAULTS = (
         "backbone: ChatGLM3's weights in two places",
         file("pytorch_model.bin.index.json", '{"weight_map": {"a": "x", "a": "y"}}'),
         weights_of_chatglm3,
-        "key 'a' stands there twice",
+        "key 'a' occurs twice",
     ),
     Fault(
         "backbone: ChatGLM3's list of weights nested without end",
@@ -152,7 +152,7 @@ JSON_FAULTS = (
         "checkpoint: a LoRA setting given twice",
         lora_settings(lambda text: text.replace("{", '{"r": 64,', 1)),
         checkpoint,
-        "'r' stands there twice",
+        "'r' occurs twice",
     ),
     Fault(
         "checkpoint: LoRA settings nested without end",
@@ -167,7 +167,7 @@ JSON_FAULTS = (
             JOURNAL_HEAD + '{"condition": "as is", "condition": "x", "questions": [], "predictions": []}\n',
         ),
         continue_evaluation,
-        "jsonl:2: damaged .key 'condition' stands there twice.*; delete the file",
+        "jsonl:2: damaged .key 'condition' occurs twice.*; delete the file",
     ),
     Fault(
         "evaluate: an unfinished evaluation with NaN",
@@ -209,7 +209,7 @@ JSON_FAULTS = (
         "train: trajectories with an epoch given twice",
         file("trajectories.jsonl", '{"epoch": 0}\n{"epoch": 0, "epoch": 1}\n'),
         go_on_after,
-        "jsonl:2: key 'epoch' stands there twice",
+        "jsonl:2: key 'epoch' occurs twice",
     ),
     Fault(
         "train: trajectories without an epoch",
@@ -239,7 +239,7 @@ JSON_FAULTS = (
         "extract: a waiting result with a reason given twice",
         part_of_extraction('[{"id": "a", "id": "b"}]'),
         load_part,
-        "damaged .*'id' stands there twice.*; delete it",
+        "damaged .*'id' occurs twice.*; delete it",
     ),
     Fault(
         "extract: a waiting result nested without end", part_of_extraction(NESTED), load_part, "damaged .*nested too deeply"
@@ -251,7 +251,7 @@ JSON_FAULTS = (
         "options: dataset_kwargs given twice",
         lambda g: g.folder,
         lambda p, g: arguments_of(g, '{"a": 1, "a": 2}'),
-        "dataset_kwargs: key 'a' stands there twice",
+        "dataset_kwargs: key 'a' occurs twice",
         "",
     ),
     Fault(

@@ -351,7 +351,7 @@ def test_a_part_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     features = {"audio": np.arange(6, dtype=np.float32).reshape(2, 3), "text": np.ones((1, 2), np.float32)}
     rejected = [module.Rejected("u", "vision", "文件.mp4", "corrupt", "文件.mp4: decoding failed")]
     module._save_part(tmp_path / "a.npz", module.Extracted(features, rejected))
-    found = module._load_part(tmp_path / "a.npz")
+    found = module.load_part(tmp_path / "a.npz")
     assert found.rejected == rejected
     assert {name: values.tobytes() for name, values in found.features.items()} == {
         name: values.tobytes() for name, values in features.items()
@@ -440,7 +440,7 @@ def test_after_a_crash_only_what_was_in_work_is_retried_alone(tmp_path: Path, mo
     tasks, bar = tasks_in(tmp_path, 100), Bar()
     module._extract_all(tasks, FeatureSettings(), 4, bar)
     assert bar.done == 100
-    rejected = {u.id: module._load_part(p).rejected for u, p in tasks if u.id == "t3"}
+    rejected = {u.id: module.load_part(p).rejected for u, p in tasks if u.id == "t3"}
     assert [r.reason for r in rejected["t3"]] == ["crashed"]
     assert all(part.read_text() == utterance.id for utterance, part in tasks if utterance.id != "t3")
     alone = [name for workers, ids in made if workers == 1 for name in ids]

@@ -18,7 +18,7 @@ from llm_mer.errors import UserError
 from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate
 from llm_mer.inference.pipeline import MerPipeline
 from llm_mer.prompting.tasks import Task
-from llm_mer.prompting.text_forms import find_lookalikes, has_hidden_characters, is_blank, canonical_form
+from llm_mer.prompting.text_forms import canonical_form, find_lookalikes, has_hidden_characters, is_blank
 from llm_mer.training.parsing import parse_arguments
 from llm_mer.training.run_data import prepare_data
 

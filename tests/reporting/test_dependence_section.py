@@ -5,13 +5,13 @@ from pathlib import Path
 from llm_mer.evaluation.dependence import MOVED, READ, Dependence, Share, Swap
 from llm_mer.evaluation.rows import Evaluation
 from llm_mer.reporting.blocks import Remark, Table
-from llm_mer.reporting.facts import Loaded
+from llm_mer.reporting.facts import LoadedEvaluation
 from llm_mer.reporting.sections.dependence import dependence_section
 
 
-def loaded(folder: Path, dependence: list[Dependence]) -> Loaded:
+def loaded(folder: Path, dependence: list[Dependence]) -> LoadedEvaluation:
     Evaluation("egmf", {}, "store", "test", 0, 100, dependence=dependence).save(folder)
-    return Loaded(Evaluation.load(folder), {}, folder)
+    return LoadedEvaluation(Evaluation.load(folder), {}, folder)
 
 
 def test_the_section_says_the_sentence_of_the_file_and_each_swap_with_its_intervals(tmp_path: Path) -> None:

@@ -27,12 +27,12 @@ from llm_mer.prompting.tasks import Task, get_task
 from llm_mer.reporting.facts import (
     SUBSET,
     Fact,
-    Line,
-    Loaded,
+    FactLine,
+    LoadedEvaluation,
     beats_baselines,
     beats_text_only,
     facts_text,
-    load,
+    load_evaluation,
     needs_signal,
     quickstart_facts,
     shuffled_condition,
@@ -196,7 +196,7 @@ def drawn(values: np.ndarray) -> np.ndarray:
     return values[rows].mean(axis=1)
 
 
-def line_of(fact: Fact, start: str) -> Line:
+def line_of(fact: Fact, start: str) -> FactLine:
     (found,) = [line for line in fact.lines if line.what.startswith(start)]
     return found
 
@@ -205,7 +205,10 @@ def line_of(fact: Fact, start: str) -> Line:
 
 
 def test_accuracy_on_neutral_words_as_is_shuffled_and_text_only_is_that_of_plain_numpy(main: Path, text_only: Path) -> None:
-    second, third = needs_signal(load(str(main))), beats_text_only(load(str(main)), load(str(text_only)))
+    second, third = (
+        needs_signal(load_evaluation(str(main))),
+        beats_text_only(load_evaluation(str(main)), load_evaluation(str(text_only))),
+    )
     intact, shuffled = (hits(from_file(main, name, tag=SUBSET)) for name in (AS_IS, SHUFFLED))
     reading = hits(from_file(text_only, AS_IS, tag=SUBSET))
     assert (intact.mean(), shuffled.mean(), reading.mean()) == (0.9, 0.25, 0.25)  # what the fixtures promise
@@ -227,17 +230,19 @@ def test_accuracy_on_neutral_words_as_is_shuffled_and_text_only_is_that_of_plain
 def test_the_paired_difference_and_its_interval_are_those_of_plain_numpy(main: Path, text_only: Path) -> None:
     intact, shuffled = from_file(main, AS_IS, tag=SUBSET), from_file(main, SHUFFLED, tag=SUBSET)
     reading = from_file(text_only, AS_IS, tag=SUBSET)
-    drop = line_of(needs_signal(load(str(main))), "drop")
-    gain = line_of(beats_text_only(load(str(main)), load(str(text_only))), "difference")
+    drop = line_of(needs_signal(load_evaluation(str(main))), "drop")
+    gain = line_of(beats_text_only(load_evaluation(str(main)), load_evaluation(str(text_only))), "difference")
     for line, others in ((drop, shuffled), (gain, reading)):
         assert intact.keys() == others.keys()
-        paired = hits(intact) - hits({key: others[key] for key in intact})
-        low, high = np.quantile(drawn(paired), [0.025, 0.975])
-        assert line.value == pytest.approx(paired.mean())
+        differences = hits(intact) - hits({key: others[key] for key in intact})
+        low, high = np.quantile(drawn(differences), [0.025, 0.975])
+        assert line.value == pytest.approx(differences.mean())
         assert line.interval == pytest.approx((low, high))
-        error = paired.std() / np.sqrt(len(paired))  # and the normal approximation is near
-        assert line.interval == pytest.approx((paired.mean() - 1.96 * error, paired.mean() + 1.96 * error), abs=0.05)
-        spread = drawn(paired)
+        error = differences.std() / np.sqrt(len(differences))  # and the normal approximation is near
+        assert line.interval == pytest.approx(
+            (differences.mean() - 1.96 * error, differences.mean() + 1.96 * error), abs=0.05
+        )
+        spread = drawn(differences)
         tail = min(np.sum(spread <= 0) + 1, np.sum(spread >= 0) + 1) / (RESAMPLES + 1)
         assert line.p == pytest.approx(2 * tail)
 
@@ -249,12 +254,14 @@ def test_pairs_are_made_by_identity_and_not_by_order(main: Path, tmp_path: Path)
         written(tmp_path / name, {AS_IS: answers}, [EMOTION], {"modalities": ["text"]})
         for name, answers in (("a", reading), ("b", [reading[i] for i in order]))
     ]
-    first, second = (line_of(beats_text_only(load(str(main)), load(str(f))), "difference") for f in folders)
+    first, second = (
+        line_of(beats_text_only(load_evaluation(str(main)), load_evaluation(str(f))), "difference") for f in folders
+    )
     assert first == second
 
 
 def test_every_language_and_task_is_judged_against_its_own_commonest_class_or_mean_score(main: Path) -> None:
-    fact = beats_baselines(load(str(main)))
+    fact = beats_baselines(load_evaluation(str(main)))
     assert fact.holds is True
     whats = [f"{language} {what}" for what in ("emotion accuracy", "sentiment MAE") for language in ("en", "zh")]
     assert [line.what for line in fact.lines] == whats
@@ -273,7 +280,7 @@ def test_every_language_and_task_is_judged_against_its_own_commonest_class_or_me
 
 
 def test_the_three_facts_hold_in_words_with_n_and_interval_of_every_number(main: Path, text_only: Path) -> None:
-    facts = quickstart_facts(load(str(main)), load(str(text_only)))
+    facts = quickstart_facts(load_evaluation(str(main)), load_evaluation(str(text_only)))
     text = facts_text(facts)
     heads = [line for line in text.splitlines() if line[:1].isdigit()]
     assert [line[:2] for line in heads] == ["1.", "2.", "3."]
@@ -289,7 +296,7 @@ def test_the_three_facts_hold_in_words_with_n_and_interval_of_every_number(main:
 
 def test_fact_1_does_not_hold_when_one_language_is_no_better_than_its_commonest_class(tmp_path: Path) -> None:
     answers = [*emotions(40, mostly, ["en"]), *emotions(40, seldom, ["zh"])]
-    fact = beats_baselines(load(str(written(tmp_path / "x", {AS_IS: answers}, [EMOTION]))))
+    fact = beats_baselines(load_evaluation(str(written(tmp_path / "x", {AS_IS: answers}, [EMOTION]))))
     assert [(line.what[:2], line.holds) for line in fact.lines] == [("en", True), ("zh", False)]
     assert fact.holds is False
     assert fact.text().splitlines()[0].endswith(": does not hold")
@@ -298,13 +305,13 @@ def test_fact_1_does_not_hold_when_one_language_is_no_better_than_its_commonest_
 @pytest.mark.filterwarnings("ignore:correlation of a constant")
 def test_fact_1_does_not_hold_for_scores_that_are_always_the_mean(tmp_path: Path) -> None:
     same = [dataclasses.replace(p, value=0.0) for p in sentiments(40, 0.2)]
-    fact = beats_baselines(load(str(written(tmp_path / "x", {AS_IS: same}, [SENTIMENT]))))
+    fact = beats_baselines(load_evaluation(str(written(tmp_path / "x", {AS_IS: same}, [SENTIMENT]))))
     assert [line.holds for line in fact.lines] == [False, False]
     assert fact.holds is False
 
 
 def test_fact_1_counts_an_interval_that_ends_on_the_baseline_as_not_above_it(tmp_path: Path) -> None:
-    loaded = load(str(written(tmp_path / "x", {AS_IS: emotions(40, mostly, ["en"])}, [EMOTION])))
+    loaded = load_evaluation(str(written(tmp_path / "x", {AS_IS: emotions(40, mostly, ["en"])}, [EMOTION])))
     row = loaded.evaluation.find(AS_IS, "emotion", "en")
     assert row is not None
     for low, holds in ((0.25, False), (0.2501, True)):
@@ -314,7 +321,7 @@ def test_fact_1_counts_an_interval_that_ends_on_the_baseline_as_not_above_it(tmp
 
 def test_fact_2_does_not_hold_when_shuffling_leaves_the_answers_right(tmp_path: Path) -> None:
     answers = {AS_IS: emotions(40, mostly), SHUFFLED: emotions(40, mostly)}
-    fact = needs_signal(load(str(written(tmp_path / "x", answers, [EMOTION]))))
+    fact = needs_signal(load_evaluation(str(written(tmp_path / "x", answers, [EMOTION]))))
     assert line_of(fact, f"emotion accuracy, {SHUFFLED}").holds is False
     drop = line_of(fact, "drop")
     assert (drop.value, drop.p, drop.holds) == (0.0, 1.0, False)
@@ -323,20 +330,22 @@ def test_fact_2_does_not_hold_when_shuffling_leaves_the_answers_right(tmp_path: 
 
 def test_fact_2_does_not_hold_when_nothing_was_right_before_either(tmp_path: Path) -> None:
     answers = {AS_IS: emotions(40, seldom), SHUFFLED: emotions(40, seldom)}
-    fact = needs_signal(load(str(written(tmp_path / "x", answers, [EMOTION]))))
+    fact = needs_signal(load_evaluation(str(written(tmp_path / "x", answers, [EMOTION]))))
     assert line_of(fact, f"emotion accuracy, {SHUFFLED}").holds is True
     assert fact.holds is False
 
 
 def test_fact_2_shows_each_language_beside_the_verdict_without_letting_it_count(main: Path) -> None:
-    beside = [line for line in needs_signal(load(str(main))).lines if line.holds is None and line.what.startswith("  ")]
+    beside = [
+        line for line in needs_signal(load_evaluation(str(main))).lines if line.holds is None and line.what.startswith("  ")
+    ]
     assert [line.what.strip()[:2] for line in beside] == ["en", "zh"]
     assert [line.n for line in beside] == [20, 20]
 
 
 def test_fact_3_does_not_hold_against_a_text_only_model_that_is_as_good(main: Path, tmp_path: Path) -> None:
     same = written(tmp_path / "text", {AS_IS: emotions(40, mostly)}, [EMOTION], {"modalities": ["text"]})
-    fact = beats_text_only(load(str(main)), load(str(same)))
+    fact = beats_text_only(load_evaluation(str(main)), load_evaluation(str(same)))
     difference = line_of(fact, "difference")
     assert (difference.value, difference.interval, difference.holds) == (0.0, (0.0, 0.0), False)
     assert fact.holds is False
@@ -346,7 +355,7 @@ def test_fact_3_does_not_hold_against_a_text_only_model_that_is_as_good(main: Pa
 
 
 def test_without_a_text_only_evaluation_fact_3_says_what_is_missing(main: Path) -> None:
-    fact = beats_text_only(load(str(main)), None)
+    fact = beats_text_only(load_evaluation(str(main)), None)
     assert (fact.holds, fact.verdict, fact.lines) == (None, "cannot be judged", [])
     assert "--text_only" in fact.text()
 
@@ -357,15 +366,17 @@ def test_without_a_text_only_evaluation_fact_3_says_what_is_missing(main: Path) 
 def test_without_everything_but_the_words_shuffled_fact_2_cannot_be_judged(
     conditions: Sequence[str], why: str, tmp_path: Path
 ) -> None:
-    fact = needs_signal(load(str(written(tmp_path / "x", {c: emotions(40, mostly) for c in conditions}, [EMOTION]))))
+    fact = needs_signal(
+        load_evaluation(str(written(tmp_path / "x", {c: emotions(40, mostly) for c in conditions}, [EMOTION])))
+    )
     assert fact.holds is None
     assert why in fact.why
 
 
 def test_with_no_utterance_of_neutral_words_facts_2_and_3_cannot_be_judged(tmp_path: Path) -> None:
     plain = [dataclasses.replace(p, tags=()) for p in emotions(40, mostly)]
-    main = load(str(written(tmp_path / "x", {AS_IS: plain, SHUFFLED: plain}, [EMOTION])))
-    text = load(str(written(tmp_path / "t", {AS_IS: plain}, [EMOTION], {"modalities": ["text"]})))
+    main = load_evaluation(str(written(tmp_path / "x", {AS_IS: plain, SHUFFLED: plain}, [EMOTION])))
+    text = load_evaluation(str(written(tmp_path / "t", {AS_IS: plain}, [EMOTION], {"modalities": ["text"]})))
     for fact in (needs_signal(main), beats_text_only(main, text)):
         assert fact.verdict == "cannot be judged"
         assert SUBSET in fact.why
@@ -373,14 +384,14 @@ def test_with_no_utterance_of_neutral_words_facts_2_and_3_cannot_be_judged(tmp_p
 
 def test_with_scores_alone_fact_1_is_judged_and_facts_2_and_3_cannot_be(tmp_path: Path) -> None:
     answers = {AS_IS: sentiments(40, 0.2), SHUFFLED: sentiments(40, 1.5)}
-    main = load(str(written(tmp_path / "x", answers, [SENTIMENT])))
-    text = load(str(written(tmp_path / "t", {AS_IS: sentiments(40, 1.5)}, [SENTIMENT], {"modalities": ["text"]})))
+    main = load_evaluation(str(written(tmp_path / "x", answers, [SENTIMENT])))
+    text = load_evaluation(str(written(tmp_path / "t", {AS_IS: sentiments(40, 1.5)}, [SENTIMENT], {"modalities": ["text"]})))
     assert [fact.holds for fact in quickstart_facts(main, text)] == [True, None, None]
     assert all("classification task" in fact.why for fact in quickstart_facts(main, text)[1:])
 
 
 def test_an_evaluation_without_rows_gives_no_verdict(tmp_path: Path) -> None:
-    facts = quickstart_facts(load(str(written(tmp_path / "x", {AS_IS: []}))), None)
+    facts = quickstart_facts(load_evaluation(str(written(tmp_path / "x", {AS_IS: []}))), None)
     assert [fact.holds for fact in facts] == [None] * 3
     assert all(fact.why for fact in facts)
 
@@ -389,7 +400,7 @@ def test_the_shuffled_condition_is_found_whatever_the_order_of_its_modalities() 
     evaluation = Evaluation("x", {"modalities": ["text", "audio", "vision"]}, "d", "test", 0, 10)
     for name in ("vision and audio shuffled", "audio and vision shuffled"):
         predictions: Answers = {AS_IS: [], "audio shuffled": [], name: []}
-        assert shuffled_condition(Loaded(evaluation, predictions, Path("x"))) == name
+        assert shuffled_condition(LoadedEvaluation(evaluation, predictions, Path("x"))) == name
 
 
 # --- pairs that are none ----------------------------------------------------------------------------------------------
@@ -398,20 +409,20 @@ def test_the_shuffled_condition_is_found_whatever_the_order_of_its_modalities() 
 def test_a_second_model_that_reads_more_than_text_is_refused_by_its_folder(main: Path, tmp_path: Path) -> None:
     other = written(tmp_path / "hears", {AS_IS: emotions(40, mostly)}, [EMOTION], {"modalities": ["text", "audio"]})
     with pytest.raises(UserError, match=r"hears: its checkpoint reads text, audio, not text alone"):
-        beats_text_only(load(str(main)), load(str(other)))
+        beats_text_only(load_evaluation(str(main)), load_evaluation(str(other)))
 
 
 def test_a_text_only_evaluation_of_other_utterances_is_refused_with_the_counts(main: Path, tmp_path: Path) -> None:
     fewer = written(tmp_path / "fewer", {AS_IS: emotions(30, mostly)}, [EMOTION], {"modalities": ["text"]})
     with pytest.raises(UserError, match=r"fewer: they do not answer the same utterances \(40 and 30, 30 in common\)"):
-        beats_text_only(load(str(main)), load(str(fewer)))
+        beats_text_only(load_evaluation(str(main)), load_evaluation(str(fewer)))
 
 
 def test_a_text_only_evaluation_with_other_truths_is_refused(main: Path, tmp_path: Path) -> None:
     changed = [dataclasses.replace(p, truth="fear") for p in emotions(40, mostly)]
     other = written(tmp_path / "other", {AS_IS: changed}, [EMOTION], {"modalities": ["text"]})
     with pytest.raises(UserError, match=r"other: .*different truths"):
-        beats_text_only(load(str(main)), load(str(other)))
+        beats_text_only(load_evaluation(str(main)), load_evaluation(str(other)))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -421,13 +432,13 @@ def test_a_missing_folder_or_one_without_an_evaluation_is_named(tmp_path: Path) 
     for name in ("nowhere", "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=rf"{name}: no evaluation\.json"):
-            load(str(tmp_path / name))
+            load_evaluation(str(tmp_path / name))
 
 
 def test_an_evaluation_without_its_predictions_is_named(spoilt: Path) -> None:
     (spoilt / "predictions.jsonl").unlink()
     with pytest.raises(UserError, match=r"spoilt: no predictions\.jsonl"):
-        load(str(spoilt))
+        load_evaluation(str(spoilt))
 
 
 @pytest.mark.parametrize(
@@ -445,29 +456,29 @@ def test_an_evaluation_without_its_predictions_is_named(spoilt: Path) -> None:
 def test_files_that_cannot_be_read_are_refused_by_their_folder(spoilt: Path, name: str, content: str) -> None:
     (spoilt / name).write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"spoilt: evaluation\.json or predictions\.jsonl cannot be read"):
-        load(str(spoilt))
+        load_evaluation(str(spoilt))
 
 
 def test_predictions_of_another_run_than_the_scores_are_refused_with_both_counts(spoilt: Path) -> None:
     path = spoilt / "predictions.jsonl"
     path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:30]), encoding="utf-8")
     with pytest.raises(UserError, match=r"spoilt: .*scores 80 answers of task emotion .*has 30"):
-        load(str(spoilt))
+        load_evaluation(str(spoilt))
 
 
 def test_an_evaluation_is_found_in_its_checkpoint_with_the_log_of_its_training(tmp_path: Path) -> None:
     folder = written(tmp_path / "run" / "evaluation", {AS_IS: emotions(8, mostly)}, [EMOTION])
-    assert load(str(folder)).read_log() == []
+    assert load_evaluation(str(folder)).read_log() == []
     log = [{"epoch": 1.0, "loss": 0.5}]
     (tmp_path / "run" / "log_history.json").write_text(json.dumps(log), encoding="utf-8")
     for place in (folder, tmp_path / "run"):
-        loaded = load(str(place))
+        loaded = load_evaluation(str(place))
         assert loaded.folder == folder
         assert loaded.read_log() == log
 
 
 def test_tasks_are_read_back_from_the_files_with_labels_range_and_convention(main: Path, tmp_path: Path) -> None:
-    emotion_task, sentiment_task = load(str(main)).tasks
+    emotion_task, sentiment_task = load_evaluation(str(main)).tasks
     assert (emotion_task.label_names, emotion_task.metrics) == (EMOTION.label_names, "classification")
     assert (sentiment_task.score_range, sentiment_task.metrics) == (SENTIMENT.score_range, "mosi")
     sims, iemocap = get_task("sims"), get_task("iemocap4")
@@ -475,13 +486,13 @@ def test_tasks_are_read_back_from_the_files_with_labels_range_and_convention(mai
     even = np.log(np.full(4, 0.25)).tolist()
     names = iemocap.label_names
     classes = [Prediction(str(i), "iemocap4", "en", names[i], truth=names[0], log_probabilities=even) for i in range(4)]
-    read = load(str(written(tmp_path / "x", {AS_IS: [*scores, *classes]}, [sims, iemocap]))).tasks
+    read = load_evaluation(str(written(tmp_path / "x", {AS_IS: [*scores, *classes]}, [sims, iemocap]))).tasks
     assert (read[0].metrics, read[0].score_range) == ("sims", (-0.4, 0.8))  # no distribution: the truths' own range
     assert (read[1].metrics, read[1].label_names) == ("iemocap", iemocap.label_names)  # no names beside: from F1s
 
 
 def test_known_predictions_are_those_their_row_was_counted_from(main: Path) -> None:
-    loaded = load(str(main))
+    loaded = load_evaluation(str(main))
     assert loaded.languages == ["en", "zh"]
     for row in loaded.evaluation.rows:
         assert len(loaded.known(row.condition, row.task, row.language, row.subset)) == row.n

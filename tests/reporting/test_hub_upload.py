@@ -121,7 +121,7 @@ def test_a_public_repository_is_not_pushed_to_unasked(
 ) -> None:
     hub.public.add("someone/mer")
     assert main(["push", str(trained), "someone/mer"]) == 2
-    assert "someone/mer: the repository is public, and a private one was asked for" in capsys.readouterr().err
+    assert "someone/mer: the repository is public, but a private one was requested" in capsys.readouterr().err
     assert not hub.files("someone/mer").exists()
     assert main(["push", str(trained), "someone/mer", "--public"]) == 0
     assert hub.files("someone/mer").is_dir()
@@ -129,7 +129,7 @@ def test_a_public_repository_is_not_pushed_to_unasked(
 
 @pytest.mark.parametrize("name", ["mer", "a/b/c", "../mer", "someone/", "/mer", "some one/mer"])
 def test_a_name_that_is_none_on_the_hub_is_refused(name: str, trained: Path, hub: StubHub) -> None:
-    with pytest.raises(UserError, match="is no name on the hub; write OWNER/NAME"):
+    with pytest.raises(UserError, match="is not a repository name; use OWNER/NAME"):
         push_to_hub(trained, name)
     assert hub.made == []
 
@@ -155,7 +155,7 @@ def test_without_a_token_or_with_a_refusal_of_the_hub_it_is_one_line(
             LocalTokenNotFoundError("Token is required\nmore"),
             "pushing needs a token of the hub: `hf auth login`, or HF_TOKEN",
         ),
-        (OSError("403 Forbidden\nmore"), "the hub refuses or cannot be reached: 403 Forbidden"),
+        (OSError("403 Forbidden\nmore"), "the hub cannot be reached or refused the upload: 403 Forbidden"),
     ):
         hub.refuses = error
         assert main(["push", str(trained), "someone/mer"]) == 2
@@ -164,5 +164,5 @@ def test_without_a_token_or_with_a_refusal_of_the_hub_it_is_one_line(
 
 
 def test_offline_nothing_is_pushed(trained: Path) -> None:
-    with pytest.raises(UserError, match=r"someone/mer: the hub refuses or cannot be reached: .*offline"):
+    with pytest.raises(UserError, match=r"someone/mer: the hub cannot be reached or refused the upload: .*offline"):
         push_to_hub(trained, "someone/mer")

@@ -69,7 +69,7 @@ def test_training_data_languages_limits_and_licences_are_told(evaluated: Path) -
     description = json.loads((evaluated / "llm_mer.json").read_text())
     assert description["data"]["fingerprint"][:12] in text
     assert "in en and zh" in text
-    assert "Weights: no licence was stated. The training data and the backbone keep their own terms." in text
+    assert "Weights: no licence was stated. The training data and the backbone have their own licences." in text
     assert "learning rate: 0.01" in text
     assert "## Limits" in text
     assert "eGeMAPS" not in text

@@ -10,7 +10,7 @@ import pytest
 
 from llm_mer.errors import UserError
 from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate_checkpoint
-from llm_mer.reporting.facts import load
+from llm_mer.reporting.facts import load_evaluation
 
 
 def test_scores_of_a_model_that_was_trained_again_are_refused_and_old_ones_are_warned_of(
@@ -18,33 +18,35 @@ def test_scores_of_a_model_that_was_trained_again_are_refused_and_old_ones_are_w
 ) -> None:
     checkpoint = Path(shutil.copytree(trained, tmp_path / "run"))
     evaluate_checkpoint(EvaluateConfig(checkpoint=str(checkpoint), data=[str(store)], limit=4, resamples=10))
-    warnings = load(str(checkpoint)).evaluation.warnings
+    warnings = load_evaluation(str(checkpoint)).evaluation.warnings
     assert not any("which model" in text for text in warnings)
     path = checkpoint / "evaluation" / "evaluation.json"
     entry = json.loads(path.read_text(encoding="utf-8"))
     moved = Path(shutil.copytree(checkpoint, tmp_path / "moved"))
-    assert load(str(moved)).evaluation.checkpoint_sha256 == entry["checkpoint_sha256"]
+    assert load_evaluation(str(moved)).evaluation.checkpoint_sha256 == entry["checkpoint_sha256"]
 
     description = checkpoint / "llm_mer.json"
     description.write_text(description.read_text(encoding="utf-8").replace('"seed"', '"seed" '), encoding="utf-8")
-    with pytest.raises(UserError, match=r"scores of another model \([0-9a-f]{12}\) than the one in .*run now"):
-        load(str(checkpoint))
+    with pytest.raises(UserError, match=r"it scored another model \([0-9a-f]{12}\) than .*run holds now"):
+        load_evaluation(str(checkpoint))
 
     path.write_text(json.dumps({k: v for k, v in entry.items() if k != "checkpoint_sha256"}), encoding="utf-8")
-    assert any("does not say which model it scored" in text for text in load(str(checkpoint)).evaluation.warnings)
+    assert any(
+        "does not record which model it scored" in text for text in load_evaluation(str(checkpoint)).evaluation.warnings
+    )
 
 
 def test_an_evaluation_that_is_not_json_or_too_deep_is_one_line(tmp_path: Path) -> None:
     for content in ("{", "[" * 100_000, "[]"):
         (tmp_path / "evaluation.json").write_text(content)
         with pytest.raises(UserError, match=r"evaluation\.json"):
-            load(str(tmp_path))
+            load_evaluation(str(tmp_path))
 
 
 def test_a_score_or_an_answer_that_was_changed_is_refused(trained: Path, store: Path, tmp_path: Path) -> None:
     folder = tmp_path / "scores"
     evaluate_checkpoint(EvaluateConfig(str(trained), data=[str(store)], output=str(folder), generate=True, resamples=10))
-    load(str(folder))
+    load_evaluation(str(folder))
     answers, scores = folder / "predictions.jsonl", folder / "evaluation.json"
     whole = answers.read_text(encoding="utf-8"), scores.read_text(encoding="utf-8")
 
@@ -52,7 +54,7 @@ def test_a_score_or_an_answer_that_was_changed_is_refused(trained: Path, store: 
     with pytest.raises(
         UserError, match=r"says accuracy 0\.\d+ of task emotion \(as is, .*\), the answers .* make it 0\.\d+: one"
     ):
-        load(str(folder))
+        load_evaluation(str(folder))
 
     answers.write_text(whole[0], encoding="utf-8")
     entry = json.loads(whole[1])
@@ -60,4 +62,4 @@ def test_a_score_or_an_answer_that_was_changed_is_refused(trained: Path, store: 
     row["metrics"]["mae"] -= 0.01
     scores.write_text(json.dumps(entry), encoding="utf-8")
     with pytest.raises(UserError, match=r"says mae -?0\.\d+ of task sentiment \(as is, zh\), the answers in predictions"):
-        load(str(folder))
+        load_evaluation(str(folder))

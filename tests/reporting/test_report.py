@@ -39,8 +39,8 @@ from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.inference.prediction import Prediction
 from llm_mer.reporting import plots, report
 from llm_mer.reporting.blocks import Picture, Section, Table
-from llm_mer.reporting.facts import load
-from llm_mer.reporting.report import ReportConfig, build
+from llm_mer.reporting.facts import load_evaluation
+from llm_mer.reporting.report import ReportConfig, build_page
 from llm_mer.reporting.sections.adapter import feature_section, gate_section
 from llm_mer.reporting.sections.answers import confusion_section, score_plot_section
 from llm_mer.reporting.sections.examples import inference_section
@@ -235,12 +235,12 @@ class Drawn:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     kept = Drawn()
-    monkeypatch.setattr(plots, "image", kept.keep)
+    monkeypatch.setattr(plots, "encode_png", kept.keep)
     return kept
 
 
 def page_of(*folders: Path, **options: Any) -> Page:
-    text, _ = build(ReportConfig(evaluations=[str(folder) for folder in folders], **options))
+    text, _ = build_page(ReportConfig(evaluations=[str(folder) for folder in folders], **options))
     return Page(text)
 
 
@@ -309,7 +309,7 @@ def test_run_writes_what_it_says_and_prints_the_facts(made: Made) -> None:
 
 def test_the_same_files_give_the_same_page(tmp_path: Path) -> None:
     folder = written(tmp_path / "x", {AS_IS: diagnosed(emotions(8, mostly, ["en"]), weights)}, [EMOTION])
-    first, second = (build(ReportConfig(evaluations=[str(folder)]))[0] for _ in range(2))
+    first, second = (build_page(ReportConfig(evaluations=[str(folder)]))[0] for _ in range(2))
     assert first == second
 
 
@@ -317,7 +317,7 @@ def test_the_same_files_give_the_same_page(tmp_path: Path) -> None:
 
 
 def evaluation_of(made: Made) -> Evaluation:
-    return load(made.config.evaluations[0]).evaluation
+    return load_evaluation(made.config.evaluations[0]).evaluation
 
 
 def row(evaluation: Evaluation, *where: str) -> Row:
@@ -352,7 +352,7 @@ def test_the_probability_outside_the_answers_stands_by_language_where_a_language
     answers = emotions(40, mostly)
     for answer in answers:
         answer.outside_mass = float(np.log(0.25 if answer.language == "en" else 0.5))
-    found = load(str(written(tmp_path / "evaluation", {AS_IS: answers})))
+    found = load_evaluation(str(written(tmp_path / "evaluation", {AS_IS: answers})))
     (table,) = [block for block in score_section(found).blocks if isinstance(block, Table)]
     shown = {line[0].text: [cell.text for cell in line[1:]] for line in table.rows}
     assert shown["probability outside the answers ↓"] == ["0.25", "0.5", "0.375"]
@@ -415,7 +415,7 @@ def test_damage_is_drawn_over_its_amount_with_interval_and_baseline_and_its_area
     evaluation = Evaluation.load(place)
     evaluation.areas = areas(evaluation.rows, evaluation.conditions, AS_IS)
     evaluation.save(place)
-    section = noise_section(load(str(place)))
+    section = noise_section(load_evaluation(str(place)))
     missing, noise = (block for block in section.blocks if isinstance(block, Picture))
     lines = drawn.lines(missing)
     for language in ("en", "zh"):
@@ -488,7 +488,7 @@ def test_the_folded_table_holds_every_row_of_the_evaluation(made: Made) -> None:
 def test_systems_stand_side_by_side_each_with_its_n_baseline_interval_and_unparseable_rate(made: Made) -> None:
     assert made.config.text_only is not None
     for name, place in (("1. run", made.config.evaluations[0]), ("2. reader", made.config.text_only)):
-        evaluation = load(place).evaluation
+        evaluation = load_evaluation(place).evaluation
         for index, (task, metric) in enumerate((("emotion", "weighted_f1"), ("sentiment", "corr"))):
             _, rows = table_of(made.page, "systems", index)
             cells = row_of(rows, name)
@@ -604,7 +604,7 @@ def test_text_from_the_files_is_shown_as_text_and_never_becomes_markup(tmp_path:
 
 
 def test_confusion_counts_the_answers_of_each_language(tmp_path: Path, drawn: Drawn) -> None:
-    loaded = load(str(written(tmp_path / "x", {AS_IS: [*emotions(40, mostly), *sentiments(8, 0.2)]})))
+    loaded = load_evaluation(str(written(tmp_path / "x", {AS_IS: [*emotions(40, mostly), *sentiments(8, 0.2)]})))
     for language, block in zip(("en", "zh"), confusion_section(loaded).blocks, strict=True):
         assert isinstance(block, Picture)
         assert block.caption.startswith(f"emotion, {language}, n=40")
@@ -620,7 +620,7 @@ def test_confusion_counts_the_answers_of_each_language(tmp_path: Path, drawn: Dr
 
 
 def test_scores_are_drawn_over_their_truths_and_coverage_is_counted_anew(tmp_path: Path, drawn: Drawn) -> None:
-    loaded = load(str(written(tmp_path / "x", {AS_IS: sentiments(30, 0.2, ["en"])}, [SENTIMENT])))
+    loaded = load_evaluation(str(written(tmp_path / "x", {AS_IS: sentiments(30, 0.2, ["en"])}, [SENTIMENT])))
     section = score_plot_section(loaded)
     scatter, coverage = (block for block in section.blocks if isinstance(block, Picture))
     known = loaded.known(AS_IS, "sentiment")
@@ -641,7 +641,7 @@ def test_scores_are_drawn_over_their_truths_and_coverage_is_counted_anew(tmp_pat
 
 def test_expert_weights_are_averaged_by_class_and_by_language(tmp_path: Path, drawn: Drawn) -> None:
     predictions = diagnosed(emotions(24, mostly), weights)
-    loaded = load(str(written(tmp_path / "x", {AS_IS: predictions}, [EMOTION])))
+    loaded = load_evaluation(str(written(tmp_path / "x", {AS_IS: predictions}, [EMOTION])))
     section = gate_section(loaded)
     given = np.array([p.diagnostics["expert_weights"] for p in predictions])
     for what, groups in (("emotion", [n for n in EMOTION.label_names if n in USED]), ("language", ["en", "zh"])):
@@ -658,7 +658,7 @@ def test_an_evaluation_without_titles_is_shown_under_its_keys(tmp_path: Path, dr
     entry = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     assert [info["name"] for info in entry.pop("diagnostics")] == ["expert_weights", "feature_gate", "expert_cosine"]
     (folder / "evaluation.json").write_text(json.dumps(entry), encoding="utf-8")
-    section = gate_section(load(str(folder)))
+    section = gate_section(load_evaluation(str(folder)))
     assert list(drawn.bars(picture_of(section, "expert_weights by emotion, n=48"))) == ["1", "2", "3"]
     assert "expert_weights by emotion" in page_of(folder).text
 
@@ -666,7 +666,7 @@ def test_an_evaluation_without_titles_is_shown_under_its_keys(tmp_path: Path, dr
 def test_training_curves_are_those_of_the_log(tmp_path: Path, drawn: Drawn) -> None:
     written(tmp_path / "run" / "evaluation", {AS_IS: emotions(8, mostly)}, [EMOTION])
     (tmp_path / "run" / "log_history.json").write_text(json.dumps(LOG), encoding="utf-8")
-    section = training_section(load(str(tmp_path / "run")))
+    section = training_section(load_evaluation(str(tmp_path / "run")))
     losses = drawn.lines(picture_of(section, "Training losses"))
     assert {name: line.tolist() for name, line in losses.items()} == {
         "total": [[0.5, 2.0], [1.0, 1.0]],
@@ -685,8 +685,8 @@ def test_label_embeddings_are_drawn_by_label_on_the_plane_that_holds_most_of_the
     lines = [{"epoch": e, "name": "label_embeddings", "points": (flat[e] @ plane.T).tolist()} for e in range(4)]
     (tmp_path / "run" / TRAJECTORIES).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (tmp_path / "run" / "log_history.json").write_text(json.dumps(LOG), encoding="utf-8")
-    section = training_section(load(str(tmp_path / "run")))
-    picture = picture_of(section, "Way of the label embeddings")
+    section = training_section(load_evaluation(str(tmp_path / "run")))
+    picture = picture_of(section, "Trajectory of the label embeddings")
     assert "epochs 0 (hollow) to 3 (full)" in picture.caption
     assert "100 % of the variance" in picture.caption
     legend = drawn.of(picture).axes[0].get_legend()
@@ -749,7 +749,9 @@ def test_gates_over_a_conversation_are_drawn_turn_by_turn(
     options: dict[str, Any] = {"use_intra": False} if name == "unimodal_gate" else {}
     diagnostics = diagnostics_of(adapter, **options)
     folder = written(tmp_path / "x", {AS_IS: predictions}, [EMOTION], {"adapter": adapter}, diagnostics=diagnostics)
-    picture = picture_of(gate_section(load(str(folder))), f"{title} along the longest conversation, long (en), n=6")
+    picture = picture_of(
+        gate_section(load_evaluation(str(folder))), f"{title} along the longest conversation, long (en), n=6"
+    )
     members = sorted((p for p in predictions if p.dialogue_id == "long"), key=lambda p: p.turn or 0)
     found = drawn.lines(picture)
     assert list(found) == parts
@@ -764,7 +766,7 @@ def test_conversations_of_two_turns_or_utterances_without_one_draw_no_line(tmp_p
     short = conversation("multimodal_gate", 3, turns=2)
     alone = [emotion(str(i), "joy", "joy", diagnostics={"multimodal_gate": [0.1, 0.2, 0.3]}) for i in range(4)]
     for name, predictions in (("short", short), ("alone", alone)):
-        section = gate_section(load(str(written(tmp_path / name, {AS_IS: predictions}, [EMOTION]))))
+        section = gate_section(load_evaluation(str(written(tmp_path / name, {AS_IS: predictions}, [EMOTION]))))
         assert section.blocks
         assert not [b for b in section.blocks if isinstance(b, Picture) and "conversation" in b.caption]
 
@@ -788,7 +790,7 @@ def test_a_report_of_lsgmer_has_its_gates_similarities_to_each_label_and_the_dri
     place = written(tmp_path / "run" / "evaluation", {AS_IS: predictions}, [EMOTION], checkpoint, diagnostics=diagnostics)
     log = [{"epoch": float(e), "loss": 1.0 / e, "label_drift": 0.5 / e} for e in (1, 2, 3)]
     (tmp_path / "run" / "log_history.json").write_text(json.dumps(log), encoding="utf-8")
-    loaded = load(str(place))
+    loaded = load_evaluation(str(place))
     section = gate_section(loaded)
     assert list(drawn.bars(picture_of(section, "Fusion weights by emotion"))) == ["text", "audio", "vision"]
     assert list(drawn.bars(picture_of(section, "Label gates by emotion"))) == ["text", "audio"]
@@ -837,12 +839,12 @@ def test_without_diagnostics_log_tags_and_second_system_their_sections_are_left_
     bare = [emotion(str(i), USED[i % 4], "joy") for i in range(8)]
     page = page_of(written(tmp_path / "x", {AS_IS: bare}, [EMOTION]))
     assert names_of(page) == ["warnings", "scores", "classes", "conditions", "confusion", "calibration", "examples"]
-    assert "The evaluation found nothing to warn about." in page.text
+    assert "No warnings." in page.text
 
 
 def test_diagnostics_that_only_some_answers_have_are_not_averaged(tmp_path: Path, drawn: Drawn) -> None:
     predictions = diagnosed(emotions(8, mostly), lambda i: weights(i) if i else {})
-    loaded = load(str(written(tmp_path / "x", {AS_IS: predictions}, [EMOTION])))
+    loaded = load_evaluation(str(written(tmp_path / "x", {AS_IS: predictions}, [EMOTION])))
     assert gate_section(loaded).blocks == []
     assert feature_section(loaded).blocks == []
 
@@ -930,12 +932,12 @@ def test_a_missing_or_wrong_evaluation_folder_is_named_and_nothing_is_written(tm
             with pytest.raises(UserError, match=rf"{name}: no evaluation\.json"):
                 report.run(ReportConfig(**{"evaluations": [str(good)], "output": str(output), **options}))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--evaluations"):
-        build(ReportConfig())
+        build_page(ReportConfig())
     assert not output.exists()
 
 
 def test_a_folder_as_output_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="it is a folder; name the HTML file"):
+    with pytest.raises(UserError, match="is a folder; name the HTML file"):
         report.run(ReportConfig(evaluations=["nowhere"], output=str(tmp_path)))
 
 
@@ -952,7 +954,7 @@ def test_systems_that_were_computed_in_two_precisions_are_said_to_be_that(tmp_pa
             )
             for i, name in enumerate(precisions)
         ]
-        return Page(build(ReportConfig(evaluations=places))[0]).text
+        return Page(build_page(ReportConfig(evaluations=places))[0]).text
 
     told = "the systems were computed in float32 and bfloat16, so part of a difference may be rounding"
     mixed = page("float32", "bfloat16")

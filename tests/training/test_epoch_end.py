@@ -9,7 +9,7 @@ import pytest
 
 from llm_mer.errors import UserError
 from llm_mer.evaluation.rows import Evaluation
-from llm_mer.reporting.facts import Loaded
+from llm_mer.reporting.facts import LoadedEvaluation
 from llm_mer.storage.json_files import read_json
 from llm_mer.storage.json_text import dump_json
 from llm_mer.training.epoch_end import keep_until
@@ -28,7 +28,7 @@ def test_lines_after_the_checkpoint_and_one_that_broke_off_are_cut_away(tmp_path
     assert path.read_text(encoding="utf-8") == kept
     keep_until(path, 1.5)
     assert path.read_text(encoding="utf-8") == kept
-    loaded = Loaded(Evaluation("x", {}, "data", "test", 0, 10), {}, tmp_path, tmp_path)
+    loaded = LoadedEvaluation(Evaluation("x", {}, "data", "test", 0, 10), {}, tmp_path, tmp_path)
     assert [epoch for epoch, _ in loaded.read_trajectories()["labels"]] == [0.0, 1.0, 1.5]
     keep_until(path, -1)
     assert path.read_text() == ""
@@ -46,5 +46,5 @@ def test_a_line_that_no_training_wrote_ends_the_resume_and_leaves_the_file(tmp_p
 def test_a_trainers_log_may_hold_nan_which_other_libraries_write(tmp_path: Path) -> None:
     (tmp_path / "log_history.json").write_text('[{"loss": NaN, "epoch": 1.0}]')
     assert math.isnan(read_json(tmp_path / "log_history.json")[0]["loss"])
-    (found,) = Loaded(Evaluation("x", {}, "data", "test", 0, 10), {}, tmp_path, tmp_path).read_log()
+    (found,) = LoadedEvaluation(Evaluation("x", {}, "data", "test", 0, 10), {}, tmp_path, tmp_path).read_log()
     assert found["epoch"] == 1.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llm_mer.data.schema import Utterance
 from llm_mer.errors import UserError
-from llm_mer.features.media import check_length, audio_source
+from llm_mer.features.media import audio_source, check_length
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
 

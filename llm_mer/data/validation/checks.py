@@ -20,7 +20,7 @@ from llm_mer.data.votes import Known, known_answer, votes_of_task
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import Task, builtin_tasks
-from llm_mer.prompting.text_forms import find_lookalikes, has_hidden_characters, is_blank, canonical_form
+from llm_mer.prompting.text_forms import canonical_form, find_lookalikes, has_hidden_characters, is_blank
 
 MAX_IDS_SHOWN = 5
 """Number of ids shown with each finding."""

@@ -1,4 +1,4 @@
-"""What the adapter shows: gates by class, gates over a conversation, the feature space."""
+"""Adapter diagnostics: gates by class, gates over a conversation, the feature space."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_mer.evaluation.metrics import class_indices
 from llm_mer.inference.prediction import Prediction
 from llm_mer.reporting import plots
 from llm_mer.reporting.blocks import Picture, Section
-from llm_mer.reporting.facts import Loaded, main_class_task
+from llm_mer.reporting.facts import LoadedEvaluation, main_class_task
 from llm_mer.reporting.wording import with_key
 
 MAX_PARTS = 6
@@ -22,11 +22,11 @@ MAX_TURNS = 30
 MAX_POINTS = 1500
 
 
-def grouping(main: Loaded) -> tuple[list[Prediction], list[str], list[str], str]:
-    """Predictions whose diagnostics are shown, the class of each, the classes, and the word for them.
+def group_by_class(main: LoadedEvaluation) -> tuple[list[Prediction], list[str], list[str], str]:
+    """Predictions whose diagnostics are shown, the class of each, the classes, and a label for the grouping.
 
-    Diagnostics belong to the utterance and the question; those of the first classification task are taken. With scores
-    alone the sign of the truth is the class.
+    Diagnostics belong to utterance and question; those of the first classification task are used. Without one, the sign of
+    the true score is the class.
     """
     task = main_class_task(main)
     if task is not None:
@@ -39,8 +39,8 @@ def grouping(main: Loaded) -> tuple[list[Prediction], list[str], list[str], str]
     return known, signs, [w for w in words.values() if w in signs], "sign of the true score"
 
 
-def info_of(main: Loaded, name: str, count: int) -> DiagnosticInfo:
-    """What the evaluation's adapter says of a diagnostic of ``count`` components; without that its key and numbers."""
+def find_diagnostic_info(main: LoadedEvaluation, name: str, count: int) -> DiagnosticInfo:
+    """The adapter's description of a diagnostic with ``count`` components; by default its key and numbers."""
     found = next((info for info in main.evaluation.diagnostics if info.of_samples and info.name == name), None)
     if found is not None and len(found.parts) == count:
         return found
@@ -48,58 +48,60 @@ def info_of(main: Loaded, name: str, count: int) -> DiagnosticInfo:
     return DiagnosticInfo(name, name, numbers) if found is None else dataclasses.replace(found, parts=numbers)
 
 
-def vectors(predictions: Sequence[Prediction], name: str) -> np.ndarray | None:
-    """A diagnostic of every prediction as ``(N, k)``; None where it is missing or is not one vector each."""
+def stack_diagnostic(predictions: Sequence[Prediction], name: str) -> np.ndarray | None:
+    """A diagnostic of every prediction as ``(N, k)``; None if it is missing or not one vector each."""
     rows = [np.asarray(p.diagnostics[name], dtype=np.float64) for p in predictions if name in p.diagnostics]
     if len(rows) < len(predictions) or not rows or rows[0].ndim != 1 or not len(rows[0]) or len({r.shape for r in rows}) > 1:
         return None
     return np.stack(rows)
 
 
-def means(values: np.ndarray, group: Sequence[str], groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def group_statistics(values: np.ndarray, group: Sequence[str], groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of ``(N, k)`` in each group: two ``(groups, k)``."""
     member = np.array(group)
-    chosen = [values[member == name] for name in groups]
-    return np.stack([c.mean(axis=0) for c in chosen]), np.stack([c.std(axis=0) for c in chosen])
+    by_group = [values[member == name] for name in groups]
+    return np.stack([v.mean(axis=0) for v in by_group]), np.stack([v.std(axis=0) for v in by_group])
 
 
-def gate_section(main: Loaded) -> Section:
-    """The adapter's diagnostics by class and by language, its weights and gates along a conversation too."""
+def gate_section(main: LoadedEvaluation) -> Section:
+    """The adapter's diagnostics by class and by language, and its gates along a conversation."""
     section = Section("gates", "Inside the adapter")
-    known, names, classes, word = grouping(main)
+    known, names, classes, class_label = group_by_class(main)
     order = [info.name for info in main.evaluation.diagnostics]
     found = sorted({name for p in known for name in p.diagnostics} - {"features"})
     found.sort(key=lambda name: order.index(name) if name in order else len(order))
-    spoken = [p.language for p in known]
+    languages_of = [p.language for p in known]
     for name in found:
-        values = vectors(known, name)
+        values = stack_diagnostic(known, name)
         if values is None or values.shape[1] > 40:
             continue
-        info = info_of(main, name, values.shape[1])
-        parts, title = plots.Names.of(info.parts, "part"), info.title
+        info = find_diagnostic_info(main, name, values.shape[1])
+        parts, title = plots.PlotNames.of(info.parts, "part"), info.title
         level = 1 / values.shape[1] if values.shape[1] > 1 and np.allclose(values.sum(axis=1), 1, atol=1e-3) else None
-        for what, group, groups in ((word, names, classes), ("language", spoken, main.languages)):
+        for label, group, groups in ((class_label, names, classes), ("language", languages_of, main.languages)):
             groups = [g for g in groups if g in group]
-            shown = plots.Names.of(groups)
-            mean, spread = means(values, group, groups)
+            shown = plots.PlotNames.of(groups)
+            mean, spread = group_statistics(values, group, groups)
             counts = ", ".join(f"{g} {group.count(g)}" for g in groups)
-            caption = f"{title} by {what}, n={len(known)} ({counts}): mean"
+            caption = f"{title} by {label}, n={len(known)} ({counts}): mean"
             if values.shape[1] > MAX_PARTS or mean.size > MAX_BARS:
-                picture = plots.group_heat(shown.shown, parts.shown, mean)
+                picture = plots.draw_group_heatmap(shown.shown, parts.shown, mean)
                 caption += "s."
             else:
-                picture = plots.group_bars(shown.shown, parts.shown, mean, spread, title, level)
+                picture = plots.draw_group_bars(shown.shown, parts.shown, mean, spread, title, level)
                 caption += " and standard deviation over utterances."
                 caption += " Dashed: equal weights." if level is not None else ""
             section.blocks.append(Picture(picture, with_key(with_key(caption, shown), parts)))
         if info.over_turns and values.shape[1] <= len(plots.PALETTE):
-            line = conversation(known, values, parts, title)
+            line = conversation_picture(known, values, parts, title)
             section.blocks += [line] if line is not None else []
     return section
 
 
-def conversation(known: Sequence[Prediction], values: np.ndarray, parts: plots.Names, title: str) -> Picture | None:
-    """The longest conversation's gates, turn by turn; None without one of three turns."""
+def conversation_picture(
+    known: Sequence[Prediction], values: np.ndarray, parts: plots.PlotNames, title: str
+) -> Picture | None:
+    """The gates of the longest conversation by turn; None if it has fewer than three turns."""
     groups: dict[tuple[str, str], list[int]] = {}
     for index, prediction in enumerate(known):
         if prediction.dialogue_id is not None:
@@ -111,32 +113,34 @@ def conversation(known: Sequence[Prediction], values: np.ndarray, parts: plots.N
         return None
     members = sorted(members, key=lambda i: known[i].turn or 0)[:MAX_TURNS]
     ticks = [f"{known[i].turn} {known[i].speaker or ''}: {known[i].truth}" for i in members]
-    image = plots.turns(values[members], parts.shown, plots.Names.of(ticks, "turn").shown, title)
+    image = plots.draw_turns(values[members], parts.shown, plots.PlotNames.of(ticks, "turn").shown, title)
     caption = f"{title} along the longest conversation, {dialogue} ({language}), n={len(members)} turns."
     return Picture(image, with_key(caption, parts))
 
 
-def feature_section(main: Loaded) -> Section:
-    """Fused features in two dimensions, when the evaluation kept them."""
+def feature_section(main: LoadedEvaluation) -> Section:
+    """Fused features in two dimensions, if the evaluation kept them."""
     section = Section("features", "Fused features")
-    known, names, classes, word = grouping(main)
-    values = vectors(known, "features")
+    known, names, classes, class_label = group_by_class(main)
+    values = stack_diagnostic(known, "features")
     if values is None or len(values) < 8:
         return section
     from sklearn.manifold import TSNE
 
     seed = main.evaluation.seed
-    chosen = np.arange(len(values))
+    sampled = np.arange(len(values))
     if len(values) > MAX_POINTS:
-        chosen = np.sort(np.random.default_rng(seed).choice(len(values), MAX_POINTS, replace=False))
-    perplexity = min(30.0, (len(chosen) - 1) / 3)
-    points = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(values[chosen])
-    shown = plots.Names.of(classes)
-    word_of = dict(zip(classes, shown.shown, strict=True))
-    image = plots.embedding(points, [word_of[names[i]] for i in chosen], shown.shown, [known[i].language for i in chosen])
+        sampled = np.sort(np.random.default_rng(seed).choice(len(values), MAX_POINTS, replace=False))
+    perplexity = min(30.0, (len(sampled) - 1) / 3)
+    points = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(values[sampled])
+    shown = plots.PlotNames.of(classes)
+    label_of_class = dict(zip(classes, shown.shown, strict=True))
+    image = plots.draw_embedding(
+        points, [label_of_class[names[i]] for i in sampled], shown.shown, [known[i].language for i in sampled]
+    )
     caption = (
-        f"t-SNE of the fused vectors ({values.shape[1]} dimensions), n={len(chosen)}, seed {seed}, perplexity "
-        f"{perplexity:.0f}: colour by {word}, marker by language. Distances between far groups mean little."
+        f"t-SNE of the fused vectors ({values.shape[1]} dimensions), n={len(sampled)}, seed {seed}, perplexity "
+        f"{perplexity:.0f}: colour by {class_label}, marker by language. Distances between far groups are not meaningful."
     )
     section.blocks.append(Picture(image, with_key(caption, shown)))
     return section

@@ -1,4 +1,4 @@
-"""Answers: confusions, scores against truths, calibration."""
+"""Confusion matrices, scores against truths, and calibration."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from llm_mer.evaluation.conditions import AS_IS
 from llm_mer.evaluation.metrics import class_indices, interval_coverage
 from llm_mer.reporting import plots
 from llm_mer.reporting.blocks import Block, Cell, Picture, Section, Table
-from llm_mer.reporting.facts import Loaded
-from llm_mer.reporting.wording import METRIC_WORDS, format_number, with_key
+from llm_mer.reporting.facts import LoadedEvaluation
+from llm_mer.reporting.wording import METRIC_LABELS, format_number, with_key
 
 
-def confusion_section(main: Loaded) -> Section:
+def confusion_section(main: LoadedEvaluation) -> Section:
     """Confusion matrices of classes, by language."""
     section = Section("confusion", "Confusion")
     for task in main.tasks:
         if task.kind != "classification":
             continue
-        names = plots.Names.of(task.label_names)
+        names = plots.PlotNames.of(task.label_names)
         for language in main.languages:
             known = main.known(AS_IS, task.name, language)
             if not known:
@@ -30,12 +30,12 @@ def confusion_section(main: Loaded) -> Section:
                 f"{task.name}, {language}, n={len(known)}: truth in rows, answer in columns; in each cell the count and the "
                 "share of its row, which is also the colour."
             )
-            section.blocks.append(Picture(plots.confusion(counts, names.shown), with_key(caption, names)))
+            section.blocks.append(Picture(plots.draw_confusion(counts, names.shown), with_key(caption, names)))
     return section
 
 
-def score_plot_section(main: Loaded) -> Section:
-    """Answered over true scores, and how often intervals hold the truth."""
+def score_plot_section(main: LoadedEvaluation) -> Section:
+    """Answered against true scores, and how often intervals contain the truth."""
     from llm_mer.scoring.score_distribution import ScoreDistribution
 
     section = Section("score-plots", "Scores and their intervals")
@@ -44,7 +44,7 @@ def score_plot_section(main: Loaded) -> Section:
         if task.kind != "regression":
             continue
         observed: dict[str, list[float]] = {}
-        counted = []
+        utterance_counts = []
         for language in main.languages:
             known = main.known(AS_IS, task.name, language)
             row = main.evaluation.find(AS_IS, task.name, language)
@@ -55,34 +55,34 @@ def score_plot_section(main: Loaded) -> Section:
             intervals = np.array([p.interval for p in known]) if all(p.interval is not None for p in known) else None
             low, high = task.require_range()
             bounds = (min(low, truth.min(), value.min()), max(high, truth.max(), value.max()))
-            caption = f"{task.name}, {language}, n={row.n}: answer over truth; the dashed line is answer = truth."
+            caption = f"{task.name}, {language}, n={row.n}: answer against truth; the dashed line is answer = truth."
             for name in ("mae", "corr", "ccc"):
-                caption += f" {METRIC_WORDS[name][0]} {format_number(row.metrics[name])}." if name in row.metrics else ""
+                caption += f" {METRIC_LABELS[name][0]} {format_number(row.metrics[name])}." if name in row.metrics else ""
             if intervals is not None and "coverage80" in row.metrics:
                 caption += f" Bars are 80 % intervals; {format_number(row.metrics['coverage80'])} of the truths lie inside."
-            section.blocks.append(Picture(plots.score_scatter(truth, value, intervals, bounds), caption))
+            section.blocks.append(Picture(plots.draw_score_scatter(truth, value, intervals, bounds), caption))
             if all(p.probabilities and len(p.probabilities) == len(p.log_probabilities) for p in known):
                 grid = np.array([float(score) for score in known[0].probabilities])
                 spread = ScoreDistribution(grid, np.exp([p.log_probabilities for p in known]))
                 observed[language] = [interval_coverage(truth, spread.interval(level)) for level in levels]
-                counted.append(f"{language} n={len(known)}")
+                utterance_counts.append(f"{language} n={len(known)}")
         if observed:
             caption = (
-                f"{task.name}, {', '.join(counted)}: share of truths inside the central interval of each mass. Below the "
-                "dashed line the distributions are too narrow, above it too wide."
+                f"{task.name}, {', '.join(utterance_counts)}: share of truths inside the central interval of each mass. "
+                "Below the dashed line the distributions are too narrow, above it too wide."
             )
-            section.blocks.append(Picture(plots.coverage(levels, observed), caption))
+            section.blocks.append(Picture(plots.draw_coverage(levels, observed), caption))
     return section
 
 
-def calibration_section(main: Loaded) -> Section:
+def calibration_section(main: LoadedEvaluation) -> Section:
     """Reliability of class probabilities."""
     section = Section("calibration", "Calibration")
     for task in main.tasks:
         if task.kind != "classification":
             continue
         answers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        said = []
+        counts_and_errors = []
         for language in main.languages:
             known = [p for p in main.known(AS_IS, task.name, language) if len(p.log_probabilities) == task.num_classes]
             row = main.evaluation.find(AS_IS, task.name, language)
@@ -92,19 +92,19 @@ def calibration_section(main: Loaded) -> Section:
             probabilities /= probabilities.sum(axis=1, keepdims=True)
             true = class_indices(task, [p.truth for p in known])
             answers[language] = (probabilities.max(axis=1), probabilities.argmax(axis=1) == true)
-            said.append(f"{language} n={len(known)}, ECE {format_number(row.metrics.get('ece', float('nan')))}")
+            counts_and_errors.append(f"{language} n={len(known)}, ECE {format_number(row.metrics.get('ece', float('nan')))}")
         if answers:
             caption = (
-                f"{task.name}; {'; '.join(said)}: share of right answers over confidence, in 15 bins; marker area is the "
-                "share of answers in the bin, counted below. Below the dashed line the model is too sure."
+                f"{task.name}; {'; '.join(counts_and_errors)}: share of correct answers against confidence, in 15 bins; "
+                "marker area is the share of answers in the bin, counted below. Below the dashed line it is overconfident."
             )
-            section.blocks.append(Picture(plots.reliability(answers), caption))
+            section.blocks.append(Picture(plots.draw_reliability(answers), caption))
     section.blocks += _temperature_tables(main)
     return section
 
 
-def _temperature_tables(main: Loaded) -> list[Block]:
-    """Scores of the probabilities without and with the checkpoint's temperatures, where it has some."""
+def _temperature_tables(main: LoadedEvaluation) -> list[Block]:
+    """Scores of the probabilities without and with the checkpoint's temperatures, if it has any."""
 
     def cell(value: float | None, interval: tuple[float, float] | None) -> Cell:
         if value is None or interval is None:
@@ -133,6 +133,6 @@ def _temperature_tables(main: Loaded) -> list[Block]:
         return []
     caption = (
         "Probabilities without and with the temperatures that the checkpoint keeps, fitted on the validation split; lower "
-        "is better. NLL and CRPS of the true answer, Brier score and ECE of classes; 95 % intervals, dialogues drawn whole."
+        "is better. NLL and CRPS of the true answer, Brier score and ECE of classes; 95 % intervals over whole dialogues."
     )
     return [Table(["task", "language", "metric", "n", "uncalibrated", "calibrated", "change"], lines, caption, heads=3)]

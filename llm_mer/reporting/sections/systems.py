@@ -1,4 +1,4 @@
-"""Several systems beside one another: scores, options of their runs, many seeds."""
+"""Several systems side by side: scores, run options, and spread over seeds."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from llm_mer.evaluation.rows import EVALUATION
 from llm_mer.evaluation.spread import Spread
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.reporting.blocks import Cell, Section, Table
-from llm_mer.reporting.facts import Loaded
-from llm_mer.reporting.wording import columns_of, format_number, language_label, metric_label, option_text, score_cell
+from llm_mer.reporting.facts import LoadedEvaluation
+from llm_mer.reporting.wording import format_number, language_columns, language_label, metric_label, option_text, score_cell
 
 
-def system_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
-    """Several evaluations beside one another."""
+def system_section(systems: Sequence[tuple[str, LoadedEvaluation]]) -> Section:
+    """Several evaluations side by side."""
     section = Section("systems", "Systems side by side")
     tasks = {task.name: task for _, loaded in systems for task in loaded.tasks}
-    spoken = sorted({language for _, loaded in systems for language in loaded.languages})
-    spoken += [EVERYTHING] if len(spoken) > 1 else []
+    languages = sorted({language for _, loaded in systems for language in loaded.languages})
+    languages += [EVERYTHING] if len(languages) > 1 else []
     several = len(precisions_of(systems)) > 1
     for task in tasks.values():
         metric = headline_metric(task)
@@ -35,7 +35,7 @@ def system_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
                 Cell(name, (f"{checkpoint.get('adapter', '?')}: {reads}", *([precision_of(loaded)] if several else []))),
                 Cell("–" if trained is None else f"{trained:,}"),
             ]
-            for language in spoken:
+            for language in languages:
                 row = loaded.evaluation.find(AS_IS, task.name, language)
                 beside: tuple[str, ...] = ()
                 if row is not None:
@@ -46,39 +46,39 @@ def system_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
         caption = (
             f"Task {task.name}, {AS_IS}: {metric_label(metric)} with its 95 % interval, each system on its own evaluation."
         )
-        section.blocks.append(Table(["system", "trainable", *(language_label(s) for s in spoken)], lines, caption))
+        section.blocks.append(Table(["system", "trainable", *(language_label(s) for s in languages)], lines, caption))
     return section
 
 
-def precision_of(loaded: Loaded) -> str:
-    """What the answers of an evaluation were computed with, in words."""
+def precision_of(loaded: LoadedEvaluation) -> str:
+    """The precision in which the answers of an evaluation were computed, as text."""
     checkpoint = loaded.evaluation.checkpoint
     if checkpoint.get("backbone") is None:
         return "no language model"
     return str(checkpoint.get("precision") or "precision not recorded")
 
 
-def precisions_of(systems: Sequence[tuple[str, Loaded]]) -> list[str]:
-    """What the systems were computed with, each once; those that do not say it, or have no language model, are left out."""
+def precisions_of(systems: Sequence[tuple[str, LoadedEvaluation]]) -> list[str]:
+    """The distinct precisions of the systems, without those that record none or have no language model."""
     found = [loaded.evaluation.checkpoint.get("precision") for _, loaded in systems]
     return [str(precision) for precision in dict.fromkeys(found) if precision is not None]
 
 
-def manifest_of(loaded: Loaded) -> RunManifest | None:
-    """The manifest of the training that the evaluation carries with it; None for one made before there were any."""
+def manifest_of(loaded: LoadedEvaluation) -> RunManifest | None:
+    """The training manifest recorded in the evaluation; None in evaluations of earlier versions."""
     entry = loaded.evaluation.checkpoint.get("run")
     return None if entry is None else RunManifest.from_dict(entry, f"{loaded.folder}: the run in {EVALUATION}")
 
 
-def run_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
-    """What each system was trained with: code, versions, machine, data; every option folded away."""
+def run_section(systems: Sequence[tuple[str, LoadedEvaluation]]) -> Section:
+    """How each system was trained: code, versions, machine, data; all options in a folded table."""
     section = Section("runs", "How it was trained")
     manifests = {name: found for name, loaded in systems if (found := manifest_of(loaded)) is not None}
     if not manifests:
         return section
-    facts = {name: run_facts(manifest) for name, manifest in manifests.items()}
+    facts = {name: summarise_run(manifest) for name, manifest in manifests.items()}
     lines = [[Cell(fact), *(Cell(own[fact]) for own in facts.values())] for fact in next(iter(facts.values()))]
-    caption = "From the manifest that the training wrote beside its checkpoint; `llm-mer reproduce` runs it again."
+    caption = "From the manifest that the training wrote beside its checkpoint; `llm-mer reproduce` repeats it."
     section.blocks.append(Table(["", *manifests], lines, caption, heads=1 + len(manifests)))
     options: dict[str, None] = {}
     flat = {}
@@ -93,8 +93,8 @@ def run_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
     return section
 
 
-def run_facts(manifest: RunManifest) -> dict[str, str]:
-    """A manifest in few lines."""
+def summarise_run(manifest: RunManifest) -> dict[str, str]:
+    """Summarise a manifest in a few lines."""
     machine, git = manifest.hardware, manifest.git
     changed = (
         ""
@@ -120,9 +120,9 @@ def run_facts(manifest: RunManifest) -> dict[str, str]:
     }
 
 
-def seed_groups(systems: Sequence[tuple[str, Loaded]]) -> list[dict[int, Loaded]]:
-    """Systems that differ by the seed of their training only, by seed; groups of one are left out."""
-    groups: dict[str, dict[int, Loaded]] = {}
+def seed_groups(systems: Sequence[tuple[str, LoadedEvaluation]]) -> list[dict[int, LoadedEvaluation]]:
+    """Groups of systems that differ only by their training seed; groups of one are left out."""
+    groups: dict[str, dict[int, LoadedEvaluation]] = {}
     for _, loaded in systems:
         manifest = manifest_of(loaded)
         if manifest is None:
@@ -138,16 +138,16 @@ def seed_groups(systems: Sequence[tuple[str, Loaded]]) -> list[dict[int, Loaded]
     return [group for group in groups.values() if len(group) > 1]
 
 
-def seed_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
-    """Mean ± std of every metric over systems that differ by their seed only."""
+def seed_section(systems: Sequence[tuple[str, LoadedEvaluation]]) -> Section:
+    """Mean ± std of every metric over systems that differ only by their seed."""
     section = Section("seeds", "Over seeds")
     for group in seed_groups(systems):
         first = next(iter(group.values()))
         rows = over_seeds([loaded.evaluation for loaded in group.values()])
         for task in first.tasks:
-            spoken = columns_of(first)
+            languages = language_columns(first)
             own = {r.language: r for r in rows if (r.condition, r.task, r.subset) == (AS_IS, task.name, EVERYTHING)}
-            own = {language: own[language] for language in spoken if language in own}
+            own = {language: own[language] for language in languages if language in own}
             names = dict.fromkeys(name for row in own.values() for name in row.metrics if name != "n_scored")
             lines = [[Cell("utterances n"), *(Cell(str(row.n)) for row in own.values())]]
             for name in names:
@@ -162,7 +162,7 @@ def seed_section(systems: Sequence[tuple[str, Loaded]]) -> Section:
             adapter = first.evaluation.checkpoint.get("adapter", "?")
             caption = (
                 f"{adapter}, task {task.name}, split {first.evaluation.split}, {AS_IS}: mean ± sample standard deviation "
-                f"over {len(group)} trainings that differ by their seed only ({', '.join(map(str, group))}), each below."
+                f"over {len(group)} training runs that differ only by their seed ({', '.join(map(str, group))}), each below."
             )
             section.blocks.append(Table(["metric", *(language_label(s) for s in own)], lines, caption))
     return section

@@ -1,4 +1,4 @@
-"""The training: losses, scores, and vectors that the adapter follows."""
+"""Training curves: losses, scores, and vectors tracked by the adapter."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.reporting import plots
 from llm_mer.reporting.blocks import Picture, Section
-from llm_mer.reporting.facts import Loaded
+from llm_mer.reporting.facts import LoadedEvaluation
 from llm_mer.reporting.wording import with_key
 
 
-def training_section(main: Loaded) -> Section:
+def training_section(main: LoadedEvaluation) -> Section:
     """Losses and the validation score over epochs."""
     section = Section("training", "Training")
     log = main.read_log()
 
-    def series(keep: Callable[[str], str | None]) -> dict[str, tuple[list[float], list[float]]]:
+    def series(series_name: Callable[[str], str | None]) -> dict[str, tuple[list[float], list[float]]]:
         found: dict[str, tuple[list[float], list[float]]] = {}
         for entry in log:
             for key, value in entry.items():
-                name = keep(key)
+                name = series_name(key)
                 if name is not None and "epoch" in entry and np.isfinite(value):
                     x, y = found.setdefault(name, ([], []))
                     x.append(float(entry["epoch"]))
@@ -54,13 +54,13 @@ def training_section(main: Loaded) -> Section:
             if info.kind == "epoch_value"
         ),
     ]
-    for keep, label, words in plotted:
-        lines = series(keep)
+    for series_name, label, title in plotted:
+        lines = series(series_name)
         if lines:
-            plain = {plots.Names.of([name]).shown[0]: line for name, line in lines.items()}
+            plain = {plots.PlotNames.of([name]).shown[0]: line for name, line in lines.items()}
             points = max(len(x) for x, _ in lines.values())
-            image = plots.curves(plain, label)
-            section.blocks.append(Picture(image, f"{words} by epoch, n={points} log entries, from log_history.json."))
+            image = plots.draw_curves(plain, label)
+            section.blocks.append(Picture(image, f"{title} by epoch, n={points} log entries, from log_history.json."))
     section.blocks += [trajectory_picture(main, name, steps) for name, steps in main.read_trajectories().items()]
     return section
 
@@ -77,17 +77,17 @@ def principal_plane(points: np.ndarray) -> tuple[np.ndarray, float]:
     return plane.reshape(steps, count, 2), share
 
 
-def trajectory_picture(main: Loaded, name: str, steps: list[tuple[float, np.ndarray]]) -> Picture:
-    """The way of each followed vector over the epochs, all of them on one plane."""
+def trajectory_picture(main: LoadedEvaluation, name: str, steps: list[tuple[float, np.ndarray]]) -> Picture:
+    """The trajectory of each tracked vector over the epochs, on a common plane."""
     points, share = principal_plane(np.stack([vectors for _, vectors in steps]))
     count = points.shape[1]
     followed = (i for i in main.evaluation.diagnostics if (i.kind, i.name, len(i.parts)) == ("trajectory", name, count))
     info = next(followed, None)
-    words = name.replace("_", " ") if info is None else info.title
-    labels = [f"{words.removesuffix('s')} {i + 1}" for i in range(count)] if info is None else info.parts
-    shown = plots.Names.of(labels)
+    title = name.replace("_", " ") if info is None else info.title
+    labels = [f"{title.removesuffix('s')} {i + 1}" for i in range(count)] if info is None else info.parts
+    plot_names = plots.PlotNames.of(labels)
     caption = (
-        f"Way of the {words} through training, epochs {steps[0][0]:g} (hollow) to {steps[-1][0]:g} (full), n={count}, on "
-        f"the two principal axes of all their places, which hold {100 * share:.0f} % of the variance."
+        f"Trajectory of the {title} through training, epochs {steps[0][0]:g} (hollow) to {steps[-1][0]:g} (full), "
+        f"n={count}, on the two principal axes of all their positions, which explain {100 * share:.0f} % of the variance."
     )
-    return Picture(plots.trajectories(points, shown.shown, words), with_key(caption, shown))
+    return Picture(plots.draw_trajectories(points, plot_names.shown, title), with_key(caption, plot_names))
