@@ -24,7 +24,7 @@ class Options:
 
 
 def run(options: Options) -> str:
-    """Write the card; says where."""
+    """Write the card; returns its path."""
     from pathlib import Path
 
     from llm_mer.reporting.model_card import model_card

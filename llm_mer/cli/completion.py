@@ -23,8 +23,8 @@ class Options:
     )
 
 
-def complete_parser() -> argparse.ArgumentParser:
-    """One parser with every subcommand; texts without choices of their own are completed as files."""
+def build_complete_parser() -> argparse.ArgumentParser:
+    """One parser with all subcommands; text options without choices are completed as files."""
     import shtab
 
     from llm_mer.cli.main import COMMANDS
@@ -32,17 +32,17 @@ def complete_parser() -> argparse.ArgumentParser:
     from llm_mer.cli.train_help import add_training_options
 
     root = argparse.ArgumentParser(prog="llm-mer", allow_abbrev=False)
-    root.add_argument("--version", action="store_true", help="tell the version")
+    root.add_argument("--version", action="store_true", help="show the version")
     commands = root.add_subparsers(dest="command")
     groups: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
     for name, command in COMMANDS.items():
         first, _, second = name.partition(" ")
-        place = commands
+        subcommands = commands
         if second:
             if first not in groups:
                 groups[first] = commands.add_parser(first, help=f"{first} …").add_subparsers(dest="second")
-            place = groups[first]
-        parser = place.add_parser(second or first, help=command.help, allow_abbrev=False)
+            subcommands = groups[first]
+        parser = subcommands.add_parser(second or first, help=command.help, allow_abbrev=False)
         if command.takes_arguments:
             add_training_options(parser)
         else:
@@ -54,7 +54,7 @@ def complete_parser() -> argparse.ArgumentParser:
 
 
 def run(options: Options) -> str:
-    """The script."""
+    """The completion script."""
     import shtab
 
-    return str(shtab.complete(complete_parser(), shell=options.shell))
+    return str(shtab.complete(build_complete_parser(), shell=options.shell))

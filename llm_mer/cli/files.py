@@ -1,4 +1,4 @@
-"""``llm-mer files``: where the files that come with the package lie, for programs that want a path."""
+"""``llm-mer files``: paths of the files shipped with the package."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Options:
     """Options of ``llm-mer files``."""
 
     name: str = field(
-        default="", metadata={"help": "one of them, e.g. configs/quickstart.yaml (default: list all)", "positional": True}
+        default="", metadata={"help": "name of a file, e.g. configs/quickstart.yaml (default: list all)", "positional": True}
     )
 
 
 def run(options: Options) -> str:
-    """The path of the named file or folder, or of every file.
+    """The path of the named file or folder, or of all files.
 
     Raises:
-        UserError: nothing of this name comes with the package.
+        UserError: no file of this name is shipped with the package.
     """
     from llm_mer.errors import UserError
     from llm_mer.resources.files import SHIPPED, resource
@@ -34,5 +34,5 @@ def run(options: Options) -> str:
             return str(resource(options.name))
         except FileNotFoundError as error:
             raise UserError(str(error)) from None
-    found = [path for name in SHIPPED for path in [resource(name), *resource(name).rglob("*")]]
-    return "\n".join(str(path) for path in sorted(found) if path.is_file() and "__pycache__" not in path.parts)
+    paths = [path for name in SHIPPED for path in [resource(name), *resource(name).rglob("*")]]
+    return "\n".join(str(path) for path in sorted(paths) if path.is_file() and "__pycache__" not in path.parts)

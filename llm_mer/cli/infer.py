@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.checkpoints.hub import resolve_checkpoint
-from llm_mer.cli.answering import Answering
+from llm_mer.cli.answering import AnsweringRun
 from llm_mer.data.schema import Utterance
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.distributed.progress import track_progress, write_line
@@ -37,18 +37,18 @@ def run(options: Options) -> None:
     infer(options)
 
 
-def readable(prediction: Prediction, diagnostics: Sequence[DiagnosticInfo] = ()) -> str:
+def format_readable(prediction: Prediction, diagnostics: Sequence[DiagnosticInfo] = ()) -> str:
     """``en-test-1  emotion  happy  p .93, then surprised .04 · truth happy``; a score shows its central 80 %.
 
-    ``diagnostics`` that have a label stand in it too, e.g. ``expert weights 0.31 0.40 0.29``.
+    ``diagnostics`` that have a label are included, e.g. ``expert weights 0.31 0.40 0.29``.
     """
     parts = [f"{prediction.id}  {prediction.task}"]
     if isinstance(prediction.value, str):
         ranked = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])
         parts.append(f"{prediction.value}  p {prediction.probabilities[prediction.value]:.2f}")
-        second = next((pair for pair in ranked if pair[0] != prediction.value), None)
-        if second is not None:
-            parts[-1] += f", then {second[0]} {second[1]:.2f}"
+        runner_up = next((pair for pair in ranked if pair[0] != prediction.value), None)
+        if runner_up is not None:
+            parts[-1] += f", then {runner_up[0]} {runner_up[1]:.2f}"
     elif prediction.interval is not None:
         parts.append(f"{prediction.value:+.1f}  80 % within {prediction.interval[0]:+.1f} to {prediction.interval[1]:+.1f}")
     else:
@@ -65,20 +65,20 @@ def readable(prediction: Prediction, diagnostics: Sequence[DiagnosticInfo] = ())
 
 
 def check_options(config: InferConfig, processes: ProcessGroup) -> None:
-    """Raises :class:`UserError` for options that are wrong by themselves, before anything is read or loaded."""
+    """Raises :class:`UserError` for invalid options, before anything is read or loaded."""
     for name in ("batch_size", "read_ahead"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: it must be at least 1")
     if config.output is not None and Path(config.output).is_dir():
         raise UserError(f"--output {config.output}: is a folder; name a file")
     if processes.world_size > 1 and (config.output is None or config.stdin):
-        raise UserError("several processes answer a --manifest into an --output file; run others by one")
+        raise UserError("several processes need a --manifest and an --output file; use one process for other inputs")
     if check_one_input(config) == "clip" and config.dialogue_decoder != "none":
         raise UserError("--dialogue_decoder decodes the dialogues of a --manifest or of --stdin; leave it out for one clip")
 
 
 def load_pipeline(config: InferConfig, checkpoint: Path, processes: ProcessGroup) -> MerPipeline:
-    """The checkpoint with the options of its answers. Raises :class:`UserError` where they do not fit it."""
+    """Load the checkpoint with the given options. Raises :class:`UserError` if they do not match it."""
     from llm_mer.inference.pipeline import MerPipeline
 
     pipeline = MerPipeline.from_pretrained(
@@ -97,30 +97,31 @@ def load_pipeline(config: InferConfig, checkpoint: Path, processes: ProcessGroup
     )
     if config.dialogue_decoder != "none" and not pipeline.description.shift_probability:
         raise UserError(
-            f"{config.checkpoint} was trained without dialogues and their speakers, so it has no p0 for --dialogue_decoder"
+            f"{config.checkpoint} was trained without dialogues and their speakers, so it has no shift probability for "
+            "--dialogue_decoder"
         )
-    asked = [task.name for task in pipeline.named_tasks(config.tasks)]
-    if config.dialogue_decoder != "none" and not set(asked) & set(pipeline.description.shift_probability):
-        raise UserError(f"--dialogue_decoder: none of the tasks asked ({', '.join(asked)}) has classes to decode")
+    task_names = [task.name for task in pipeline.named_tasks(config.tasks)]
+    if config.dialogue_decoder != "none" and not set(task_names) & set(pipeline.description.shift_probability):
+        raise UserError(f"--dialogue_decoder: none of the tasks asked ({', '.join(task_names)}) has classes to decode")
     return pipeline
 
 
 def infer(config: InferConfig) -> int:
     """Answer everything and write JSONL; returns the number of utterances answered.
 
-    Under a launcher of several processes each answers its share of the groups (:class:`PartFiles`), and the file is that of
-    one process. With ``--output``, an interrupted run goes on after the last whole line, if the same checkpoint, options and
-    inputs made what is there. An input that cannot be used becomes a line ``{"id": …, "error": …}`` unless
-    ``--on_bad_input stop``.
+    With several processes each answers its share of the groups (:class:`PartFiles`), and the output is the same as that of
+    one process. With ``--output``, an interrupted run resumes after the last complete line, if checkpoint, options and
+    inputs are the same. An input that cannot be used becomes a line ``{"id": …, "error": …}`` unless ``--on_bad_input
+    stop``.
     """
     processes = ProcessGroup.join()
     check_options(config, processes)
     checkpoint = resolve_checkpoint(config.checkpoint)
     labels = known_labels(checkpoint)
     stream = inputs(config, labels)
-    first = next(stream, None)  # a wrong command line fails before a model is loaded
+    first = next(stream, None)  # invalid inputs fail before a model is loaded
     if first is None:
-        raise UserError("there is nothing to answer: the input is empty")
+        raise UserError("nothing to answer: the input is empty")
     if config.stdin and config.dialogue_decoder == "offline":
         raise UserError("--dialogue_decoder offline needs whole dialogues; with --stdin use online")
     with lock_answers(config.output, processes):
@@ -136,29 +137,29 @@ def answer(
     items: Iterable[Utterance | tuple[str, str]],
     processes: ProcessGroup,
 ) -> int:
-    """Answer ``items`` into the file of answers, which is continued where it is of this making; how many were answered."""
-    asked = [task.name for task in pipeline.named_tasks(config.tasks)]
+    """Answer ``items`` and write them to the output, continuing a previous run; returns the number of answers."""
+    task_names = [task.name for task in pipeline.named_tasks(config.tasks)]
 
     def claim(output: Path, answered: bool) -> None:
-        Provenance.of(config, pipeline.folder, asked, pipeline.predictor.precision).claim(output, answered)
+        Provenance.of(config, pipeline.folder, task_names, pipeline.predictor.precision).claim(output, answered)
 
     def compare(done: dict[str, str | None]) -> None:
-        if done and not config.stdin:  # a line of a stream is compared when it comes
+        if done and not config.stdin:  # lines of a stream are compared as they arrive
             check_answered(str(config.output), done, inputs(config, labels))
 
     diagnostics = pipeline.predictor.adapter.diagnostic_info()
 
     def echo(prediction: Prediction) -> None:
-        write_line(readable(prediction, diagnostics))
+        write_line(format_readable(prediction, diagnostics))
 
     with (
         pipeline.predictor.evaluating(),
-        answer_file(config.output, processes, len(asked), Continuation(claim, compare)) as out,
+        answer_file(config.output, processes, len(task_names), Continuation(claim, compare)) as out,
         track_progress(description="infer", unit="utterance", hidden=config.output is None or not processes.is_first) as bar,
     ):
-        shown = config.echo and config.output is not None
-        answering = Answering(
-            config, pipeline, processes, out, lambda new: bar.update(new * processes.world_size), echo if shown else None
+        echoes = config.echo and config.output is not None
+        answering = AnsweringRun(
+            config, pipeline, processes, out, lambda new: bar.update(new * processes.world_size), echo if echoes else None
         )
         if answering.whole_dialogues and config.manifest is not None:
             check_dialogues_together(inputs(config, labels), answering.decodes)

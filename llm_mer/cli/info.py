@@ -1,4 +1,4 @@
-"""``llm-mer info``: what a checkpoint or a store says of itself."""
+"""``llm-mer info``: describing a checkpoint or a store."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Options:
     path: str = field(default="", metadata={"help": "a checkpoint or a store", "required": True})
     write_checksums: bool = field(
         default=False,
-        metadata={"help": "record size and SHA-256 of a checkpoint's files, where an earlier version wrote no record"},
+        metadata={"help": "record size and SHA-256 of a checkpoint's files, if an earlier version did not"},
     )
 
 
 def run(options: Options) -> str:
-    """``llm_mer.json`` of a checkpoint or ``store.json`` of a store, the long lists left out.
+    """``llm_mer.json`` of a checkpoint or ``store.json`` of a store, without the long lists.
 
     Raises:
-        UserError: neither is there, or files that are recorded already are to be recorded.
+        UserError: neither exists, or ``write_checksums`` for files that are recorded already.
     """
     from llm_mer.checkpoints.description import DESCRIPTION_FILE, CheckpointDescription
     from llm_mer.data.store import STORE_FILE, UtteranceStore
@@ -67,9 +67,9 @@ def _record_files(folder: Path) -> None:
     from llm_mer.checkpoints.integrity import CHECKSUMS_FILE, COMPLETION_MARKER, verify_checkpoint, write_checksums
 
     if not (folder / DESCRIPTION_FILE).is_file():
-        raise UserError(f"--write_checksums: {folder} is no checkpoint, it has no {DESCRIPTION_FILE}")
+        raise UserError(f"--write_checksums: {folder} is not a checkpoint, it has no {DESCRIPTION_FILE}")
     for record in (CHECKSUMS_FILE, COMPLETION_MARKER):
         if (folder / record).is_file():
-            raise UserError(f"--write_checksums: {folder / record} records the files already")
+            raise UserError(f"--write_checksums: {folder / record} already records the files")
     write_checksums(folder)
     verify_checkpoint(folder)

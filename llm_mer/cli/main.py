@@ -1,4 +1,4 @@
-"""``llm-mer``: one subcommand a job. A subcommand's module is imported only when it is asked for."""
+"""``llm-mer`` and its subcommands. A subcommand's module is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Command:
     Attributes:
         module: under :mod:`llm_mer.cli`, a :class:`CommandModule`.
         help: its line in the list of commands.
-        takes_arguments: its ``run`` takes the words of the command line themselves, and parses them.
+        takes_arguments: its ``run`` takes the raw command-line arguments and parses them.
     """
 
     module: str
@@ -33,19 +33,19 @@ class Command:
 
 
 class CommandModule(Protocol):
-    """What a subcommand's module defines. It imports nothing heavy before ``run``, so that ``--help`` answers at once."""
+    """Interface of a subcommand's module. Heavy imports belong into ``run``, so that ``--help`` is fast."""
 
     Options: type
     """The dataclass of its options."""
     EXAMPLES: tuple[str, ...]
-    """Command lines that end its help."""
+    """Example command lines at the end of its help."""
 
     def run(self, options: Any, /) -> object:
-        """Do the work; what is returned is printed unless it is None, and may carry an ``exit_code``."""
+        """Run the command; a result other than None is printed, and may have an ``exit_code``."""
 
 
 COMMANDS: dict[str, Command] = {
-    "quickstart": Command("quickstart", "the main job end to end, from clips to a report, on a corpus made on the spot"),
+    "quickstart": Command("quickstart", "the main job end to end, from clips to a report, on a generated corpus"),
     "make-corpus": Command("make_corpus", "make the synthetic bilingual corpus of mp4 clips"),
     "extract": Command("extract", "features of every clip of a manifest, as a store"),
     "prepare": Command("prepare", "write a public data set's files (NAME PATH) as a store"),
@@ -60,25 +60,25 @@ COMMANDS: dict[str, Command] = {
     "train": Command("train", "fine-tune: from a YAML file and options to a checkpoint", takes_arguments=True),
     "infer": Command("infer", "answer about clips, text, features or a whole manifest, as JSONL"),
     "card": Command("card", "write a checkpoint's model card from its manifest and evaluations"),
-    "push": Command("push", "put a checkpoint on the Hugging Face hub, with its model card; private unless told otherwise"),
+    "push": Command("push", "upload a checkpoint with its model card to the Hugging Face hub; private by default"),
     "merge": Command("merge", "a checkpoint with LoRA merged into plain backbone weights"),
     "prompts list": Command("prompts_list", "list the prompt templates"),
     "prompts preview": Command("prompts_preview", "show what the model reads, pseudo-token positions marked"),
     "prompts compare": Command(
-        "prompts_compare", "one checkpoint asked in every prompt and order of labels, or one trained with each"
+        "prompts_compare", "compare prompts and label orders on one checkpoint, or train one with each"
     ),
     "tasks": Command("tasks", "list the tasks and their labels"),
-    "info": Command("info", "what a checkpoint or a store says of itself"),
-    "evaluate": Command("evaluate", "scores of a checkpoint with baselines and intervals; predictions kept"),
+    "info": Command("info", "describe a checkpoint or a store"),
+    "evaluate": Command("evaluate", "score a checkpoint with baselines and intervals, keeping its predictions"),
     "calibrate": Command("calibrate", "fit a checkpoint's temperatures on the validation split, and store them in it"),
     "report": Command("report", "one self-contained HTML page from evaluations"),
-    "reproduce": Command("reproduce", "run a training again from its manifest (RUN) and say whether it comes to the same"),
+    "reproduce": Command("reproduce", "repeat a training from its manifest (RUN) and report whether the result is the same"),
     "demo": Command("demo", "try a checkpoint in the browser"),
     "compare": Command("compare", "adapters × ablations × seeds on one backbone, one table"),
     "crosslingual": Command(
         "crosslingual", "trained on English, Chinese or both × tested on each, with the gap to training in the language"
     ),
-    "files": Command("files", "where the shipped prompts, configurations and scripts lie"),
+    "files": Command("files", "show the paths of the shipped prompts, configurations and scripts"),
     "completion": Command("completion", "print a completion script for bash or zsh"),
 }
 
@@ -89,7 +89,7 @@ def usage() -> str:
     lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     return (
         "usage: llm-mer COMMAND [options]\n\n" + "\n".join(lines) + "\n\n"
-        "llm-mer COMMAND --help lists the options of one; llm-mer --version tells the version.\n"
+        "llm-mer COMMAND --help lists the options of one; llm-mer --version shows the version.\n"
         "`accelerate launch finetune.py --config FILE` and torchrun start several processes of `llm-mer train`.\n\n"
         "examples:\n"
         "  llm-mer evaluate --checkpoint runs/quickstart/egmf --data runs/quickstart/features\n"
@@ -98,17 +98,17 @@ def usage() -> str:
 
 
 def split_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The subcommand's name, of one word or two, and the words after it."""
+    """The subcommand's name, of one or two words, and the remaining arguments."""
     words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
     return " ".join(arguments[:words]), list(arguments[words:])
 
 
-def unknown_command(name: str) -> str:
-    """What to say of a name that is none of :data:`COMMANDS`."""
-    parts = [command for command in COMMANDS if command.startswith(f"{name} ")]
-    if parts:
-        return f"{name!r} is followed by a second word: {', '.join(parts)}"
-    return f"no command {name!r}{suggestion(name, COMMANDS)}; choose from {', '.join(COMMANDS)}"
+def describe_unknown_command(name: str) -> str:
+    """The message for a name that is not in :data:`COMMANDS`."""
+    subcommands = [command for command in COMMANDS if command.startswith(f"{name} ")]
+    if subcommands:
+        return f"{name!r} needs a second word: {', '.join(subcommands)}"
+    return f"unknown command {name!r}{suggestion(name, COMMANDS)}; choose from {', '.join(COMMANDS)}"
 
 
 def run_command(name: str, arguments: Sequence[str], program: str, interrupted: str | None = None) -> int:
@@ -129,9 +129,9 @@ def run_command(name: str, arguments: Sequence[str], program: str, interrupted: 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; a user's mistake is one line on standard error and exit code 2.
+    """Run one subcommand; a user error is one line on standard error and exit code 2.
 
-    What a command returns is printed; a result with an ``exit_code`` of its own sets it.
+    The result of a command is printed; its ``exit_code``, if any, is returned.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, rest = split_command(arguments)
     if name not in COMMANDS:
-        print_error("llm-mer", unknown_command(name))
+        print_error("llm-mer", describe_unknown_command(name))
         return USER_ERROR
     return run_command(name, rest, f"llm-mer {name}")
 

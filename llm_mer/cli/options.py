@@ -1,4 +1,4 @@
-"""Dataclasses as command lines: the field's name is the option, its metadata the help."""
+"""Command-line parsers from dataclasses: field names are the options, metadata the help."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the known word that is most like this one, or nothing where none is like it."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    """``; did you mean x?`` for the most similar known word, or nothing if none is similar."""
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def _boolean(text: str) -> bool:
@@ -41,7 +41,7 @@ def _boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
-def _plain(hint: Any) -> Any:
+def _unwrap_optional(hint: Any) -> Any:
     """``X | None`` to ``X``."""
     if get_origin(hint) in (Union, types.UnionType):
         inner = [a for a in get_args(hint) if a is not type(None)]
@@ -52,18 +52,18 @@ def _plain(hint: Any) -> Any:
 def add_options(parser: argparse.ArgumentParser, config: type) -> None:
     """One option for each field: ``--field_name`` and ``--field-name``; a list takes several values.
 
-    A text field marked ``positional`` in its metadata may also be given by its place, in the order of the fields.
+    A text field marked ``positional`` in its metadata may also be given as a positional argument, in field order.
     """
     hints = get_type_hints(config)
     for field in dataclasses.fields(config):
-        hint = _plain(hints[field.name])
+        hint = _unwrap_optional(hints[field.name])
         flags = [f"--{field.name}"] + ([f"--{field.name.replace('_', '-')}"] if "_" in field.name else [])
         default = field.default if field.default is not dataclasses.MISSING else None
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         text = str(field.metadata.get("help", "")).replace("%", "%%")
-        shown = "" if default in (None, "", []) else f" (default: {default})"
-        options: dict[str, Any] = {"help": text + shown, "default": default, "dest": field.name}
+        default_note = "" if default in (None, "", []) else f" (default: {default})"
+        options: dict[str, Any] = {"help": text + default_note, "default": default, "dest": field.name}
         if "choices" in field.metadata:
             options["choices"] = field.metadata["choices"]
         if hint is bool:
@@ -74,19 +74,19 @@ def add_options(parser: argparse.ArgumentParser, config: type) -> None:
         else:
             parser.add_argument(*flags, type=hint, **options)
         if field.metadata.get("positional"):
-            # Suppressed, or an absent place would overwrite what the option of the same name says.
+            # Suppressed, or an absent argument would overwrite the option of the same name.
             parser.add_argument(
                 field.name, nargs="?", default=argparse.SUPPRESS, metavar=field.name.upper(), help=f"as --{field.name}"
             )
 
 
-def parser_of(config: type, program: str, description: str = "", examples: Sequence[str] = ()) -> OneLineParser:
-    """The parser of a dataclass; its help ends with the examples."""
-    shown = "\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {line}" for line in examples)])
+def build_parser(config: type, program: str, description: str = "", examples: Sequence[str] = ()) -> OneLineParser:
+    """Build the parser of a dataclass; its help ends with the examples."""
+    default_note = "\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {line}" for line in examples)])
     parser = OneLineParser(
         prog=program,
         description=description,
-        epilog=shown if examples else None,
+        epilog=default_note if examples else None,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -99,18 +99,18 @@ def parse(config: type[T], arguments: Sequence[str], program: str, description: 
 
     Raises:
         UserError: a required option is missing.
-        SystemExit: 2 with one line on standard error for an option or value that is not known; 0 after ``--help``.
+        SystemExit: 2 with one line on standard error for an unknown option or value; 0 after ``--help``.
     """
-    parser = parser_of(config, program, description, examples)
-    # Intermixed, so that options may stand between the places.
-    found, unknown = parser.parse_known_intermixed_args(list(arguments))
+    parser = build_parser(config, program, description, examples)
+    # Intermixed, so that options may appear between positional arguments.
+    namespace, unknown = parser.parse_known_intermixed_args(list(arguments))
     if unknown:
         known = [flag for action in parser._actions for flag in action.option_strings]
         option = next((word.partition("=")[0] for word in unknown if word.startswith("--")), None)
         if option is None:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         parser.error(f"unknown option {option}{suggestion(option, known)}")
-    values = vars(found)
+    values = vars(namespace)
     for field in dataclasses.fields(config):
         if field.metadata.get("required") and values[field.name] in (None, "", []):
             raise UserError(f"--{field.name} is required: {field.metadata.get('help', '')}")

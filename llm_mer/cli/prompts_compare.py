@@ -1,4 +1,4 @@
-"""``llm-mer prompts compare``: one checkpoint asked in every prompt, or one trained with each."""
+"""``llm-mer prompts compare``: comparing prompts on one checkpoint, or training one with each."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ EXAMPLES = (
 
 
 def run(options: Options) -> str:
-    """The tables; also written, with the figure and every prediction, to the output folder.
+    """The tables, which are also written to the output folder with the figure and all predictions.
 
     Raises:
         UserError: neither or both of a checkpoint and a training YAML, and what
             :func:`llm_mer.experiments.prompt_comparison.compare_prompts` and ``llm-mer compare`` refuse.
     """
     if bool(options.checkpoint) == bool(options.config):
-        raise UserError("name either --checkpoint, asked in every prompt, or --config, trained with each")
+        raise UserError("give either --checkpoint, evaluated with every prompt, or --config, trained with each")
     from llm_mer.experiments.prompt_comparison import (
         COMPARISON,
         FIGURE,

@@ -9,11 +9,11 @@ EXAMPLES = ("llm-mer prompts list",)
 
 @dataclass
 class Options:
-    """``llm-mer prompts list`` has none."""
+    """``llm-mer prompts list`` has no options."""
 
 
 def run(_: Options) -> str:
-    """Every shipped template with its language, kind and style of answer."""
+    """List the shipped templates with language, kind and answer style."""
     from llm_mer.prompting.templates import load_prompts, prompt_folder
 
     templates = load_prompts([str(path) for path in sorted(prompt_folder().glob("*.yaml"))])

@@ -29,10 +29,10 @@ class Options:
 
 
 def run(options: Options) -> str:
-    """Templates rendered for a task, pseudo tokens marked.
+    """Render templates for a task, with pseudo tokens marked.
 
     Raises:
-        UserError: an unknown template, none that fits the task, or a backbone whose tokenizer cannot be loaded.
+        UserError: an unknown template, none for the task, or a backbone whose tokenizer cannot be loaded.
     """
     from llm_mer.prompting.preview import preview
     from llm_mer.prompting.rendering import HistoryTurn
@@ -52,7 +52,7 @@ def run(options: Options) -> str:
     task = get_task(options.task)
     templates = [t for t in load_prompts([options.template]) if t.kind == task.kind]
     if not templates:
-        raise UserError(f"{options.template}: no template for the {task.kind} task {task.name!r} there")
+        raise UserError(f"{options.template}: it has no template for the {task.kind} task {task.name!r}")
     turns = [HistoryTurn("AB"[i % 2], f"({i + 1})") for i in range(options.history)]
     texts = {"en": options.text_en, "zh": options.text_zh}
     shown = [preview(t, task, texts[t.language], options.pseudo_tokens, tokenizer, turns) for t in templates]

@@ -14,7 +14,7 @@ class Options:
     folder: str = field(default="", metadata={"help": "folder of the checkpoint", "required": True, "positional": True})
     repository: str = field(
         default="",
-        metadata={"help": "OWNER/NAME on the hub, made where it is not there", "required": True, "positional": True},
+        metadata={"help": "OWNER/NAME on the hub, created if it does not exist", "required": True, "positional": True},
     )
     public: bool = field(default=False, metadata={"help": "readable by everyone; without it the repository is private"})
     evaluations: list[str] = field(
@@ -25,7 +25,7 @@ class Options:
 
 
 def run(options: Options) -> str:
-    """Push; says where."""
+    """Push; returns the commit's URL."""
     from pathlib import Path
 
     from llm_mer.reporting.hub_upload import push_to_hub

@@ -9,11 +9,11 @@ EXAMPLES = ("llm-mer tasks",)
 
 @dataclass
 class Options:
-    """``llm-mer tasks`` has none."""
+    """``llm-mer tasks`` has no options."""
 
 
 def run(_: Options) -> str:
-    """Every built-in task: kind, target column, labels in both languages or range and step, metric convention."""
+    """List the built-in tasks: kind, target column, labels in both languages or range, metric convention."""
     from llm_mer.prompting.tasks import builtin_tasks
 
     lines = []
@@ -22,6 +22,6 @@ def run(_: Options) -> str:
             answers = ", ".join(f"{label.words['en']} {label.words['zh']}" for label in task.labels)
         else:
             low, high = task.require_range()
-            answers = f"a number in [{low:g}, {high:g}] ({len(task.grid())} admissible answers)"
+            answers = f"a number in [{low:g}, {high:g}] ({len(task.grid())} possible answers)"
         lines.append(f"{task.name} ({task.kind}, column {task.target!r}, {task.metrics} metrics)\n    {answers}")
     return "\n".join(lines)

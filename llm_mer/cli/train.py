@@ -1,4 +1,4 @@
-"""``finetune.py`` and ``llm-mer train``: options to a checkpoint, once or once with each of many seeds."""
+"""``finetune.py`` and ``llm-mer train``: training a checkpoint, once or with each of several seeds."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_mer.cli.train_help import EXAMPLES, wanted_help
+from llm_mer.cli.train_help import EXAMPLES, requested_help
 
 __all__ = ["EXAMPLES", "Options", "finetune", "run"]
 
 
 @dataclass
 class Options:
-    """None here: the words of the command line are parsed by :mod:`llm_mer.training.parsing`."""
+    """None here: the command line is parsed by :mod:`llm_mer.training.parsing`."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -23,17 +23,17 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def finetune(argv: Sequence[str] | None = None, program: str = "finetune.py") -> Path:
-    """Parse, check, train, keep the best, save; once, or once with each of ``seeds``.
+    """Parse, check, train, keep the best checkpoint, save; once, or once with each of ``seeds``.
 
     Returns:
-        The folder of the final checkpoint; with ``seeds`` the folder that holds one for each.
+        The folder of the final checkpoint; with ``seeds`` the folder that contains one for each.
 
     Raises:
-        SystemExit: 0 where help was asked for, which is printed.
-        UserError: options, data or a checkpoint that do not fit one another.
+        SystemExit: 0 after printing the requested help.
+        UserError: options, data or a checkpoint that do not match.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if (text := wanted_help(arguments, program)) is not None:
+    if (text := requested_help(arguments, program)) is not None:
         print(text, end="")
         raise SystemExit(0)
     from llm_mer.training.many_seeds import train_seeds

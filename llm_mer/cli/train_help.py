@@ -1,4 +1,4 @@
-"""Help of a training: first the options that people change, by group; all of them on request."""
+"""Help of training: the commonly used options by group, or all of them on request."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ EXAMPLES = (
     "llm-mer train --config configs/mosi.yaml --adapter lsgmer --num_train_epochs 5 --output_dir runs/lsgmer",
     "torchrun --standalone --nproc_per_node 2 finetune.py --config configs/mosi.yaml --seeds 1111 2222 3333",
 )
-ABOUT_CONFIG = "YAML file of options, one of your own or a shipped one; options on the command line override it"
+ABOUT_CONFIG = "YAML file of options, your own or a shipped one; command-line options override it"
 
 
-def wanted_help(arguments: Sequence[str], program: str) -> str | None:
-    """The help that a command line asks for; None where it asks for none."""
+def requested_help(arguments: Sequence[str], program: str) -> str | None:
+    """The help that a command line requests; None if it requests none."""
     words = [word.replace("-", "_").replace("__", "--", 1) if word.startswith("--") else word for word in arguments]
     if HELP_ALL in words:
-        named = [b for a, b in zip(words, arguments[1:], strict=False) if a == "--adapter"]
-        named += [word.partition("=")[2] for word in words if word.startswith("--adapter=")]
-        return whole_help(program, named[-1] if named else ModelArguments.adapter)
+        adapter_names = [b for a, b in zip(words, arguments[1:], strict=False) if a == "--adapter"]
+        adapter_names += [word.partition("=")[2] for word in words if word.startswith("--adapter=")]
+        return full_help(program, adapter_names[-1] if adapter_names else ModelArguments.adapter)
     if any(word in HELP for word in words):
         return short_help(program)
     return None
 
 
 def short_help(program: str) -> str:
-    """The options with a group of their own, nothing heavy imported."""
+    """The options that belong to a group, without heavy imports."""
     declared = _declared()
     groups = {name: [option for option in declared if option.group == name] for name in GROUPS}
-    return _format(program, groups, f"{HELP_ALL} [--adapter NAME] shows every option, those of an adapter among them.")
+    return _format(program, groups, f"{HELP_ALL} [--adapter NAME] shows all options, including those of an adapter.")
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """The options of :func:`short_help` and every other one of data and model, to be completed by a shell."""
+    """Add the options of :func:`short_help` and all others of data and model, for shell completion."""
     parser.add_argument("--config", type=str, help=ABOUT_CONFIG)
-    parser.add_argument(HELP_ALL, action="store_true", help="every option, those of an adapter among them")
+    parser.add_argument(HELP_ALL, action="store_true", help="all options, including those of an adapter")
     for option in _declared():
         nargs = "+" if option.item is not None else None
         choices = list(map(str, option.choices)) if option.choices else None
@@ -51,11 +51,11 @@ def _declared() -> list[Option]:
     return [option for group in (TrainingOptions, DataArguments, ModelArguments) for option in options_of(group)]
 
 
-def whole_help(program: str, adapter: str) -> str:
-    """Every option of a run with this adapter. Imports transformers and TRL, which declare most of them.
+def full_help(program: str, adapter: str) -> str:
+    """All options of a run with this adapter. Imports transformers and TRL, which declare most of them.
 
     Raises:
-        UserError: an adapter that is not known.
+        UserError: an unknown adapter.
     """
     from llm_mer.adapters import use_adapter
     from llm_mer.training.run_config import option_groups_of_run
@@ -68,7 +68,7 @@ def _format(program: str, groups: dict[str, list[Option]], more: str) -> str:
     parser = argparse.ArgumentParser(
         prog=program,
         usage=f"{program} --config FILE.yaml [--option value …]",
-        description="Fine-tune: from options and data to a checkpoint.",
+        description="Fine-tune a checkpoint.",
         epilog="\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,

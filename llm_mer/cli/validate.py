@@ -1,4 +1,4 @@
-"""``llm-mer validate``: faults of a store or of a public data set's files."""
+"""``llm-mer validate``: checking a store or the files of a public data set."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_files_that_are_recorded_are_not_recorded_again(copied: Path, capsys: py
     flip(copied / WEIGHTS)
     before = (copied / CHECKSUMS_FILE).read_bytes()
     assert main(["info", "--path", str(copied), "--write_checksums"]) == 2
-    assert f"{copied / CHECKSUMS_FILE} records the files already" in capsys.readouterr().err
+    assert f"{copied / CHECKSUMS_FILE} already records the files" in capsys.readouterr().err
     assert (copied / CHECKSUMS_FILE).read_bytes() == before
 
 

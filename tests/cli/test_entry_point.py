@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_mer.cli.entry_point import NO_FOREIGN_CODE, NO_REPORTS, run_program
-from llm_mer.cli.foreign_messages import WITHOUT_A_TERMINAL
+from llm_mer.cli.entry_point import REMOTE_CODE_OPT_OUT, TELEMETRY_OPT_OUT, run_program
+from llm_mer.cli.library_messages import PROGRESS_BAR_OPT_OUT
 from llm_mer.errors import UserError
 
 
@@ -139,4 +139,9 @@ def test_usage_reports_of_libraries_are_off_in_a_program_unless_the_user_set_the
     monkeypatch.setattr(os, "environ", environment)
     monkeypatch.setattr("sys.stderr.isatty", lambda: False)
     assert run_program("p", lambda: 0) == 0
-    assert environment == {**NO_REPORTS, **NO_FOREIGN_CODE, **WITHOUT_A_TERMINAL, "HF_HUB_DISABLE_TELEMETRY": "0"}
+    assert environment == {
+        **TELEMETRY_OPT_OUT,
+        **REMOTE_CODE_OPT_OUT,
+        **PROGRESS_BAR_OPT_OUT,
+        "HF_HUB_DISABLE_TELEMETRY": "0",
+    }

@@ -128,8 +128,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["evalute"], "no command 'evalute'; did you mean evaluate?"),
-        (["prompts"], "'prompts' is followed by a second word: prompts list, prompts preview, prompts compare"),
+        (["evalute"], "unknown command 'evalute'; did you mean evaluate?"),
+        (["prompts"], "'prompts' needs a second word: prompts list, prompts preview, prompts compare"),
     ],
 )
 def test_an_unknown_command_names_the_one_that_is_most_like_it(

@@ -8,7 +8,7 @@ from conftest import run_environment
 
 from llm_mer.cli.main import main
 from llm_mer.cli.train import finetune
-from llm_mer.cli.train_help import short_help, whole_help
+from llm_mer.cli.train_help import full_help, short_help
 from llm_mer.errors import UserError
 from llm_mer.training.options import GROUPS
 from llm_mer.training.run_config import options_of_run
@@ -32,7 +32,7 @@ def test_the_short_help_shows_the_options_people_change_by_group_config_first() 
 
 @pytest.mark.parametrize(("adapter", "own"), [("egmf", "--gating"), ("lsgmer", "--label_init")])
 def test_the_whole_help_shows_every_option_of_a_run_with_the_adapter(adapter: str, own: str) -> None:
-    shown = options_shown(whole_help("finetune.py", adapter))
+    shown = options_shown(full_help("finetune.py", adapter))
     assert set(shown) == {"--config", *(f"--{option.name}" for option in options_of_run(adapter))}
     assert own in shown
 

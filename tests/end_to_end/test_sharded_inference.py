@@ -141,7 +141,7 @@ def test_a_merge_that_was_cut_off_before_the_parts_were_removed_repeats_nothing(
 def test_several_processes_without_a_manifest_and_a_file_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ProcessGroup, "join", classmethod(lambda cls: cls(0, 2)))
     for given in ({"text": "x"}, {"stdin": True, "output": "out.jsonl"}):
-        with pytest.raises(UserError, match="several processes answer a --manifest into an --output file"):
+        with pytest.raises(UserError, match="several processes need a --manifest and an --output file"):
             infer(InferConfig(checkpoint="nowhere", **given))
 
 

@@ -184,7 +184,7 @@ def test_a_table_and_a_figure_need_no_sensitivity() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "name either --checkpoint, asked in every prompt, or --config"),
+        ({}, "give either --checkpoint, evaluated with every prompt, or --config"),
         ({"checkpoint": "a", "config": "b"}, "name either --checkpoint"),
         ({"checkpoint": "TRAINED"}, "--data: name the store"),
         ({"checkpoint": "TRAINED", "data": "STORE", "tasks": ["meld"]}, "not trained on task 'meld'"),

@@ -31,4 +31,4 @@ def test_labels_of_the_training_data_are_read_and_said_to_be_passed_over(
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["id"], row["truth"]) for row in rows] == [("a", "joy"), ("b", "joy")]
     said = [record.message for record in caplog.records if "passed over" in record.message]
-    assert said == ["labels arousal are of no task that is asked here; they are passed over"]
+    assert said == ["labels arousal belong to none of the requested tasks and are ignored"]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from llm_mer.checkpoints.loading import load_checkpoint
-from llm_mer.cli.foreign_messages import LOG_MESSAGES, WITHOUT_A_TERMINAL, hide_foreign_messages
+from llm_mer.cli.library_messages import HIDDEN_LOG_MESSAGES, PROGRESS_BAR_OPT_OUT, hide_library_messages
 
 
-@pytest.mark.parametrize("message", LOG_MESSAGES, ids=lambda message: message.seen_in)
+@pytest.mark.parametrize("message", HIDDEN_LOG_MESSAGES, ids=lambda message: message.seen_in)
 def test_a_listed_message_is_hidden_and_any_other_of_its_logger_is_shown(message) -> None:
     logger, shown = logging.getLogger(message.logger), []
     before, handlers, propagates = list(logger.filters), list(logger.handlers), logger.propagate
@@ -18,10 +18,10 @@ def test_a_listed_message_is_hidden_and_any_other_of_its_logger_is_shown(message
     listener.emit = lambda record: shown.append(record.getMessage())
     logger.handlers, logger.propagate = [listener], False  # alone, whatever the library or another test has put there
     try:
-        hide_foreign_messages()
-        hide_foreign_messages()
+        hide_library_messages()
+        hide_library_messages()
         assert len(logger.filters) - len(before) <= 1
-        logger.warning(message.begins)
+        logger.warning(message.prefix)
         logger.warning("out of memory")
         assert shown == ["out of memory"]
     finally:
@@ -31,15 +31,15 @@ def test_a_listed_message_is_hidden_and_any_other_of_its_logger_is_shown(message
 def test_bars_go_without_a_terminal_unless_the_user_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    for name in WITHOUT_A_TERMINAL:
+    for name in PROGRESS_BAR_OPT_OUT:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")
-    hide_foreign_messages()
+    hide_library_messages()
     assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "0"
     assert os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] == "1"
     monkeypatch.delenv("HF_DATASETS_DISABLE_PROGRESS_BARS")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    hide_foreign_messages()
+    hide_library_messages()
     assert "HF_DATASETS_DISABLE_PROGRESS_BARS" not in os.environ
 
 
