@@ -89,6 +89,22 @@ def load_backbone(
         options["attn_implementation"] = attn_implementation
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization, DTYPES[dtype])
+    loaded = _from_pretrained(source, local, options)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    _check_logits(model, source)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if quantization == "nf4":
+        check_nf4_blocks(model)
+        disable_packed_nf4(model)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return loaded
+
+
+def _from_pretrained(source: str, local: bool, options: dict[str, Any]) -> LoadedBackbone:
+    """Load model and tokenizer. Raises :class:`UserError` for whatever transformers refuses, and for missing weights."""
     try:
         check_hub_kernels(PreTrainedConfig.get_config_dict(source, local_files_only=local)[0], f"backbone {source!r}")
         # from_pretrained is typed as returning the model alone; with output_loading_info it returns a pair.
@@ -114,19 +130,15 @@ def load_backbone(
     if missing:
         raise UserError(f"backbone {source!r}: its files lack {len(missing)} weights, e.g. {missing[0]!r}")
     require_finite(model.named_parameters(), f"backbone {source!r}")
+    return LoadedBackbone(model, tokenizer)
+
+
+def _check_logits(model: PreTrainedModel, source: str) -> None:
+    """Raises :class:`UserError` for a model that rescales its logits."""
     text_config = model.config.get_text_config()
     for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"):
         if getattr(text_config, name, None) not in (None, 1, 1.0):
             raise UserError(f"backbone {source!r} rescales its logits ({name}); answer scoring does not know this form")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    if quantization == "nf4":
-        check_nf4_blocks(model)
-        disable_packed_nf4(model)
-    model.eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    return LoadedBackbone(model, tokenizer)
 
 
 def check_attention(implementation: str | None) -> None:

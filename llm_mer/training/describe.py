@@ -1,4 +1,4 @@
-"""What the checkpoint will say of itself."""
+"""Describing a run: the metadata saved in its checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from llm_mer.adapters import reference_of
 from llm_mer.checkpoints.backbone_reference import save_backbone_reference
-from llm_mer.checkpoints.description import CheckpointDescription, stack_versions
+from llm_mer.checkpoints.description import BackboneReference, CheckpointDescription, stack_versions
 from llm_mer.checkpoints.run_differences import RunSetup, questions_digest
 from llm_mer.data.corruption import MissingSteps, ModelInputSpec
 from llm_mer.data.dataset import MerDataset
@@ -26,46 +26,13 @@ from llm_mer.training.run_data import RunData
 def describe_run(
     config: RunConfig, run: RunData, built: BuiltModel, loss_weights: dict[str, float]
 ) -> CheckpointDescription:
-    """What the checkpoint will say of itself. Copies a local backbone beside the checkpoints (main process only)."""
-    from llm_mer.scoring.dialogue_decoder import estimate_shift
-
+    """The description saved in the checkpoint. Copies a local backbone beside the checkpoints (main process only)."""
     data, model, training = config.data, config.model, config.training
-    output = Path(str(training.output_dir))
-    reference = None
-    identity = None
-    if built.backbone_source is not None:
-        dtype = next(built.model.get_input_embeddings().parameters()).dtype
-        save = model.save_backbone if training.process_index == 0 else "never"
-        reference = save_backbone_reference(
-            built.backbone_source, output, save, model.quantization, str(dtype).removeprefix("torch.")
-        )
-        identity = {"name": reference.name, "fingerprint": reference.fingerprint}
-    model_config = conditional_generation_of(built.model).config
-    backbone_config = model_config.text_config
-    text_config = backbone_config.to_dict() if isinstance(backbone_config, PreTrainedConfig) else None
-    if text_config is not None:
-        text_config.pop("_name_or_path", None)  # a folder of this machine says nothing elsewhere
-    baselines: dict[str, dict[str, Any]] = {}
-    shifts: dict[str, float] = {}
-    for task in run.tasks:
-        truths = run.train.truths(task)
-        if task.kind == "classification":
-            baselines[task.name] = {"counts": {name: truths.count(name) for name in task.label_names}}
-            states, speakers, dialogues = run.train.labels_by_turn(task)
-            if states:
-                shifts[task.name] = float(estimate_shift(states, speakers, dialogues))
-        else:
-            scores = np.array([float(t) for t in truths])
-            baselines[task.name] = {"mean": float(scores.mean()), "median": float(np.median(scores)), "n": len(scores)}
+    reference = _save_backbone_reference(config, built)
+    identity = None if reference is None else {"name": reference.name, "fingerprint": reference.fingerprint}
+    baselines, shift_probability = _baselines(run)
     return CheckpointDescription(
-        model={
-            "text_config": text_config,
-            "adapter": model_config.adapter,
-            "adapter_config": model_config.adapter_config,
-            "text_source": model_config.text_source,
-            "lora_sharing": model_config.lora_sharing,
-            **({"read_out": model_config.read_out} if model_config.read_out else {}),
-        },
+        model=_model_entry(built),
         processor=built.processor.to_dict(),
         backbone=reference,
         data={
@@ -78,7 +45,7 @@ def describe_run(
             "labels": run.train.label_names(),
         },
         baselines=baselines,
-        shift_probability=shifts,
+        shift_probability=shift_probability,
         context={"window": data.context_window, "bidirectional": data.bidirectional_context},
         training={
             "seed": training.seed,
@@ -92,6 +59,58 @@ def describe_run(
         adapter=reference_of(model.adapter),
         run=run_setup(config, run, built.processor.prompts, identity),
     )
+
+
+def _save_backbone_reference(config: RunConfig, built: BuiltModel) -> BackboneReference | None:
+    """Reference to the backbone, copied where ``save_backbone`` says so; None for an adapter alone."""
+    if built.backbone_source is None:
+        return None
+    model, training = config.model, config.training
+    dtype = next(built.model.get_input_embeddings().parameters()).dtype
+    save = model.save_backbone if training.process_index == 0 else "never"
+    return save_backbone_reference(
+        built.backbone_source,
+        Path(str(training.output_dir)),
+        save,
+        model.quantization,
+        str(dtype).removeprefix("torch."),
+    )
+
+
+def _model_entry(built: BuiltModel) -> dict[str, Any]:
+    """The options from which the model is rebuilt."""
+    model_config = conditional_generation_of(built.model).config
+    backbone_config = model_config.text_config
+    text_config = backbone_config.to_dict() if isinstance(backbone_config, PreTrainedConfig) else None
+    if text_config is not None:
+        text_config.pop("_name_or_path", None)  # a local folder is meaningless elsewhere
+    return {
+        "text_config": text_config,
+        "adapter": model_config.adapter,
+        "adapter_config": model_config.adapter_config,
+        "text_source": model_config.text_source,
+        "lora_sharing": model_config.lora_sharing,
+        **({"read_out": model_config.read_out} if model_config.read_out else {}),
+    }
+
+
+def _baselines(run: RunData) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+    """Constant-answer statistics of every task's training truths, and shift probabilities of class tasks with dialogues."""
+    from llm_mer.scoring.dialogue_decoder import estimate_shift
+
+    baselines: dict[str, dict[str, Any]] = {}
+    shift_probability: dict[str, float] = {}
+    for task in run.tasks:
+        truths = run.train.truths(task)
+        if task.kind == "classification":
+            baselines[task.name] = {"counts": {name: truths.count(name) for name in task.label_names}}
+            states, speakers, dialogues = run.train.labels_by_turn(task)
+            if states:
+                shift_probability[task.name] = float(estimate_shift(states, speakers, dialogues))
+        else:
+            scores = np.array([float(t) for t in truths])
+            baselines[task.name] = {"mean": float(scores.mean()), "median": float(np.median(scores)), "n": len(scores)}
+    return baselines, shift_probability
 
 
 def run_setup(

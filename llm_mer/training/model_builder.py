@@ -126,57 +126,125 @@ def check_adapter(run_config: RunConfig, run: RunData) -> None:
         raise UserError(f"adapter {model.adapter!r}: {error}") from error
 
 
+@dataclass
+class _Backbone:
+    """A loaded backbone with its tokenizer and source; all None for an adapter alone."""
+
+    model: PreTrainedModel | None = None
+    tokenizer: Any = None
+    source: str | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        """``H``; 0 without a backbone."""
+        return 0 if self.model is None else int(self.model.config.get_text_config().hidden_size)
+
+
 def build_model(config: RunConfig, run: RunData) -> BuiltModel:
-    """Backbone, adapter and processor; LoRA and the adapter are trainable, the backbone is not."""
+    """Build backbone, adapter and processor; LoRA and the adapter are trainable, the backbone is not."""
     check_adapter(config, run)
-    data, model = config.data, config.model
+    model = config.model
     torch.manual_seed(config.training.seed)
-    alone = model.backbone == "none"
-    initial = CheckpointDescription.load(Path(model.init_checkpoint)) if model.init_checkpoint else None
-    if initial is not None and initial.merged is not None:
+    initial = _load_initial(config, run)
+    if model.backbone == "none":
+        model = dataclasses.replace(model, text_source="features")
+        backbone = _Backbone()
+    else:
+        backbone = _load_backbone(config, initial)
+    adapter_config = _build_adapter_config(config, run, model, backbone)
+    processor = _build_processor(config, run, model, adapter_config, backbone)
+    if adapter_class(model.adapter).uses_context:
+        sizes = _attach_contexts(run, backbone.model, processor)
+        adapter_config = dataclasses.replace(adapter_config, context_sizes=sizes)
+    try:
+        model_config = MerConfig(
+            text_config=backbone.model.config if backbone.model is not None else None,
+            adapter=model.adapter,
+            adapter_config=dataclasses.asdict(adapter_config),
+            text_source=model.text_source,
+            lora_sharing=model.lora_sharing if backbone.model is not None else SHARED,
+            read_out=read_out_sizes(run.tasks) if model.read_out else None,
+        )
+        if backbone.model is None:
+            built: Any = MerHeadModel(model_config)
+            if model.init_checkpoint:
+                load_head_weights(built, Path(model.init_checkpoint))
+            return BuiltModel(built, processor, None)
+        base = MerForConditionalGeneration.from_backbone(backbone.model, model_config)
+    except ValueError as error:
+        raise UserError(f"adapter {model.adapter!r}: {error}") from error
+    wrapped = _prepare_training_parts(base, processor, model)
+    if adapter_config.num_pseudo_tokens == 0 and not adapter_config.auxiliary_head:
+        fusion_adapter_of(wrapped).requires_grad_(False)  # its outputs are not used
+    return BuiltModel(wrapped, processor, backbone.source)
+
+
+def _load_initial(config: RunConfig, run: RunData) -> CheckpointDescription | None:
+    """The checked description of ``init_checkpoint``; None without one."""
+    model = config.model
+    if not model.init_checkpoint:
+        return None
+    folder = Path(model.init_checkpoint)
+    initial = CheckpointDescription.load(folder)
+    if initial.merged is not None:
         raise UserError(
             f"init_checkpoint: {model.init_checkpoint} is merged and has no LoRA to go on with; name the checkpoint it was "
             "merged from"
         )
-    if initial is not None:
-        verify_checkpoint(Path(model.init_checkpoint or ""))
-        check_initial(initial, run, model.init_checkpoint or "", data.data)
-        sizes_here = read_out_sizes(run.tasks) if model.read_out else None
-        if (sizes_there := initial.model.get("read_out")) != sizes_here:
-            raise UserError(
-                f"init_checkpoint: {model.init_checkpoint} has the read-out {sizes_there or 'none'} (outputs of each task), "
-                f"and this run {sizes_here or 'none'}; say read_out and tasks as there"
-            )
-    derived = derived_options(run, alone)
-    if alone:
-        model = dataclasses.replace(model, text_source="features")
-        backbone = tokenizer = source = None
-        hidden = 0
-    else:
-        from llm_mer.backbones.loading import embedding_norm, load_backbone
-
-        source = resolve_backbone(model.backbone)
-        if initial is not None:
-            check_backbone(initial.backbone, source, model.init_checkpoint or "")
-        dtype = model.dtype
-        if dtype == "auto":
-            dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-        loaded = load_backbone(
-            source, dtype=dtype, quantization=model.quantization, attn_implementation=model.attn_implementation
+    verify_checkpoint(folder)
+    check_initial(initial, run, model.init_checkpoint, config.data.data)
+    sizes_here = read_out_sizes(run.tasks) if model.read_out else None
+    if (sizes_there := initial.model.get("read_out")) != sizes_here:
+        raise UserError(
+            f"init_checkpoint: {model.init_checkpoint} has the read-out {sizes_there or 'none'} (outputs of each task), "
+            f"and this run {sizes_here or 'none'}; say read_out and tasks as there"
         )
-        backbone, tokenizer = loaded.model, loaded.tokenizer
-        check_mask(backbone.config.get_text_config(), data.max_prompt_tokens)
-        hidden = int(backbone.config.get_text_config().hidden_size)
-        derived |= {"backbone_size": hidden, "backbone_embedding_norm": embedding_norm(backbone)}
-    sizes = model_feature_sizes(run, model, hidden)
-    # What the adapter is told not to read need not be there at inference either.
+    return initial
+
+
+def _load_backbone(config: RunConfig, initial: CheckpointDescription | None) -> _Backbone:
+    """Load the run's backbone and check that it suits the initial checkpoint and the prompts."""
+    from llm_mer.backbones.loading import load_backbone
+
+    model = config.model
+    source = resolve_backbone(model.backbone)
+    if initial is not None:
+        check_backbone(initial.backbone, source, model.init_checkpoint or "")
+    dtype = model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    loaded = load_backbone(
+        source, dtype=dtype, quantization=model.quantization, attn_implementation=model.attn_implementation
+    )
+    check_mask(loaded.model.config.get_text_config(), config.data.max_prompt_tokens)
+    return _Backbone(loaded.model, loaded.tokenizer, source)
+
+
+def _build_adapter_config(config: RunConfig, run: RunData, model: ModelArguments, backbone: _Backbone) -> AdapterConfig:
+    """The adapter's configuration, completed from tasks, data and backbone."""
+    derived = derived_options(run, backbone.model is None)
+    if backbone.model is not None:
+        from llm_mer.backbones.loading import embedding_norm
+
+        derived |= {
+            "backbone_size": backbone.hidden_size,
+            "backbone_embedding_norm": embedding_norm(backbone.model),
+        }
+    sizes = model_feature_sizes(run, model, backbone.hidden_size)
+    # Modalities that the adapter is configured not to read may be absent at inference too.
     sizes = {m: size for m, size in sizes.items() if getattr(config.adapter, f"use_{m}")} or sizes
-    adapter_config = dataclasses.replace(config.adapter, **derived, feature_sizes=sizes)
+    return dataclasses.replace(config.adapter, **derived, feature_sizes=sizes)
+
+
+def _build_processor(
+    config: RunConfig, run: RunData, model: ModelArguments, adapter_config: AdapterConfig, backbone: _Backbone
+) -> MerProcessor:
+    data = config.data
     processor = MerProcessor(
-        tokenizer=tokenizer,
+        tokenizer=backbone.tokenizer,
         tasks=run.tasks,
-        prompts=[] if alone else load_prompts(data.prompts),
-        feature_sizes=sizes,
+        prompts=[] if backbone.model is None else load_prompts(data.prompts),
+        feature_sizes=adapter_config.feature_sizes,
         statistics=run.statistics,
         num_pseudo_tokens=adapter_config.num_pseudo_tokens,
         text_source=model.text_source,
@@ -188,39 +256,26 @@ def build_model(config: RunConfig, run: RunData) -> BuiltModel:
         answer_start=_answer_start(config),
     )
     processor.check_answer_starts()
-    if adapter_class(model.adapter).uses_context:
-        wrapped = _EmbeddingsOf(backbone) if backbone is not None else None
-        vectors = attach_context(run.train, wrapped, processor).sizes
-        adapter_config = dataclasses.replace(adapter_config, context_sizes=vectors)
-        if run.evaluation is not None:
-            attach_context(run.evaluation, wrapped, processor, vectors)
-    try:
-        model_config = MerConfig(
-            text_config=backbone.config if backbone is not None else None,
-            adapter=model.adapter,
-            adapter_config=dataclasses.asdict(adapter_config),
-            text_source=model.text_source,
-            lora_sharing=model.lora_sharing if backbone is not None else SHARED,
-            read_out=read_out_sizes(run.tasks) if model.read_out else None,
-        )
-        if backbone is None:
-            built: Any = MerHeadModel(model_config)
-            if model.init_checkpoint:
-                load_head_weights(built, Path(model.init_checkpoint))
-            return BuiltModel(built, processor, None)
-        base = MerForConditionalGeneration.from_backbone(backbone, model_config)
-    except ValueError as error:
-        raise UserError(f"adapter {model.adapter!r}: {error}") from error
+    return processor
+
+
+def _attach_contexts(run: RunData, backbone: PreTrainedModel | None, processor: MerProcessor) -> dict[str, int]:
+    """Compute the context vectors of training and evaluation data; returns their sizes by modality."""
+    embeddings = _EmbeddingsOf(backbone) if backbone is not None else None
+    sizes = attach_context(run.train, embeddings, processor).sizes
+    if run.evaluation is not None:
+        attach_context(run.evaluation, embeddings, processor, sizes)
+    return sizes
+
+
+def _prepare_training_parts(base: MerForConditionalGeneration, processor: MerProcessor, model: ModelArguments) -> Any:
+    """Initialise the adapter from the backbone, and add LoRA or load both from ``init_checkpoint``."""
     if processor.class_task is not None:
         adapter = fusion_adapter_of(base)
         adapter.initialise_from_backbone(label_vectors(base, processor, processor.class_task))
     if model.init_checkpoint:
-        wrapped = _trainable(load_adapter_weights(base, Path(model.init_checkpoint)), model)
-    else:
-        wrapped = add_lora(base, model)
-    if adapter_config.num_pseudo_tokens == 0 and not adapter_config.auxiliary_head:
-        fusion_adapter_of(wrapped).requires_grad_(False)  # nobody reads it
-    return BuiltModel(wrapped, processor, source)
+        return _trainable(load_adapter_weights(base, Path(model.init_checkpoint)), model)
+    return add_lora(base, model)
 
 
 def check_initial(initial: CheckpointDescription, run: RunData, checkpoint: str, data: str) -> None:

@@ -155,28 +155,63 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
         What differed before, then every metric then, now and their difference; exit code 0 when the runs agree, else 1.
 
     Raises:
-        UserError: no finished run, data that are missing or have changed, a backbone that has, or an output that is taken.
+        UserError: no finished run, data that are missing or have changed, a changed backbone, or an output that exists.
     """
     import torch
 
-    from llm_mer.data.reading import read_utterances
-    from llm_mer.training.arguments import MerTrainingArguments
-    from llm_mer.training.options import DataArguments, ModelArguments
     from llm_mer.training.output_folder import claim_output
     from llm_mer.training.run import prepare_run, train_run
-    from llm_mer.training.run_config import RunConfig, config_class_of
+    from llm_mer.training.run_config import RunConfig
 
     folder = Path(config.run)
     then = RunManifest.load(folder)
     if config.adapter is not None:
         use_adapter(config.adapter)
+    _check_reproducible(then, folder)
+    output = _new_output(config, folder)
+    source = _check_data(config, then)
+    backbone = place_of_backbone(then, folder, config.backbone)
+    given, notes = _recorded_options(then)
+    torch.set_num_threads(then.hardware.threads)  # the order of summation depends on it
+    moved = {"data": source, "backbone": backbone, "output_dir": str(output)}
+    repeated = RunConfig.build(
+        {**given, **moved, "resume_from_checkpoint": None, "overwrite_output_dir": False, "seeds": None}
+    )
+    with claim_output(repeated) as place:
+        run = prepare_run(repeated, then.command)
+        notes += _setup_differences(then, run.manifest, backbone)
+        if weights_file(folder) is not None and weights_digest(folder) != then.weights_sha256:
+            notes.append(f"the weights in {folder} are not those that its manifest tells of; the manifest's are compared")
+        first = run.trainer.is_world_process_zero()
+        if first:
+            print(
+                "\n".join(["differs from then:", *(f"  {note}" for note in notes)] if notes else ["all is as it was then"])
+            )
+        now = train_run(run, place)
+    if not first:
+        return None
+    return Reproduction(compare_runs(then, now, folder, output, config.tolerance), output)
+
+
+def _check_reproducible(then: RunManifest, folder: Path) -> None:
+    """Raises :class:`UserError` for a run that left nothing to compare with."""
     if not then.complete:
         raise UserError(f"{folder}: the run was not finished; there is nothing to agree with")
     if not then.metrics and then.weights_sha256 is None:
         raise UserError(f"{folder}: the run left neither weights nor metrics; there is nothing to agree with")
+
+
+def _new_output(config: ReproduceConfig, folder: Path) -> Path:
     output = Path(config.output or f"{str(folder).rstrip('/')}-reproduced")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output}: it is there already; name another folder or delete it")
+    return output
+
+
+def _check_data(config: ReproduceConfig, then: RunManifest) -> str:
+    """The data of the run, at their old or new location. Raises :class:`UserError` if they are missing or have changed."""
+    from llm_mer.data.reading import read_utterances
+
     source = config.data or str(then.options["data"]["data"])
     try:
         _, _, fingerprint = read_utterances(source)
@@ -189,7 +224,15 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
             f"data: {source} has fingerprint {fingerprint[:12]}, the run was trained on "
             f"{str(then.data.get('fingerprint'))[:12]}: the data have changed"
         )
-    backbone = place_of_backbone(then, folder, config.backbone)
+    return source
+
+
+def _recorded_options(then: RunManifest) -> tuple[dict[str, Any], list[str]]:
+    """The options of a manifest that this version knows, and notes on the others."""
+    from llm_mer.training.arguments import MerTrainingArguments
+    from llm_mer.training.options import DataArguments, ModelArguments
+    from llm_mer.training.run_config import config_class_of
+
     given: dict[str, Any] = {}
     notes: list[str] = []
     adapter = config_class_of(str(then.options["model"]["adapter"]))
@@ -198,29 +241,16 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
         values, found = known_options(kind, then.options[group])
         given |= values
         notes += found
-    torch.set_num_threads(then.hardware.threads)  # the order of sums follows it
-    moved = {"data": source, "backbone": backbone, "output_dir": str(output)}
-    wanted = RunConfig.build(
-        {**given, **moved, "resume_from_checkpoint": None, "overwrite_output_dir": False, "seeds": None}
-    )
-    with claim_output(wanted) as place:
-        run = prepare_run(wanted, then.command)
-        different = run_differences(then.setup(), run.manifest.setup())
-        if any(difference.name == "backbone" for difference in different):
-            raise UserError(
-                f"backbone: {backbone} has fingerprint {_fingerprint(run.manifest)}, the run was trained on "
-                f"{_fingerprint(then)}; name the right one with --backbone"
-            )
-        first = run.trainer.is_world_process_zero()
-        surroundings = compare_settings(then.surroundings(), run.manifest.surroundings())
-        notes += [str(difference) for difference in (*surroundings, *different)]
-        if weights_file(folder) is not None and weights_digest(folder) != then.weights_sha256:
-            notes.append(f"the weights in {folder} are not those that its manifest tells of; the manifest's are compared")
-        if first:
-            print(
-                "\n".join(["differs from then:", *(f"  {note}" for note in notes)] if notes else ["all is as it was then"])
-            )
-        now = train_run(run, place)
-    if not first:
-        return None
-    return Reproduction(compare_runs(then, now, folder, output, config.tolerance), output)
+    return given, notes
+
+
+def _setup_differences(then: RunManifest, now: RunManifest, backbone: str) -> list[str]:
+    """Differences between two runs' surroundings and options. Raises :class:`UserError` for another backbone."""
+    different = run_differences(then.setup(), now.setup())
+    if any(difference.name == "backbone" for difference in different):
+        raise UserError(
+            f"backbone: {backbone} has fingerprint {_fingerprint(now)}, the run was trained on "
+            f"{_fingerprint(then)}; name the right one with --backbone"
+        )
+    surroundings = compare_settings(then.surroundings(), now.surroundings())
+    return [str(difference) for difference in (*surroundings, *different)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -47,12 +48,37 @@ logger = logging.getLogger(__name__)
 
 
 def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
-    """Everything up to ``train()``: checked data, model, collator, trainer.
+    """Do everything up to ``train()``: check options and data, build model, collator and trainer.
 
     Raises:
-        UserError: options, data, tasks, prompts or a checkpoint to go on from that do not fit one another.
+        UserError: options, data, tasks, prompts or a checkpoint to resume from that do not match.
     """
-    data, model, training = config.data, config.model, config.training
+    model, training = config.model, config.training
+    loss_weights = _check_options(config)
+    resumed = resumed_folder(training)
+    prepared = prepare_data(config.data, with_prompts=model.backbone != "none", use_votes=learns_votes(model))
+    run = with_missing_steps(config, prepared)
+    _log_data(config, run)
+    _check_evaluation_data(config, run)
+    _set_resumed_folder(config, run, resumed)
+    built = _build_model_for_training(config, run)
+    description = describe_run(config, run, built, loss_weights)
+    if is_deepspeed_zero3_enabled():
+        fill_zero3_auto_sizes(built.model, fusion_adapter_of(built.model), training.hf_deepspeed_config.config)
+    collator = build_collator(config, run, built)
+    rows, evaluation_rows = _question_rows(config, run, collator)
+    trainer = _create_trainer(config, run, built, collator, rows, evaluation_rows)
+    log_progress_without_terminal(trainer)
+    evaluation = run.evaluation if evaluation_rows is not None else None
+    schedule = InjectionSchedule(model.words_first, model.auxiliary_fade)
+    trainer.set_up(built.processor, loss_weights, model.adapter_learning_rate, schedule, description, evaluation)
+    trainer.number_objective = model.number_objective
+    return trainer
+
+
+def _check_options(config: RunConfig) -> dict[str, float]:
+    """Check the launch and the options that need no data; returns the loss weights."""
+    model, training = config.model, config.training
     check_launch(training.world_size, os.environ)
     if training.n_gpu > 1:
         raise UserError(
@@ -67,60 +93,92 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
         check_liger(training.device.type, model.backbone, sharded, training.liger_kernel_config)
     if training.packing_length is not None and model.backbone == "none":
         raise UserError("packing_length: packs prompts, and backbone: none has none; leave it out")
-    resumed = resumed_folder(training)
-    with_prompts = model.backbone != "none"
-    run = with_missing_steps(config, prepare_data(data, with_prompts=with_prompts, use_votes=learns_votes(model)))
-    if training.local_process_index == 0:
-        for line in say_votes(run.train, model.objective):
-            logger.warning(line)
-        for split, dataset in ((data.train_split, run.train), (data.eval_split, run.evaluation)):
-            if dataset is not None and dataset.drawn is not None:
-                logger.info("%s: %s", split, dataset.drawn)
-    if training.eval_strategy != "no":
-        if run.evaluation is None or len(run.evaluation) == 0:
-            raise UserError(
-                f"{data.data}: no split {data.eval_split!r} to evaluate on; set eval_strategy: no, "
-                "load_best_model_at_end: false to train without"
-            )
-        if with_prompts:
-            check_prompts(run.evaluation, load_prompts(data.prompts))
+    return loss_weights
+
+
+def _log_data(config: RunConfig, run: RunData) -> None:
+    """Log what is made of votes, and which utterances a limit kept."""
+    if config.training.local_process_index != 0:
+        return
+    for line in say_votes(run.train, config.model.objective):
+        logger.warning(line)
+    for split, dataset in ((config.data.train_split, run.train), (config.data.eval_split, run.evaluation)):
+        if dataset is not None and dataset.drawn is not None:
+            logger.info("%s: %s", split, dataset.drawn)
+
+
+def _check_evaluation_data(config: RunConfig, run: RunData) -> None:
+    """Check that there is something to evaluate on, and a prompt for every question of it."""
+    data = config.data
+    if config.training.eval_strategy == "no":
+        return
+    if run.evaluation is None or len(run.evaluation) == 0:
+        raise UserError(
+            f"{data.data}: no split {data.eval_split!r} to evaluate on; set eval_strategy: no, "
+            "load_best_model_at_end: false to train without"
+        )
+    if config.model.backbone != "none":
+        check_prompts(run.evaluation, load_prompts(data.prompts))
+
+
+def _set_resumed_folder(config: RunConfig, run: RunData, resumed: Path | None) -> None:
+    """Check the checkpoint to resume from, if any, and pass it on in the training arguments."""
+    training = config.training
     if resumed is not None:
-        backbone = resolve_backbone(model.backbone) if with_prompts else None
+        backbone = None if config.model.backbone == "none" else resolve_backbone(config.model.backbone)
         check_resume(resumed, config, run, backbone)
     training.resume_from_checkpoint = None if resumed is None else str(resumed)
     if resumed is not None and training.process_index == 0:
         logger.info("going on from %s", resumed)
+
+
+def _build_model_for_training(config: RunConfig, run: RunData) -> BuiltModel:
+    """Build the model, with liger-kernel and DeepSpeed's process group where they are used."""
+    training = config.training
     if is_deepspeed_zero3_enabled():
         init_deepspeed_process_group(training.world_size)
     built = build_model(config, run)
     if training.use_liger_kernel:
-        said = use_liger(built.model, training.liger_kernel_config)
+        message = use_liger(built.model, training.liger_kernel_config)
         if training.process_index == 0:
-            logger.info(said)
-        # What transformers and TRL make of the option concerns the outermost model, which liger-kernel does not know.
+            logger.info(message)
+        # transformers and TRL would apply the option to the outermost model, which liger-kernel does not know.
         training.use_liger_kernel = False
     if training.packing_length is not None:
-        check_packing(built.model.config.get_text_config(), data.max_prompt_tokens)
-    description = describe_run(config, run, built, loss_weights)
-    adapter = fusion_adapter_of(built.model)
-    if is_deepspeed_zero3_enabled():
-        fill_zero3_auto_sizes(built.model, adapter, training.hf_deepspeed_config.config)
-    collator = build_collator(config, run, built)
+        check_packing(built.model.config.get_text_config(), config.data.max_prompt_tokens)
+    return built
+
+
+def _question_rows(config: RunConfig, run: RunData, collator: MerCollator) -> tuple[Dataset, Dataset | None]:
+    """Rows of question numbers for training and evaluation, with prompt lengths where sampling needs them."""
+    training = config.training
+    with_lengths = training.train_sampling_strategy in ("group_by_length", "batch_rebalance")
+    rows = Dataset.from_dict({"question": list(range(len(run.train)))})
+    if with_lengths:
+        rows = rows.add_column(training.length_column_name, question_lengths(collator, "train", training))
+    if run.evaluation is None or training.eval_strategy == "no":
+        return rows, None
+    # One collator serves both: evaluation rows are numbered after the training rows.
+    evaluation_rows = Dataset.from_dict({"question": [len(run.train) + i for i in range(len(run.evaluation))]})
+    if with_lengths:
+        evaluation_collator = dataclasses.replace(collator, dataset=run.evaluation)
+        lengths = question_lengths(evaluation_collator, "evaluation", training)
+        evaluation_rows = evaluation_rows.add_column(training.length_column_name, lengths)
+    return rows, evaluation_rows
+
+
+def _create_trainer(
+    config: RunConfig,
+    run: RunData,
+    built: BuiltModel,
+    collator: MerCollator,
+    rows: Dataset,
+    evaluation_rows: Dataset | None,
+) -> MerTrainer | HeadTrainer:
+    training = config.training
     callbacks: list[TrainerCallback] = []
     if training.eval_strategy != "no" and training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
-    rows = Dataset.from_dict({"question": list(range(len(run.train)))})
-    lengths = training.train_sampling_strategy in ("group_by_length", "batch_rebalance")
-    if lengths:
-        rows = rows.add_column(training.length_column_name, question_lengths(collator, "train", training))
-    evaluation_rows = None
-    if run.evaluation is not None and training.eval_strategy != "no":
-        # One collator serves both: evaluation rows count on from the end of the training rows.
-        evaluation_rows = Dataset.from_dict({"question": [len(run.train) + i for i in range(len(run.evaluation))]})
-        if lengths:
-            other = dataclasses.replace(collator, dataset=run.evaluation)
-            column = question_lengths(other, "evaluation", training)
-            evaluation_rows = evaluation_rows.add_column(training.length_column_name, column)
     options: dict[str, Any] = {
         "model": built.model,
         "args": training,
@@ -140,11 +198,6 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
             "accelerate launch was asked for FSDP, which it has for GPUs only: here it would train unsharded and say "
             "nothing; use torchrun --standalone --nproc_per_node N finetune.py --deepspeed deepspeed_configs/zero3.json"
         )
-    log_progress_without_terminal(trainer)
-    evaluation = run.evaluation if evaluation_rows is not None else None
-    schedule = InjectionSchedule(model.words_first, model.auxiliary_fade)
-    trainer.set_up(built.processor, loss_weights, model.adapter_learning_rate, schedule, description, evaluation)
-    trainer.number_objective = model.number_objective
     return trainer
 
 

@@ -966,12 +966,12 @@ def test_systems_that_were_computed_in_two_precisions_are_said_to_be_that(tmp_pa
 def test_systems_on_other_utterances_are_said_not_to_compare(tmp_path: Path) -> None:
     answers = {AS_IS: emotions(20, mostly)}
     places = [str(written(tmp_path / name, answers, (EMOTION,), split=split)) for name, split in USED_SPLITS]
-    page, _ = build(ReportConfig(evaluations=places))
+    page, _ = build_page(ReportConfig(evaluations=places))
     assert (
         "were not evaluated on the same utterances, so their scores do not compare: 1. a on hand-built (0), split test"
         in page
     )
-    page, _ = build(ReportConfig(evaluations=places[:1] * 2))
+    page, _ = build_page(ReportConfig(evaluations=places[:1] * 2))
     assert "not evaluated on the same utterances" not in page
 
 

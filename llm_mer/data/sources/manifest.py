@@ -6,7 +6,7 @@ import codecs
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -138,8 +138,34 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
     labels_known = (*label_fields(), *map(compose, extra_labels))
     composed = {compose(name): value for name, value in entry.items()}
     if len(composed) < len(entry):
-        raise UserError(f"{where}: a field stands there twice, in two Unicode forms: {list_names(sorted(entry))}")
+        raise UserError(f"{where}: a field occurs twice, in two Unicode forms: {list_names(sorted(entry))}")
     entry = composed
+    _check_field_names(entry, where, labels_known)
+    _check_texts(entry, where)
+    _check_names_and_paths(entry, where)
+    for name, allowed in (("split", SPLITS), ("language", LANGUAGES)):
+        if name in entry and str(entry[name]) not in allowed:
+            value = str(entry[name])
+            raise UserError(f"{where}: field {name!r} is {quote(value)}; it must be one of {', '.join(allowed)}")
+    turn, tags = _turn(entry, where), _tags(entry, where)
+    media = {name: str(folder / str(entry[name])) if name in entry else None for name in ("audio", "video")}
+    return Utterance(
+        id=str(entry["id"]),
+        split=str(entry.get("split", "test")),
+        language=_language(entry, where),
+        text=entry.get("text"),
+        audio=media["audio"],
+        vision=media["video"],
+        labels={name: _label(entry[name], name, where) for name in labels_known if name in entry},
+        dialogue_id=str(entry["dialogue_id"]) if "dialogue_id" in entry else None,
+        turn=turn,
+        speaker=str(entry["speaker"]) if "speaker" in entry else None,
+        tags=tags,
+        votes=_votes(entry, where, labels_known),
+    )
+
+
+def _check_field_names(entry: dict[str, Any], where: str, labels_known: Sequence[str]) -> None:
     unknown = sorted(set(entry) - set(FIELDS) - set(labels_known))
     if unknown:
         raise UserError(f"{where}: unknown fields {list_names(unknown)}; known are {', '.join((*FIELDS, *labels_known))}")
@@ -147,7 +173,10 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
         raise UserError(f"{where}: no field 'id'")
     if not any(key in entry for key in ("text", "audio", "video")):
         raise UserError(f"{where}: give at least one of text, audio, video")
-    split, text = str(entry.get("split", "test")), entry.get("text")
+
+
+def _check_texts(entry: dict[str, Any], where: str) -> None:
+    """Text fields must be strings, and strings must be valid Unicode without NUL."""
     for name in ("text", "audio", "video"):
         if name in entry and not isinstance(entry[name], str):
             raise UserError(f"{where}: field {name!r} is {quote(entry[name])}; it must be a string")
@@ -159,6 +188,9 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
             raise UserError(
                 f"{where}: field {name!r} is {quote(value)}: it contains a NUL character; save the file as UTF-8"
             )
+
+
+def _check_names_and_paths(entry: dict[str, Any], where: str) -> None:
     for name in ("id", "dialogue_id", "speaker"):
         value = entry.get(name, "-")
         non_finite = isinstance(value, float) and not math.isfinite(value)
@@ -169,40 +201,35 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
             raise UserError(f"{where}: field {name!r} is ''; it must be the path of a file")
         if is_url(str(entry.get(name, ""))):
             raise UserError(f"{where}: field {name!r} is {quote(entry[name])}, a URL; it must be the path of a file")
-    language = str(entry.get("language", ""))
-    for name, value, allowed in (("split", split, SPLITS), ("language", language, LANGUAGES)):
-        if value not in allowed and name in entry:
-            raise UserError(f"{where}: field {name!r} is {quote(value)}; it must be one of {', '.join(allowed)}")
-    turn: int | None = None
-    if "turn" in entry:
-        turn = parse_whole_number(entry["turn"])
-        if turn is None:
-            raise UserError(f"{where}: field 'turn' is {quote(entry['turn'])}; it must be a whole number of at most 64 bits")
+
+
+def _turn(entry: dict[str, Any], where: str) -> int | None:
+    if "turn" not in entry:
+        return None
+    turn = parse_whole_number(entry["turn"])
+    if turn is None:
+        raise UserError(f"{where}: field 'turn' is {quote(entry['turn'])}; it must be a whole number of at most 64 bits")
+    return turn
+
+
+def _tags(entry: dict[str, Any], where: str) -> tuple[str, ...]:
     tags = entry.get("tags", [])
     if isinstance(tags, str):
         tags = [tag for tag in tags.split(";") if tag]
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise UserError(f"{where}: field 'tags' is {quote(tags)}; it must be a list of words (in CSV, split by semicolons)")
-    media = {name: str(folder / str(entry[name])) if name in entry else None for name in ("audio", "video")}
-    if not language and has_letters(text):
-        try:
-            language = detect_language(text)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-    return Utterance(
-        id=str(entry["id"]),
-        split=split,
-        language=language,
-        text=text,
-        audio=media["audio"],
-        vision=media["video"],
-        labels={name: _label(entry[name], name, where) for name in labels_known if name in entry},
-        dialogue_id=str(entry["dialogue_id"]) if "dialogue_id" in entry else None,
-        turn=turn,
-        speaker=str(entry["speaker"]) if "speaker" in entry else None,
-        tags=tuple(str(tag) for tag in tags),
-        votes=_votes(entry, where, labels_known),
-    )
+    return tuple(tags)
+
+
+def _language(entry: dict[str, Any], where: str) -> str:
+    """The language given, else the one detected in the transcript; empty without either."""
+    language, text = str(entry.get("language", "")), entry.get("text")
+    if language or not has_letters(text):
+        return language
+    try:
+        return detect_language(text)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _votes(entry: dict[str, Any], where: str, targets: Iterable[str]) -> dict[str, Votes]:

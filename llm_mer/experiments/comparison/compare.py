@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm_mer.errors import UserError
 from llm_mer.experiments.comparison.ineffective_ablations import drop_ineffective_ablations
@@ -20,6 +21,10 @@ from llm_mer.experiments.options import CompareConfig
 from llm_mer.resources.files import resolve_file
 from llm_mer.storage.atomic_files import write_json_atomically, write_text_atomically
 from llm_mer.storage.locks import lock_output
+
+if TYPE_CHECKING:
+    from llm_mer.prompting.tasks import Task
+    from llm_mer.training.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 TABLE = "comparison.md"
@@ -37,11 +42,7 @@ def compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
 
 
 def _compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
-    from llm_mer.checkpoints.run_differences import questions_digest
     from llm_mer.data.reading import find_split, read_utterances
-    from llm_mer.prompting.templates import load_prompts
-    from llm_mer.training.model_builder import resolve_backbone
-    from llm_mer.training.resume import identify_backbone
     from llm_mer.training.run_data import prepare_data
 
     config = replace(config, config=resolve_file(config.config))
@@ -64,6 +65,31 @@ def _compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
     )
     fingerprint, tasks = prepared.fingerprint, prepared.tasks
     del prepared
+    wanted, finished = _read_finished_runs(config, systems, configs, fingerprint, tasks)
+    runs = _train_missing_runs(config, systems, bases, wanted, finished)
+    comparison = tabulate(config, systems, runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomically(folder / COMPARISON, asdict(comparison))
+    return comparison, systems
+
+
+def _read_finished_runs(
+    config: CompareConfig,
+    systems: Sequence[System],
+    configs: Mapping[tuple[str, int], RunConfig],
+    fingerprint: str,
+    tasks: Sequence[Task],
+) -> tuple[dict[Path, RunSettings], dict[Path, RunResult]]:
+    """The settings of every run of the comparison, and the results of those that are finished, by folder.
+
+    Raises:
+        UserError: a finished run with other settings.
+    """
+    from llm_mer.checkpoints.run_differences import questions_digest
+    from llm_mer.prompting.templates import load_prompts
+    from llm_mer.training.model_builder import resolve_backbone
+    from llm_mer.training.resume import identify_backbone
+
     identities: dict[str, dict[str, Any] | None] = {}
 
     def identify(backbone: str) -> dict[str, Any] | None:
@@ -71,10 +97,10 @@ def _compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
             identities[backbone] = None if backbone == "none" else identify_backbone(resolve_backbone(backbone))
         return identities[backbone]
 
-    finished: dict[Path, RunResult] = {}
     wanted: dict[Path, RunSettings] = {}
+    finished: dict[Path, RunResult] = {}
     for system, seed in product(systems, config.seeds):
-        run_folder = folder / system.folder(seed)
+        run_folder = Path(config.output) / system.folder(seed)
         chosen = configs[system.name, seed]
         no_backbone = chosen.model.backbone == "none"
         wanted[run_folder] = RunSettings(
@@ -94,21 +120,30 @@ def _compare(config: CompareConfig) -> tuple[Comparison, list[System]]:
                     f"{run_folder} holds a run with other options: {'; '.join(differences)}; "
                     "name another --output or delete it"
                 )
+    return wanted, finished
+
+
+def _train_missing_runs(
+    config: CompareConfig,
+    systems: Sequence[System],
+    bases: Mapping[str, RunConfig],
+    wanted: Mapping[Path, RunSettings],
+    finished: Mapping[Path, RunResult],
+) -> dict[str, list[RunResult]]:
+    """The results of all runs by system, training those that are not finished."""
+    results = dict(finished)
     runs: dict[str, list[RunResult]] = {}
     for number, (system, seed) in enumerate(product(systems, config.seeds), start=1):
-        run_folder = folder / system.folder(seed)
-        before = " (done before)" if run_folder in finished else ""
-        logger.info("[%d/%d] %s, seed %d%s", number, len(wanted), system.name, seed, before)
-        if not before:
+        run_folder = Path(config.output) / system.folder(seed)
+        note = " (done before)" if run_folder in results else ""
+        logger.info("[%d/%d] %s, seed %d%s", number, len(wanted), system.name, seed, note)
+        if run_folder not in results:
             with redirect_stdout(sys.stderr):  # the trainer's log; standard output is the table's
-                finished[run_folder] = train_and_predict(
+                results[run_folder] = train_and_predict(
                     config, bases[system.adapter], system, seed, run_folder, wanted[run_folder]
                 )
-        runs.setdefault(system.name, []).append(finished[run_folder])
-    comparison = tabulate(config, systems, runs)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(folder / COMPARISON, asdict(comparison))
-    return comparison, systems
+        runs.setdefault(system.name, []).append(results[run_folder])
+    return runs
 
 
 def run(config: CompareConfig) -> str:

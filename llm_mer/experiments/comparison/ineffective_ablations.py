@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llm_mer.adapters import adapter_class
@@ -88,54 +89,16 @@ def drop_ineffective_ablations(
     Raises:
         UserError: an adapter that cannot be built as the YAML file says, or a condition its modalities do not allow.
     """
-    import torch
-
-    from llm_mer.adapters import build_adapter
-    from llm_mer.prompting.templates import load_prompts
-    from llm_mer.training.checks import check_loss_weights
-    from llm_mer.training.run_data import check_prompts
-
     kept: list[System] = []
-    seen: dict[tuple[str, str], list[tuple[str, Any]]] = {}
-    observed: dict[str, dict[str, Tensor]] = {}
+    seen = _SeenSetups()
     for system in systems:
-        reading, model = configs[system.name].data, configs[system.name].model
-        languages = {data.train.language(row) for row in data.train.rows}
-        if reading.languages is not None and not languages & set(reading.languages):
-            raise UserError(f"{system.name}: the data have no {', '.join(reading.languages)}, only {', '.join(languages)}")
-        own = effective_adapter_config(configs[system.name], data)
-        reason = ""
-        try:
-            weights = check_loss_weights(model)
-            with torch.random.fork_rng(devices=[]):
-                build_adapter(system.adapter, own)
-        except (ValueError, UserError) as error:
-            if system.ablation == FULL:
-                raise UserError(f"adapter {system.adapter!r}: {error}") from error
-            reason = f"it cannot be built: {error}"
+        run_config = configs[system.name]
+        _check_languages(system, run_config, data)
+        own = effective_adapter_config(run_config, data)
+        reason = _build_error(system, run_config, own)
         if not reason:
-            rest = {**dataclasses.asdict(model), **dataclasses.asdict(reading), "loss_weights": weights}
-            if model.backbone == "none":
-                prompt_options = {"prompts", "chat", "max_prompt_tokens", "max_text_tokens"}
-                kept_options = {"loss_weights", "adapter_learning_rate", "init_checkpoint"}
-                kept_options |= {f.name for f in dataclasses.fields(reading)} - prompt_options
-                rest = {name: rest[name] for name in sorted(kept_options)}
-            else:
-                check_prompts(data.train, load_prompts(reading.prompts))
-            others = seen.setdefault((system.adapter, system.backbone), [])
-            same = next((name for name, setup in others if setup == (own, rest)), None)
-            if same is None and system.ablation in adapter_class(system.adapter).ablations:
-                full, (setup, _) = others[0]
-                if full not in observed:
-                    observed[full] = observe_adapter(system.adapter, setup)
-                other = observe_adapter(system.adapter, own)
-                if other.keys() == observed[full].keys() and all(
-                    torch.equal(v, observed[full][k]) for k, v in other.items()
-                ):
-                    same = full
-            if same is not None:
-                reason = f"on this data it is the same as {same}"
-            others.append((system.name, (own, rest)))
+            same = seen.add(system, own, _other_options(run_config, data))
+            reason = f"on this data it is the same as {same}" if same is not None else ""
         if reason:
             logger.warning("%s is left out: %s", system.name, reason)
             continue
@@ -144,3 +107,76 @@ def drop_ineffective_ablations(
             parse_conditions(config.conditions, modalities, own.backbone_size > 0)
         kept.append(system)
     return kept
+
+
+@dataclass
+class _SeenSetups:
+    """Setups of the systems so far, by adapter and backbone, with the outputs of full adapters."""
+
+    setups: dict[tuple[str, str], list[tuple[str, tuple[AdapterConfig, dict[str, Any]]]]] = field(default_factory=dict)
+    observed: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def add(self, system: System, own: AdapterConfig, rest: dict[str, Any]) -> str | None:
+        """Add a system; returns the name of an earlier one that is the same on this data, None if there is none."""
+        others = self.setups.setdefault((system.adapter, system.backbone), [])
+        same = next((name for name, setup in others if setup == (own, rest)), None)
+        if same is None and system.ablation in adapter_class(system.adapter).ablations:
+            full, (full_config, _) = others[0]
+            if self._same_outputs(system.adapter, full, full_config, own):
+                same = full
+        others.append((system.name, (own, rest)))
+        return same
+
+    def _same_outputs(self, adapter: str, full: str, full_config: AdapterConfig, own: AdapterConfig) -> bool:
+        """Whether two configurations of an adapter behave equally, see :func:`observe_adapter`."""
+        import torch
+
+        if full not in self.observed:
+            self.observed[full] = observe_adapter(adapter, full_config)
+        reference, other = self.observed[full], observe_adapter(adapter, own)
+        return other.keys() == reference.keys() and all(torch.equal(v, reference[k]) for k, v in other.items())
+
+
+def _check_languages(system: System, config: RunConfig, data: RunData) -> None:
+    languages = {data.train.language(row) for row in data.train.rows}
+    chosen = config.data.languages
+    if chosen is not None and not languages & set(chosen):
+        raise UserError(f"{system.name}: the data have no {', '.join(chosen)}, only {', '.join(languages)}")
+
+
+def _build_error(system: System, config: RunConfig, own: AdapterConfig) -> str:
+    """Why an ablation cannot be built on this data; empty if it can. A full system that cannot is an error."""
+    import torch
+
+    from llm_mer.adapters import build_adapter
+    from llm_mer.training.checks import check_loss_weights
+
+    try:
+        check_loss_weights(config.model)
+        with torch.random.fork_rng(devices=[]):
+            build_adapter(system.adapter, own)
+    except (ValueError, UserError) as error:
+        if system.ablation == FULL:
+            raise UserError(f"adapter {system.adapter!r}: {error}") from error
+        return f"it cannot be built: {error}"
+    return ""
+
+
+def _other_options(config: RunConfig, data: RunData) -> dict[str, Any]:
+    """The options beside the adapter's that affect a run: without a backbone, none of prompts and language model."""
+    from llm_mer.prompting.templates import load_prompts
+    from llm_mer.training.checks import check_loss_weights
+    from llm_mer.training.run_data import check_prompts
+
+    options = {
+        **dataclasses.asdict(config.model),
+        **dataclasses.asdict(config.data),
+        "loss_weights": check_loss_weights(config.model),
+    }
+    if config.model.backbone != "none":
+        check_prompts(data.train, load_prompts(config.data.prompts))
+        return options
+    prompt_options = {"prompts", "chat", "max_prompt_tokens", "max_text_tokens"}
+    kept = {"loss_weights", "adapter_learning_rate", "init_checkpoint"}
+    kept |= {f.name for f in dataclasses.fields(config.data)} - prompt_options
+    return {name: options[name] for name in sorted(kept)}

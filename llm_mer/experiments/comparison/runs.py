@@ -6,7 +6,8 @@ import gc
 import logging
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,11 @@ from llm_mer.inference.dialogues import decode_dialogues
 from llm_mer.storage.atomic_files import write_json_atomically
 
 if TYPE_CHECKING:
+    from llm_mer.data.dataset import MerDataset
+    from llm_mer.data.schema import Utterance
+    from llm_mer.inference.prediction import Prediction
     from llm_mer.training.run_config import RunConfig
+    from llm_mer.training.trainer import HeadTrainer, MerTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -88,50 +93,52 @@ def train_and_predict(
     The languages that are scored are those of the YAML file and the overrides, ``base``: a system trained on one of them is
     scored on all.
     """
-    from llm_mer.data.dataset import MerDataset
+    with tempfile.TemporaryDirectory(prefix="llm-mer-compare-") as scratch:
+        result = _train_and_predict(config, base, system, seed, folder, settings, scratch)
+    gc.collect()
+    return result
+
+
+@dataclass
+class _ScoringPlan:
+    """What a system is scored on: the dataset as it is, and under each condition."""
+
+    dataset: MerDataset
+    modalities: list[str]
+    conditions: dict[str, Condition]
+    conditioned: dict[str, MerDataset]
+
+
+def _train_and_predict(
+    config: CompareConfig,
+    base: RunConfig,
+    system: System,
+    seed: int,
+    folder: Path,
+    settings: RunSettings,
+    scratch: str,
+) -> RunResult:
     from llm_mer.data.reading import find_split, read_utterances
-    from llm_mer.inference.predictor import Predictor
     from llm_mer.model.modeling_mer import describe_parameters, fusion_adapter_of
     from llm_mer.training.run import prepare_run, save_final
 
-    languages = base.data.languages
-    scratch = tempfile.TemporaryDirectory(prefix="llm-mer-compare-")
     chosen = run_config(base, system, seed, folder)
     if not config.keep_models:
-        chosen = chosen.replace(output_dir=scratch.name, save_backbone="never")
-    data, training = chosen.data, chosen.training
-    splits, _, _ = read_utterances(data.data)
-    scored = find_split(splits, config.split, data.data)  # a wrong split is reported before the training
+        chosen = chosen.replace(output_dir=scratch, save_backbone="never")
+    splits, _, _ = read_utterances(chosen.data.data)
+    scored = find_split(splits, config.split, chosen.data.data)  # a wrong split is reported before the training
     run = prepare_run(chosen, compare_command(config, system, seed))
     trainer = run.trainer
     assert trainer.model is not None
     assert trainer.description is not None
     tasks, shifts = trainer.processor.tasks, trainer.description.shift_probability
     if config.dialogue_decoder and any(t.kind == "classification" and t.name not in shifts for t in tasks):
-        raise UserError(f"the training data of {data.data} had no dialogues: no p0 for the dialogue decoder")
-    available = [m for m in MODALITIES if m in fusion_adapter_of(trainer.model).config.modalities]
-    dataset = MerDataset(
-        scored,
-        tasks,
-        languages=languages,
-        context_window=data.context_window,
-        bidirectional=data.bidirectional_context,
-    )
-    input_spec = input_spec_of(trainer.description, available, Path(config.output) / NOISY_FEATURES)
-    conditions = conditions_of(config, system, available, trainer.description.backbone is not None)
-    conditioned = {name: apply_condition(dataset, condition, seed, input_spec) for name, condition in conditions.items()}
+        raise UserError(f"the training data of {chosen.data.data} had no dialogues: no p0 for the dialogue decoder")
+    plan = _plan_scoring(config, base, system, seed, chosen, scored, trainer)
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    adapter = fusion_adapter_of(trainer.model)
-    predictor = Predictor(trainer.model, trainer.processor, batch_size=training.per_device_eval_batch_size)
-    start = time.perf_counter()
-    by_condition = {AS_IS: predictor.predict(dataset)}
-    per_answer = 1000 * (time.perf_counter() - start) / len(dataset)
-    for name, other in conditioned.items():
-        precompute_corrupted_features(other, adapter.uses_context, ProcessGroup())
-        with withhold_adapter(adapter, conditions[name]):
-            by_condition[name] = predictor.predict(other)
+    by_condition, milliseconds = _predict_conditions(trainer, chosen, plan)
     if config.dialogue_decoder:
         for task in tasks:
             if task.name in shifts:
@@ -140,29 +147,80 @@ def train_and_predict(
     folder.mkdir(parents=True, exist_ok=True)
     if config.keep_models:
         save_final(trainer, folder)
+    _save_compact_predictions(by_condition, folder / PREDICTIONS)
+    result = RunResult(
+        **asdict(settings),
+        system=system.name,
+        seed=seed,
+        modalities=plan.modalities,
+        parameters=describe_parameters(trainer.model),
+        train_questions=int(trainer.description.data["train_questions"]),
+        train_seconds=round(seconds, 2),
+        steps=trainer.state.global_step,
+        milliseconds_per_answer=round(milliseconds, 3),
+        shift_probability=shifts,
+        tasks={task.name: task.to_dict() for task in tasks},
+        diagnostics=[asdict(info) for info in fusion_adapter_of(trainer.model).diagnostic_info()],
+    )
+    run.manifest.finish(folder, {}, trainer.state.global_step)
+    write_json_atomically(folder / RUN, asdict(result))
+    return result
+
+
+def _plan_scoring(
+    config: CompareConfig,
+    base: RunConfig,
+    system: System,
+    seed: int,
+    chosen: RunConfig,
+    scored: Sequence[Utterance],
+    trainer: MerTrainer | HeadTrainer,
+) -> _ScoringPlan:
+    """Build the scored datasets before the training, so that an impossible condition is reported first."""
+    from llm_mer.data.dataset import MerDataset
+    from llm_mer.model.modeling_mer import fusion_adapter_of
+
+    assert trainer.model is not None
+    assert trainer.description is not None
+    available = [m for m in MODALITIES if m in fusion_adapter_of(trainer.model).config.modalities]
+    dataset = MerDataset(
+        scored,
+        trainer.processor.tasks,
+        languages=base.data.languages,
+        context_window=chosen.data.context_window,
+        bidirectional=chosen.data.bidirectional_context,
+    )
+    input_spec = input_spec_of(trainer.description, available, Path(config.output) / NOISY_FEATURES)
+    conditions = conditions_of(config, system, available, trainer.description.backbone is not None)
+    conditioned = {name: apply_condition(dataset, condition, seed, input_spec) for name, condition in conditions.items()}
+    return _ScoringPlan(dataset, available, conditions, conditioned)
+
+
+def _predict_conditions(
+    trainer: MerTrainer | HeadTrainer, chosen: RunConfig, plan: _ScoringPlan
+) -> tuple[dict[str, list[Prediction]], float]:
+    """Predictions under every condition, and the milliseconds per answer without one."""
+    from llm_mer.inference.predictor import Predictor
+    from llm_mer.model.modeling_mer import fusion_adapter_of
+
+    assert trainer.model is not None
+    adapter = fusion_adapter_of(trainer.model)
+    predictor = Predictor(trainer.model, trainer.processor, batch_size=chosen.training.per_device_eval_batch_size)
+    start = time.perf_counter()
+    by_condition = {AS_IS: predictor.predict(plan.dataset)}
+    milliseconds = 1000 * (time.perf_counter() - start) / len(plan.dataset)
+    for name, dataset in plan.conditioned.items():
+        precompute_corrupted_features(dataset, adapter.uses_context, ProcessGroup())
+        with withhold_adapter(adapter, plan.conditions[name]):
+            by_condition[name] = predictor.predict(dataset)
+    return by_condition, milliseconds
+
+
+def _save_compact_predictions(by_condition: dict[str, list[Prediction]], path: Path) -> None:
+    """Save predictions without probabilities, and diagnostics only of those without a condition."""
     for name, predictions in by_condition.items():
         for prediction in predictions:
             prediction.probabilities = {}
             if name != AS_IS:
                 prediction.diagnostics = {}
-    save_predictions(folder / PREDICTIONS, by_condition)
-    result = RunResult(
-        **asdict(settings),
-        system=system.name,
-        seed=seed,
-        modalities=available,
-        parameters=describe_parameters(trainer.model),
-        train_questions=int(trainer.description.data["train_questions"]),
-        train_seconds=round(seconds, 2),
-        steps=trainer.state.global_step,
-        milliseconds_per_answer=round(per_answer, 3),
-        shift_probability=shifts,
-        tasks={task.name: task.to_dict() for task in tasks},
-        diagnostics=[asdict(info) for info in adapter.diagnostic_info()],
-    )
-    run.manifest.finish(folder, {}, trainer.state.global_step)
-    write_json_atomically(folder / RUN, asdict(result))
-    del run, trainer, predictor
-    scratch.cleanup()
-    gc.collect()
-    return result
+    save_predictions(path, by_condition)
