@@ -1,13 +1,13 @@
 """EGMF (arXiv 2601.07565) against a NumPy rewrite, its ablation flags, its warnings."""
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from builders import Case, build, make_inputs, weighted_loss
+from numpy_reference import array, cross_attention, gelu, layer_norm, linear, sigmoid, silu, softmax
 from torch import nn
 
 from llm_mer.adapters.egmf import EXPERT_PAIRS, EGMFAdapter, SequenceEncoder, egmf_warnings, pairwise_cosine
@@ -29,46 +29,8 @@ def inputs64() -> Any:
 # --- the NumPy rewrite, one sample at a time, without padding ---------------------------------------------------------
 
 
-def array(tensor: Any) -> np.ndarray:
-    return tensor.detach().double().numpy()
-
-
-def linear(x: np.ndarray, module: Any) -> np.ndarray:
-    return x @ array(module.weight).T + array(module.bias)
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
-
-
 def mish(x: np.ndarray) -> np.ndarray:
     return x * np.tanh(np.log1p(np.exp(x)))
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-
-
-def silu(x: np.ndarray) -> np.ndarray:
-    return x * sigmoid(x)
-
-
-def layer_norm(x: np.ndarray, module: Any) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + module.eps) * array(module.weight) + array(module.bias)
-
-
-def cross_attention(module: Any, query: np.ndarray, other: np.ndarray) -> np.ndarray:
-    q, k, v = linear(query, module.query), linear(other, module.key), linear(other, module.value)
-    size = D // HEADS
-    parts = [slice(i * size, (i + 1) * size) for i in range(HEADS)]
-    heads = [softmax(q[:, p] @ k[:, p].T / math.sqrt(size)) @ v[:, p] for p in parts]
-    return linear(np.concatenate(heads, axis=-1), module.output)
 
 
 def lstm_direction(module: Any, x: np.ndarray, suffix: str) -> np.ndarray:
@@ -88,7 +50,7 @@ def encode(module: Any, x: np.ndarray) -> np.ndarray:
     if module.kind == "lstm":
         backward = lstm_direction(module.lstm, x[::-1], "_reverse")[::-1]
         return np.concatenate([lstm_direction(module.lstm, x, ""), backward], axis=-1)
-    x = layer_norm(x + cross_attention(module.attention, x, x), module.norm_attention)
+    x = layer_norm(x + cross_attention(module.attention, x, x, HEADS), module.norm_attention)
     inner = gelu(linear(x, module.feed_forward[0]))
     return layer_norm(x + linear(inner, module.feed_forward[2]), module.norm_feed_forward)
 
@@ -101,8 +63,8 @@ def reference(adapter: Any, inputs: Any, i: int) -> dict[str, np.ndarray]:
         x = layer_norm(linear(real, projection.linear), projection.norm) if len(real) else array(projection.missing)[None]
         h[modality] = x if modality == "text" else encode(adapter.encoders[modality], x)
     h_t, h_av = h["text"], np.concatenate([h["audio"], h["vision"]])
-    f_t = layer_norm(h_t + cross_attention(adapter.text_attends, h_t, h_av), adapter.norm_text)
-    f_av = layer_norm(h_av + cross_attention(adapter.audio_visual_attends, h_av, h_t), adapter.norm_audio_visual)
+    f_t = layer_norm(h_t + cross_attention(adapter.text_attends, h_t, h_av, HEADS), adapter.norm_text)
+    f_av = layer_norm(h_av + cross_attention(adapter.audio_visual_attends, h_av, h_t, HEADS), adapter.norm_audio_visual)
     fused = linear(np.concatenate([f_t.mean(axis=0), f_av.mean(axis=0)]), adapter.fusion)
     outputs = []
     kept = [i for i, name in enumerate(EXPERTS) if getattr(adapter.config, f"use_expert_{name}")]
@@ -241,8 +203,8 @@ def test_one_side_alone_attends_to_itself(only: str) -> None:
         real = array(sequence.features[i])[sequence.mask[i].numpy()]
         h = layer_norm(linear(real, projection.linear), projection.norm)
         h = encode(adapter.encoders[only], h) if only != "text" else h
-        f_t = layer_norm(h + cross_attention(adapter.text_attends, h, h), adapter.norm_text)
-        f_av = layer_norm(h + cross_attention(adapter.audio_visual_attends, h, h), adapter.norm_audio_visual)
+        f_t = layer_norm(h + cross_attention(adapter.text_attends, h, h, HEADS), adapter.norm_text)
+        f_av = layer_norm(h + cross_attention(adapter.audio_visual_attends, h, h, HEADS), adapter.norm_audio_visual)
         fused = linear(np.concatenate([f_t.mean(axis=0), f_av.mean(axis=0)]), adapter.fusion)
         np.testing.assert_allclose(
             array(output.diagnostics["feature_gate"][i]), softmax(linear(fused, adapter.gate_network))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy_reference import array, layer_norm, linear, silu
 from torch import Tensor
 
 from llm_mer.adapters.base import MODALITIES, ConversationContext, FusionInputs, ModalitySequence
@@ -124,24 +125,6 @@ def test_a_target_of_unknown_speaker_has_itself_and_every_named_other() -> None:
 
 
 # --- the NumPy rewrite, one sample at a time, without padding ---------------------------------------------------------
-
-
-def array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy()
-
-
-def linear(x: np.ndarray, module: torch.nn.Linear) -> np.ndarray:
-    y = x @ array(module.weight).T
-    return y if module.bias is None else y + array(module.bias)
-
-
-def layer_norm(x: np.ndarray, module: torch.nn.LayerNorm) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + module.eps) * array(module.weight) + array(module.bias)
-
-
-def silu(x: np.ndarray) -> np.ndarray:
-    return x / (1 + np.exp(-x))
 
 
 def xlstm(stack: torch.nn.Module, steps: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from numpy_reference import array, cross_attention, gelu, layer_norm, linear, sigmoid, softmax
 
 from llm_mer.adapters.base import FusionInputs, FusionTargets, ModalitySequence
 from llm_mer.adapters.gia_mic import (
@@ -61,45 +62,8 @@ def rows(inputs: FusionInputs, index: list[int]) -> FusionInputs:
 # --- the NumPy rewrite, one sample at a time, without padding ---------------------------------------------------------
 
 
-def array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy()
-
-
-def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    e = np.exp(x - x.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
-
-
-def linear(x: np.ndarray, module: torch.nn.Linear) -> np.ndarray:
-    y = x @ array(module.weight).T
-    return y if module.bias is None else y + array(module.bias)
-
-
-def layer_norm(x: np.ndarray, module: torch.nn.LayerNorm) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + module.eps) * array(module.weight) + array(module.bias)
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-
-
-def cross_attention(module: torch.nn.Module, query: np.ndarray, other: np.ndarray) -> np.ndarray:
-    q, k, v = linear(query, module.query), linear(other, module.key), linear(other, module.value)
-    size = D // HEADS
-    heads = []
-    for i in range(HEADS):
-        part = slice(i * size, (i + 1) * size)
-        heads.append(softmax(q[:, part] @ k[:, part].T / math.sqrt(size)) @ v[:, part])
-    return linear(np.concatenate(heads, axis=-1), module.output)
-
-
 def transformer(module: torch.nn.Module, x: np.ndarray) -> np.ndarray:
-    x = layer_norm(x + cross_attention(module.attention, x, x), module.norm_attention)
+    x = layer_norm(x + cross_attention(module.attention, x, x, HEADS), module.norm_attention)
     inner = gelu(linear(x, module.feed_forward[0]))
     return layer_norm(x + linear(inner, module.feed_forward[2]), module.norm_feed_forward)
 
@@ -111,7 +75,7 @@ def interact(module: GatedInteractiveAttention, h_a: np.ndarray, h_b: np.ndarray
 
 
 def generate(module: ModalityInvariantGenerator, h_vst: np.ndarray, msr: np.ndarray) -> np.ndarray:
-    share = cross_attention(module.attends, h_vst, msr)
+    share = cross_attention(module.attends, h_vst, msr, HEADS)
     steps = len(h_vst)
     both = np.concatenate([np.repeat(msr.mean(axis=0)[None], steps, axis=0), h_vst], axis=-1)
     filtered = share * sigmoid(both @ array(module.filter.weight)[:, :, 0].T + array(module.filter.bias))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy_reference import array, gelu, layer_norm, linear, sigmoid, softmax
 from torch import Tensor
 
 from llm_mer.adapters.base import MODALITIES, ConversationContext, FusionInputs, FusionTargets, ModalitySequence
@@ -76,33 +77,6 @@ def rows(inputs: FusionInputs, index: list[int]) -> FusionInputs:
 
 
 # --- the NumPy rewrite, one sample at a time, without padding ---------------------------------------------------------
-
-
-def array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy()
-
-
-def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    e = np.exp(x - x.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-
-
-def linear(x: np.ndarray, module: torch.nn.Module) -> np.ndarray:
-    y = x @ array(module.weight).reshape(module.weight.shape[0], -1).T  # a 1×1 convolution has one column too many
-    return y if module.bias is None else y + array(module.bias)
-
-
-def layer_norm(x: np.ndarray, module: torch.nn.LayerNorm) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + module.eps) * array(module.weight) + array(module.bias)
 
 
 def interaction(module: torch.nn.Module, query: np.ndarray, keys: np.ndarray) -> np.ndarray:

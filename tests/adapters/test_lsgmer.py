@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from numpy_reference import array, cross_attention, layer_norm, linear, softmax
 
 from llm_mer.adapters.base import FusionInputs, FusionTargets, ModalitySequence
 from llm_mer.adapters.lsgmer import (
@@ -63,35 +64,6 @@ def rows(inputs: FusionInputs, index: list[int]) -> FusionInputs:
 # --- the NumPy rewrite, one sample at a time, without padding ---------------------------------------------------------
 
 
-def array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy()
-
-
-def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    e = np.exp(x - x.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
-
-
-def linear(x: np.ndarray, module: torch.nn.Linear) -> np.ndarray:
-    y = x @ array(module.weight).T
-    return y if module.bias is None else y + array(module.bias)
-
-
-def layer_norm(x: np.ndarray, module: torch.nn.LayerNorm) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + module.eps) * array(module.weight) + array(module.bias)
-
-
-def cross_attention(module: torch.nn.Module, query: np.ndarray, other: np.ndarray) -> np.ndarray:
-    q, k, v = linear(query, module.query), linear(other, module.key), linear(other, module.value)
-    size = D // HEADS
-    heads = []
-    for i in range(HEADS):
-        part = slice(i * size, (i + 1) * size)
-        heads.append(softmax(q[:, part] @ k[:, part].T / math.sqrt(size)) @ v[:, part])
-    return linear(np.concatenate(heads, axis=-1), module.output)
-
-
 def enhance(module: LabelSignalEnhancement, labels: np.ndarray, h0: np.ndarray, h1: np.ndarray) -> tuple:
     attention = softmax(labels @ linear(h1, module.key).T / math.sqrt(D))  # (C, T)
     signal = attention @ linear(h1, module.value)  # (C, d)
@@ -123,7 +95,7 @@ def reference(adapter: LSGMERAdapter, inputs: FusionInputs, i: int) -> dict:
     pooled, gates, focus = [], [], []
     for modality in h0:
         others = np.concatenate([h0[m] for m in h0 if m != modality])
-        h1 = h0[modality] + cross_attention(adapter.cross_attends[modality], h0[modality], others)
+        h1 = h0[modality] + cross_attention(adapter.cross_attends[modality], h0[modality], others, HEADS)
         h, gate, share = enhance(adapter.enhancements[modality], labels, h0[modality], h1)
         pooled.append(h.mean(axis=0))
         gates.append(gate.mean())
