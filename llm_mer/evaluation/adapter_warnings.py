@@ -1,4 +1,4 @@
-"""What the adapter finds worth a warning in its diagnostics over a data set."""
+"""What is worth a warning in the answers over a data set: the adapter's own diagnostics, and what it did not read."""
 
 from __future__ import annotations
 
@@ -23,3 +23,17 @@ def diagnose(adapter: nn.Module, predictions: Sequence[Prediction]) -> list[str]
         if len({row.shape for row in rows}) == 1:
             stacked[name] = torch.from_numpy(np.stack(rows))
     return adapter.warnings_from(stacked)
+
+
+def find_cut(predictions: Sequence[Prediction]) -> list[str]:
+    """What to say of utterances that are longer than the adapter reads, one line a modality."""
+    utterances = {(p.language, p.id): p.cut for p in predictions}
+    found = []
+    for modality in sorted({name for cut in utterances.values() for name in cut}):
+        pairs = [cut[modality] for cut in utterances.values() if modality in cut]
+        unit = "tokens" if modality == "text" else "steps"
+        found.append(
+            f"{modality} of {len(pairs)} of {len(utterances)} utterances is longer than the {pairs[0][0]} {unit} that the "
+            f"adapter reads, at most {max(given for _, given in pairs)}: what comes after them was not read"
+        )
+    return found

@@ -31,7 +31,7 @@ from llm_mer.evaluation.curves import areas
 from llm_mer.evaluation.dependence import find_dependence
 from llm_mer.evaluation.dialogue import check_dialogues
 from llm_mer.evaluation.journal import JOURNAL, Journal, predict_all
-from llm_mer.evaluation.options import EvaluateConfig
+from llm_mer.evaluation.options import EvaluateConfig, check_least
 from llm_mer.evaluation.rows import PREDICTIONS, Evaluation, save_predictions, score_rows, table
 from llm_mer.evaluation.subsets import check_groupings
 from llm_mer.inference.answer_values import pooled_answer
@@ -97,11 +97,7 @@ def load_pipeline(config: EvaluateConfig, processes: ProcessGroup) -> MerPipelin
     """
     from llm_mer.inference.pipeline import MerPipeline
 
-    for name in ("resamples", "batch_size"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name} {getattr(config, name)}: it must be at least 1")
-    if config.seed < 0:
-        raise UserError(f"--seed {config.seed}: it must be at least 0")
+    check_least(config, {"resamples": 1, "batch_size": 1, "seed": 0})
     check_groupings(config.by)
     pipeline = MerPipeline.from_pretrained(
         config.checkpoint,
@@ -211,7 +207,7 @@ def score(
 ) -> Evaluation:
     """The scores of predictions; those of the dialogue decoder are added to ``by_condition``."""
     from llm_mer.checkpoints.run_manifest import read_manifest
-    from llm_mer.evaluation.adapter_warnings import diagnose
+    from llm_mer.evaluation.adapter_warnings import diagnose, find_cut
 
     description, backbone = pipeline.description, pipeline.description.backbone
     adapter, class_task = pipeline.predictor.adapter, pipeline.predictor.processor.class_task
@@ -237,6 +233,7 @@ def score(
         resamples=config.resamples,
         warnings=[
             *diagnose(pipeline.predictor.adapter, by_condition[AS_IS]),
+            *find_cut(by_condition[AS_IS]),
             *_calibration_warnings(pipeline, planned, config.split),
             *([SEEN_IN_TRAINING] if config.split == "train" else []),
         ],

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llm_mer.checkpoints.precision import precision_option
+from llm_mer.errors import UserError
+
+
+def check_least(options: object, least: Mapping[str, int]) -> None:
+    """Raises :class:`UserError` for an option below its least value, before anything is trained or answered for it."""
+    for name, bound in least.items():
+        if getattr(options, name) < bound:
+            raise UserError(f"--{name} {getattr(options, name)}: it must be at least {bound}")
 
 
 @dataclass
@@ -77,6 +86,7 @@ class EvaluateConfig:
     keep_features: bool = field(default=False, metadata={"help": "keep fused vectors, for the report's t-SNE"})
 
     def __post_init__(self) -> None:
+        check_least(self, {"resamples": 1, "batch_size": 1, "seed": 0})
         if isinstance(self.data, str):
             self.data = [self.data]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from llm_mer.adapters.registry import DEFAULT_ADAPTER
 from llm_mer.checkpoints.precision import precision_option
+from llm_mer.evaluation.options import check_least
 
 METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "ova_accuracy", "mae", "rmse", "corr", "ccc")
 
@@ -56,6 +57,9 @@ class CompareConfig:
     resamples: int = field(default=1000, metadata={"help": "bootstrap resamples"})
     keep_models: bool = field(default=False, metadata={"help": "keep the checkpoints, not only predictions"})
 
+    def __post_init__(self) -> None:
+        check_least(self, {"resamples": 1})
+
 
 @dataclass
 class CrosslingualConfig:
@@ -78,6 +82,9 @@ class CrosslingualConfig:
         default_factory=list, metadata={"help": f"metrics: {', '.join(METRICS)}; default: the headline metric of each task"}
     )
     resamples: int = field(default=1000, metadata={"help": "bootstrap resamples"})
+
+    def __post_init__(self) -> None:
+        check_least(self, {"resamples": 1})
 
 
 @dataclass
@@ -115,3 +122,6 @@ class PromptComparisonConfig:
     batch_size: int = field(default=64, metadata={"help": "questions per forward"})
     backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
     dtype: str = precision_option()
+
+    def __post_init__(self) -> None:
+        check_least(self, {"resamples": 1, "seed": 0})

@@ -174,7 +174,12 @@ def compare_prompts(
         raise UserError("--data: name the store whose questions are asked")
     own = config.adapter if ":" in config.adapter else None
     pipeline = MerPipeline.from_pretrained(
-        config.checkpoint, backbone=config.backbone, dtype=config.dtype, batch_size=config.batch_size, adapter=own
+        config.checkpoint,
+        backbone=config.backbone,
+        dtype=config.dtype,
+        batch_size=config.batch_size,
+        adapter=own,
+        calibration=False,  # its temperatures were fitted with one of the prompts
     )
     if pipeline.predictor.processor.tokenizer is None:
         raise UserError(f"{config.checkpoint} holds an adapter alone, which reads no prompt")

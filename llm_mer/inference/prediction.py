@@ -36,6 +36,8 @@ class Prediction:
         tags: subsets of the utterance. dialogue_id, turn, speaker: its place in a conversation.
         position, length: filled in by an evaluation. 1 for the first utterance of its conversation, 2 for the next, …; words
             of its own transcript (characters of Chinese), whatever a condition made of it. None where there is none.
+        cut: ``{modality: (read, given)}`` where more is given than the adapter reads: steps, or tokens of the transcript,
+            which prompts show whole. Empty where it read everything.
         read_out: what a checkpoint that has a read-out reads off the hidden state: a label name, or a score inside its
             range. read_out_log_probabilities: of the labels, in their order; None for scores.
         head_value: the adapter head's own prediction, where it has one. head_log_probabilities: of the labels, in their
@@ -69,6 +71,7 @@ class Prediction:
     speaker: str | None = None
     position: int | None = None
     length: int | None = None
+    cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     read_out: str | float | None = None
     read_out_log_probabilities: list[float] | None = None
     head_value: str | float | None = None
@@ -112,6 +115,8 @@ class Prediction:
         if entry.get("interval") is not None:
             low, high = entry["interval"]
             entry["interval"] = (low, high)
+        if "cut" in entry:
+            entry["cut"] = {name: (read, given) for name, (read, given) in entry["cut"].items()}
         if "diagnostics" in entry:
             entry["diagnostics"] = _with_nan(entry["diagnostics"])
         return cls(**entry)

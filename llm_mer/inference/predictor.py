@@ -246,6 +246,7 @@ class Predictor:
                 dialogue_id=utterance.dialogue_id,
                 turn=utterance.turn,
                 speaker=utterance.speaker,
+                cut=read.cut[row],
                 seconds=round(seconds, 6),
             )
             prediction.precision = precision

@@ -145,11 +145,13 @@ class UtteranceBatch:
         utterances: as they were read, corruptions applied.
         inputs: what the adapter reads of them, and their languages.
         prompts: of each task, one an utterance; empty for an adapter alone.
+        cut: what of each utterance is longer than the adapter reads (:class:`PreparedUtterance`).
     """
 
     utterances: list[Utterance]
     inputs: MerBatch
     prompts: list[list[PromptIds]]
+    cut: list[dict[str, tuple[int, int]]]
 
 
 @dataclass
@@ -201,7 +203,8 @@ class MerCollator:
         read = [self.dataset.utterance(row) for row in rows]
         inputs = MerBatch()
         checked = self.dataset.checked
-        self._pad_features(inputs, [self.processor.prepare_utterance(utterance, checked) for utterance in read])
+        prepared = [self.processor.prepare_utterance(utterance, checked) for utterance in read]
+        self._pad_features(inputs, prepared)
         prompts: list[list[PromptIds]] = [[] for _ in tasks]
         if self.processor.tokenizer is not None:
             ids = [LANGUAGES.index(utterance.language) for utterance in read]
@@ -214,7 +217,7 @@ class MerCollator:
                     found.append(prompt)
         if self.uses_context:
             self._pad_context(inputs, rows)
-        return UtteranceBatch(read, inputs, prompts)
+        return UtteranceBatch(read, inputs, prompts, [found.cut for found in prepared])
 
     def length(self, question: Question) -> int:
         """Tokens of a question with its answer; 0 for an adapter alone."""

@@ -43,10 +43,12 @@ class PreparedUtterance:
     Attributes:
         text_ids: transcript tokens the adapter reads, None when text comes as features or is missing.
         features: ``{modality: (T_m, D_m)}`` normalised; a missing modality is absent.
+        cut: ``{modality: (read, given)}`` of what is longer than the adapter reads: steps, or tokens of a transcript.
     """
 
     text_ids: list[int] | None
     features: dict[str, np.ndarray]
+    cut: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -297,13 +299,16 @@ class MerProcessor:
         """
         text_ids = None
         if self.tokenizer is not None and self.text_source == "backbone" and "text" in self.feature_sizes and utterance.text:
-            text_ids = self.encode_words(utterance.text)[: self.max_text_tokens] or None
-        features = self.features(utterance, checked)
+            text_ids = self.encode_words(utterance.text) or None
+        features, limits = self.features(utterance, checked), self._limits()
+        lengths = {modality: len(steps) for modality, steps in self._given_features(utterance).items()}
+        lengths |= {"text": len(text_ids)} if text_ids else {}
+        cut = {m: (limits[m], length) for m, length in lengths.items() if length > limits[m]}
         if not features and text_ids is None:
             raise UserError(
                 f"utterance {utterance.id!r} has none of the modalities the model reads ({', '.join(self.feature_sizes)})"
             )
-        return PreparedUtterance(text_ids, features)
+        return PreparedUtterance(None if text_ids is None else text_ids[: self.max_text_tokens], features, cut)
 
     def prepare_prompt(self, utterance: Utterance, task: Task, history: Sequence[HistoryTurn] = ()) -> PromptIds | None:
         """The prompt that asks a task of an utterance; None for an adapter alone."""

@@ -15,6 +15,7 @@ from llm_mer.data.dataset import MerDataset
 from llm_mer.data.store import UtteranceStore
 from llm_mer.errors import UserError
 from llm_mer.evaluation.rows import load_predictions
+from llm_mer.experiments.options import CompareConfig, CrosslingualConfig
 from llm_mer.experiments.prompt_comparison import (
     OWN_PROMPT,
     PromptComparison,
@@ -210,3 +211,32 @@ def test_with_a_training_yaml_a_model_is_trained_with_each_prompt(monkeypatch: p
     (config,) = asked
     assert config.ablations == ["*:prompts=short", "*:prompts=notext"]
     assert (config.seeds, config.overrides) == ([1, 2], ["languages=en"])
+
+
+@pytest.mark.parametrize("options", [CompareConfig, CrosslingualConfig, PromptComparisonConfig])
+def test_no_resample_is_refused_before_anything_is_trained(options: Any) -> None:
+    with pytest.raises(UserError, match="--resamples 0: it must be at least 1"):
+        options(resamples=0)
+
+
+def test_a_seed_below_zero_is_refused() -> None:
+    with pytest.raises(UserError, match="--seed -1: it must be at least 0"):
+        PromptComparisonConfig(seed=-1)
+
+
+def test_temperatures_of_one_prompt_are_not_taken_for_the_others(copied: Path, store: Path, tmp_path: Path) -> None:
+    from llm_mer.evaluation.calibrate import calibrate
+    from llm_mer.evaluation.options import CalibrateConfig
+
+    calibrate(CalibrateConfig(checkpoint=str(copied), data=str(store)))
+    values: dict[str, Any] = {
+        "checkpoint": str(copied),
+        "data": str(store),
+        "prompts": ["notext"],
+        "resamples": 5,
+        "limit": 4,
+    }
+    run(PromptComparisonConfig(**values, output=str(tmp_path / "out")))
+    found = [p for answers in load_predictions(tmp_path / "out" / "predictions.jsonl").values() for p in answers]
+    assert {p.temperature for p in found} == {None}
+    assert {p.temperature is None for p in MerPipeline.from_pretrained(copied)(text="hello")} == {False}

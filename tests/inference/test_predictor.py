@@ -769,3 +769,29 @@ def test_an_answer_says_the_precision_it_was_computed_in(trained: Path, utteranc
         assert {p.precision for p in pipeline.predictor.predict(dataset)} == {"bfloat16"}
     pipeline.predictor.model.to(torch.bfloat16)
     assert {p.precision for p in pipeline.predictor.predict(dataset)} == {"bfloat16"}
+
+
+def test_what_is_longer_than_the_adapter_reads_stands_in_the_answer_and_as_a_warning(
+    trained: Path, tmp_path: Path, pipeline: MerPipeline
+) -> None:
+    from llm_mer.data.store import write_store
+    from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate
+
+    first, second = make_utterances("test", 2)
+    assert first.audio_features is not None
+    limit = pipeline.predictor.processor.max_audio_steps
+    long = dataclasses.replace(first, audio_features=np.tile(first.audio_features, (limit, 1)))
+    cut_off = dataclasses.replace(long, audio_features=long.audio_features[:limit])  # type: ignore[index]
+    given = [long.audio_features.shape[0]]  # type: ignore[union-attr]
+    told, whole, other = (pipeline([u], tasks=["emotion"])[0] for u in (long, cut_off, second))
+    assert told.cut == {"audio": (limit, *given)}
+    assert Prediction.from_dict(json.loads(json.dumps(told.to_dict()))).cut == told.cut
+    assert told.log_probabilities == whole.log_probabilities
+    assert (whole.cut, other.cut) == ({}, {})
+    spoken = pipeline([dataclasses.replace(second, text="the book " * 200)], tasks=["emotion"])[0]
+    assert spoken.cut["text"][0] == pipeline.predictor.processor.max_text_tokens < spoken.cut["text"][1]
+
+    data = write_store([long, second], tmp_path / "long")
+    evaluation, _ = evaluate(EvaluateConfig(str(trained), data=[str(data)], resamples=10), progress=False)
+    told_once = f"audio of 1 of 2 utterances is longer than the {limit} steps that the adapter reads, at most {given[0]}"
+    assert [told_once in text for text in evaluation.warnings].count(True) == 1
