@@ -42,7 +42,7 @@ from llm_mer.reporting.blocks import Picture, Section, Table
 from llm_mer.reporting.facts import load_evaluation
 from llm_mer.reporting.report import ReportConfig, build_page
 from llm_mer.reporting.sections.adapter import feature_section, gate_section
-from llm_mer.reporting.sections.answers import confusion_section, score_plot_section
+from llm_mer.reporting.sections.answers import confusion_section, merge_rare_classes, score_plot_section
 from llm_mer.reporting.sections.examples import inference_section
 from llm_mer.reporting.sections.scores import noise_section, score_section
 from llm_mer.reporting.sections.training import training_section
@@ -976,3 +976,20 @@ def test_systems_on_other_utterances_are_said_not_to_compare(tmp_path: Path) -> 
 
 
 USED_SPLITS = (("a", "test"), ("b", "valid"))
+
+
+def test_a_confusion_matrix_of_very_many_classes_shows_the_frequent_ones_and_counts_the_others() -> None:
+    counts = np.random.default_rng(0).poisson(np.linspace(0.01, 2, 200)[:, None] * np.linspace(2, 0.01, 200))
+    merged, names = merge_rare_classes(counts, [f"mood {i}" for i in range(200)])
+    assert merged.shape == (40, 40)
+    assert merged.sum() == counts.sum()
+    assert names[-1] == "161 others"
+    kept = [int(name.removeprefix("mood ")) for name in names[:-1]]
+    assert kept == sorted(kept)
+    np.testing.assert_array_equal(merged[:-1, :-1], counts[np.ix_(kept, kept)])
+    rare = [i for i in range(200) if i not in kept]
+    assert merged[-1, -1] == counts[np.ix_(rare, rare)].sum()
+    often = counts.sum(axis=0) + counts.sum(axis=1)
+    assert often[kept].min() >= often[rare].max()
+    small = counts[:6, :6]
+    assert merge_rare_classes(small, list("abcdef"))[0] is small

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from llm_mer.evaluation.conditions import AS_IS
@@ -11,6 +13,25 @@ from llm_mer.reporting.blocks import Block, Cell, Picture, Section, Table
 from llm_mer.reporting.facts import LoadedEvaluation
 from llm_mer.reporting.wording import METRIC_LABELS, format_number, with_key
 
+MOST_CLASSES = 40
+"""Rows and columns of a confusion matrix that can be drawn and read; the memory a picture takes grows with their square."""
+
+
+def merge_rare_classes(counts: np.ndarray, names: Sequence[str], most: int = MOST_CLASSES) -> tuple[np.ndarray, list[str]]:
+    """The classes with the most truths and answers, in their order, and all others as one: ``(C, C)`` to ``(K, K)``.
+
+    The sum stays what it is.
+    """
+    size = len(names)
+    if size <= most:
+        return counts, list(names)
+    often = np.argsort(-(counts.sum(axis=1) + counts.sum(axis=0)), kind="stable")[: most - 1]
+    place = np.full(size, most - 1)
+    place[np.sort(often)] = np.arange(most - 1)
+    merged = np.zeros((most, most), dtype=counts.dtype)
+    np.add.at(merged, (place[:, None], place[None]), counts)
+    return merged, [*(names[i] for i in np.sort(often)), f"{size - most + 1} others"]
+
 
 def confusion_section(main: LoadedEvaluation) -> Section:
     """Confusion matrices of classes, by language."""
@@ -18,7 +39,6 @@ def confusion_section(main: LoadedEvaluation) -> Section:
     for task in main.tasks:
         if task.kind != "classification":
             continue
-        names = plots.PlotNames.of(task.label_names)
         for language in main.languages:
             known = main.known(AS_IS, task.name, language)
             if not known:
@@ -26,10 +46,14 @@ def confusion_section(main: LoadedEvaluation) -> Section:
             counts = np.zeros((task.num_classes, task.num_classes), dtype=int)
             true, answer = (class_indices(task, values) for values in ([p.truth for p in known], [p.value for p in known]))
             np.add.at(counts, (true, answer), 1)
+            counts, shown = merge_rare_classes(counts, task.label_names)
+            names = plots.PlotNames.of(shown)
             caption = (
                 f"{task.name}, {language}, n={len(known)}: truth in rows, answer in columns; in each cell the count and the "
                 "share of its row, which is also the colour."
             )
+            if task.num_classes > len(shown):
+                caption += f" Of {task.num_classes} classes the {len(shown) - 1} most frequent, all others as one."
             section.blocks.append(Picture(plots.draw_confusion(counts, names.shown), with_key(caption, names)))
     return section
 
