@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llm_mer.data.utterance_fields import read_fields
-from llm_mer.data.votes import Votes
+from llm_mer.data.votes import Votes, read_votes
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import detect_language, has_letters
-from llm_mer.prompting.text_forms import compose
 
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
 
@@ -61,9 +60,7 @@ class Utterance:
     def __post_init__(self) -> None:
         for name, value in read_fields(vars(self)).items():
             setattr(self, name, value)
-        self.votes = {compose(target): votes for target, votes in self.votes.items()}
-        for target, votes in self.votes.items():
-            votes.check(f"utterance {self.id!r}: votes of {target!r}")
+        self.votes = read_votes(self.votes, f"utterance {self.id!r}: votes")
         if not self.language:
             try:
                 self.language = detect_language(self.text) if has_letters(self.text) else ""

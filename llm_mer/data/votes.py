@@ -37,14 +37,15 @@ class Votes:
     def __post_init__(self) -> None:
         if isinstance(self.counts, Mapping) and all(isinstance(label, str) for label in self.counts):
             composed = {compose(label): count for label, count in self.counts.items()}
-            if len(composed) < len(self.counts):
-                raise UserError(f"votes name a label twice, in two Unicode forms: {quote(list(self.counts))}")
-            object.__setattr__(self, "counts", composed)
+            if len(composed) == len(self.counts):  # else check refuses them, and knows where they stand
+                object.__setattr__(self, "counts", composed)
 
     def check(self, where: str) -> None:
         """Raises :class:`UserError` for what are no counts, none above 0, or more votes for a label than annotators."""
         if not isinstance(self.counts, Mapping) or not all(isinstance(label, str) for label in self.counts):
             raise UserError(f"{where} are {quote(self.counts)}; they must be a mapping of labels to counts")
+        if any(compose(label) != label for label in self.counts):
+            raise UserError(f"{where}: {quote(dict(self.counts))} names a label in two Unicode forms; write it once")
         for label, count in self.counts.items():
             if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 0:
                 raise UserError(
@@ -70,6 +71,22 @@ class Votes:
     def from_dict(cls, entry: dict[str, Any]) -> Votes:
         """Read :meth:`to_dict` back."""
         return cls(dict(entry["counts"]), entry["annotators"])
+
+
+def read_votes(given: Any, where: str) -> dict[str, Votes]:
+    """Votes by target (composed, NFC), checked; ``{label: count}`` alone is of annotators who named one label each.
+
+    Raises:
+        UserError: no mapping, or as :meth:`Votes.check`.
+    """
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where} are {quote(given)}; they must be a mapping of targets to votes")
+    found = {}
+    for target, value in given.items():
+        votes = value if isinstance(value, Votes) else Votes(value)
+        votes.check(f"{where} of {target!r}")
+        found[compose(str(target))] = votes
+    return found
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from scipy.special import entr, logsumexp
 
-from llm_mer.evaluation.clusters import Clusters
+from llm_mer.evaluation.clusters import UTTERANCE, Clusters
 from llm_mer.evaluation.resampling import correlation, mean_interval, percentile_interval, resample
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import Task
@@ -293,5 +293,7 @@ def vote_line(scores: Sequence[VoteScore]) -> str:
         beside += [] if score.annotators is None else [f"annotators {score.annotators:.3f}"]
         beside += [] if score.left_out is None else [f"against the same {score.left_out:.3f}"]
         told = f" ({', '.join(beside)})" if beside else ""
-        shown.append(f"{score.metric} {score.value:.3f} [{low:.3f}, {high:.3f}]{told}")
-    return f"n={scores[0].n}  " + "  ".join(shown)
+        counted = f" of {score.n}" if score.n != scores[0].n else ""
+        shown.append(f"{score.metric}{counted} {score.value:.3f} [{low:.3f}, {high:.3f}]{told}")
+    units = "" if scores[0].unit == UTTERANCE else f" in {scores[0].units} {scores[0].unit}s"
+    return f"n={scores[0].n}{units}  " + "  ".join(shown)

@@ -88,8 +88,8 @@ def test_one_id_in_two_forms_is_used_twice(tmp_path: Path) -> None:
 def test_a_target_or_label_in_two_forms_at_once_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="labels has a target twice, in two Unicode forms"):
         Utterance("a", text="hello", labels={NAME: "x", APART: "y"})
-    with pytest.raises(UserError, match="votes name a label twice, in two Unicode forms"):
-        Votes({NAME: 1, APART: 2})
+    with pytest.raises(UserError, match="names a label in two Unicode forms; write it once"):
+        Utterance("a", text="hello", votes={"emotion": Votes({NAME: 1, APART: 2})})
     path = tmp_path / "clips.jsonl"
     path.write_text(json.dumps({"id": "a", "text": "hello", NAME: "x", APART: "y"}) + "\n")
     with pytest.raises(UserError, match="a field occurs twice, in two Unicode forms"):
@@ -125,7 +125,7 @@ def test_a_store_of_decomposed_names_is_read_composed_in_its_columns_too(
         return name
 
     with monkeypatch.context() as patch:
-        for module in ("utterance_fields", "schema", "votes"):
+        for module in ("utterance_fields", "votes"):
             patch.setattr(f"llm_mer.data.{module}.compose", kept)
         folder = write_store([Utterance(APART, text="hello", labels={"emotion": APART})], tmp_path / "store")
     table = UtteranceStore.open(folder).split("train")

@@ -103,6 +103,17 @@ def test_what_are_no_counts_is_refused_by_utterance_and_target(counts: Any, anno
         voted("a", counts, annotators)
 
 
+def test_plain_counts_are_votes_names_are_composed_and_what_is_no_mapping_is_refused() -> None:
+    found = Utterance("a", language="en", text="a", votes={"e\u0301motion": {"joie\u0301": 2}})  # type: ignore[dict-item]
+    assert found.votes == {"\xe9motion": Votes({"joi\xe9": 2})}
+    with pytest.raises(UserError, match=r"utterance 'a': votes of 'emotion': .* names a label in two Unicode forms"):
+        voted("a", {"joie\u0301": 2, "joi\xe9": 1})
+    with pytest.raises(UserError, match=r"utterance 'a': votes are \[1\]; they must be a mapping of targets to votes"):
+        Utterance("a", language="en", text="a", votes=[1])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="utterance 'a': votes of 'emotion' are 3; they must be a mapping of labels"):
+        Utterance("a", language="en", text="a", votes={"emotion": 3})  # type: ignore[dict-item]
+
+
 # --- manifest, store, questions ---------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy, pearsonr
 
 from llm_mer.evaluation.rows import Evaluation, Row, score_rows
+from llm_mer.evaluation.rows import table as table_of
 from llm_mer.evaluation.vote_scores import (
     AGREEMENT,
     CROSS_ENTROPY,
@@ -209,6 +210,22 @@ def test_rows_hold_scores_over_all_votes_ties_included_with_the_unit_of_their_in
     evaluation = Evaluation("x", {}, "data", "test", 0, 100, rows=[row])
     evaluation.save(tmp_path)
     assert Evaluation.load(tmp_path).rows[0].vote_scores == row.vote_scores
+
+
+def test_the_table_says_each_score_with_its_n_unit_interval_and_what_it_is_beside() -> None:
+    given = predictions()
+    rows = score_rows("as is", given, EMOTION, 100, 0)
+    line = next(x for x in table_of(Evaluation("x", {}, "data", "test", 0, 100, rows=rows)).split("\n") if " votes " in x)
+    score = rows[0].vote_scores[0]
+    low, high = score.interval
+    assert (
+        f"n=40 in 10 dialogues  cross_entropy {score.value:.3f} [{low:.3f}, {high:.3f}] (constant {score.constant:.3f}, "
+        in line
+    )
+    assert f"least {score.extreme:.3f}, annotators {score.annotators:.3f})" in line
+    clear = sum(p.truth is not None for p in given)
+    assert f"majority_accuracy of {clear} " in line
+    assert "against the same" in line
 
 
 def test_a_dialogue_twice_gives_the_same_values_and_wider_intervals_than_as_many_dialogues() -> None:
