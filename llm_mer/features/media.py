@@ -34,6 +34,9 @@ CONTAINERS = (
 )
 """Containers that are opened, by FFmpeg's names: ``mov`` is mp4, m4a, mov and 3gp; ``matroska`` is mkv and webm. Playlists
 and still images are not among them."""
+MAX_CANCELLED = 0.1
+"""The mean of ``N`` independent channels has ``1 / N`` of their power. Less than this share of that is left only of channels
+of opposite polarity, which cancel one another."""
 UNKNOWN_RIFF_LENGTH = 0x7FFF0000
 """A RIFF header (WAV, AVI) that declares this many bytes or more was written before the size was known."""
 REASONS: dict[str, str] = {
@@ -45,6 +48,7 @@ REASONS: dict[str, str] = {
     "corrupt": "decoding failed",
     "not_finite": "the audio track holds NaN or infinity",
     "too_large": "its pictures are too large",
+    "odd_pictures": "its display matrix is not supported",
     "odd_sound": "its audio format is not supported",
     "no_samples": "the audio track holds no samples",
     "no_frames": "the video track holds no frames",
@@ -155,25 +159,32 @@ def read_audio(path: Path | str, rate: int = SAMPLE_RATE) -> np.ndarray:
     path = Path(path)
     blocks: list[np.ndarray] = []
     total = 0
+    power = _ChannelPower()
+
+    def mix(piece: Any) -> int:
+        # Interleaved, because PyAV (18) does not find the end of 8 planes or more, and reads memory beyond them.
+        channels = piece.to_ndarray().reshape(-1, piece.layout.nb_channels)
+        blocks.append(channels.mean(axis=1))
+        power.add(channels, blocks[-1])
+        return len(channels)
+
     with _open_container(path) as container:
         if not container.streams.audio:
             raise MediaError(path, "no_audio_track")
         _check_not_truncated(path, container.streams.audio[0])
         import av
 
-        resampler = av.AudioResampler(format="fltp", rate=rate)  # its own mono down-mix is 3 dB too loud and clips
+        resampler = av.AudioResampler(format="flt", rate=rate)  # its own mono down-mix is 3 dB too loud and clips
         for frame in container.decode(container.streams.audio[0]):
             _check_audio_format(path, frame)
             if total + frame.samples / frame.sample_rate * rate > (MAX_SECONDS + 1) * rate:
                 raise MediaError(path, "too_long")
             frame.pts = None  # the resampler would refuse gaps in the timestamps
-            for piece in resampler.resample(frame):
-                blocks.append(piece.to_ndarray().mean(axis=0))
-                total += len(blocks[-1])
+            total += sum(map(mix, resampler.resample(frame)))
             if total > MAX_SECONDS * rate:
                 raise MediaError(path, "too_long")
         for piece in resampler.resample(None):
-            blocks.append(piece.to_ndarray().mean(axis=0))
+            mix(piece)
     samples = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
     if not len(samples):
         raise MediaError(path, "no_samples")
@@ -183,14 +194,35 @@ def read_audio(path: Path | str, rate: int = SAMPLE_RATE) -> np.ndarray:
     non_finite = int(np.count_nonzero(~np.isfinite(samples)))
     if non_finite:
         raise MediaError(path, "not_finite", f"{non_finite} of {len(samples)} samples are NaN or infinite")
+    if power.cancels:
+        raise MediaError(path, "odd_sound", "its channels have opposite polarity and cancel one another: invert one")
     return np.clip(samples, -1.0, 1.0).astype(np.float32)
+
+
+class _ChannelPower:
+    """Sums of squares of the channels and of their mean."""
+
+    def __init__(self) -> None:
+        self.channels, self.mean, self.most = 0.0, 0.0, 1
+
+    def add(self, channels: np.ndarray, mean: np.ndarray) -> None:
+        """Take in ``(n, C)`` samples and their mean ``(n,)``."""
+        self.most = max(self.most, channels.shape[1])
+        self.channels += float(np.square(channels, dtype=np.float64).sum()) / channels.shape[1]
+        self.mean += float(np.square(mean, dtype=np.float64).sum())
+
+    @property
+    def cancels(self) -> bool:
+        """Whether less is left than of channels that are independent (:data:`MAX_CANCELLED`)."""
+        return self.mean * self.most < MAX_CANCELLED * self.channels
 
 
 def read_frames(path: Path | str, fps: float, max_side: int = 256) -> Frames:
     """Sample the first video track at regular times: the frame displayed at ``0, 1/fps, 2/fps, …``.
 
     Times come from the frames' own timestamps, so a variable frame rate is sampled correctly. Pictures larger than
-    ``max_side`` are scaled down while decoding, which limits memory.
+    ``max_side`` are scaled down while decoding, which limits memory. They are rotated and mirrored by the file's display
+    matrix: a phone held upright stores pictures that lie on their side.
 
     Raises:
         MediaError: with its reason.
@@ -232,7 +264,7 @@ def read_frames(path: Path | str, fps: float, max_side: int = 256) -> Frames:
             if displayed is not None:
                 repeat_displayed_until(seconds)
             _check_picture_size(path, frame.width, frame.height)
-            displayed = _to_rgb(frame, max_side)
+            displayed = _orient(_to_rgb(frame, max_side), _display_matrix(frame), path)
             end = seconds + 1 / rate
         if displayed is None:
             raise MediaError(path, "no_frames")
@@ -267,3 +299,27 @@ def _to_rgb(frame: Any, max_side: int) -> np.ndarray:
     if scale < 1.0:
         frame = frame.reformat(width=max(round(frame.width * scale), 1), height=max(round(frame.height * scale), 1))
     return frame.to_ndarray(format="rgb24")
+
+
+def _display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
+    """``(a, b, c, d)`` of the display matrix of ISO 14496-12, 65536 being 1: a picture's ``(x, y)`` is shown at
+    ``(a x + c y, b x + d y)``. None where the file has none.
+    """
+    data = next((entry for entry in frame.side_data if entry.type.name == "DISPLAYMATRIX"), None)
+    if data is None:
+        return None
+    a, b, _, c, d, *_ = np.frombuffer(data, dtype=np.int32).tolist()
+    return a, b, c, d
+
+
+def _orient(pixels: np.ndarray, matrix: tuple[int, int, int, int] | None, path: Path) -> np.ndarray:
+    """``(h, w, 3)`` as it is displayed. Raises :class:`MediaError` for a rotation by other than a multiple of 90 degrees."""
+    if matrix is None:
+        return pixels
+    a, b, c, d = matrix
+    if ((b or c) and (a or d)) or not ((a and d) or (b and c)):
+        raise MediaError(path, "odd_pictures", f"{a}, {b}, {c}, {d} is no rotation by a multiple of 90 degrees")
+    across, down = (a, d) if a else (c, b)
+    turned = pixels if a else pixels.transpose(1, 0, 2)
+    turned = turned[:, ::-1] if across < 0 else turned
+    return np.ascontiguousarray(turned[::-1] if down < 0 else turned)

@@ -1,7 +1,9 @@
 """Sound and pictures come out as they were put in, and each file that cannot be used is named with its reason."""
 
 import pickle
+import struct
 import sys
+import wave
 from pathlib import Path
 
 import av
@@ -317,3 +319,72 @@ def test_a_list_of_files_has_no_length(tmp_path: Path) -> None:
     with pytest.raises(MediaError) as caught:
         check_length(path, 20.0)
     assert caught.value.reason == "not_media"
+
+
+# --- what a file says of how it is to be shown and heard --------------------------------------------------------------
+
+
+def with_matrix(path: Path, matrix: tuple[int, ...]) -> Path:
+    """The same mp4 whose video track is shown by the upper left of this matrix, ``(a, b, c, d)``."""
+    data = bytearray(path.read_bytes())
+    start = data.find(b"tkhd") + 4 + (4 + 4 * 4 + 4 + 8 + 8)  # version 0: ISO 14496-12, 8.3.2
+    a, b, c, d = (value * 65536 for value in matrix)
+    data[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 0x40000000)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)],
+    ids=["upright", "right", "over", "left", "mirrored", "flipped", "transposed", "transversed"],
+)
+def test_pictures_are_turned_as_the_file_says(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    stored = np.full((32, 64), 40, dtype=np.uint8)
+    stored[:16, :32], stored[:16, 32:] = 220, 130  # the corners: upper left, upper right
+    path = write_mp4(tmp_path / "a.mp4", np.repeat(stored[None, ..., None], 3, axis=3))
+    found = read_frames(with_matrix(path, matrix), 25).pixels[0, :, :, 0].astype(int)
+    a, b, c, d = matrix
+    height, width = (32, 64) if a else (64, 32)
+    assert found.shape == (height, width)
+    for y in (4, 12, 28):
+        for x in (4, 28, 60):
+            across, down = a * x + c * y, b * x + d * y  # of a corner at 0, 0, about which it is turned
+            place = down if b + d > 0 else height - 1 + down, across if a + c > 0 else width - 1 + across
+            assert abs(found[place] - int(stored[y, x])) < 12, (x, y)
+
+
+def test_pictures_turned_by_half_a_right_angle_are_refused(tmp_path: Path) -> None:
+    path = with_matrix(write_mp4(tmp_path / "a.mp4", grey([50] * 5)), (1, 1, -1, 1))
+    with pytest.raises(MediaError) as caught:
+        read_frames(path, 25)
+    check(caught.value, path, "odd_pictures")
+
+
+@pytest.mark.parametrize("channels", [2, 8, 9, 64])
+def test_the_mean_of_many_channels_is_read(tmp_path: Path, channels: int) -> None:
+    path, samples = tmp_path / "array.wav", np.zeros((16_000, channels))
+    samples[:, -1] = tone(440, 1.0, 16_000)
+    samples[:, 0] = tone(300, 1.0, 16_000)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(np.round(samples * 32767).astype("<i2").tobytes())
+    np.testing.assert_allclose(read_audio(path), samples.mean(axis=1), atol=2e-4)
+
+
+@pytest.mark.parametrize(("second", "read"), [(-1.0, False), (-0.95, False), (0.0, True), (-0.2, True), (1.0, True)])
+def test_channels_that_cancel_one_another_are_no_silence(tmp_path: Path, second: float, read: bool) -> None:
+    sound = tone(440, 0.5, 16_000)
+    path = write_wav(tmp_path / "a.wav", np.stack([sound, second * sound]))
+    if read:
+        assert np.allclose(read_audio(path), (1 + second) / 2 * sound, atol=1e-3)
+        return
+    with pytest.raises(MediaError, match="opposite polarity") as caught:
+        read_audio(path)
+    check(caught.value, path, "odd_sound")
+
+
+def test_silence_in_two_channels_is_silence(tmp_path: Path) -> None:
+    assert not read_audio(write_wav(tmp_path / "a.wav", np.zeros((2, 8000)))).any()
