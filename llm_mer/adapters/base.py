@@ -253,8 +253,11 @@ class FusionAdapter(nn.Module, ABC):
                 f"the adapter has no modality to read: the data offers {sorted(config.feature_sizes)} and "
                 f"use_text={config.use_text}, use_audio={config.use_audio}, use_vision={config.use_vision}"
             )
-        if not 0.0 <= config.pseudo_token_dropout < 1.0:
-            raise ValueError(f"pseudo_token_dropout is {config.pseudo_token_dropout!r}; it must lie in [0, 1)")
+        for name in ("dropout", "modality_dropout", "pseudo_token_dropout"):
+            if not 0.0 <= getattr(config, name) < 1.0:
+                raise ValueError(f"{name} is {getattr(config, name)!r}; it must lie in [0, 1)")
+        if config.feature_noise < 0.0:
+            raise ValueError(f"feature_noise is {config.feature_noise!r}; it must be at least 0")
         self.config = config
         self.projections = nn.ModuleDict(
             {

@@ -16,6 +16,7 @@ from llm_mer.data.schema import Utterance
 from llm_mer.data.store import FEATURE_COLUMNS, UtteranceTable
 from llm_mer.data.votes import LabelVotes, known_answer
 from llm_mer.errors import UserError
+from llm_mer.prompting.languages import check_languages
 from llm_mer.prompting.tasks import Task
 
 REPLACEABLE_PARTS: dict[str, tuple[str, ...]] = {
@@ -117,6 +118,7 @@ class MerDataset:
     checked: bool = False
 
     def __post_init__(self) -> None:
+        check_languages(self.languages)
         self._read_columns()
         self.rows = [r for r, language in enumerate(self._language) if self.languages is None or language in self.languages]
         self.available = len(self.rows)
@@ -136,15 +138,16 @@ class MerDataset:
     def _read_columns(self) -> None:
         """Descriptive columns of every row, without touching features."""
 
-        def column(name: str) -> list[Any]:
-            if isinstance(self.utterances, UtteranceTable):
-                return self.utterances.column(name)
-            return [getattr(u, name) for u in self.utterances]
+        self._id, self._language = self._column("id"), self._column("language")
+        self._labels, self._dialogue = self._column("labels"), self._column("dialogue_id")
+        self._turn, self._speaker = self._column("turn"), self._column("speaker")
+        self._votes = self._column("votes")
 
-        self._id, self._language = column("id"), column("language")
-        self._labels, self._dialogue = column("labels"), column("dialogue_id")
-        self._turn, self._speaker = column("turn"), column("speaker")
-        self._votes = column("votes")
+    def _column(self, name: str) -> list[Any]:
+        """A field of every row; a store's without the features."""
+        if isinstance(self.utterances, UtteranceTable):
+            return self.utterances.column(name)
+        return [getattr(utterance, name) for utterance in self.utterances]
 
     def _build_questions(self) -> list[Question]:
         questions = []
@@ -200,11 +203,7 @@ class MerDataset:
 
     def transcripts(self) -> list[tuple[str, str, str | None]]:
         """``(id, language, text)`` of every utterance of the table, unchanged and in order."""
-        if isinstance(self.utterances, UtteranceTable):
-            texts = self.utterances.column("text")
-        else:
-            texts = [utterance.text for utterance in self.utterances]
-        return list(zip(self._id, self._language, texts, strict=True))
+        return list(zip(self._id, self._language, self._column("text"), strict=True))
 
     def text_length(self, row: int) -> int:
         """Number of characters of a row's original transcript; 0 without one."""
@@ -244,6 +243,19 @@ class MerDataset:
         """The speaker of a row, None if unknown."""
         name: str | None = self._speaker[row]
         return name
+
+    def dialogues(self) -> set[str]:
+        """Conversations of the utterances that are kept."""
+        return {name for row in self.rows if (name := self._dialogue[row]) is not None}
+
+    def speakers(self) -> set[str]:
+        """Speakers of the utterances that are kept."""
+        return {name for row in self.rows if (name := self._speaker[row]) is not None}
+
+    def media(self) -> set[str]:
+        """Files of sound and pictures of the utterances that are kept."""
+        columns = [self._column(name) for name in ("audio", "vision")]
+        return {file for column in columns for row in self.rows if (file := column[row]) is not None}
 
     def label_names(self) -> list[str]:
         """Names of all labels and votes of the table's utterances, whether or not a task uses them."""

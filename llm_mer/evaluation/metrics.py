@@ -29,6 +29,16 @@ PROPER_SCORES: tuple[str, ...] = ("nll", "brier")
 """Scores of probabilities that the true ones minimise; lower is better."""
 
 
+LOWER_IS_BETTER: tuple[str, ...] = (*PROPER_SCORES, "ece", "mae", "rmse", "unparseable")
+"""Last words of the names of metrics of which less is better; so it is of losses."""
+
+
+def is_lower_better(name: str) -> bool:
+    """Whether less of a metric of an evaluation log is better, e.g. ``eval_loss``, ``sentiment_en_mae``, ``nll``."""
+    words = name.removeprefix("eval_").split("_")
+    return "loss" in (words[0], words[-1]) or words[-1] in LOWER_IS_BETTER
+
+
 def headline_metric(task: Task) -> str:
     """The metric by which the best checkpoint of a training is chosen and that tables and plots of one metric show."""
     return HEADLINE_METRICS[task.metrics]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from llm_mer.errors import UserError
 
@@ -79,6 +79,18 @@ def detect_corpus_language(texts: Iterable[str], where: str) -> str:
             f"{where}: language cannot be told from its {counts.total()} transcripts; name it, one of {', '.join(LANGUAGES)}"
         )
     return language
+
+
+def check_languages(languages: Sequence[str] | None) -> None:
+    """Refuse languages to keep that are none of :data:`LANGUAGES`, or none at all; None keeps every one.
+
+    Raises:
+        UserError: naming them.
+    """
+    unknown = [language for language in languages or () if language not in LANGUAGES]
+    if unknown or (languages is not None and not languages):
+        found = ", ".join(map(repr, unknown)) or "empty"
+        raise UserError(f"languages: {found}; choose from {', '.join(LANGUAGES)}, or leave it out to keep every one")
 
 
 def require_language(language: str, where: str) -> str:

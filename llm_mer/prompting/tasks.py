@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cache
@@ -23,8 +24,16 @@ CONVENTIONS: dict[str, tuple[str, ...]] = {
     "regression": ("plain", "mosi", "sims"),
 }
 """Metric conventions a kind of task may name."""
+NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+"""A score as data files write it."""
 METRIC_RANGES: dict[str, tuple[float, float]] = {"mosi": (-3.0, 3.0), "sims": (-1.0, 1.0)}
 """Conventions that cut a score at fixed points: the one range they are about, whose default they are."""
+
+
+def label_texts(value: Any) -> tuple[str, ...]:
+    """How a task file may write a label of the data: a class that the data number, ``1`` or ``1.0``, may be ``1`` there."""
+    text = compose(str(value).strip())
+    return (text, str(int(value))) if isinstance(value, float) and value.is_integer() else (text,)
 
 
 @dataclass(frozen=True)
@@ -78,11 +87,11 @@ class Task:
 
     def class_index(self, value: str | float, where: str = "") -> int:
         """Index of a label given by name, alias or a word of either language. Raises ``UserError`` otherwise."""
-        text = compose(str(value).strip())
-        text = self.aliases.get(text, text)
-        for index, label in enumerate(self.labels):
-            if text == label.name or text in map(compose, label.words.values()):
-                return index
+        for text in label_texts(value):
+            name = self.aliases.get(text, text)
+            for index, label in enumerate(self.labels):
+                if name == label.name or name in map(compose, label.words.values()):
+                    return index
         raise UserError(
             f"{where + ': ' if where else ''}label {value!r} is not in task {self.name!r}; "
             f"it knows {', '.join(self.label_names)}"
@@ -90,15 +99,16 @@ class Task:
 
     def ignores(self, value: Any) -> bool:
         """Whether a label of the data is left out on purpose."""
-        return compose(str(value).strip()) in self.ignored
+        return any(text in self.ignored for text in label_texts(value))
 
     def score(self, value: str | float, where: str = "") -> float:
         """The truth as a float, checked against the range."""
         low, high = self.require_range()
-        try:
-            number = float("nan") if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = float("nan")
+        number = float("nan")
+        # float would take 1_0 for ten, and a truth value for 1.
+        if NUMBER.fullmatch(value.strip()) if isinstance(value, str) else not isinstance(value, bool):
+            with suppress(TypeError, ValueError):
+                number = float(value)
         if not low <= number <= high:
             raise UserError(
                 f"{where + ': ' if where else ''}score {value!r} of task {self.name!r} is not a number in [{low}, {high}]"

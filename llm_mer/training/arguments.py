@@ -13,9 +13,10 @@ import torch
 from trl import SFTConfig
 
 from llm_mer.errors import UserError
-from llm_mer.evaluation.metrics import PROPER_SCORES
+from llm_mer.evaluation.metrics import is_lower_better
 from llm_mer.resources.files import resolve_file
 from llm_mer.storage.json_text import parse_json
+from llm_mer.training.bounds import NOT_NEGATIVE, POSITIVE, SEED, Interval, check_bounds
 from llm_mer.training.options import SECRETS, TrainingOptions
 
 IGNORED: dict[str, str] = {
@@ -39,6 +40,23 @@ IGNORED: dict[str, str] = {
 """TRL's and transformers' options that have no effect here, and what does; any other value than the default is refused."""
 
 
+BOUNDS: dict[str, Interval] = {
+    **dict.fromkeys(("seed", "data_seed"), SEED),
+    **dict.fromkeys(("learning_rate", "weight_decay"), NOT_NEGATIVE),
+    "num_train_epochs": POSITIVE,
+    **dict.fromkeys(
+        (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "packing_length",
+            "early_stopping_patience",
+        ),
+        Interval(1),
+    ),
+}
+
+
 # Where transformers and TRL declare one type each, ours fits one of them.
 @dataclass
 class MerTrainingArguments(TrainingOptions, SFTConfig):  # type: ignore[misc]
@@ -55,11 +73,10 @@ class MerTrainingArguments(TrainingOptions, SFTConfig):  # type: ignore[misc]
                 raise UserError(f"{entry.name}: {value!r} would have no effect here: {why}; leave it out")
         if self.seeds is not None:
             self.seeds = check_seeds(self.seeds)
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)}; it must be at least 1")
-        if self.packing_length is not None and self.packing_length < 1:
-            raise UserError(f"packing_length: {self.packing_length}; it must be at least 1")
+        check_bounds(self, BOUNDS)
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise UserError(f"max_steps: {self.max_steps}; it must be at least 1, or -1 to train by num_train_epochs")
+        self._check_selection()
         if isinstance(self.deepspeed, str):
             self.deepspeed = resolve_file(self.deepspeed)
         if self.deepspeed is not None and "RANK" not in os.environ:
@@ -88,11 +105,32 @@ class MerTrainingArguments(TrainingOptions, SFTConfig):  # type: ignore[misc]
         if not isinstance(given, dict):
             raise UserError(f'dataset_kwargs: {given!r}; it must be an object, e.g. {{"skip_prepare_dataset": true}}')
         self.dataset_kwargs = {**given, "skip_prepare_dataset": True}
-        if (self.metric_for_best_model or "").removeprefix("eval_") in PROPER_SCORES:
-            self.greater_is_better = False  # the option's default is for the scores of which more is better
         super().__post_init__()
         # It would wait for the accelerator after every micro-batch, to hide what training/finite.py stops at.
         self.logging_nan_inf_filter = False
+
+    def _check_selection(self) -> None:
+        """What chooses a checkpoint, or ends the run early, needs evaluations and a metric seen the right way round."""
+        evaluated = self.eval_strategy not in ("no", False, None)
+        if self.early_stopping_patience is not None and not evaluated:
+            raise UserError(
+                f"early_stopping_patience: {self.early_stopping_patience}, but eval_strategy is no and there is nothing to "
+                "stop by; say eval_strategy: epoch, or leave it out"
+            )
+        if self.load_best_model_at_end and not evaluated:
+            raise UserError(
+                "load_best_model_at_end: true, but eval_strategy is no and no checkpoint is told to be the best; say "
+                "load_best_model_at_end: false, or eval_strategy: epoch"
+            )
+        if (metric := self.metric_for_best_model) is None:
+            return
+        if is_lower_better(metric):
+            self.greater_is_better = False  # the option's default is for the scores of which more is better
+        elif self.greater_is_better is False:
+            raise UserError(
+                f"greater_is_better: false, but more of metric_for_best_model {metric!r} is better; leave it out, or the "
+                "worst checkpoint would be kept"
+            )
 
 
 def check_seeds(seeds: Any) -> list[int]:
@@ -102,4 +140,6 @@ def check_seeds(seeds: Any) -> list[int]:
         raise UserError(f"seeds: {seeds!r}; it must be a list of whole numbers from 0 on, e.g. [1111, 2222]")
     if len(set(found)) != len(found):
         raise UserError(f"seeds: {found} names a seed twice")
+    if above := [seed for seed in found if seed not in SEED]:
+        raise UserError(f"seeds: {above[0]}; a seed must {SEED}")
     return found

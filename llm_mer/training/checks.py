@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from llm_mer.adapters import adapter_class
 from llm_mer.adapters.base import FusionAdapter
+from llm_mer.data.dataset import MerDataset
 from llm_mer.distributed.fsdp import fsdp_requested
 from llm_mer.errors import UserError
 from llm_mer.training.arguments import MerTrainingArguments
+from llm_mer.training.evaluation import logged_metrics
 from llm_mer.training.objectives import ANSWERS, DISTRIBUTION, TOKENS
 from llm_mer.training.options import ModelArguments, parse_loss_weights
+from llm_mer.training.run_config import RunConfig
+
+logger = logging.getLogger(__name__)
 
 
 def check_loss_weights(model: ModelArguments) -> dict[str, float]:
@@ -25,6 +32,65 @@ def check_loss_weights(model: ModelArguments) -> dict[str, float]:
     if unknown:
         raise UserError(f"loss_weights: adapter {model.adapter!r} has no loss {unknown}; it has {sorted(known)}")
     return {**known, **chosen}
+
+
+def check_learning_rates(model: ModelArguments, training: MerTrainingArguments) -> None:
+    """Refuse rates with which nothing is trained. Raises :class:`UserError` naming them."""
+    adapter = training.learning_rate if model.adapter_learning_rate is None else model.adapter_learning_rate
+    language_model = training.learning_rate if model.backbone != "none" and model.lora_r > 0 else 0.0
+    if max(adapter, language_model) == 0:
+        raise UserError(
+            f"learning_rate: {training.learning_rate:g}, adapter_learning_rate: {model.adapter_learning_rate}: nothing is "
+            "trained; one of what trains needs a rate above 0"
+        )
+
+
+def check_batch_size(training: MerTrainingArguments, questions: int) -> None:
+    """Refuse to drop the only batch. Raises :class:`UserError` naming both sizes."""
+    batch = training.per_device_train_batch_size * training.world_size
+    if training.dataloader_drop_last and questions < batch:
+        raise UserError(
+            f"dataloader_drop_last: the {questions} training questions are less than one batch of {batch}, which would be "
+            "dropped; take a smaller per_device_train_batch_size"
+        )
+
+
+def check_best_metric(training: MerTrainingArguments, evaluation: MerDataset) -> None:
+    """Refuse, before a model is loaded, to choose a checkpoint by what no evaluation will log.
+
+    Raises:
+        UserError: with the metrics that there will be.
+    """
+    metric = training.metric_for_best_model
+    if metric is None or not (training.load_best_model_at_end or training.early_stopping_patience):
+        return
+    name, known = metric.removeprefix("eval_"), logged_metrics(evaluation)
+    if name not in known and not name.startswith("loss_"):
+        raise UserError(f"metric_for_best_model: {metric!r} is not evaluated; choose from {', '.join(known)}")
+
+
+LANGUAGE_MODEL_OPTIONS = (
+    *("lora_r", "lora_alpha", "lora_dropout", "lora_sharing", "lora_targets", "prompts", "chat", "dtype", "quantization"),
+    *("attn_implementation", "save_backbone", "num_pseudo_tokens", "max_prompt_tokens"),
+)
+"""Options that mean nothing with ``backbone: none``."""
+CONTEXT_OPTIONS = ("context_window", "bidirectional_context")
+"""Options of adapters that read a conversation."""
+
+
+def warn_of_unread_options(config: RunConfig) -> None:
+    """Say which of the named options this run has no use for.
+
+    One file of options often serves several runs, so these do not end it.
+    """
+    if config.model.backbone == "none":
+        named = [name for name in LANGUAGE_MODEL_OPTIONS if name in config.given]
+        if named:
+            logger.warning("backbone: none has no language model, so these have no effect: %s", ", ".join(named))
+    if not adapter_class(config.model.adapter).uses_context:
+        named = [name for name in CONTEXT_OPTIONS if name in config.given]
+        if named:
+            logger.warning("adapter %r reads no conversation, so no effect: %s", config.model.adapter, ", ".join(named))
 
 
 def check_objective(model: ModelArguments, training: MerTrainingArguments) -> None:

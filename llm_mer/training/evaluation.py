@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from llm_mer.data.dataset import MerDataset
 from llm_mer.evaluation.metrics import PROPER_SCORES, calibration_metrics, compute_metrics, headline_metric
 from llm_mer.evaluation.proper_scores import answer_arrays
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import Task
+
+CLASS_METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua")
+SCORE_METRICS: tuple[str, ...] = ("mae", "rmse", "corr", "ccc")
+"""Metrics that are logged where the task's convention has them."""
 
 
 def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: str) -> dict[str, float]:
@@ -32,7 +38,7 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: 
             truth = [p.truth for p in chosen]
             values = compute_metrics(task, truth, [p.value for p in chosen])
             stem = f"{prefix}_{task.name}_{language}"
-            names = ("accuracy", "weighted_f1", "ua") if task.kind == "classification" else ("mae", "rmse", "corr", "ccc")
+            names = CLASS_METRICS if task.kind == "classification" else SCORE_METRICS
             metrics.update({f"{stem}_{name}": float(values[name]) for name in names if name in values})
             metrics[f"{stem}_n"] = float(len(chosen))
             metrics[f"{stem}_unparseable"] = float(values["unparseable_rate"])
@@ -50,6 +56,24 @@ def summarise(predictions: Sequence[Prediction], tasks: Sequence[Task], prefix: 
         metrics[f"{prefix}_{name}"] = found
     metrics[f"{prefix}_score"] = float(np.mean(headlines)) if headlines else 0.0
     return metrics
+
+
+def logged_metrics(dataset: MerDataset) -> list[str]:
+    """Names, without ``eval_``, of the metrics that an evaluation of these questions logs and a checkpoint may be chosen by.
+
+    Losses by name (``loss_lm``, …) come on top.
+    """
+    names = ["score", "loss"]
+    if any(question.task.kind == "classification" for question in dataset.questions):
+        names += PROPER_SCORES
+    for task in dataset.tasks:
+        for language in sorted({dataset.language(question.row) for question in dataset.questions if question.task is task}):
+            some: list[Any] = [task.label_names[0]] if task.kind == "classification" else [*task.require_range()]
+            found = compute_metrics(task, some, some)
+            logged = (*CLASS_METRICS, *SCORE_METRICS)
+            own = [name for name in logged if name in found] + (["nll"] if task.kind == "classification" else [])
+            names += [f"{task.name}_{language}_{name}" for name in own]
+    return names
 
 
 def _mean_proper_scores(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from llm_mer.model.read_out import read_out_sizes
 from llm_mer.prompting.answer_start import BARE, JOINED
 from llm_mer.prompting.tasks import Task
 from llm_mer.prompting.templates import load_prompts
+from llm_mer.training.initial_checkpoint import check_initial_adapter
 from llm_mer.training.options import ModelArguments
 from llm_mer.training.run_config import RunConfig
 from llm_mer.training.run_data import RunData
@@ -67,7 +69,7 @@ def model_feature_sizes(run: RunData, model: ModelArguments, backbone_size: int)
     if model.text_source == "features":
         if "text" in run.feature_sizes:
             sizes["text"] = run.feature_sizes["text"]
-    elif backbone_size and any(u.text for u in (run.train.utterance(r) for r in run.train.rows[:256])):
+    elif backbone_size and any(run.train.text_length(row) for row in run.train.rows):
         sizes["text"] = backbone_size
     return {m: sizes[m] for m in MODALITIES if m in sizes}
 
@@ -191,6 +193,7 @@ def _load_initial(config: RunConfig, run: RunData) -> CheckpointDescription | No
             f"init_checkpoint: {model.init_checkpoint} is merged and has no LoRA to go on with; name the checkpoint it was "
             "merged from"
         )
+    check_initial_adapter(initial, config, model.init_checkpoint)
     verify_checkpoint(folder)
     check_initial(initial, run, model.init_checkpoint, config.data.data)
     sizes_here = read_out_sizes(run.tasks) if model.read_out else None
@@ -358,13 +361,13 @@ def add_lora(base: MerForConditionalGeneration, model: ModelArguments) -> Any:
 
     from llm_mer.backbones.loading import lora_targets
 
-    targets = model.lora_targets or lora_targets(base.model.language_model)
+    targets = lora_targets(base.model.language_model, model.lora_targets)
     blocks = len(language_blocks(model.lora_sharing))
     config = LoraConfig(
         r=blocks * max(model.lora_r, 1),
         lora_alpha=blocks * model.lora_alpha,
         lora_dropout=model.lora_dropout,
-        target_modules=r"model\.language_model\..*\.(" + "|".join(targets) + ")",
+        target_modules=r"model\.language_model\..*\.(" + "|".join(map(re.escape, targets)) + ")",
         modules_to_save=["fusion_adapter"] + (["read_out"] if base.read_out is not None else []),
     )
     wrapped = get_peft_model(base, config)

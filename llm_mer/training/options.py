@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 from llm_mer.adapters.registry import BUILT_IN, DEFAULT_ADAPTER
 from llm_mer.backbones.lora_sharing import LORA_SHARING, SHARED
 from llm_mer.errors import UserError
+from llm_mer.training.bounds import CHANCE, NOT_NEGATIVE, POSITIVE, SEED, check_bounds
 from llm_mer.training.objectives import CRPS, DISTRIBUTION, NUMBER_OBJECTIVES, OBJECTIVES, TOKENS, VOTE_TARGETS
 
 RUN = "Run"
@@ -114,6 +115,7 @@ class DataArguments:
     def __post_init__(self) -> None:
         names = ("limit_train", "limit_eval", "max_text_tokens", "max_audio_steps", "max_vision_steps", "max_prompt_tokens")
         check_option_values(self, dict.fromkeys((*names, "context_window"), 1))
+        check_bounds(self, {"missing_seed": SEED})
         if not 0 <= self.missing_rate <= 1:
             raise UserError(f"missing_rate: {self.missing_rate!r}; it must lie in [0, 1]")
 
@@ -256,6 +258,8 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         check_option_values(self, {"lora_r": 0})
+        bounds = {"lora_alpha": POSITIVE, "lora_dropout": CHANCE, "adapter_learning_rate": NOT_NEGATIVE}
+        check_bounds(self, bounds)
         if not (math.isfinite(self.logit_adjustment) and self.logit_adjustment >= 0):
             raise UserError(f"logit_adjustment: {self.logit_adjustment!r}; it must be a number from 0 on")
         if not 0 <= self.words_first < 1:
@@ -271,14 +275,19 @@ class ModelArguments:
 
 
 def parse_loss_weights(entries: list[str]) -> dict[str, float]:
-    """``["apc=0.5"]`` → ``{"apc": 0.5}``. Raises :class:`UserError` naming a malformed entry."""
+    """``["apc=0.5"]`` → ``{"apc": 0.5}``. Raises :class:`UserError` for what is none, negative or given twice."""
     weights: dict[str, float] = {}
     for entry in entries:
-        name, _, value = entry.partition("=")
+        name, _, value = (part.strip() for part in entry.partition("="))
         try:
-            weights[name.strip()] = float(value)
+            weight = float(value)
         except ValueError:
             raise UserError(f"loss_weights: {entry!r} is not NAME=NUMBER, e.g. apc=0.5") from None
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UserError(f"loss_weights: {entry!r}; a weight must be a finite number from 0 on")
+        if name in weights:
+            raise UserError(f"loss_weights: {name!r} has two weights, {weights[name]:g} and {weight:g}; name one")
+        weights[name] = weight
     return weights
 
 

@@ -64,7 +64,11 @@ def prepare_data(arguments: DataArguments, with_prompts: bool = True, use_votes:
         )
 
     train = dataset(arguments.train_split, arguments.limit_train)
-    check_texts(train)
+    if not train.rows:
+        raise UserError(
+            f"{arguments.data}: split {arguments.train_split!r} has no utterance in {', '.join(arguments.languages or ())}; "
+            f"its languages are {', '.join(sorted({train.language(row) for row in range(len(train.utterances))}))}"
+        )
     for task in tasks:
         if not train.truths(task):
             known = train.label_names()
@@ -73,28 +77,63 @@ def prepare_data(arguments: DataArguments, with_prompts: bool = True, use_votes:
                 f"labels in the data: {', '.join(known) or 'none'}"
             )
     evaluation = dataset(arguments.eval_split, arguments.limit_eval) if arguments.eval_split in splits else None
-    if evaluation is not None:
-        check_texts(evaluation)
+    check_texts([train] if evaluation is None else [train, evaluation])
+    warn_of_data(train, evaluation, arguments)
     if with_prompts:
         check_prompts(train, load_prompts(arguments.prompts))
     sizes, statistics = measure_features(train)
     return RunData(train, evaluation, tasks, sizes, statistics, fingerprint, description)
 
 
-def check_texts(dataset: MerDataset) -> None:
+def warn_of_data(train: MerDataset, evaluation: MerDataset | None, arguments: DataArguments) -> None:
+    """Say what makes scores of the evaluation split mean less than they seem to, and what cannot be learnt or chosen by."""
+    for task in train.tasks:
+        truths = set(train.truths(task))
+        if len(truths) == 1:
+            logger.warning("task %r: every training question has the answer %r: nothing to tell apart", task.name, *truths)
+        if evaluation is not None and evaluation.questions and not evaluation.truths(task):
+            logger.warning("split %r has no label of task %r: it is not evaluated", arguments.eval_split, task.name)
+    if evaluation is None:
+        return
+    if arguments.eval_split == arguments.train_split:
+        logger.warning("eval_split is train_split, %r: its scores are of what was trained on", arguments.train_split)
+        return
+    shared = sorted(train.dialogues() & evaluation.dialogues())
+    if shared:
+        logger.warning(
+            "%d dialogues are in %r and in %r, e.g. %r: scores there are of what was trained on in part; llm-mer validate "
+            "lists them",
+            len(shared),
+            arguments.train_split,
+            arguments.eval_split,
+            shared[0],
+        )
+    media = sorted(train.media() & evaluation.media())
+    if media:
+        logger.warning(
+            "%d media files are in %r and in %r, e.g. %s: scores there are of what was trained on; llm-mer validate lists "
+            "them",
+            len(media),
+            arguments.train_split,
+            arguments.eval_split,
+            media[0],
+        )
+
+
+def check_texts(datasets: Sequence[MerDataset]) -> None:
     """Transcripts that can be seen, and names of which no two look alike: ``llm-mer validate`` shows every one.
 
     Raises:
         UserError: a transcript of white space or invisible characters; two ids, dialogues or speakers that differ in width,
             Unicode form or invisible characters only. In letter case only they get a warning: ids of videos differ so.
     """
-    found = dataset.transcripts()
+    found = [transcript for dataset in datasets for transcript in dataset.transcripts()]
     for identifier, _, text in found:
         check_transcript(text, f"utterance {identifier!r}")
     names = {
         "ids": [identifier for identifier, _, _ in found],
-        "dialogues": [name for row in range(len(found)) if (name := dataset.dialogue(row)) is not None],
-        "speakers": [name for row in range(len(found)) if (name := dataset.speaker(row)) is not None],
+        "dialogues": sorted(set().union(*(dataset.dialogues() for dataset in datasets))),
+        "speakers": sorted(set().union(*(dataset.speakers() for dataset in datasets))),
     }
     for kind, given in names.items():
         if (pair := find_lookalikes(dict.fromkeys(given))) is not None:
@@ -127,7 +166,11 @@ def measure_features(train: MerDataset) -> tuple[dict[str, int], dict[str, Featu
     """Feature sizes, and statistics over the training rows only (read from a store's description when it is whole)."""
     whole = len(train.rows) == len(train.utterances)
     if isinstance(train.utterances, UtteranceTable) and whole and train.utterances.split == "train":
-        return dict(train.utterances.info.feature_sizes), dict(train.utterances.info.statistics)
+        # Sizes are of the whole store; what no training utterance has cannot be learnt to be read.
+        info = train.utterances.info
+        for modality in info.feature_sizes.keys() - info.statistics.keys():
+            logger.warning("%s: no training utterance has it, so the model does not read it", modality)
+        return {m: size for m, size in info.feature_sizes.items() if m in info.statistics}, dict(info.statistics)
     sizes: dict[str, int] = {}
     running: dict[str, RunningStatistics] = {}
     for row in train.rows:

@@ -31,7 +31,16 @@ from llm_mer.model.modeling_mer import MerHeadModel, conditional_generation_of, 
 from llm_mer.model.packing import check_packing
 from llm_mer.prompting.templates import load_prompts
 from llm_mer.training.answer_batches import AnswerCollator
-from llm_mer.training.checks import check_loss_weights, check_objective, check_sharding, learns_votes
+from llm_mer.training.checks import (
+    check_batch_size,
+    check_best_metric,
+    check_learning_rates,
+    check_loss_weights,
+    check_objective,
+    check_sharding,
+    learns_votes,
+    warn_of_unread_options,
+)
 from llm_mer.training.class_balance import class_balance
 from llm_mer.training.describe import describe_run, with_missing_steps
 from llm_mer.training.injection_schedule import InjectionSchedule
@@ -43,6 +52,7 @@ from llm_mer.training.run_config import RunConfig
 from llm_mer.training.run_data import RunData, check_prompts, prepare_data
 from llm_mer.training.sampling import _BothSplits, question_lengths
 from llm_mer.training.trainer import HeadTrainer, MerTrainer
+from llm_mer.training.untrained import UntrainedCheck
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +69,7 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
     prepared = prepare_data(config.data, with_prompts=model.backbone != "none", use_votes=learns_votes(model))
     run = with_missing_steps(config, prepared)
     _log_data(config, run)
+    check_batch_size(training, len(run.train))
     _check_evaluation_data(config, run)
     _set_resumed_folder(config, run, resumed)
     built = _build_model_for_training(config, run)
@@ -73,6 +84,7 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
     schedule = InjectionSchedule(model.words_first, model.auxiliary_fade)
     trainer.set_up(built.processor, loss_weights, model.adapter_learning_rate, schedule, description, evaluation)
     trainer.number_objective = model.number_objective
+    trainer.add_callback(UntrainedCheck(trainer))
     return trainer
 
 
@@ -87,6 +99,8 @@ def _check_options(config: RunConfig) -> dict[str, float]:
         )
     loss_weights = check_loss_weights(model)
     check_objective(model, training)
+    check_learning_rates(model, training)
+    warn_of_unread_options(config)
     check_sharding(model)
     if training.use_liger_kernel:
         sharded = is_deepspeed_zero3_enabled() or fsdp_requested()
@@ -113,10 +127,11 @@ def _check_evaluation_data(config: RunConfig, run: RunData) -> None:
     if config.training.eval_strategy == "no":
         return
     if run.evaluation is None or len(run.evaluation) == 0:
+        lacks = f"no split {data.eval_split!r}" if run.evaluation is None else f"no question in {data.eval_split!r}"
         raise UserError(
-            f"{data.data}: no split {data.eval_split!r} to evaluate on; set eval_strategy: no, "
-            "load_best_model_at_end: false to train without"
+            f"{data.data}: {lacks} to evaluate on; set eval_strategy: no, load_best_model_at_end: false to train without"
         )
+    check_best_metric(config.training, run.evaluation)
     if config.model.backbone != "none":
         check_prompts(run.evaluation, load_prompts(data.prompts))
 

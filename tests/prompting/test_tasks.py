@@ -192,7 +192,9 @@ def test_a_label_left_out_on_purpose_is_ignored_and_no_other() -> None:
     assert Task.from_dict("iemocap4", four.to_dict()) == four
 
 
-@pytest.mark.parametrize("value", [3.01, "-4", "high", float("nan"), None])
+@pytest.mark.parametrize(
+    "value", [3.01, "-4", "high", float("nan"), None, True, "1_0", "1,5", "50%", "−1.5", "１.５", "nan"]
+)
 def test_a_score_out_of_range_is_an_error_that_names_it_and_the_place(value: object) -> None:
     with pytest.raises(UserError, match=rf"row 7: score {re.escape(repr(value))} of task 'mosi'"):
         get_task("mosi").score(value, "row 7")  # type: ignore[arg-type]
@@ -327,3 +329,16 @@ def test_a_label_that_ends_in_a_full_stop_is_read_back() -> None:
 def test_true_is_no_score() -> None:
     with pytest.raises(UserError, match="score True of task 'sentiment' is not a number"):
         get_task("sentiment").score(True)
+
+
+@pytest.mark.parametrize("value", ["1", 1, 1.0, " 1 "])
+def test_a_class_with_a_number_for_a_name_is_found_however_a_table_writes_the_number(value: object) -> None:
+    labels = [{"name": "0", "en": "bad"}, {"name": "1", "en": "good"}]
+    task = Task.from_dict("mood", {"kind": "classification", "labels": labels, "ignored": ["2"], "aliases": {"3": "0"}})
+    assert task.class_index(value) == 1  # type: ignore[arg-type]
+    assert task.class_index(3.0) == 0
+    assert task.ignores(2.0)
+    assert not task.ignores(1.5)
+    named = [{"name": "0.0", "en": "bad"}, {"name": "1.0", "en": "good"}]
+    exact = Task.from_dict("mood", {"kind": "classification", "labels": named})
+    assert exact.class_index(1.0) == 1

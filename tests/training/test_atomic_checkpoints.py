@@ -20,6 +20,7 @@ import torch
 from conftest import adapter_weights, training_options
 from transformers import Trainer
 
+import llm_mer.training.trainer
 from llm_mer.cli.train import finetune
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
@@ -126,13 +127,15 @@ def test_the_best_checkpoint_is_recorded_where_it_lies_and_not_where_it_was_writ
 
 
 def test_the_best_checkpoint_is_kept_when_a_run_goes_on_in_a_folder_that_moved(
-    arguments: Callable[..., list[str]], tmp_path: Path
+    arguments: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    falling = iter(range(100, 0, -1))
+    monkeypatch.setattr(llm_mer.training.trainer, "summarise", lambda *_: {"eval_score": float(next(falling))})
     changes: dict[str, Any] = {**SAVING, "eval_strategy": "steps", "eval_steps": 1, "limit_eval": 4, "max_steps": 4}
-    changes |= {"load_best_model_at_end": "true", "metric_for_best_model": "loss", "greater_is_better": "true"}
+    changes |= {"load_best_model_at_end": "true"}
     output = finetune(arguments(backbone="none", **{**changes, "save_total_limit": 4}))
     state = json.loads((output / "checkpoint-4" / "trainer_state.json").read_text())
-    assert state["best_global_step"] == 1  # of what falls the first is the largest
+    assert state["best_global_step"] == 1  # of what falls the first is the best
     moved = output.rename(tmp_path / "moved")
     shutil.rmtree(moved / "checkpoint-4")
     finetune(arguments(backbone="none", output=moved, resume_from_checkpoint="true", **{**changes, "save_total_limit": 2}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import get_task
 from llm_mer.training.arguments import MerTrainingArguments
-from llm_mer.training.evaluation import print_evaluation, summarise
+from llm_mer.training.evaluation import logged_metrics, print_evaluation, summarise
+from llm_mer.training.parsing import parse_arguments
+from llm_mer.training.setup import build_trainer
 
 
 def test_the_share_of_unparseable_answers_is_counted_and_every_language_printed(
@@ -62,3 +65,30 @@ def test_proper_scores_are_means_over_tasks_and_languages() -> None:
 def test_less_of_a_proper_score_is_better(metric: str, greater: bool, tmp_path: Path) -> None:
     given = MerTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=metric, report_to="none")
     assert given.greater_is_better is greater
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [
+        ("loss", False),
+        ("eval_loss_lm", False),
+        ("sentiment_en_mae", False),
+        ("emotion_zh_nll", False),
+        ("emotion_en_ua", True),
+    ],
+)
+def test_a_metric_is_seen_the_right_way_round(metric: str, greater: bool, tmp_path: Path) -> None:
+    given = MerTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=metric, report_to="none")
+    assert given.greater_is_better is greater
+
+
+def test_the_metrics_that_may_choose_a_checkpoint_are_those_an_evaluation_logs(
+    arguments: Callable[..., list[str]],
+) -> None:
+    changes = {"tasks": ["emotion", "sentiment"], "eval_strategy": "epoch", "limit_eval": 6, "limit_train": 8}
+    trainer = build_trainer(parse_arguments(arguments(**changes)))
+    logged = {name.removeprefix("eval_") for name in trainer.evaluate()}
+    named = set(logged_metrics(trainer.evaluation))
+    assert named <= logged
+    counts = ("n", "unparseable", "majority", "mae", "time", "runtime", "second", "lm")
+    assert all(name.rsplit("_", 1)[-1] in counts for name in logged - named), logged - named

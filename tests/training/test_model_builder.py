@@ -107,5 +107,20 @@ def test_starting_from_a_checkpoint_of_another_backbone_is_refused_with_both_fin
     assert reference is not None
     both = (folder_fingerprint(other_backbone)[:12], str(reference.fingerprint)[:12])
     with pytest.raises(UserError) as caught:
-        finetune(arguments(backbone=other_backbone, init_checkpoint=trained))
+        finetune(arguments(backbone=other_backbone, init_checkpoint=trained, auxiliary_head="true"))
     assert all(fingerprint in str(caught.value) for fingerprint in both)
+
+
+@pytest.mark.parametrize(("names", "message"), [(["q_proj", "qkv"], "'qkv'"), (["q.*"], r"'q\.\*'"), (["mlp"], "'mlp'")])
+def test_lora_targets_are_names_of_linear_layers_each_of_which_is_there(
+    names: list[str], message: str, arguments: Callable[..., list[str]]
+) -> None:
+    with pytest.raises(UserError, match=f"lora_targets: the backbone has no linear layer {message}; its blocks have "):
+        build_trainer(parse_arguments(arguments(lora_targets=names)))
+
+
+def test_a_layer_may_be_named_with_what_it_lies_in(arguments: Callable[..., list[str]]) -> None:
+    trainer = build_trainer(parse_arguments(arguments(lora_targets=["self_attn.q_proj", "v_proj"])))
+    named = [name.partition(".lora_") for name, _ in trainer.model.named_parameters()]
+    adapted = {layer.rsplit(".", 1)[-1] for layer, mark, _ in named if mark}
+    assert adapted == {"q_proj", "v_proj"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ from llm_mer.data.store import UtteranceStore, write_store
 from llm_mer.errors import UserError
 from llm_mer.prompting.tasks import get_task
 from llm_mer.prompting.templates import load_prompts
-from llm_mer.training.options import DataArguments
+from llm_mer.training.model_builder import model_feature_sizes
+from llm_mer.training.options import DataArguments, ModelArguments
+from llm_mer.training.parsing import parse_arguments
 from llm_mer.training.run_data import check_prompts, measure_features, prepare_data
+from llm_mer.training.setup import build_trainer
 
 ONE_LANGUAGE = ["prompts/short_en_classification.yaml"]
 
@@ -132,3 +137,71 @@ def test_features_are_measured_over_training_rows_only(tmp_path: Path) -> None:
     _, limited = measure_features(drawn)
     steps = np.concatenate([utterances[row].audio_features for row in drawn.rows])
     assert np.allclose(limited["audio"].mean, steps.mean(axis=0), atol=1e-5)
+
+
+def test_what_no_training_utterance_has_is_not_read_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train = [dataclasses.replace(u, vision_features=None) for u in make_utterances("train", 8)]
+    folder = write_store([*train, *make_utterances("valid", 8)], tmp_path / "store")
+    run = prepare_data(DataArguments(data=str(folder)))
+    assert run.feature_sizes.keys() == run.statistics.keys() == {"audio"}
+    assert "vision: no training utterance has it, so the model does not read it" in caplog.text
+
+
+def test_text_is_read_however_late_it_comes(tmp_path: Path) -> None:
+    silent = [dataclasses.replace(u, text=None) for u in make_utterances("train", 300, dialogues=False)]
+    spoken = [dataclasses.replace(u, id=f"spoken-{u.id}") for u in make_utterances("train", 2, dialogues=False)]
+    folder = write_store([*silent, *spoken], tmp_path / "store")
+    run = prepare_data(DataArguments(data=str(folder)))
+    assert model_feature_sizes(run, ModelArguments(), 48)["text"] == 48
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({}, {"eval_split": "train"}, "eval_split is train_split, 'train': its scores are of what was trained on"),
+        ({"dialogue_id": "train-en-0"}, {}, "1 dialogues are in 'train' and in 'valid', e.g. 'train-en-0': scores there"),
+        (
+            {"audio": "one.wav"},
+            {},
+            "1 media files are in 'train' and in 'valid', e.g. one.wav: scores there are of",
+        ),
+        ({"labels": {"sentiment": 1.0}}, {}, "split 'valid' has no label of task 'emotion': it is not evaluated"),
+        ({}, {"limit_train": 1}, "task 'emotion': every training question has the answer '[a-z]+': nothing to tell apart"),
+    ],
+    ids=["one split", "a dialogue", "a file", "no label", "one answer"],
+)
+def test_scores_that_mean_less_than_they_seem_to_are_said(
+    change: dict[str, Any], options: dict[str, Any], message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = [dataclasses.replace(u, audio="one.wav") for u in make_utterances("train", 8)]
+    valid = [dataclasses.replace(u, **change) for u in make_utterances("valid", 8)]
+    folder = write_store([*train, *valid], tmp_path / "store")
+    prepare_data(DataArguments(data=str(folder), tasks=["emotion", "sentiment"], **options))
+    assert re.search(message, caplog.text), caplog.text
+
+
+def test_clean_splits_are_said_nothing_of(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prepare_data(DataArguments(data=str(store), tasks=["emotion", "sentiment"]))
+    assert not caplog.records
+
+
+def test_names_that_look_alike_are_refused_across_splits(tmp_path: Path) -> None:
+    valid = [dataclasses.replace(u, speaker=f"{u.speaker} ") for u in make_utterances("valid", 8)]
+    folder = write_store([*make_utterances("train", 8), *valid], tmp_path / "store")
+    with pytest.raises(UserError, match="speakers 'A' and 'A ' look alike and are not the same text"):
+        prepare_data(DataArguments(data=str(folder)))
+
+
+def test_a_language_that_the_split_lacks_is_named_with_those_it_has(tmp_path: Path) -> None:
+    english = [u for u in make_utterances("train", 8) if u.language == "en"]
+    folder = write_store(english, tmp_path / "store")
+    with pytest.raises(UserError, match="split 'train' has no utterance in zh; its languages are en"):
+        prepare_data(DataArguments(data=str(folder), languages=["zh"]))
+
+
+def test_a_split_without_questions_is_not_said_to_be_missing(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    valid = [dataclasses.replace(u, labels={"sentiment": 1.0}) for u in make_utterances("valid", 8)]
+    folder = write_store([*make_utterances("train", 8), *valid], tmp_path / "store")
+    changes = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    with pytest.raises(UserError, match="no question in 'valid' to evaluate on; set eval_strategy: no"):
+        build_trainer(parse_arguments(arguments(data=folder, **changes)))

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from llm_mer.errors import UserError
+from llm_mer.prompting.tasks import NUMBER
 from llm_mer.storage.quoting import quote
 
-DECIMAL_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 NON_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
 MAX_INT64 = 2**63 - 1
 """Integers are stored in 64 bits."""
@@ -30,7 +30,7 @@ def parse_number(value: Any) -> float | None:
         return None
     if isinstance(value, str):
         text = value.strip()
-        if DECIMAL_NUMBER.fullmatch(text) is None and NON_FINITE.fullmatch(text) is None:
+        if NUMBER.fullmatch(text) is None and NON_FINITE.fullmatch(text) is None:
             return None
         return float(text)
     try:
