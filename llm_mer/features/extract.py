@@ -211,7 +211,11 @@ def extract_manifest(config: ExtractConfig) -> Path:
 
     name, path = split_source(config.manifest, "manifest") or ("manifest", Path(config.manifest))
     if name == "manifest":
-        return extract(config, read_manifest(path, config.labels))
+        utterances = read_manifest(path, config.labels)
+        absent = [label for label in config.labels if not any(label in utterance.labels for utterance in utterances)]
+        if absent:
+            raise UserError(f"labels: no utterance of {path} has {', '.join(map(repr, absent))}")
+        return extract(config, utterances)
     if config.labels:
         raise UserError(f"labels: {name} has its own; they are for columns of a manifest")
     return extract(config, list(read_source(name, path)))

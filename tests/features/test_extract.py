@@ -491,3 +491,13 @@ def test_settings_come_back_from_their_dictionary() -> None:
 def test_settings_of_another_version_are_refused_by_field() -> None:
     with pytest.raises(UserError, match=r"unknown fields \['pitch'\]"):
         FeatureSettings.from_dict({"audio": "librosa", "pitch": 3})
+
+
+def test_labels_that_no_utterance_has_are_named_before_anything_is_extracted(tmp_path: Path) -> None:
+    path = tmp_path / "clips.csv"
+    path.write_text("id,text,arousal\na,hello,\nb,well,\n")
+    with pytest.raises(UserError, match=r"labels: no utterance of .*clips\.csv has 'arousal'"):
+        extract_manifest(
+            ExtractConfig(manifest=str(path), output=str(tmp_path / "out"), audio="librosa", labels=["arousal"])
+        )
+    assert not (tmp_path / "out").exists()

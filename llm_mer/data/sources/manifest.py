@@ -12,7 +12,7 @@ from typing import IO, Any, BinaryIO
 
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.sources.csv_rows import check_columns, read_rows
-from llm_mer.data.sources.numbers import parse_number, parse_whole_number
+from llm_mer.data.sources.numbers import MAX_EXACT_INTEGER, parse_number, parse_whole_number
 from llm_mer.data.votes import Votes
 from llm_mer.errors import UserError
 from llm_mer.prompting.languages import LANGUAGES, detect_language, has_letters
@@ -150,16 +150,16 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
     turn, tags = _turn(entry, where), _tags(entry, where)
     media = {name: str(folder / str(entry[name])) if name in entry else None for name in ("audio", "video")}
     return Utterance(
-        id=str(entry["id"]),
+        id=_name(entry["id"]),
         split=str(entry.get("split", "test")),
         language=_language(entry, where),
         text=entry.get("text"),
         audio=media["audio"],
         vision=media["video"],
         labels={name: _label(entry[name], name, where) for name in labels_known if name in entry},
-        dialogue_id=str(entry["dialogue_id"]) if "dialogue_id" in entry else None,
+        dialogue_id=_name(entry["dialogue_id"]) if "dialogue_id" in entry else None,
         turn=turn,
-        speaker=str(entry["speaker"]) if "speaker" in entry else None,
+        speaker=_name(entry["speaker"]) if "speaker" in entry else None,
         tags=tags,
         votes=_votes(entry, where, labels_known),
     )
@@ -215,7 +215,7 @@ def _turn(entry: dict[str, Any], where: str) -> int | None:
 def _tags(entry: dict[str, Any], where: str) -> tuple[str, ...]:
     tags = entry.get("tags", [])
     if isinstance(tags, str):
-        tags = [tag for tag in tags.split(";") if tag]
+        tags = [tag for part in tags.split(";") if (tag := part.strip())]
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise UserError(f"{where}: field 'tags' is {quote(tags)}; it must be a list of words (in CSV, split by semicolons)")
     return tuple(tags)
@@ -255,6 +255,13 @@ def _votes(entry: dict[str, Any], where: str, targets: Iterable[str]) -> dict[st
         found[target] = Votes(counts, annotators)
         found[target].check(f"{where}: votes of {target!r}")
     return found
+
+
+def _name(value: str | float) -> str:
+    """A text as it stands; of a number, the number it is: a table writes 1 as 1.0 where another row has none."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT_INTEGER:
+        return str(int(value))
+    return str(value)
 
 
 def _label(value: Any, name: str, where: str) -> str | float:

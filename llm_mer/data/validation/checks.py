@@ -13,7 +13,7 @@ import numpy as np
 
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.store import FEATURE_COLUMNS
-from llm_mer.data.validation.encoding import is_mojibake
+from llm_mer.data.validation.encoding import is_mojibake, is_other_language
 from llm_mer.data.validation.findings import ADVICE, ERROR, INFO, WARNING, Finding, shorten
 from llm_mer.data.validation.leakage import class_separation, score_correlation
 from llm_mer.data.votes import Known, known_answer, votes_of_task
@@ -33,6 +33,10 @@ MIN_DURATION_RATIO, MIN_DURATION_GAP = 1.5, 1.0
 """Audio and vision disagree if one is longer both by this factor and by this many seconds."""
 MAX_UNKNOWN_LABELS = 0.5
 """If more than this share of labels lies outside the best built-in task, they are assumed to belong to a custom task."""
+
+
+PLACEHOLDERS = frozenset({"nan", "none", "null", "n/a", "#n/a", "<na>", "nat", "undefined"})
+"""What programs write for a value that is missing."""
 
 
 def _digest(*parts: bytes) -> int:
@@ -249,6 +253,13 @@ class Inspection:
                 self._note(WARNING, "hidden characters", utterance.split, f"{utterance.id} ({utterance.text[:24]!r})")
             if not unicodedata.is_normalized("NFC", utterance.text):
                 self._note(WARNING, "unicode form", utterance.split, f"{utterance.id} ({shorten(utterance.text, 24)})")
+        if utterance.text is not None and not blank and is_other_language(utterance.text, utterance.language):
+            shown = f"{utterance.id} ({utterance.language}: {shorten(utterance.text, 24)})"
+            self._note(WARNING, "other language", utterance.split, shown)
+        for field in ("text", "speaker", "dialogue_id"):
+            if str(getattr(utterance, field)).strip().casefold() in PLACEHOLDERS and getattr(utterance, field) is not None:
+                shown = f"{utterance.id} ({field} {getattr(utterance, field)!r})"
+                self._note(WARNING, "placeholder", utterance.split, shown)
         for text in (utterance.text, utterance.speaker):
             if text and is_mojibake(text, utterance.language):
                 self._note(WARNING, "encoding", utterance.split, f"{utterance.id} ({shorten(text, 24)})")

@@ -1,4 +1,4 @@
-"""Detecting texts that were decoded with the wrong encoding."""
+"""Texts that are not what they are said to be: read in another encoding than their own, or in the other language."""
 
 from __future__ import annotations
 
@@ -36,3 +36,18 @@ def is_mojibake(text: str, language: str = "en") -> bool:
             except UnicodeDecodeError:
                 continue
     return language == "zh" and _ACCENTED_RUN.search(text) is not None
+
+
+_LATIN_WORD = re.compile("[A-Za-z]+")
+_CHINESE_CHARACTER = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
+_FOREIGN_WORDS = 3
+"""Words without a Chinese character, from which on a text is not Chinese with a foreign word or two."""
+
+
+def is_other_language(text: str, language: str) -> bool:
+    """Whether a transcript is plainly in the other language than it is said to be.
+
+    English with more Chinese characters than Latin words, or Chinese of three or more Latin words and no Chinese character.
+    """
+    latin, chinese = len(_LATIN_WORD.findall(text)), len(_CHINESE_CHARACTER.findall(text))
+    return chinese > latin if language == "en" else language == "zh" and not chinese and latin >= _FOREIGN_WORDS

@@ -36,6 +36,8 @@ ADVICE: dict[str, str] = {
     "shared speaker": "scores do not measure new speakers: split by speaker, or report it",
     "turn": "number the utterances of a dialogue, each once",
     "empty text": "leave an unknown text out, so that it counts as missing",
+    "placeholder": "a table's word for a missing value: leave the field out, or the model reads it",
+    "other language": "check the language: the question is asked in it",
     "hidden characters": "remove zero-width characters and byte order marks: the model would read them",
     "unicode form": "use NFC: tokenizers read decomposed letters differently",
     "encoding": "decode the text with its own encoding and write UTF-8",

@@ -327,3 +327,19 @@ def test_a_number_is_what_people_write_as_one(value: object, expected: float | N
 )  # fmt: skip
 def test_a_whole_number_is_exact_or_refused(value: object, expected: int | None) -> None:
     assert parse_whole_number(value) == expected
+
+
+def test_a_number_as_a_name_is_one_name_however_a_table_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "clips.jsonl"
+    rows = [{"id": 1, "speaker": 7}, {"id": 2.0, "speaker": 7.0}, {"id": 2.5, "speaker": "7.0"}]
+    path.write_text("".join(json.dumps({**row, "text": "hello"}) + "\n" for row in rows))
+    assert [(u.id, u.speaker) for u in read_manifest(path)] == [("1", "7"), ("2", "7"), ("2.5", "7.0")]
+    path.write_text('{"id": 1, "text": "hello"}\n{"id": 1.0, "text": "hello"}\n')
+    with pytest.raises(UserError, match="id '1' is already used at"):
+        read_manifest(path)
+
+
+def test_blanks_around_tags_are_none_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "clips.csv"
+    path.write_text("id,text,tags\na,hello, loud ; fast;\n")
+    assert read_manifest(path)[0].tags == ("loud", "fast")

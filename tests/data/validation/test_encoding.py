@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm_mer.data.validation.encoding import is_mojibake
+from llm_mer.data.validation.encoding import is_mojibake, is_other_language
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,19 @@ def test_texts_read_in_another_encoding_are_told_from_accents_and_quotation_mark
 @pytest.mark.parametrize("encoding", ["utf-8", "gbk"])
 def test_whole_chinese_sentences_read_as_latin_are_garbled(encoding: str) -> None:
     assert is_mojibake("我一点都不知道".encode(encoding).decode("latin-1"), "zh")
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "other"),
+    [
+        ("我们今天很高兴", "en", True),
+        ("I love 饺子", "en", False),
+        ("I am so happy today", "zh", True),
+        ("OK bye", "zh", False),
+        ("我觉得 very happy today haha", "zh", False),
+        ("...", "zh", False),
+        ("Ich bin müde", "en", False),
+    ],
+)
+def test_a_text_plainly_in_the_other_language_is_told_from_borrowed_words(text: str, language: str, other: bool) -> None:
+    assert is_other_language(text, language) is other

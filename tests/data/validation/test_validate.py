@@ -150,6 +150,30 @@ FAULTS: dict[str, tuple[Callable[[], list[Utterance]], str, str, str, int, str]]
         1,
         "train-A",
     ),
+    "a table's missing value": (
+        lambda: change(11, text="NaN"),
+        "warning",
+        "placeholder",
+        "train",
+        1,
+        "train-011 (text 'NaN')",
+    ),
+    "a speaker that is none": (
+        lambda: change(11, speaker="None"),
+        "warning",
+        "placeholder",
+        "train",
+        1,
+        "train-011 (speaker 'None')",
+    ),
+    "Chinese said to be English": (
+        lambda: change(10, text="火车九点开"),
+        "warning",
+        "other language",
+        "train",
+        1,
+        "train-010 (en: 火车九点开)",
+    ),
     "an empty text": (lambda: change(150, text="  "), "warning", "empty text", "test", 1, "test-022"),
     "nothing at all": (
         lambda: change(150, text="", audio_features=None, vision_features=None),
@@ -279,7 +303,8 @@ def test_a_store_is_held_to_the_size_it_claims_and_its_rates(tmp_path: Path) -> 
 
 
 def test_a_recording_in_two_languages_of_one_split_is_no_fault() -> None:
-    twice = [dataclasses.replace(u, id=f"{u.id}-other", language="zh" if u.language == "en" else "en") for u in clean()]
+    other = {"en": "zh", "zh": "en"}
+    twice = [dataclasses.replace(u, id=f"{u.id}-other", language=other[u.language], text=None) for u in clean()]
     assert faults(report([*clean(), *twice])) == []
 
 
@@ -378,7 +403,7 @@ def test_files_are_checked_in_place_and_what_cannot_be_opened_is_one_line(
         ("mosi", 1, {("constant", "train", 32), ("leak", "train", 71)}),
         ("casia", 0, set()),
         ("ravdess", 0, set()),
-        ("cped", 1, {("shared speaker", "valid+test", 1)}),
+        ("cped", 1, {("shared speaker", "valid+test", 1), ("other language", "test", 7)}),
         (
             "meld",
             1,
