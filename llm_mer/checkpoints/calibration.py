@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llm_mer.checkpoints.description import CheckpointDescription
-from llm_mer.checkpoints.integrity import CALIBRATION_FILE, CHECKSUMS_FILE, write_checksums
-from llm_mer.checkpoints.run_manifest import weights_digest
+from llm_mer.checkpoints.integrity import CALIBRATION_FILE, CHECKSUMS_FILE, known_weights_digest, write_checksums
 from llm_mer.checkpoints.weights import FUSION_ADAPTER_FILE
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import write_json_atomically
@@ -21,7 +20,7 @@ CALIBRATION_SPLIT = "valid"
 
 def answering_weights_digest(folder: Path) -> str | None:
     """SHA-256 of the weights that answer; of a merged checkpoint, over its adapter's and the backbone with LoRA inside."""
-    digest = weights_digest(folder)
+    digest = known_weights_digest(folder)
     if digest is not None or not (folder / FUSION_ADAPTER_FILE).is_file():
         return digest
     backbone = CheckpointDescription.load(folder).backbone

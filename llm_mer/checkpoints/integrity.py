@@ -4,6 +4,9 @@ A training and a merge write :data:`CHECKSUMS_FILE` beside the final weights; ``
 the same form, and ``run_manifest.json`` the digest of the trained weights. A checkpoint without a record, as one of an
 earlier version, is read with a warning. The backbone has a fingerprint of its own
 (:mod:`~llm_mer.checkpoints.backbone_reference`).
+
+The weights are read once for all of it: what the run's manifest says of their tensors is compared with what the checksums
+say of the very file whose own digest was found right, and :func:`checkpoint_fingerprint` is made of the files' digests.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 from llm_mer.checkpoints.run_manifest import MANIFEST, RunManifest, weights_digest, weights_file
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import write_json_atomically
-from llm_mer.storage.fingerprints import file_sha256, files_sha256
+from llm_mer.storage.fingerprints import file_sha256, files_sha256, json_sha256
 from llm_mer.storage.json_files import read_json_object
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,8 @@ CALIBRATION_FILE = "calibration.json"
 """Temperatures of the answers (:mod:`~llm_mer.checkpoints.calibration`)."""
 COMPLETION_MARKER = "complete.json"
 """Written last into ``checkpoint-N``, over each of its files."""
+TENSORS = "tensors_sha256"
+"""Digest of the weights' tensors (:func:`weights_digest`), in the entry of their file."""
 ANSWERING_FILES: tuple[str, ...] = (
     "llm_mer.json",
     CALIBRATION_FILE,
@@ -53,8 +58,23 @@ def _answers(name: str) -> bool:
 def write_checksums(folder: Path, without: str | None = None) -> None:
     """Write :data:`CHECKSUMS_FILE` over the files that answers come from, except the one of this name."""
     paths = [path for path in answering_files(folder) if path.name != without]
-    files = {path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in paths}
+    files: dict[str, dict[str, Any]] = {
+        path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in paths
+    }
+    if (weights := weights_file(folder)) is not None and weights.name in files:
+        files[weights.name][TENSORS] = weights_digest(folder)
     write_json_atomically(folder / CHECKSUMS_FILE, {"files": files})
+
+
+def known_weights_digest(folder: Path) -> str | None:
+    """:func:`weights_digest`, taken from the checksums where they have it and the file is the one they were written of."""
+    path, record = weights_file(folder), folder / CHECKSUMS_FILE
+    if path is not None and record.is_file():
+        files = read_json_object(record).get("files")
+        entry = files.get(path.name) if isinstance(files, dict) else None
+        if isinstance(entry, dict) and TENSORS in entry and entry.get("sha256") == file_sha256(path):
+            return str(entry[TENSORS])
+    return weights_digest(folder)
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -80,7 +100,7 @@ def verify_checkpoint(folder: Path) -> None:
         return
     if path is None:
         raise UserError(f"{folder}: its weights are missing; {MANIFEST} records their SHA-256")
-    found = weights_digest(folder)
+    found = known_weights_digest(folder)
     if found != manifest.weights_sha256:
         raise UserError(f"{path}: {_differ(found, manifest.weights_sha256)} by the run that {MANIFEST} describes")
 
@@ -106,5 +126,10 @@ def _differ(found: str | None, written: str) -> str:
 
 
 def checkpoint_fingerprint(folder: Path | str) -> str:
-    """SHA-256 over the files of a checkpoint that its answers come from; the backbone by what the description says of it."""
-    return files_sha256(answering_files(Path(folder)))
+    """SHA-256 over names and digests of the files that a checkpoint's answers come from; the backbone by its description."""
+    return json_sha256([[path.name, file_sha256(path)] for path in answering_files(Path(folder))])
+
+
+def is_fingerprint_of(fingerprint: str, folder: Path) -> bool:
+    """Whether it is the checkpoint's, or what versions before called so: a digest over the files' contents themselves."""
+    return fingerprint in (checkpoint_fingerprint(folder), files_sha256(answering_files(folder)))

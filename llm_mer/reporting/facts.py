@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llm_mer.checkpoints.description import DESCRIPTION_FILE, TRAJECTORIES
-from llm_mer.checkpoints.integrity import checkpoint_fingerprint
+from llm_mer.checkpoints.integrity import checkpoint_fingerprint, is_fingerprint_of
 from llm_mer.errors import UserError
 from llm_mer.evaluation.clusters import Clusters
 from llm_mer.evaluation.conditions import AS_IS, GENERATION
@@ -171,7 +171,8 @@ def check_checkpoint(loaded: LoadedEvaluation) -> None:
         loaded.evaluation.warnings.append(
             f"This evaluation does not record which model it scored; it may be another one than {folder.name} holds now."
         )
-    elif (found := checkpoint_fingerprint(folder)) != scored:
+    elif not is_fingerprint_of(scored, folder):
+        found = checkpoint_fingerprint(folder)
         raise UserError(
             f"{loaded.folder}: it scored another model ({scored[:12]}) than {folder} holds now ({found[:12]}); "
             "evaluate it again with `llm-mer evaluate`"

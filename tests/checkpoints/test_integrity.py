@@ -13,14 +13,26 @@ from conftest import training_options
 from safetensors.torch import load_file, save_file
 
 from llm_mer.backbones.loading import load_backbone
-from llm_mer.checkpoints.integrity import CHECKSUMS_FILE, COMPLETION_MARKER, verify_checkpoint, write_checksums
+from llm_mer.checkpoints.calibration import Calibration, Temperature
+from llm_mer.checkpoints.integrity import (
+    CHECKSUMS_FILE,
+    COMPLETION_MARKER,
+    answering_files,
+    checkpoint_fingerprint,
+    is_fingerprint_of,
+    known_weights_digest,
+    verify_checkpoint,
+    write_checksums,
+)
 from llm_mer.checkpoints.loading import load_checkpoint
 from llm_mer.checkpoints.merging import merge_checkpoint
-from llm_mer.checkpoints.run_manifest import MANIFEST
+from llm_mer.checkpoints.run_manifest import MANIFEST, weights_digest
 from llm_mer.cli.main import main
 from llm_mer.cli.train import finetune
 from llm_mer.errors import UserError
 from llm_mer.inference.pipeline import MerPipeline
+from llm_mer.storage import fingerprints
+from llm_mer.storage.fingerprints import files_sha256
 from llm_mer.training.parsing import parse_arguments
 from llm_mer.training.setup import build_trainer
 
@@ -198,3 +210,49 @@ def test_checksums_are_over_what_answers_alone(copied: Path) -> None:
     assert "notes.txt" not in answered(copied)
     (copied / "notes.txt").write_text("changed")
     verify_checkpoint(copied)
+
+
+def test_weights_are_read_once_by_all_that_compare_them(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[str, str]] = []
+    compute = fingerprints._read_digest
+
+    def noted(kind: str, files: tuple[fingerprints.FileIdentity, ...]) -> str:
+        read.extend((kind, Path(file.path).name) for file in files)
+        return compute(kind, files)
+
+    calibrate_nothing = Calibration(str(weights_digest(copied)), "data", (Temperature("emotion", "en", 2.0, 1, 1.0, 1.0),))
+    calibrate_nothing.save(copied)
+    monkeypatch.setattr(fingerprints, "_read_digest", noted)
+    monkeypatch.setattr(fingerprints, "SETTLED_NS", -(10**18))
+    for _ in range(2):  # as the seeds of one backbone are
+        MerPipeline.from_pretrained(copied)
+        checkpoint_fingerprint(copied)
+    assert [kind for kind, name in read if name == WEIGHTS] == ["content"]
+    assert [kind for kind, name in read if name == "model.safetensors"] == ["names and contents"]
+
+
+def test_the_digest_of_tensors_beside_that_of_a_file_is_believed_of_this_file_alone(copied: Path) -> None:
+    record = copied / CHECKSUMS_FILE
+    entry = json.loads(record.read_text())
+    assert entry["files"][WEIGHTS]["tensors_sha256"] == weights_digest(copied) == known_weights_digest(copied)
+    state = load_file(copied / WEIGHTS)
+    name = next(iter(state))
+    save_file({**state, name: state[name] + 1}, copied / WEIGHTS)
+    assert known_weights_digest(copied) == weights_digest(copied) != entry["files"][WEIGHTS]["tensors_sha256"]
+    write_checksums(copied)  # whoever writes the record anew does not make the weights those of the run
+    with pytest.raises(UserError, match=rf"{WEIGHTS}: it has SHA-256 .* by the run that {MANIFEST} describes"):
+        verify_checkpoint(copied)
+
+
+def test_checksums_of_a_version_before_have_no_digest_of_tensors_and_are_read(copied: Path) -> None:
+    record = copied / CHECKSUMS_FILE
+    entry = json.loads(record.read_text())
+    del entry["files"][WEIGHTS]["tensors_sha256"]
+    record.write_text(json.dumps(entry))
+    verify_checkpoint(copied)
+    assert known_weights_digest(copied) == weights_digest(copied)
+    before = files_sha256(answering_files(copied))
+    assert is_fingerprint_of(before, copied)
+    assert is_fingerprint_of(checkpoint_fingerprint(copied), copied)
+    flip(copied / WEIGHTS)
+    assert not is_fingerprint_of(before, copied)
