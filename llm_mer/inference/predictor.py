@@ -117,6 +117,9 @@ class Predictor:
             raise UserError(f"score_statistic is {self.score_statistic!r}; choose one of {', '.join(SCORE_STATISTICS)}")
         if self.batch_size < 1:
             raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if self.processor.tokenizer is None and (self.generate or not self.answer_end):
+            name = "generate" if self.generate else "answer_end: false"
+            raise UserError(f"{name}: the checkpoint is an adapter alone, without a language model; leave it out")
         self.core = conditional_generation_of(self.model)
         self.adapter = fusion_adapter_of(self.model)
         if self.answer not in ANSWERS:

@@ -795,3 +795,13 @@ def test_what_is_longer_than_the_adapter_reads_stands_in_the_answer_and_as_a_war
     evaluation, _ = evaluate(EvaluateConfig(str(trained), data=[str(data)], resamples=10), progress=False)
     told_once = f"audio of 1 of 2 utterances is longer than the {limit} steps that the adapter reads, at most {given[0]}"
     assert [told_once in text for text in evaluation.warnings].count(True) == 1
+
+
+def test_an_adapter_alone_generates_nothing_that_could_be_scored(store: Path, tmp_path: Path) -> None:
+    from llm_mer.cli.train import finetune
+
+    none = dict.fromkeys(("lora_r", "lora_dropout", "num_pseudo_tokens"))
+    finetune(training_options(store, "none", tmp_path / "head", max_steps=1, **none))
+    for options, name in (({"generate": True}, "generate"), ({"answer_end": False}, "answer_end: false")):
+        with pytest.raises(UserError, match=f"{name}: the checkpoint is an adapter alone, without a language model"):
+            MerPipeline.from_pretrained(tmp_path / "head", **options)  # type: ignore[arg-type]
