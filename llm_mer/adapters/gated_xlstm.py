@@ -445,20 +445,20 @@ class GatedXLSTMStream:
 
     def context(self) -> ConversationContext:
         """What is kept as a window: the dialogue without the utterances that take no role, so turns at its end agree."""
-        heard = [*sorted(self.earlier.values(), key=lambda u: u.turn), *self.recent]
+        utterances = [*sorted(self.earlier.values(), key=lambda u: u.turn), *self.recent]
         device = self.adapter.fusion.weight.device
-        own = heard[-1].speaker
-        speakers = [-1 if u.speaker is None else int(u.speaker != own) for u in heard]
-        mask = torch.ones(1, len(heard), dtype=torch.bool, device=device)
+        own = utterances[-1].speaker
+        speakers = [-1 if u.speaker is None else int(u.speaker != own) for u in utterances]
+        mask = torch.ones(1, len(utterances), dtype=torch.bool, device=device)
         context = ConversationContext(
             mask=mask,
             speakers=torch.tensor([speakers], device=device),
-            target=torch.tensor([len(heard) - 1], device=device),
+            target=torch.tensor([len(utterances) - 1], device=device),
         )
         for modality, size in vector_sizes(self.adapter.config).items():
             empty = torch.zeros(size, device=device)
-            rows = [u.vectors.get(modality, empty).to(device) for u in heard]
-            present = torch.tensor([[modality in u.vectors for u in heard]], device=device)
+            rows = [u.vectors.get(modality, empty).to(device) for u in utterances]
+            present = torch.tensor([[modality in u.vectors for u in utterances]], device=device)
             setattr(context, modality, torch.stack(rows).unsqueeze(0))
             setattr(context, f"{modality}_mask", present)
         return context

@@ -14,7 +14,7 @@ PLACE = re.compile(r"(?P<before>(?:--[\w-]+=)?(?:\w+:)?)(?P<place>[/~].*)", flag
 RUN_FOLDER = "{run}"
 """Stands for the folder of the manifest at the beginning of a path."""
 WRITTEN = re.compile(r"(?P<before>(?:--[\w-]+=)?(?:\w+:)?)(?P<place>\{run\}(?:/.*)?)", flags=re.DOTALL)
-LEAST_COMMON = 2
+MIN_COMMON_PARTS = 2
 """Folders that two paths must have in common, such as ``/home/NAME``, for one to be told from the other."""
 
 
@@ -27,7 +27,7 @@ def write_places(value: Any, folder: Path) -> Any:
         resolved = Path(os.path.abspath(place))
         common = Path(os.path.commonpath([run, resolved]))
         below = resolved.relative_to(common).parts
-        if len(common.parts) <= LEAST_COMMON or _user_name() in below:
+        if len(common.parts) <= MIN_COMMON_PARTS or _user_name() in below:
             return place.name
         return "/".join([RUN_FOLDER, *[".."] * (len(run.parts) - len(common.parts)), *below])
 

@@ -200,5 +200,5 @@ def resume_may_differ(options: Mapping[str, Mapping[str, Any]]) -> dict[str, str
 
 def questions_digest(tasks: Sequence[Task], prompts: Sequence[PromptTemplate]) -> str:
     """SHA-256 over what tasks and prompt templates say, in order, wherever their files lie."""
-    asked = {"tasks": [[t.name, t.to_dict()] for t in tasks], "prompts": [p.to_dict() for p in prompts]}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    content = {"tasks": [[t.name, t.to_dict()] for t in tasks], "prompts": [p.to_dict() for p in prompts]}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

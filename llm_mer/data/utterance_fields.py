@@ -1,7 +1,7 @@
-"""The kinds of values that the fields of an utterance hold; a word as turn, or tags in one text, would be misread.
+"""Checking the types of an utterance's fields; a word as turn, or tags in one string, would be misread.
 
-Names (ids, dialogues, speakers, targets, labels, tags) are composed (NFC) here, which every utterance goes through wherever
-it comes from. A transcript stays as it is: its letters are what a tokenizer reads.
+Names (ids, dialogues, speakers, targets, labels, tags) are composed (NFC) here, for utterances from any source. A transcript
+is not changed: its characters are what a tokenizer reads.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from llm_mer.storage.quoting import quote
 TEXTS = ("id", "text", "audio", "vision", "dialogue_id", "speaker")
 NAMES = ("id", "dialogue_id", "speaker")
 FEATURES = ("text_features", "audio_features", "vision_features")
-MOST_TURN = 1 << 63
+TURN_LIMIT = 1 << 63
 EVERYTHING = "all"
-"""The name of scores over the whole of a split, beside those of its tags."""
+"""Name of the scores over a whole split, next to those of its tags."""
 
 
 def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an utterance, each of the kind it is read as; numpy's texts and numbers, lists and paths become so.
+    """Check the fields of an utterance and convert numpy strings and numbers, lists and paths to the expected types.
 
     Raises:
-        UserError: naming the utterance, the field, what was found and what would be right.
+        UserError: naming the utterance, the field, the value found and valid values.
     """
     where = f"utterance {quote(fields['id'])}"
     if not isinstance(fields["id"], str) or not fields["id"]:
@@ -51,16 +51,16 @@ def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_features(value: Any, where: str) -> np.ndarray:
-    """Feature values as an array of real numbers: an array, nested lists, or a torch tensor wherever it lies.
+    """Feature values as an array of real numbers: an array, nested lists, or a torch tensor on any device.
 
     Raises:
-        UserError: other kinds of values, a masked array (whose mask nobody would look at), or rows of different length.
+        UserError: other types of values, a masked array (whose mask would be ignored), or rows of different lengths.
     """
     if type(value) is np.ndarray and value.dtype == np.float32:
         return value
     if isinstance(value, np.ma.MaskedArray):
-        raise UserError(f"{where} is a masked array; take the steps that are missing out")
-    if hasattr(value, "detach"):  # torch's: perhaps on an accelerator, in bfloat16, or part of a graph
+        raise UserError(f"{where} is a masked array; remove the missing steps")
+    if hasattr(value, "detach"):  # a torch tensor: may be on an accelerator, in bfloat16, or part of a graph
         value = value.detach().cpu()
         value = value.float().numpy() if value.is_floating_point() else value.numpy()
     try:
@@ -80,16 +80,16 @@ def _read_text(value: Any, name: str, where: str) -> str | None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}: {name} is {quote(value)}: half a surrogate pair is not valid Unicode") from None
+        raise UserError(f"{where}: {name} is {quote(value)}: a lone surrogate is not valid Unicode") from None
     if "\0" in value:
-        raise UserError(f"{where}: {name} is {quote(value)}: a NUL is no text")
+        raise UserError(f"{where}: {name} is {quote(value)}: it contains a NUL character")
     return str(value)
 
 
 def _read_turn(value: Any, where: str) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not -MOST_TURN <= int(value) < MOST_TURN:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not -TURN_LIMIT <= int(value) < TURN_LIMIT:
         raise UserError(f"{where}: turn is {quote(value)}; it must be a whole number of at most 64 bits")
     return int(value)
 
@@ -99,9 +99,9 @@ def _read_tags(value: Any, where: str) -> tuple[str, ...]:
         raise UserError(f"{where}: tags is {quote(value)}; it must be a list of texts")
     for tag in value:
         if not tag.strip() or not tag.isprintable():
-            raise UserError(f"{where}: tag {quote(tag)} is blank, or holds a character with no glyph")
+            raise UserError(f"{where}: tag {quote(tag)} is blank, or contains a character without a glyph")
         if tag == EVERYTHING:
-            raise UserError(f"{where}: tag {tag!r} is what scores over all utterances are called; name it otherwise")
+            raise UserError(f"{where}: tag {tag!r} is the name of scores over all utterances; choose another one")
     return tuple(map(compose, value))
 
 
@@ -115,7 +115,7 @@ def _read_labels(value: Any, where: str) -> dict[str, str | float]:
 
 
 def compose_labels(labels: Mapping[str, str | float]) -> dict[str, str | float]:
-    """Labels as a store holds them, with their names composed, as those of an utterance are."""
+    """Labels of a store with names composed like those of an utterance."""
     return {compose(name): compose(value) if isinstance(value, str) else value for name, value in labels.items()}
 
 

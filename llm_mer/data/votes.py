@@ -1,11 +1,11 @@
-"""Annotators' votes: how many of them named each label of a classification task, and what follows for the task.
+"""Annotators' votes: how many of them named each label of a classification task, and the resulting truth and distribution.
 
 An utterance's votes are counts ``n_c`` of the ``A`` annotators who named label ``c``. Where each named one label, ``A`` is
-the sum of the counts; where each may name several, ``A`` is said beside them (``annotators``). For a task
+the sum of the counts; where each may name several, ``A`` is given separately (``annotators``). For a task
 
-- the **label distribution** is ``v_c = n_c / Σ_k n_k`` over its labels; labels that the task ignores are left out of it;
-- the **majority label** is the one with the most votes. Where several have as many, there is none: such an utterance has no
-  truth, and nothing is drawn among them. A label given beside the votes must be one with the most votes; it decides a tie.
+- the **label distribution** is ``v_c = n_c / Σ_k n_k`` over its labels; labels that the task ignores are excluded;
+- the **majority label** is the one with the most votes. With a tie there is none: such an utterance has no truth, and
+  none is drawn at random. A label given in addition to the votes must be one with the most votes; it decides a tie.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llm_mer.storage.quoting import quote
 
 @dataclass(frozen=True)
 class Votes:
-    """Votes as the data give them.
+    """Votes as given in the data.
 
     Attributes:
         counts: label, in the spelling of the data (composed, NFC), → annotators who named it.
@@ -41,7 +41,7 @@ class Votes:
                 object.__setattr__(self, "counts", composed)
 
     def check(self, where: str) -> None:
-        """Raises :class:`UserError` for what are no counts, none above 0, or more votes for a label than annotators."""
+        """Raises :class:`UserError` for invalid counts, no count above 0, or more votes for a label than annotators."""
         if not isinstance(self.counts, Mapping) or not all(isinstance(label, str) for label in self.counts):
             raise UserError(f"{where} are {quote(self.counts)}; they must be a mapping of labels to counts")
         if any(compose(label) != label for label in self.counts):
@@ -53,7 +53,7 @@ class Votes:
                     "annotators who named it"
                 )
         if not any(self.counts.values()):
-            raise UserError(f"{where} are all 0; leave votes that are not known out")
+            raise UserError(f"{where} are all 0; leave unknown votes out")
         if self.annotators is None:
             return
         if not isinstance(self.annotators, int | np.integer) or isinstance(self.annotators, bool) or self.annotators < 1:
@@ -121,14 +121,14 @@ class LabelVotes:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a task's answer for one utterance: ``truth`` None where it is not, or where votes tie."""
+    """What is known of a task's answer for one utterance; ``truth`` is None if unknown, or if votes tie."""
 
     truth: str | float | None
     votes: LabelVotes | None = None
 
 
 def votes_of_task(task: Task, votes: Votes, where: str) -> LabelVotes | None:
-    """The votes on a task's labels; None where all are for labels that the task ignores.
+    """The votes on a task's labels; None if all are for labels that the task ignores.
 
     Raises:
         UserError: a label outside the task, a task of numbers, or several spellings of a label (``aliases``) with more votes

@@ -17,8 +17,8 @@ from llm_mer.inference.answer_values import poolable_scores
 from llm_mer.inference.pipeline import MerPipeline
 from llm_mer.inference.prediction import Prediction, require_finite_answers
 from llm_mer.prompting.tasks import Task
-from llm_mer.scoring.pooling import MOST_WEIGHT, fit_pool, pool
-from llm_mer.scoring.temperature import LEAST_TEMPERATURE, MOST_TEMPERATURE, fit_temperature, scale_by_temperature
+from llm_mer.scoring.pooling import MAX_WEIGHT, fit_pool, pool
+from llm_mer.scoring.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature, scale_by_temperature
 from llm_mer.storage.locks import lock_output
 
 
@@ -115,7 +115,7 @@ def table(calibration: Calibration, checkpoint: str) -> str:
     for one in calibration.temperatures:
         line = f"{one.task:<10} {one.language:<3} T {one.temperature:.3f}  n={one.n}"
         line += f"  NLL {one.nll_before:.3f} → {one.nll_after:.3f} on {CALIBRATION_SPLIT}"
-        if one.temperature in (LEAST_TEMPERATURE, MOST_TEMPERATURE):
+        if one.temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE):
             line += "  (as far as a fit goes: every answer of these is right, or the answers tell nothing)"
         lines.append(line)
     for pooled in calibration.pools:
@@ -123,7 +123,7 @@ def table(calibration: Calibration, checkpoint: str) -> str:
         alone = ", ".join(f"{name} {nll:.3f}" for name, nll in pooled.nll_alone.items())
         line = f"{pooled.task:<10} {pooled.language:<3} pool {parts}  n={pooled.n}"
         line += f"  NLL {pooled.nll:.3f} on {CALIBRATION_SPLIT} (alone: {alone})"
-        if max(pooled.weights.values()) > 0.9 * MOST_WEIGHT:
+        if max(pooled.weights.values()) > 0.9 * MAX_WEIGHT:
             line += "  (as far as a fit goes)"
         lines.append(line)
     return "\n".join([*lines, f"written to {Path(checkpoint)}"])

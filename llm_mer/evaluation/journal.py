@@ -60,11 +60,11 @@ class Journal:
             except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = str(error).removeprefix(f"{where}: ") if isinstance(error, UserError) else repr(error)
                 raise UserError(f"{where}: damaged ({reason}); delete the file to begin again") from None
-        odd = [f"{d.name} was {d.before!r}, now {d.now!r}" for d in compare_settings(before, journal.settings)]
-        if odd:
+        differences = [f"{d.name} was {d.before!r}, now {d.now!r}" for d in compare_settings(before, journal.settings)]
+        if differences:
             raise UserError(
-                f"{path} holds the unfinished answers of another evaluation: {'; '.join(odd)}; finish that one, name "
-                "another --output, or delete the file"
+                f"{path} holds the unfinished answers of another evaluation: {'; '.join(differences)}; finish that one, "
+                "name another --output, or delete the file"
             )
         if rest:
             write_text_atomically(path, "".join(f"{line.decode()}\n" for line in whole))

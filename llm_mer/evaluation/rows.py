@@ -182,15 +182,15 @@ def score_rows(
 
     ``use_parsed`` scores what a free generation was read as, None where it could not be read.
     """
-    asked = [p for p in predictions if p.task == task.name]
-    known = [p for p in asked if p.truth is not None]
+    task_predictions = [p for p in predictions if p.task == task.name]
+    known = [p for p in task_predictions if p.truth is not None]
     languages = sorted({p.language for p in known})
     rows = []
     for language in [*languages, *([EVERYTHING] if len(languages) > 1 else [])]:
         spoken = [p for p in known if language in (p.language, EVERYTHING)]
         for grouping, subset in [(TAG, EVERYTHING), *subsets_of(spoken, by)]:
             chosen = [p for p in spoken if subset == EVERYTHING or subset in subset_names(p, grouping)]
-            voted = [p for p in asked if p.votes and language in (p.language, EVERYTHING)]
+            voted = [p for p in task_predictions if p.votes and language in (p.language, EVERYTHING)]
             voted = [p for p in voted if subset == EVERYTHING or subset in subset_names(p, grouping)]
             truth = [p.truth for p in chosen]
             values = [p.parsed if use_parsed else p.value for p in chosen]

@@ -292,8 +292,8 @@ def vote_line(scores: Sequence[VoteScore]) -> str:
             beside.append(f"{'least' if score.metric == CROSS_ENTROPY else 'most'} {score.extreme:.3f}")
         beside += [] if score.annotators is None else [f"annotators {score.annotators:.3f}"]
         beside += [] if score.left_out is None else [f"against the same {score.left_out:.3f}"]
-        told = f" ({', '.join(beside)})" if beside else ""
+        details = f" ({', '.join(beside)})" if beside else ""
         counted = f" of {score.n}" if score.n != scores[0].n else ""
-        shown.append(f"{score.metric}{counted} {score.value:.3f} [{low:.3f}, {high:.3f}]{told}")
+        shown.append(f"{score.metric}{counted} {score.value:.3f} [{low:.3f}, {high:.3f}]{details}")
     units = "" if scores[0].unit == UTTERANCE else f" in {scores[0].units} {scores[0].unit}s"
     return f"n={scores[0].n}{units}  " + "  ".join(shown)

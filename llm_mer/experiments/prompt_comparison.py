@@ -131,8 +131,8 @@ def build_variants(config: PromptComparisonConfig, own: Sequence[PromptTemplate]
         if not plain <= {_content(template) for template in own}:
             found.append(Variant(Path(source).stem, templates))
     names = [variant.name for variant in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"--prompts: two are called {', '.join(twice)}; give the files other names")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"--prompts: two are called {', '.join(duplicates)}; give the files other names")
     generator = np.random.default_rng(config.seed)
     sizes = {task.num_classes for task in tasks if task.kind == "classification"}
     for variant in list(found):
@@ -189,8 +189,10 @@ def compare_prompts(
     utterances = find_split(splits, config.split, config.data)
 
     def dataset(variant: Variant) -> MerDataset:
-        asked = [variant.task(task) for task in tasks if variant.asks(task)]
-        return pipeline.questions(utterances, asked, languages=config.languages, limit=config.limit, limit_seed=config.seed)
+        variant_tasks = [variant.task(task) for task in tasks if variant.asks(task)]
+        return pipeline.questions(
+            utterances, variant_tasks, languages=config.languages, limit=config.limit, limit_seed=config.seed
+        )
 
     datasets = {variant.name: dataset(variant) for variant in variants}
     datasets = {name: questions for name, questions in datasets.items() if len(questions)}
@@ -332,8 +334,8 @@ def markdown(comparison: PromptComparison) -> str:
                 cells += ["", ""]
             else:
                 verdict = "significant" if row.p_value < SIGNIFICANT else "not told apart"
-                told = "" if math.isnan(row.p_value) else f", p {row.p_value:.3f}, {verdict}"
-                cells.append(format_estimate(row.difference, row.difference_interval, "+") + told)
+                significance = "" if math.isnan(row.p_value) else f", p {row.p_value:.3f}, {verdict}"
+                cells.append(format_estimate(row.difference, row.difference_interval, "+") + significance)
                 cells.append(f"{row.changed:.3f}")
             if generated:
                 cells.append("" if row.unparseable is None else f"{row.unparseable:.3f}")

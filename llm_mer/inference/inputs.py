@@ -25,7 +25,7 @@ from llm_mer.scoring.engines.base import ENGINES
 from llm_mer.storage.json_files import read_json_object
 from llm_mer.storage.quoting import quote
 
-MOST_FEATURE_BYTES = 1 << 30
+MAX_FEATURE_BYTES = 1 << 30
 """Of the arrays in an ``.npz``, unpacked."""
 
 
@@ -111,8 +111,8 @@ def _check_archive(path: str, where: str) -> None:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         unpacked = sum(member.file_size for member in members)
-        if unpacked > MOST_FEATURE_BYTES:
-            raise UserError(f"{where}: {unpacked} bytes when unpacked; at most {MOST_FEATURE_BYTES} are read")
+        if unpacked > MAX_FEATURE_BYTES:
+            raise UserError(f"{where}: {unpacked} bytes when unpacked; at most {MAX_FEATURE_BYTES} are read")
         for member in members:
             with archive.open(member) as stream:
                 if np.lib.format.read_magic(stream) == (1, 0):

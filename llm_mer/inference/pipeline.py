@@ -56,8 +56,8 @@ def check_device(device: str | int | torch.device) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # each backend says so in its own way
-        told = textwrap.shorten(first_line(error), LONGEST_REASON, placeholder=" …")
-        raise UserError(f"device {str(device)!r} cannot be used: {told}") from None
+        reason = textwrap.shorten(first_line(error), LONGEST_REASON, placeholder=" …")
+        raise UserError(f"device {str(device)!r} cannot be used: {reason}") from None
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -158,15 +158,15 @@ class MerPipeline:
             return list(known.values())
         if isinstance(names, str) or not isinstance(names, Iterable):
             raise UserError(f"tasks: {quote(names)} is no list; give a list of names, e.g. {[next(iter(known))]}")
-        asked = list(names)
-        for name in asked:
+        requested = list(names)
+        for name in requested:
             if not isinstance(name, str) or name not in known:
                 raise UserError(f"the checkpoint was not trained on task {quote(name)}; it knows {', '.join(known)}")
-        if len(set(asked)) != len(asked):
-            raise UserError(f"tasks: {asked} names a task twice")
-        if not asked:
+        if len(set(requested)) != len(requested):
+            raise UserError(f"tasks: {requested} names a task twice")
+        if not requested:
             raise UserError(f"tasks: names no task; leave it out for all, or choose from {', '.join(known)}")
-        return [known[name] for name in asked]
+        return [known[name] for name in requested]
 
     def questions(self, utterances: Sequence[Utterance], tasks: list[Task], **options: Any) -> MerDataset:
         """Utterances as questions in the windows the checkpoint was trained with; ``options`` are of :class:`MerDataset`."""
@@ -222,8 +222,8 @@ class MerPipeline:
         An answer may hold NaN or infinity: its caller looks at ``Prediction.is_finite``.
         """
         dataset = self.questions(list(utterances), self.named_tasks(tasks), require_truth=False, checked=True)
-        asked = [i for i, q in enumerate(dataset.questions) if not last_only or q.row == len(utterances) - 1]
-        return self.predictor.predict(dataset, asked)
+        indices = [i for i, q in enumerate(dataset.questions) if not last_only or q.row == len(utterances) - 1]
+        return self.predictor.predict(dataset, indices)
 
     def stream(
         self,

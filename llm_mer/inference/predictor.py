@@ -138,20 +138,20 @@ class Predictor:
     def batches(self, dataset: MerDataset, questions: Sequence[int] | None = None) -> list[Batch]:
         """The questions (default: all of the dataset) in batches of one language and the same tasks, sorted by length."""
         indices = range(len(dataset)) if questions is None else questions
-        asked: dict[int, list[int]] = {}
+        by_row: dict[int, list[int]] = {}
         for index in indices:
-            asked.setdefault(dataset.questions[index].row, []).append(index)
+            by_row.setdefault(dataset.questions[index].row, []).append(index)
         groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-        for row, found in asked.items():
+        for row, found in by_row.items():
             names = tuple(dataset.questions[index].task.name for index in found)
             groups.setdefault((dataset.language(row), names), []).append(row)
         batches = []
         for (language, _), rows in groups.items():
             rows.sort(key=dataset.text_length)
-            tasks = tuple(dataset.questions[index].task for index in asked[rows[0]])
+            tasks = tuple(dataset.questions[index].task for index in by_row[rows[0]])
             for start in range(0, len(rows), self.batch_size):
                 part = rows[start : start + self.batch_size]
-                batches.append(Batch(tuple(index for row in part for index in asked[row]), tasks, language))
+                batches.append(Batch(tuple(index for row in part for index in by_row[row]), tasks, language))
         return batches
 
     def predict(
@@ -198,14 +198,14 @@ class Predictor:
             # Where parameters are sharded every process takes part in each forward, and the others would wait.
             if not is_out_of_memory(error) or is_sharded(self.core):
                 raise
-            told = first_line(error)[:120]
+            reason = first_line(error)[:120]
         # Past the handler, which would keep alive what the failed forward holds.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         count = len(batch.questions) // len(batch.tasks)
         if count == 1:
             name = dataset.utterance(dataset.questions[batch.questions[0]].row).id
-            raise UserError(f"utterance {name!r} alone exhausts the memory ({told}); shorten it, or use a larger machine")
+            raise UserError(f"utterance {name!r} alone exhausts the memory ({reason}); shorten it, or use a larger machine")
         logger.warning("memory is exhausted by %d utterances at once; they are answered in halves", count)
         middle = count // 2 * len(batch.tasks)
         halves = (
@@ -291,7 +291,7 @@ class Predictor:
     def _score(self, read: UtteranceBatch, inputs: dict[str, Any], batch: Batch) -> list[_Answers]:
         """The answers to each task, on the CPU: the language model's, or those of an adapter's own head."""
         if isinstance(self.core, MerForConditionalGeneration):
-            asked = [
+            task_prompts = [
                 TaskPrompts(prompts, self.answer_tree(task, batch.language))
                 for task, prompts in zip(batch.tasks, read.prompts, strict=True)
             ]
@@ -301,7 +301,7 @@ class Predictor:
                 kept = self._kept.setdefault(key, PrefixCache())
             found = []
             fusion: FusionOutput | None = None
-            for task, scores in zip(batch.tasks, self.answering.score(asked, inputs, kept), strict=True):
+            for task, scores in zip(batch.tasks, self.answering.score(task_prompts, inputs, kept), strict=True):
                 fusion = scores.fusion if scores.fusion is not None else fusion
                 if fusion is None:  # prompts without pseudo tokens: the language model needs no adapter
                     fusion = self.core.model.fuse({name: inputs[name] for name in FUSION_KEYS if name in inputs})

@@ -92,9 +92,9 @@ class Provenance:
         before = read_json_object(path, missing).get("settings")
         if not isinstance(before, dict):
             raise UserError(f"{path}: damaged, it has no settings; {again}")
-        odd = compare_settings(before, self.settings)
-        if odd:
-            shown = "; ".join(f"{d.name} was {_short(d.before)}, now {_short(d.now)}" for d in odd)
+        differences = compare_settings(before, self.settings)
+        if differences:
+            shown = "; ".join(f"{d.name} was {_short(d.before)}, now {_short(d.now)}" for d in differences)
             raise UserError(f"{output} holds answers made otherwise: {shown}; {again}")
 
 

@@ -76,10 +76,10 @@ def use_liger(model: nn.Module, chosen: Mapping[str, bool] | None = None) -> str
     if chosen.get(LOSS, True):
         core.answer_loss = fused_answer_loss
         replaced.append("the answer's loss")
-    said = f"liger-kernel: {', '.join(replaced) or 'nothing'} replaced"
+    message = f"liger-kernel: {', '.join(replaced) or 'nothing'} replaced"
     if family not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        said += f"; it knows no model of type {family!r}, whose layers stay PyTorch's"
-    return said
+        message += f"; it knows no model of type {family!r}, whose layers stay PyTorch's"
+    return message
 
 
 def fused_answer_loss(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:

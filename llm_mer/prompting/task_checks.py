@@ -15,7 +15,7 @@ KEYS_OF_KIND: dict[str, tuple[str, ...]] = {
     "regression": ("range", "decimals"),
 }
 """Keys that only one kind of task has."""
-MOST_SCORES = 10_001
+MAX_SCORES = 10_001
 """Admissible scores of a task: each of them is scored for every utterance."""
 
 
@@ -35,8 +35,8 @@ def require_text(value: Any, where: str) -> str:
 def check_keys(entry: Mapping[str, Any], kind: str, where: str) -> None:
     """Raises :class:`UserError` for a key that has a meaning for the other kind of task alone: it would have no effect."""
     for other, keys in KEYS_OF_KIND.items():
-        if other != kind and (odd := [key for key in keys if entry.get(key)]):
-            raise UserError(f"{where} is {kind}; only a {other} task has {', '.join(odd)}")
+        if other != kind and (misplaced := [key for key in keys if entry.get(key)]):
+            raise UserError(f"{where} is {kind}; only a {other} task has {', '.join(misplaced)}")
 
 
 def check_words(names: Iterable[str], words: Mapping[str, Iterable[str]], where: str) -> None:
@@ -97,9 +97,9 @@ def read_range(bounds: Any, decimals: Any, where: str) -> tuple[float, float]:
     if max(abs(low), abs(high)) * 10**decimals >= 2**53:
         raise UserError(f"{where}: range {bounds!r} with {decimals} decimals has more digits than a number holds")
     count = round((high - low) * 10**decimals) + 1
-    if count > MOST_SCORES:
+    if count > MAX_SCORES:
         raise UserError(
-            f"{where}: range {bounds!r} with {decimals} decimals has {count} answers; at most {MOST_SCORES} can be scored: "
+            f"{where}: range {bounds!r} with {decimals} decimals has {count} answers; at most {MAX_SCORES} can be scored: "
             "take fewer decimals, or another unit"
         )
     return low, high

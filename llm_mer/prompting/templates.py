@@ -79,8 +79,8 @@ class PromptTemplate:
             used |= _placeholders(getattr(self, part), PLACEHOLDERS, f"{where}, {part}")
         _placeholders(self.context_line, ("speaker", "text"), f"{where}, context_line")
         for part in ("missing_transcript", "unknown_speaker"):
-            if odd := [name for name in PLACEHOLDERS if f"{{{name}}}" in getattr(self, part)]:
-                raise UserError(f"{where}, {part}: {{{odd[0]}}} would stand there as it is; it holds words alone")
+            if misplaced := [name for name in PLACEHOLDERS if f"{{{name}}}" in getattr(self, part)]:
+                raise UserError(f"{where}, {part}: {{{misplaced[0]}}} would stand there as it is; it holds words alone")
         if self.answer == "index" and "indexed_labels" not in used:
             raise UserError(f"{where}: an index answer needs {{indexed_labels}}, or nobody knows what the numbers mean")
         if ("context" in used) != (self.context_turns > 0):

@@ -85,12 +85,12 @@ class AnswerTreeScorer:
 
     @torch.no_grad()
     def score(
-        self, asked: Sequence[TaskPrompts], inputs: Mapping[str, Any], kept: PrefixCache | None = None
+        self, task_prompts: Sequence[TaskPrompts], inputs: Mapping[str, Any], kept: PrefixCache | None = None
     ) -> list[AnswerScores]:
         """The scores of each task.
 
         Args:
-            asked: tasks, each with one prompt an utterance.
+            task_prompts: tasks, each with one prompt an utterance.
             inputs: what the model reads beside prompts, on its device: tensors of ``FUSION_KEYS`` or a ``fusion``, and
                 ``language_ids (B,)``, all of one language.
             kept: of the batches before; shared prefixes are taken from it and left in it.
@@ -100,18 +100,18 @@ class AnswerTreeScorer:
         """
         given = dict(inputs)
         found: dict[int, tuple[Tensor, Tensor | None]] = {}
-        for number, tasks in enumerate(group_tasks(asked)):
-            group = [asked[task] for task in tasks]
+        for number, tasks in enumerate(group_tasks(task_prompts)):
+            group = [task_prompts[task] for task in tasks]
             output = self._forward(PromptLayout.build(group, single=kept is not None), given, kept, number)
             assert output.answer_log_probs is not None
             widths = [len(own.answers.edges) for own in group]
             for place, (task, edges) in enumerate(zip(tasks, output.answer_log_probs.split(widths, dim=1), strict=True)):
                 read_out = None if output.read_out is None else output.read_out[:, place]
-                found[task] = self._sum_over_paths(asked[task], edges), read_out
+                found[task] = self._sum_over_paths(task_prompts[task], edges), read_out
             if output.fusion is not None:  # the next pass takes it as it is
                 given = {name: value for name, value in given.items() if name not in FUSION_KEYS}
                 given["fusion"] = output.fusion
-        return [AnswerScores(found[task][0], given.get("fusion"), found[task][1]) for task in range(len(asked))]
+        return [AnswerScores(found[task][0], given.get("fusion"), found[task][1]) for task in range(len(task_prompts))]
 
     def _sum_over_paths(self, own: TaskPrompts, edges: Tensor) -> Tensor:
         """``(B, E) -> (B, C)``: an answer's log-probability is the sum over its tokens."""
@@ -124,9 +124,9 @@ class AnswerTreeScorer:
         cache = self._prefix(layout.prefix, given, kept, number, batch, device) if layout.prefix else None
         config = self.model.config.get_text_config()
         check_mask(config, len(layout.prefix) + layout.input_ids.shape[1])
-        asked = layout.next_tokens
+        next_tokens = layout.next_tokens
         visible = layout.visible(device)
-        tensors = (asked.places, asked.nodes, asked.tokens, asked.ends)
+        tensors = (next_tokens.places, next_tokens.nodes, next_tokens.tokens, next_tokens.ends)
         with attention_by_mask(config) as eager:
             output: MerOutput = self.model(
                 input_ids=layout.input_ids.to(device),

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 
-MOST_WEIGHT = 10.0
+MAX_WEIGHT = 10.0
 """Where a fit stops: weights of distributions that are always right would grow without end."""
 POINT_SPREAD = 0.1
 """Standard deviation of the normal distribution that stands for a point, in parts of the range of scores."""
@@ -43,7 +43,7 @@ def fit_pool(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
         scores: ``(N, K, C)`` log-probabilities of ``K`` distributions, normalised or not. truth: ``(N,)`` true answers.
 
     Returns:
-        ``(K,)`` from 0 to :data:`MOST_WEIGHT`.
+        ``(K,)`` from 0 to :data:`MAX_WEIGHT`.
 
     Raises:
         ValueError: no answers, or scores that are not finite.
@@ -61,6 +61,6 @@ def fit_pool(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     count = scores.shape[1]
     start = np.full(count, 1.0 / count)
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, MOST_WEIGHT)] * count, tol=1e-12)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, MAX_WEIGHT)] * count, tol=1e-12)
     weights: np.ndarray = found.x
     return weights

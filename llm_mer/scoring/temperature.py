@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import log_softmax, softmax
 
-LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.1, 100.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 100.0
 """Where a fit stops: the answers of a perfect model are best sharpened without end, those of a useless one flattened so."""
 
 
@@ -29,7 +29,7 @@ def fit_temperature(log_probabilities: np.ndarray, truth: np.ndarray) -> float:
         log_probabilities: ``(N, C)`` natural logs. truth: ``(N,)`` index of each true answer.
 
     Returns:
-        A temperature from :data:`LEAST_TEMPERATURE` to :data:`MOST_TEMPERATURE`.
+        A temperature from :data:`MIN_TEMPERATURE` to :data:`MAX_TEMPERATURE`.
 
     Raises:
         ValueError: no answers, or log-probabilities that are not finite.
@@ -42,9 +42,9 @@ def fit_temperature(log_probabilities: np.ndarray, truth: np.ndarray) -> float:
     def slope(beta: float) -> float:
         return float(((softmax(beta * scores, axis=1) * scores).sum(axis=1) - of_truth).mean())
 
-    least, most = 1 / MOST_TEMPERATURE, 1 / LEAST_TEMPERATURE
+    least, most = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
     if slope(least) >= 0:
-        return MOST_TEMPERATURE
+        return MAX_TEMPERATURE
     if slope(most) <= 0:
-        return LEAST_TEMPERATURE
+        return MIN_TEMPERATURE
     return 1 / float(brentq(slope, least, most, xtol=1e-10))

@@ -6,7 +6,7 @@ saved, so that no later checkpoint holds them; micro-batches are not waited for.
 
 With float16 and loss scaling, infinite *gradients* are part of the method: the scaler looks for the largest scale that does
 not overflow, and skips the update where one does. Losses and weights stay finite there. Only a scaler that never finds such
-a scale is stopped (:data:`MOST_SKIPPED`).
+a scale is stopped (:data:`MAX_SKIPPED_UPDATES`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llm_mer.errors import UserError
 from llm_mer.model.modeling_mer import fusion_adapter_of
 from llm_mer.training.atomic_checkpoints import describe_last_checkpoint
 
-MOST_SKIPPED = 64
+MAX_SKIPPED_UPDATES = 64
 """Updates that float16's loss scaling may skip one after another: halved so often, any scale has come to nothing."""
 
 
@@ -78,26 +78,28 @@ class StopWhenNotFinite(TrainerCallback):
             found = trainer.accelerator.reduce(found, reduction="sum")
         wrong_loss, wrong_weights = found.tolist()  # the one place of a step that waits
         if wrong_loss:
-            self._stop(state.global_step, f"the loss is not finite ({self._told_losses(state.global_step)})")
+            self._stop(state.global_step, f"the loss is not finite ({self._format_losses(state.global_step)})")
         if wrong_weights:
             names = [name for name, value in trained_tensors(trainer.model) if not bool(value.isfinite().all())]
-            told = f"the update made {len(names)} weights NaN or infinite, e.g. {names[0]}" if names else "weights overflow"
-            self._stop(state.global_step, told)
+            reason = (
+                f"the update made {len(names)} weights NaN or infinite, e.g. {names[0]}" if names else "weights overflow"
+            )
+            self._stop(state.global_step, reason)
         self._skipped = self._skipped + 1 if trainer.accelerator.optimizer_step_was_skipped else 0
-        if self._skipped > MOST_SKIPPED:
+        if self._skipped > MAX_SKIPPED_UPDATES:
             self._stop(
                 state.global_step, f"gradients are NaN or infinite at every scale, {self._skipped} updates were skipped"
             )
 
-    def _told_losses(self, step: int) -> str:
+    def _format_losses(self, step: int) -> str:
         """Every loss of the step on this process, by name."""
         # A step's losses are noted before it is counted.
         losses = self.trainer.losses_of_step(step - 1)
         return ", ".join(f"{name} {value:.4g}" for name, value in losses.items()) or "on another process"
 
-    def _stop(self, step: int, told: str) -> None:
+    def _stop(self, step: int, reason: str) -> None:
         output = self.trainer.checkpoint_folder
         raise NotFiniteError(
-            f"training stopped at step {step}: {told}; a smaller learning_rate, or bf16 in place of fp16, may help; "
+            f"training stopped at step {step}: {reason}; a smaller learning_rate, or bf16 in place of fp16, may help; "
             f"{describe_last_checkpoint(output)}"
         )

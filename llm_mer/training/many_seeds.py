@@ -106,8 +106,8 @@ def finished_seeds(output: Path, runs: Mapping[int, RunConfig]) -> dict[int, Run
         place = output / f"seed-{seed}"
         different = run_differences(manifest.setup(), RunSetup(runs[seed].options(), fingerprint, questions, backbone))
         if different:
-            told = "; ".join(map(str, different))
-            raise UserError(f"{place} holds a finished run that differs: {told}; name another output_dir or delete it")
+            listed = "; ".join(map(str, different))
+            raise UserError(f"{place} holds a finished run that differs: {listed}; name another output_dir or delete it")
         if weights_digest(place) != manifest.weights_sha256:
             raise UserError(
                 f"{place}: its weights are not those its {MANIFEST} tells of; delete it to train this seed again"

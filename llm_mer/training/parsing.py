@@ -126,16 +126,16 @@ def build_parser(options: Iterable[Option]) -> ArgumentParser:
 
 def explain(error: ArgumentError, known: Mapping[str, Option], written: Any = None) -> str:
     """An error of the parser as one line: the option, the value that was given, and what would be right."""
-    told = " ".join(str(error).split())
-    if found := re.match(r"unrecognized arguments: (.*)", told):
+    message = " ".join(str(error).split())
+    if found := re.match(r"unrecognized arguments: (.*)", message):
         words = found[1].split()
         name = next((word.partition("=")[0] for word in words if word.startswith("--")), words[0])
         return f"unknown option {name}{suggest(name, known)}"
-    place = re.match(r'Parser key "([^"]+)"', told)
+    place = re.match(r'Parser key "([^"]+)"', message)
     if place is None or place[1] not in known:
-        return told.removeprefix("argument ")
+        return message.removeprefix("argument ")
     option = known[place[1]]
-    given = re.search(r"(?:Got value|Given value): (.*)$", told)
+    given = re.search(r"(?:Got value|Given value): (.*)$", message)
     value: Any = given[1] if given and not isinstance(written, (list, dict, bool, int, float)) else written
     kind = option.item if option.item is not None else option.kinds[0]
     if not isinstance(value, str):

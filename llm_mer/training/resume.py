@@ -83,8 +83,8 @@ def check_resume(folder: Path, config: RunConfig, run: RunData, backbone: str | 
     now = run_setup(config, run, prompts, identify_backbone(backbone))
     different = run_differences(saved, now, resume_may_differ(saved.options))
     if different:
-        told = "; ".join(f"{d.name}: {d.before!r} there, {d.now!r} here" for d in different)
-        raise UserError(f"resume_from_checkpoint: {folder} is of another run: {told}")
+        listed = "; ".join(f"{d.name}: {d.before!r} there, {d.now!r} here" for d in different)
+        raise UserError(f"resume_from_checkpoint: {folder} is of another run: {listed}")
 
 
 def identify_backbone(source: str | None) -> dict[str, Any] | None:

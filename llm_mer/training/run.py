@@ -115,8 +115,8 @@ def train_run(run: Run, place: TrainingOutput) -> RunManifest:
             _train_run(run, interruption)
         place.publish()
     except Exception as error:
-        if (told := disk_full_error(error, run.output)) is not None:
-            raise told from error
+        if (disk_error := disk_full_error(error, run.output)) is not None:
+            raise disk_error from error
         raise
     if interruption.received:  # after the last checkpoint, too late to stop this run, but not those that would follow
         raise Interrupted(f"stopped by {interruption.received}; the run in {place.target} is finished")

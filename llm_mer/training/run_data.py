@@ -158,8 +158,8 @@ def check_prompts(dataset: MerDataset, templates: Sequence[PromptTemplate]) -> N
             render(template, task, "…", [HistoryTurn("A", "…")], "A")
             task.answers(language, template.answer)
     for language in sorted({dataset._language[q.row] for q in dataset.questions}):
-        asked = {q.task.name for q in dataset.questions if dataset._language[q.row] == language}
-        check_prompts_differ(templates, [task for task in dataset.tasks if task.name in asked], language)
+        task_names = {q.task.name for q in dataset.questions if dataset._language[q.row] == language}
+        check_prompts_differ(templates, [task for task in dataset.tasks if task.name in task_names], language)
 
 
 def measure_features(train: MerDataset) -> tuple[dict[str, int], dict[str, FeatureStatistics]]:

@@ -140,8 +140,8 @@ class MerTraining(Trainer):
                 continue
             total = weight * share if total is None else total + weight * share
         if outputs.read_out is not None and tasks is not None:
-            asked = (tasks, wanted, votes)
-            share = self._read_out_share(outputs.read_out, asked, targets, num_items_in_batch is None)
+            read_out_targets = (tasks, wanted, votes)
+            share = self._read_out_share(outputs.read_out, read_out_targets, targets, num_items_in_batch is None)
             self.note(f"{mode}loss_read_out", share, num_items_in_batch is None)
             total = self.loss_weights.get("read_out", 1.0) * share + (0.0 if total is None else total)
         if total is None:
@@ -155,15 +155,15 @@ class MerTraining(Trainer):
         return (total, outputs) if return_outputs else total
 
     def _read_out_share(
-        self, outputs: Tensor, asked: tuple[Any, ...], targets: StepTargets | None, averaged: bool
+        self, outputs: Tensor, read_out_targets: tuple[Any, ...], targets: StepTargets | None, averaged: bool
     ) -> Tensor:
         """A micro-batch's part in the mean loss of a question: ``n · Σ_local / Q_global``.
 
-        ``asked``: tasks, targets and votes of :func:`~llm_mer.model.read_out.read_out_losses`.
+        ``read_out_targets``: tasks, targets and votes of :func:`~llm_mer.model.read_out.read_out_losses`.
         """
         trainer: Any = self
         sizes = conditional_generation_of(trainer.model).config.read_out or {}
-        losses = read_out_losses(outputs, sizes, *asked)
+        losses = read_out_losses(outputs, sizes, *read_out_targets)
         if not trainer.model.training or targets is None:
             return losses.mean()
         scale = trainer.current_gradient_accumulation_steps if averaged else 1

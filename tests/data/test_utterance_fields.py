@@ -69,8 +69,8 @@ def test_numpys_texts_and_numbers_and_lists_of_tags_are_read() -> None:
         ("id", "", "id is ''; it must be a text with at least one character"),
         ("id", 3, "id is 3; it must be a text with at least one character"),
         ("text", b"hello", "text is b'hello'; it must be a text"),
-        ("text", "half \ud83d", "half a surrogate pair is not valid Unicode"),
-        ("text", "a\0b", "a NUL is no text"),
+        ("text", "half \ud83d", "a lone surrogate is not valid Unicode"),
+        ("text", "a\0b", "it contains a NUL character"),
         ("speaker", 7, "speaker is 7; it must be a text"),
         ("dialogue_id", 7, "dialogue_id is 7; it must be a text"),
         ("turn", "10", "turn is '10'; it must be a whole number of at most 64 bits"),  # '10' sorts before '9'
@@ -80,7 +80,7 @@ def test_numpys_texts_and_numbers_and_lists_of_tags_are_read() -> None:
         ("tags", "loud", "tags is 'loud'; it must be a list of texts"),  # else a subset for each letter
         ("tags", [1], r"tags is \[1\]; it must be a list of texts"),
         ("tags", ["loud", " "], "tag ' ' is blank"),
-        ("tags", ["all"], "tag 'all' is what scores over all utterances are called"),  # its row held every utterance
+        ("tags", ["all"], "tag 'all' is the name of scores over all utterances"),  # its row held every utterance
         ("labels", ["joy"], r"labels is \['joy'\]; it must be a dict"),
         ("labels", {"sentiment": True}, "label 'sentiment' is True; it must be a word or a number"),
         ("labels", {3: "joy"}, "label 3 is 'joy'; it must be a word or a number"),

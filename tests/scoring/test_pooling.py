@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from llm_mer.scoring.pooling import MOST_WEIGHT, POINT_SPREAD, fit_pool, point_scores, pool
+from llm_mer.scoring.pooling import MAX_WEIGHT, POINT_SPREAD, fit_pool, point_scores, pool
 from llm_mer.scoring.temperature import fit_temperature, scale_by_temperature
 
 
@@ -48,7 +48,7 @@ def test_a_distribution_that_tells_nothing_weighs_nothing_and_a_perfect_one_stop
     right = np.where(np.arange(5) == truth[:, None], 0.0, -3.0)
     assert fit_pool(np.stack([scores[:, 0], -scores[:, 1]], axis=1), truth)[1] == 0.0
     assert fit_pool(np.stack([scores[:, 0], noise], axis=1), truth)[1] == pytest.approx(0, abs=0.05)
-    assert 0.9 * MOST_WEIGHT < fit_pool(right[:, None], truth)[0] <= MOST_WEIGHT
+    assert 0.9 * MAX_WEIGHT < fit_pool(right[:, None], truth)[0] <= MAX_WEIGHT
 
 
 def test_equal_weights_are_a_product_and_the_order_of_distributions_does_not_count() -> None:

@@ -9,8 +9,8 @@ import pytest
 from scipy.special import log_softmax
 
 from llm_mer.scoring.temperature import (
-    LEAST_TEMPERATURE,
-    MOST_TEMPERATURE,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
     fit_temperature,
     scale_by_temperature,
 )
@@ -59,7 +59,7 @@ def test_the_order_of_answers_stays_and_they_stay_a_distribution() -> None:
 
 def test_answers_that_are_all_right_or_tell_nothing_stop_at_the_bounds() -> None:
     log_probs = np.log(np.tile([0.7, 0.3], (4, 1)))
-    assert fit_temperature(log_probs, np.zeros(4, dtype=int)) == LEAST_TEMPERATURE
-    assert fit_temperature(log_probs, np.array([0, 1, 0, 1])) == MOST_TEMPERATURE
+    assert fit_temperature(log_probs, np.zeros(4, dtype=int)) == MIN_TEMPERATURE
+    assert fit_temperature(log_probs, np.array([0, 1, 0, 1])) == MAX_TEMPERATURE
     with pytest.raises(ValueError, match="0 answers"):
         fit_temperature(np.zeros((0, 2)), np.zeros(0, dtype=int))

@@ -96,6 +96,6 @@ def test_an_archive_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, monkeyp
     path = npz(tmp_path / "a.npz", {"audio": head((2_000, 1_000)) + bytes(8_000_000)})
     assert path.stat().st_size < 20_000
     assert read_features(str(path))["audio"].shape == (2_000, 1_000)
-    monkeypatch.setattr(inputs, "MOST_FEATURE_BYTES", 1 << 20)
+    monkeypatch.setattr(inputs, "MAX_FEATURE_BYTES", 1 << 20)
     with pytest.raises(UserError, match=r"\d+ bytes when unpacked; at most 1048576 are read"):
         read_features(str(path))

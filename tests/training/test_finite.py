@@ -18,7 +18,7 @@ import llm_mer.training.finite
 import llm_mer.training.trainer
 from llm_mer.cli.train import finetune
 from llm_mer.training.atomic_checkpoints import find_corruption, list_checkpoints
-from llm_mer.training.finite import MOST_SKIPPED, NotFiniteError, StopWhenNotFinite, largest_value
+from llm_mer.training.finite import MAX_SKIPPED_UPDATES, NotFiniteError, StopWhenNotFinite, largest_value
 
 share = llm_mer.training.trainer.language_model_share
 EACH_STEP: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
@@ -109,14 +109,14 @@ def test_updates_that_a_loss_scaler_skips_are_no_fault_until_no_scale_is_left(mo
         callback.note(torch.tensor(0.5, dtype=torch.float16))
         callback.on_step_end(arguments, SimpleNamespace(global_step=number), None)
 
-    for number in range(1, MOST_SKIPPED + 1):
+    for number in range(1, MAX_SKIPPED_UPDATES + 1):
         step(number)
     trainer.accelerator.optimizer_step_was_skipped = False
-    step(MOST_SKIPPED + 1)
+    step(MAX_SKIPPED_UPDATES + 1)
     trainer.accelerator.optimizer_step_was_skipped = True
-    for number in range(MOST_SKIPPED):
+    for number in range(MAX_SKIPPED_UPDATES):
         step(number)
-    with pytest.raises(NotFiniteError, match=f"step 1000: gradients .* {MOST_SKIPPED + 1} updates were skipped"):
+    with pytest.raises(NotFiniteError, match=f"step 1000: gradients .* {MAX_SKIPPED_UPDATES + 1} updates were skipped"):
         step(1000)
 
 

@@ -1,6 +1,6 @@
 """EmoS: three annotators' votes over 28 emotions for sentences of MELD (English) and CH-SIMS v2 (Chinese).
 
-Layout: a folder with any of ``en.jsonl`` and ``zh.jsonl``, or one of them; a line is one sentence::
+Layout: a folder with any of ``en.jsonl`` and ``zh.jsonl``, or one of them; each line is one sentence::
 
     {"id", "dialogue_id", "turn", "text", "language", "votes": {emotion: share of the annotators}, "split",
      "speaker", "meld_emotion",                                                 # English
@@ -10,7 +10,7 @@ Conventions: the shares are thirds, read as counts of three annotators, each of 
 are the votes of the target ``emos``, ``unsure`` among them. Labels: ``emotion``, MELD's own, given by others; ``sentiment``
 and those of each modality, CH-SIMS v2's. The task is ``benchmarks/emos/task.yaml``.
 
-The published splits, training and validation, cut the Chinese videos apart: 119 of 130 are in both. By default each dialogue
+The published splits, training and validation, share Chinese videos: 119 of 130 are in both. By default each dialogue
 (or video) is in one split as a whole: a hash of its name puts 70 % in training, 10 % in validation and 20 % in the test.
 ``split: published`` reads the splits as they are.
 """
@@ -44,13 +44,13 @@ UNSURE = "unsure"
 
 
 def read_emos(path: Path | str, split: str = "dialogue") -> Iterator[Utterance]:
-    """EmoS's sentences, one line at a time.
+    """Read EmoS's sentences, one line at a time.
 
     Args:
-        split: ``dialogue`` keeps dialogues whole, ``published`` takes the file's.
+        split: ``dialogue`` keeps dialogues whole, ``published`` uses those of the file.
 
     Raises:
-        UserError: no file, a line that is none, a field of another kind, an unknown emotion, a share that is no third.
+        UserError: no such file, an invalid line, a field of the wrong type, an unknown emotion, a share that is not a third.
     """
     if split not in SPLITTING:
         raise UserError(f"split is {split!r}; it must be one of {', '.join(SPLITTING)}")

@@ -242,7 +242,7 @@ def _votes(entry: dict[str, Any], where: str, targets: Iterable[str]) -> dict[st
     annotators = entry.get("annotators")
     if annotators is not None:
         if not value:
-            raise UserError(f"{where}: field 'annotators' without 'votes' says nothing")
+            raise UserError(f"{where}: field 'annotators' has no effect without 'votes'")
         annotators = parse_whole_number(annotators)
         if annotators is None:
             raise UserError(f"{where}: field 'annotators' is {quote(entry['annotators'])}; it must be a whole number")
@@ -251,7 +251,7 @@ def _votes(entry: dict[str, Any], where: str, targets: Iterable[str]) -> dict[st
         if compose(target) not in targets:
             raise UserError(f"{where}: field 'votes' has target {quote(target)}; known are {list_names(list(targets))}")
         if isinstance(counts, dict) and any(has_lone_surrogate(label) or "\0" in label for label in counts):
-            raise UserError(f"{where}: field 'votes' is {quote(counts)}: half a surrogate pair or a NUL is no text")
+            raise UserError(f"{where}: field 'votes' is {quote(counts)}: it contains a lone surrogate or a NUL character")
         found[target] = Votes(counts, annotators)
         found[target].check(f"{where}: votes of {target!r}")
     return found

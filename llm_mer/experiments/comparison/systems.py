@@ -117,7 +117,7 @@ def _parse_ablations(text: str, adapter: str, backbone: str) -> dict[str, dict[s
             f"ablation {text!r}: adapter {adapter!r} has no option {', '.join(unknown)}, nor have the model and the data"
         )
     lists = {option.name for owner in classes for option in options_of(owner) if option.item is not None}
-    twice = sorted(name for name, value in pairs.items() if isinstance(value, list) and name not in lists)
-    if twice:
-        raise UserError(f"ablation {text!r}: {', '.join(twice)} is named twice, and it is no list")
+    duplicates = sorted(name for name, value in pairs.items() if isinstance(value, list) and name not in lists)
+    if duplicates:
+        raise UserError(f"ablation {text!r}: {', '.join(duplicates)} is named twice, and it is no list")
     return {rest: pairs}

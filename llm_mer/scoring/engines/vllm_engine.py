@@ -104,11 +104,11 @@ class VLLMEngine:
         self.model, self.language_model, self.sampling_params = model, language_model, sampling_params
 
     def score(
-        self, asked: Sequence[TaskPrompts], inputs: Mapping[str, Any], kept: PrefixCache | None = None
+        self, prompt_kinds: Sequence[TaskPrompts], inputs: Mapping[str, Any], kept: PrefixCache | None = None
     ) -> list[AnswerScores]:
         """See :meth:`llm_mer.scoring.engines.base.Engine.score`. ``kept`` is left alone: vLLM keeps prefixes by itself."""
         fusion = self._fuse(inputs)
-        return [AnswerScores(self._score(own, fusion), fusion) for own in asked]
+        return [AnswerScores(self._score(own, fusion), fusion) for own in prompt_kinds]
 
     def _score(self, own: TaskPrompts, fusion: FusionOutput) -> Tensor:
         """``(B, C)`` float32 natural-log probabilities of a task's answers."""
@@ -294,9 +294,9 @@ def open_engine(
 
 def longest_answer(processor: MerProcessor) -> int:
     """Tokens of the longest admissible answer and its end."""
-    asked = {(prompt.language, prompt.kind) for prompt in processor.prompts}
+    prompt_kinds = {(prompt.language, prompt.kind) for prompt in processor.prompts}
     answers = [
-        processor.answers(task, language) for task in processor.tasks for language, kind in asked if kind == task.kind
+        processor.answers(task, language) for task in processor.tasks for language, kind in prompt_kinds if kind == task.kind
     ]
     return 1 + max(len(answer) for admissible in answers for answer in admissible)
 
