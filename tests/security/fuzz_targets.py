@@ -18,12 +18,12 @@ from conftest import make_utterances
 from hypothesis import strategies as st
 
 from llm_mer.data.sources.manifest import FIELDS, read_manifest
-from llm_mer.data.sources.numbers import DECIMAL_NUMBER, parse_number, parse_whole_number
+from llm_mer.data.sources.numbers import parse_number, parse_whole_number
 from llm_mer.data.sources.safe_pickle import load_pickle
 from llm_mer.data.store import UtteranceStore, write_store
 from llm_mer.errors import UserError
 from llm_mer.prompting.rendering import HistoryTurn, RenderedPrompt, render
-from llm_mer.prompting.tasks import builtin_tasks
+from llm_mer.prompting.tasks import NUMBER, builtin_tasks
 from llm_mer.prompting.templates import load_prompts, select_prompt
 from llm_mer.storage.json_text import parse_json
 from llm_mer.storage.yaml_text import parse_yaml
@@ -96,14 +96,14 @@ def table(content: bytes) -> None:
     manifest(content, ".csv")
 
 
-NUMBERS = st.from_regex(DECIMAL_NUMBER, fullmatch=True) | st.text(max_size=12) | st.integers() | st.floats() | VALUES
+NUMBERS = st.from_regex(NUMBER, fullmatch=True) | st.text(max_size=12) | st.integers() | st.floats() | VALUES
 
 
 def number(value: Any) -> None:
     """A number is what it says, and a whole number has at most 64 bits."""
     found, whole = parse_number(value), parse_whole_number(value)
     assert found is None or isinstance(found, float)
-    if isinstance(value, str) and DECIMAL_NUMBER.fullmatch(value.strip()):
+    if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         assert found == float(Decimal(value.strip()))
     if whole is not None:
         assert -(2**63) < whole < 2**63
