@@ -26,6 +26,7 @@ from llm_mer.reporting.sections.scores import (
 )
 from llm_mer.reporting.sections.systems import precisions_of, run_section, seed_section, system_section
 from llm_mer.reporting.sections.training import training_section
+from llm_mer.reporting.sections.votes import votes_section
 
 SYNTHETIC_NOTE = (
     "The data are the synthetic corpus of synthesised speech and rendered faces. It is a test bench for this program; "
@@ -93,8 +94,8 @@ def build_page(config: ReportConfig) -> tuple[str, list[Fact]]:
     sections += [score_section(main), class_section(main), subset_section(main)]
     sections += [condition_section(main), dependence_section(main), noise_section(main)]
     sections += [system_section(named), seed_section(named)] if len(named) > 1 else []
-    sections += [confusion_section(main), score_plot_section(main), calibration_section(main), gate_section(main)]
-    sections += [feature_section(main), training_section(main), example_section(main)]
+    sections += [confusion_section(main), score_plot_section(main), calibration_section(main), votes_section(main)]
+    sections += [gate_section(main), feature_section(main), training_section(main), example_section(main)]
     sections += [inference_section(Path(config.inference))] if config.inference is not None else []
     sections += [run_section(named)]
     note = config.note if config.note is not None else SYNTHETIC_NOTE if facts else ""
