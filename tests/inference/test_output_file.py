@@ -139,7 +139,7 @@ def test_a_line_of_a_stream_with_a_known_id_and_another_text_is_said_to_be_anoth
         caplog.clear()
         monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"text": text}) + "\n"))
         infer(config)
-        assert ("line-1 is answered already" in caplog.text) == (text != "the book" or "answered" in caplog.text)
+        assert ("line-1 is already answered" in caplog.text) == (text != "the book" or "answered" in caplog.text)
     assert "line-1 is already answered in" in caplog.text
     assert "from another input; give each line a unique id" in caplog.text
 

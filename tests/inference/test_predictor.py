@@ -731,7 +731,7 @@ def test_a_line_without_an_id_that_an_output_has_already_is_skipped_with_a_word(
         monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"text": text}) + "\n"))
         infer(config)
     assert len(lines(output.read_text())) == 1
-    assert "line-1 is answered already" in caplog.text
+    assert "line-1 is already answered" in caplog.text
 
 
 def test_where_memory_is_exhausted_a_batch_is_answered_in_halves_and_that_is_said(
