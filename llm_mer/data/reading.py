@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from llm_mer.data.schema import Utterance
@@ -28,7 +29,7 @@ def read_utterances(source: str) -> tuple[dict[str, Sequence[Utterance]], dict[s
     return tables, store.info.description, store.info.fingerprint
 
 
-def load_dataset(source: str) -> dict[str, Sequence[Utterance]]:
+def load_dataset(source: str | Path) -> dict[str, Sequence[Utterance]]:
     """Load the utterances of a store or of ``FORMAT:PATH`` by split, e.g. ``load_dataset("data/clips")["test"]``.
 
     A store is memory-mapped: its utterances are read on access.
@@ -36,7 +37,9 @@ def load_dataset(source: str) -> dict[str, Sequence[Utterance]]:
     Raises:
         UserError: not a store, or files that do not follow the format.
     """
-    return read_utterances(source)[0]
+    if not isinstance(source, str | Path):
+        raise UserError(f"data: {source!r} is no folder; name a store (from `llm-mer extract`) or FORMAT:PATH")
+    return read_utterances(str(source))[0]
 
 
 def find_split(splits: Mapping[str, Sequence[Utterance]], name: str, source: str) -> Sequence[Utterance]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llm_mer.checkpoints.precision import precision_option
@@ -14,6 +14,12 @@ def check_least(options: object, least: Mapping[str, int]) -> None:
     for name, bound in least.items():
         if getattr(options, name) < bound:
             raise UserError(f"--{name} {getattr(options, name)}: it must be at least {bound}")
+
+
+def check_seeds_differ(seeds: Sequence[int]) -> None:
+    """Raises :class:`UserError` for a seed given twice, which would count as two runs that agree in everything."""
+    if len(set(seeds)) != len(seeds):
+        raise UserError(f"--seeds {' '.join(map(str, seeds))} names a seed twice; their spread would be too small")
 
 
 @dataclass
@@ -87,6 +93,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_least(self, {"resamples": 1, "batch_size": 1, "seed": 0})
+        check_seeds_differ(self.seeds)
         if isinstance(self.data, str):
             self.data = [self.data]
 

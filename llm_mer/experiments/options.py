@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from llm_mer.adapters.registry import DEFAULT_ADAPTER
 from llm_mer.checkpoints.precision import precision_option
-from llm_mer.evaluation.options import check_least
+from llm_mer.evaluation.options import check_least, check_seeds_differ
 
 METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "ova_accuracy", "mae", "rmse", "corr", "ccc")
 
@@ -59,6 +59,7 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         check_least(self, {"resamples": 1})
+        check_seeds_differ(self.seeds)
 
 
 @dataclass
@@ -85,6 +86,7 @@ class CrosslingualConfig:
 
     def __post_init__(self) -> None:
         check_least(self, {"resamples": 1})
+        check_seeds_differ(self.seeds)
 
 
 @dataclass
@@ -125,3 +127,4 @@ class PromptComparisonConfig:
 
     def __post_init__(self) -> None:
         check_least(self, {"resamples": 1, "seed": 0})
+        check_seeds_differ(self.seeds)

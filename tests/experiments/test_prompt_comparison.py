@@ -219,6 +219,12 @@ def test_no_resample_is_refused_before_anything_is_trained(options: Any) -> None
         options(resamples=0)
 
 
+@pytest.mark.parametrize("options", [CompareConfig, CrosslingualConfig, PromptComparisonConfig])
+def test_a_seed_given_twice_is_refused(options: Any) -> None:
+    with pytest.raises(UserError, match="--seeds 1 2 1 names a seed twice; their spread would be too small"):
+        options(seeds=[1, 2, 1])
+
+
 def test_a_seed_below_zero_is_refused() -> None:
     with pytest.raises(UserError, match="--seed -1: it must be at least 0"):
         PromptComparisonConfig(seed=-1)

@@ -255,3 +255,10 @@ def test_the_features_of_an_utterance_are_checked_once_on_the_way_to_its_answer(
     with pytest.raises(UserError, match="utterance 'odd': audio_features holds NaN or infinity"):
         pipeline.predictor.predict(pipeline.dataset([odd]))
     assert not dataclasses.replace(dataset, checked=True).corrupted(lambda u: u).checked
+
+
+def test_a_data_set_is_loaded_by_path_too_and_what_is_no_place_is_refused(store: Path) -> None:
+    assert [u.id for u in load_dataset(store)["test"]] == [u.id for u in load_dataset(str(store))["test"]]
+    for place in (None, 3):
+        with pytest.raises(UserError, match=r"data: .* is no folder; name a store"):
+            load_dataset(place)  # type: ignore[arg-type]

@@ -9,6 +9,8 @@ from typing import Any
 
 from llm_mer.checkpoints.run_differences import RunSetup, compare_settings, run_differences
 from llm_mer.errors import UserError
+from llm_mer.evaluation.rows import PREDICTIONS
+from llm_mer.storage.fingerprints import file_sha256
 from llm_mer.storage.json_files import read_json_object
 
 RUN = "run.json"
@@ -58,19 +60,34 @@ class RunResult(RunSettings):
     tasks: dict[str, dict[str, Any]]
     diagnostics: list[dict[str, Any]] = field(default_factory=list)
     """:class:`~llm_mer.adapters.diagnostics.DiagnosticInfo` of the adapter, as plain values."""
+    predictions_sha256: str | None = None
+    """Of the file of its predictions; None in runs older than this entry."""
 
 
 def read_result(path: Path) -> RunResult:
-    """A finished run's ``run.json``. Raises :class:`UserError` for one that another version of the program wrote."""
+    """A finished run's ``run.json``.
+
+    Raises:
+        UserError: one that another version of the program wrote, or predictions beside it that are not those of the run.
+    """
     try:
         entry = read_json_object(path)
     except UserError as error:
         raise UserError(f"{path} is not whole ({error}); delete {path.parent}") from None
     names = {f.name for f in dataclasses.fields(RunResult)}
-    differing = sorted(names ^ set(entry))
+    differing = sorted((names ^ set(entry)) - {"predictions_sha256"})
     if differing:
         raise UserError(
             f"{path} was written by another version of this program ({', '.join(differing)}); name another --output or "
             f"delete {path.parent}"
         )
-    return RunResult(**entry)
+    result = RunResult(**entry)
+    answers = path.parent / PREDICTIONS
+    if result.predictions_sha256 is not None and (
+        not answers.is_file() or file_sha256(answers) != result.predictions_sha256
+    ):
+        raise UserError(
+            f"{answers} is not what {path.name} was written with: it was cut off, changed or removed; delete {path.parent} "
+            "to have the run again"
+        )
+    return result

@@ -31,6 +31,7 @@ from llm_mer.experiments.comparison.systems import FULL, System
 from llm_mer.experiments.options import CompareConfig
 from llm_mer.inference.dialogues import decode_dialogues
 from llm_mer.storage.atomic_files import write_json_atomically
+from llm_mer.storage.fingerprints import file_sha256
 
 if TYPE_CHECKING:
     from llm_mer.data.dataset import MerDataset
@@ -161,6 +162,7 @@ def _train_and_predict(
         shift_probability=shifts,
         tasks={task.name: task.to_dict() for task in tasks},
         diagnostics=[asdict(info) for info in fusion_adapter_of(trainer.model).diagnostic_info()],
+        predictions_sha256=file_sha256(folder / PREDICTIONS),
     )
     run.manifest.finish(folder, {}, trainer.state.global_step)
     write_json_atomically(folder / RUN, asdict(result))

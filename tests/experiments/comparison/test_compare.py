@@ -27,6 +27,7 @@ from llm_mer.experiments.comparison.systems import CompareConfig, System, plan_s
 from llm_mer.experiments.comparison.table import check_precision, format_cell, score_cell
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import get_task
+from llm_mer.storage.fingerprints import file_sha256
 from llm_mer.training.run_config import RunConfig
 from llm_mer.training.run_data import prepare_data
 
@@ -117,6 +118,10 @@ def test_a_comparison_has_every_system_its_cost_and_is_done_only_once(
         assert text.count(f"| {name} |") == 3 + 1, name  # as is, without audio, missing rate 0.5, cost
     result = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     assert len(result["runs"]) == 6
+    for entry in result["runs"]:
+        answers = tmp_path / "out" / plan_systems(wanted)[0].folder(1) / "predictions.jsonl"
+        own = (entry["system"], entry["seed"]) == ("egmf (none)", 1)
+        assert (entry["predictions_sha256"] == file_sha256(answers)) == own
     references = [r for r in result["rows"] if r["system"] == "egmf (none)"]
     assert all(r["cell"]["p_value"] is None and r["reference"] is None for r in references)
     for system, reference in (
@@ -237,6 +242,24 @@ def test_a_finished_run_of_another_yaml_or_other_data_is_not_used_again(
     with pytest.raises(UserError, match=r"data \(fingerprint\) was '[0-9a-f]{12}', now '[0-9a-f]{12}'"):
         run(CompareConfig(config=config.config, output=str(tmp_path / "other"), backbones=["none"], resamples=20))
     assert len(quick) == 2
+
+
+def test_answers_that_were_changed_or_cut_off_are_not_compared(store: Path, tmp_path: Path, quick: list[str]) -> None:
+    config = CompareConfig(config=str(config_file(store, tmp_path)), output=str(tmp_path / "out"), resamples=20)
+    config.backbones = ["none"]
+    run(config)
+    path, answers = (tmp_path / "out" / quick[0] / name for name in ("run.json", "predictions.jsonl"))
+    entry, whole = json.loads(path.read_text(encoding="utf-8")), answers.read_bytes()
+    path.write_text(json.dumps({**entry, "predictions_sha256": file_sha256(answers)}), encoding="utf-8")
+    run(config)
+    for changed in (b"".join(whole.splitlines(keepends=True)[:9]), whole.replace(b'"joy"', b'"fear"', 1), whole * 2, None):
+        answers.write_bytes(changed or b"") if changed is not None else answers.unlink()
+        with pytest.raises(UserError, match=r"predictions\.jsonl is not what run\.json was written with"):
+            run(config)
+    answers.write_bytes(whole)
+    path.write_text(json.dumps({k: v for k, v in entry.items() if k != "predictions_sha256"}), encoding="utf-8")
+    run(config)  # one of an earlier version does not say it
+    assert len(quick) == 1
 
 
 def test_a_run_that_an_older_version_wrote_is_refused_in_words(store: Path, tmp_path: Path, quick: list[str]) -> None:
