@@ -212,6 +212,10 @@ def check_one_input(config: InferConfig) -> str:
             "give one input: --video, --audio, --text or --features; --manifest; or --stdin "
             f"(found {', '.join(given) or 'none'})"
         )
+    if config.features is not None and (config.video is not None or config.audio is not None):
+        raise UserError(
+            "--features takes the place of --video and --audio; leave them out, or leave it out to have them read"
+        )
     return given[0].removeprefix("a ").removeprefix("--")
 
 

@@ -488,6 +488,7 @@ def test_features_of_another_size_become_a_line_with_both_sizes(
     [
         ({}, r"give one input.*found none"),
         ({"text": "x", "stdin": True}, "found a clip, --stdin"),
+        ({"features": "x.npz", "video": "x.mp4"}, "--features takes the place of --video and --audio"),
         ({"video": "nowhere.mp4"}, "--video nowhere.mp4: no such file"),
         ({"manifest": "nowhere.jsonl"}, "nowhere.jsonl: no such manifest"),
         ({"text": "x", "batch_size": 0}, "--batch_size 0: it must be at least 1"),

@@ -135,7 +135,7 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
     Raises:
         UserError: naming location, field, the value found and valid values.
     """
-    labels_known = (*label_fields(), *map(compose, extra_labels))
+    labels_known = tuple(dict.fromkeys((*label_fields(), *map(compose, extra_labels))))
     composed = {compose(name): value for name, value in entry.items()}
     if len(composed) < len(entry):
         raise UserError(f"{where}: a field occurs twice, in two Unicode forms: {list_names(sorted(entry))}")
