@@ -150,7 +150,7 @@ def spoil(folder: Path, case: str) -> None:
 
 CASES = {
     "no configuration": r"has no config\.json",
-    "damaged configuration": r"config\.json: not JSON",
+    "damaged configuration": r"config\.json: damaged or cut off, not JSON",
     "no weights": "cannot be loaded",
     "weights cut off": "damaged",
     "a weight is missing": r"lack 1 weights, e\.g\. 'model\.layers\.1\.mlp\.up_proj\.weight'",
