@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from llm_mer.distributed.sharded_parameters import gathered_parameters
 from llm_mer.errors import UserError, first_line
 from llm_mer.storage.finite_tensors import require_finite
 from llm_mer.storage.json_files import read_json_object
+
+logger = logging.getLogger(__name__)
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -120,6 +123,10 @@ def _from_pretrained(source: str, local: bool, options: dict[str, Any]) -> Loade
         raise UserError(f"backbone {source!r} is not a causal language model: {str(error).splitlines()[0]}") from error
     except SafetensorError as error:
         raise UserError(f"backbone {source!r}: its weights are damaged or cut off: {error}") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise UserError(f"backbone {source!r}: its weights have other shapes than its config.json says") from error
     try:
         tokenizer = read_tokenizer(source, local)
     except Exception as error:  # a damaged file surfaces as whatever its reader raises
@@ -129,6 +136,15 @@ def _from_pretrained(source: str, local: bool, options: dict[str, Any]) -> Loade
     missing = sorted(str(key) for key in info["missing_keys"])
     if missing:
         raise UserError(f"backbone {source!r}: its files lack {len(missing)} weights, e.g. {missing[0]!r}")
+    # Nor does it report layers that config.json leaves out.
+    unread = sorted(str(key) for key in info["unexpected_keys"])
+    if unread:
+        logger.warning("backbone %r: %d weights in its files are not read, e.g. %r", source, len(unread), unread[0])
+    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+    if len(tokenizer) > rows > 0:  # 0: sharded
+        raise UserError(
+            f"backbone {source!r}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows; use its own"
+        )
     require_finite(model.named_parameters(), f"backbone {source!r}")
     return LoadedBackbone(model, tokenizer)
 

@@ -31,7 +31,7 @@ from llm_mer.prompting.languages import require_language
 from llm_mer.storage.atomic_files import open_atomically
 from llm_mer.storage.fingerprints import json_sha256
 from llm_mer.storage.json_text import parse_json
-from llm_mer.storage.locks import lock_output
+from llm_mer.storage.locks import check_output_path, lock_output
 from llm_mer.storage.watched_folder import watch_folder
 from llm_mer.storage.worker_processes import end_with_parent
 
@@ -133,6 +133,7 @@ def extract(config: ExtractConfig, utterances: Sequence[Utterance], progress: bo
     Raises:
         UserError: options out of range, an extractor that cannot be loaded, or nothing left to store.
     """
+    check_output_path(config.output)
     settings, output = config.settings, Path(config.output)
     settings.check()
     if config.workers < 1:

@@ -60,6 +60,22 @@ class LockOwner:
         return f"process {self.process} on {self.host} since {self.since}"
 
 
+def check_output_path(target: Path | str) -> None:
+    """Refuse a path to write whose ``~`` or ``$NAME`` no shell has replaced, and one without a name.
+
+    A shell does not replace ``~`` behind ``=``, and nobody does in a YAML file: the output would be a folder named ``~``.
+
+    Raises:
+        UserError: naming the path.
+    """
+    first = Path(target).parts[0] if Path(target).parts else ""
+    unreplaced = re.match(r"~|\$(?:\w|\{\w+\})", first)
+    if unreplaced and (first.startswith("~") or not Path(first).exists()):
+        raise UserError(f"{target}: only a shell replaces {first!r}, and here none did; write the path out")
+    if Path(target).name in ("", ".."):
+        raise UserError(f"{str(target)!r} has no name of its own; write the path of a folder out: {os.path.abspath(target)}")
+
+
 def lock_path(target: Path) -> Path:
     """Path of the lock file: beside the target, or inside a folder whose parent is not writable."""
     resolved = Path(os.path.realpath(target))  # one lock whatever name the target is given by
@@ -85,6 +101,7 @@ def lock_output(target: Path | str) -> Iterator[None]:
     Raises:
         UserError: another process is writing there (its id, host and start are named), or the target is read-only.
     """
+    check_output_path(target)
     path = lock_path(Path(target))
     lock = _acquire(path, Path(target))
     if lock is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.integrations import get_available_reporting_integrations
 from trl import SFTConfig
 
 from llm_mer.errors import UserError
@@ -36,13 +37,23 @@ IGNORED: dict[str, str] = {
     "trust_remote_code": "no remote code is run",
     "remove_unused_columns": "the collator needs its column",
     "logging_nan_inf_filter": "a loss that is NaN or infinite stops the training",
+    "eos_token": "an answer ends as the backbone's tokenizer says",
+    "pad_token": "the backbone's tokenizer has one",
+    "pad_to_multiple_of": "say packing_length",
+    "label_names": "questions know their labels",
+    "prediction_loss_only": "evaluation answers every question",
+    "batch_eval_metrics": "metrics are of the whole split",
+    "do_train": "training is what this command does",
+    "do_eval": "say eval_strategy",
+    "do_predict": "use llm-mer evaluate",
+    "activation_offloading": "say activation_checkpointing",
 }
 """TRL's and transformers' options that have no effect here, and what does; any other value than the default is refused."""
 
 
 BOUNDS: dict[str, Interval] = {
     **dict.fromkeys(("seed", "data_seed"), SEED),
-    **dict.fromkeys(("learning_rate", "weight_decay"), NOT_NEGATIVE),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm"), NOT_NEGATIVE),
     "num_train_epochs": POSITIVE,
     **dict.fromkeys(
         (
@@ -77,6 +88,7 @@ class MerTrainingArguments(TrainingOptions, SFTConfig):  # type: ignore[misc]
         if self.max_steps != -1 and self.max_steps < 1:
             raise UserError(f"max_steps: {self.max_steps}; it must be at least 1, or -1 to train by num_train_epochs")
         self._check_selection()
+        self._check_machine()
         if isinstance(self.deepspeed, str):
             self.deepspeed = resolve_file(self.deepspeed)
         if self.deepspeed is not None and "RANK" not in os.environ:
@@ -108,6 +120,19 @@ class MerTrainingArguments(TrainingOptions, SFTConfig):  # type: ignore[misc]
         super().__post_init__()
         # It would wait for the accelerator after every micro-batch, to hide what training/finite.py stops at.
         self.logging_nan_inf_filter = False
+
+    def _check_machine(self) -> None:
+        """Refuse what this machine or this launch has not."""
+        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
+            raise UserError("fp16: true needs a GPU; on a CPU it would compute in float32 and say nothing: leave it out")
+        if self.fsdp and "RANK" not in os.environ:
+            raise UserError("fsdp: start with accelerate launch --config_file accelerate_configs/fsdp2.yaml finetune.py …")
+        wanted = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or ())
+        available = ["all", "none", *get_available_reporting_integrations()]
+        if missing := [name for name in wanted if name not in available]:
+            raise UserError(f"report_to: {missing[0]!r} is not installed here; choose from {', '.join(available)}")
+        if self.save_strategy == "steps" and self.save_steps <= 0:
+            raise UserError(f"save_steps: {self.save_steps:g}; it must be above 0, or no checkpoint is saved")
 
     def _check_selection(self) -> None:
         """What chooses a checkpoint, or ends the run early, needs evaluations and a metric seen the right way round."""

@@ -24,7 +24,7 @@ from llm_mer.distributed.output_lock import lock_outputs
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import backup_folder, install_folder, is_temporary
-from llm_mer.storage.locks import is_lock_file
+from llm_mer.storage.locks import check_output_path, is_lock_file
 from llm_mer.training.atomic_checkpoints import STAGING_FOLDER, list_checkpoints, remove_checkpoints
 from llm_mer.training.resume import resumed_folder
 from llm_mer.training.run_config import RunConfig
@@ -139,6 +139,7 @@ def claim_output(config: RunConfig) -> Iterator[TrainingOutput]:
             :func:`~llm_mer.training.resume.resumed_folder`.
     """
     training: Any = config.training
+    check_output_path(training.output_dir)
     target = Path(str(training.output_dir))
     if target.is_symlink():
         target = Path(os.path.realpath(target))  # what takes the place lies on the same disk

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from conftest import build_tokenizer
 
 import llm_mer.backbones.loading
-from llm_mer.backbones.loading import embedding_norm, load_backbone, lora_targets, quantization_config
+from llm_mer.backbones.loading import embedding_norm, load_backbone, lora_targets, quantization_config, read_tokenizer
 from llm_mer.checkpoints.loading import load_tokenizer
 from llm_mer.errors import UserError
 
@@ -197,3 +198,37 @@ def test_attention_that_is_not_there_is_refused(name: str, message: str, backbon
 def test_an_unknown_quantisation_is_refused() -> None:
     with pytest.raises(UserError, match="quantization"):
         quantization_config("int2", torch.float32)
+
+
+def changed_backbone(source: Path, folder: Path, **changes: Any) -> Path:
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+def test_weights_of_other_shapes_than_the_configuration_says_are_one_line(
+    backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = changed_backbone(backbones["llama"], tmp_path / "other", vocab_size=500)
+    with pytest.raises(UserError, match=r"other'?: its weights have other shapes than its config\.json says"):
+        load_backbone(folder)
+
+
+def test_layers_that_the_configuration_leaves_out_are_said(
+    backbones: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_backbone(changed_backbone(backbones["llama"], tmp_path / "other", num_hidden_layers=1))
+    assert re.search(r"9 weights in its files are not read, e\.g\. 'model\.layers\.1\.", caplog.text)
+
+
+def test_a_tokenizer_of_more_tokens_than_the_embedding_has_rows_is_refused(
+    backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(backbones["llama"], tmp_path / "other"))
+    larger = read_tokenizer(folder, local=True)
+    rows = len(larger)
+    larger.add_tokens(["ecstatic"])
+    larger.save_pretrained(folder)
+    with pytest.raises(UserError, match=f"its tokenizer has {rows + 1} tokens, its embedding {rows} rows; use its own"):
+        load_backbone(folder)

@@ -168,3 +168,22 @@ def test_a_file_system_without_locks_is_said(
 def test_importing_is_light() -> None:
     code = "import sys, llm_mer.storage.locks; print('filelock' in sys.modules, 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("~/store", "~/store: only a shell replaces '~', and here none did"),
+        ("$DATA/store", r"\$DATA/store: only a shell replaces '\$DATA'"),
+        ("${DATA}/store", r"only a shell replaces '\$\{DATA\}'"),
+        (".", "'.' has no name of its own; write the path of a folder out: /"),
+        ("store/..", "has no name of its own"),
+    ],
+)
+def test_a_path_that_no_shell_has_replaced_is_not_written_to(
+    path: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message), lock_output(path):
+        pass
+    assert not list(tmp_path.iterdir())
