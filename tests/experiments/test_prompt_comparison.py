@@ -186,7 +186,7 @@ def test_a_table_and_a_figure_need_no_sensitivity() -> None:
     ("changes", "message"),
     [
         ({}, "give either --checkpoint, evaluated with every prompt, or --config"),
-        ({"checkpoint": "a", "config": "b"}, "name either --checkpoint"),
+        ({"checkpoint": "a", "config": "b"}, "give either --checkpoint"),
         ({"checkpoint": "TRAINED"}, "--data: name the store"),
         ({"checkpoint": "TRAINED", "data": "STORE", "tasks": ["meld"]}, "not trained on task 'meld'"),
         ({"checkpoint": "TRAINED", "data": "STORE", "prompts": ["nope"]}, "'nope' is no file, folder or style"),
