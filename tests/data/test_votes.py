@@ -196,7 +196,7 @@ def test_questions_carry_votes_and_ties_are_asked_where_they_are_wanted(tmp_path
         ({"votes": {}}, "field 'votes' is {}; it must be {target: {label: count}}"),
         ({"votes": [1]}, "field 'votes' is"),
         ({"votes": {"emotion": {"joy": "2"}}}, "votes of 'emotion': 'joy' has '2' votes"),
-        ({"annotators": 3}, "'annotators' without 'votes'"),
+        ({"annotators": 3}, "'annotators' has no effect without 'votes'"),
         ({"votes": {"emotion": {"joy": 1}}, "annotators": 1.5}, "field 'annotators' is 1.5"),
     ],
 )
