@@ -10,7 +10,9 @@ last checkpoint, so the same command does the rest after a stop::
 
 Beside each run stand logistic regression on the mean and standard deviation of the voice's features, and the product of its
 probabilities with those of the run ``words``: given the target, sentence and voice are drawn independently, so this is the
-best that can be made of these two readers. Intervals are over voice clips, each of which many rows share.
+best that can be made of these two readers. ``pooled`` are answers of a run's language model and its adapter's own head
+together, by two weights that `llm-mer calibrate` fits on the validation split. Intervals are over voice clips, each of which
+many rows share.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "sound_only_adapter": ("--use_text", "false"),
 }
 """Name → what is changed of ``clean_bench/run.yaml``."""
-ANSWERS, SOUND_SHUFFLED, WORDS_SHUFFLED = "as is", "audio shuffled", "text shuffled"
+ANSWERS, POOLED, SOUND_SHUFFLED, WORDS_SHUFFLED = "as is", "pooled", "audio shuffled", "text shuffled"
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 RESAMPLES = 2000
 
@@ -96,13 +98,20 @@ def do_run(name: str, options: argparse.Namespace, store: Path) -> None:
             log=logs / f"{name}.train.log",
         )
         done.touch()
+    calibrated = logs / f"{name}.calibrated"
+    if not calibrated.is_file():
+        call(
+            *("-m", "llm_mer", "calibrate", str(folder), "--backbone", str(options.backbone), "--data", str(store)),
+            log=logs / f"{name}.calibrate.log",
+        )
+        calibrated.touch()
     shuffles = ["shuffle:text"] if name.startswith("words") and name != "words_first" else ["shuffle:audio", "shuffle:text"]
     for split, conditions in (("valid", []), ("test", ["--conditions", *shuffles])):
         output = folder / f"eval_{split}"
         if not (output / "evaluation.json").is_file():
             call(
                 *("-m", "llm_mer", "evaluate", "--checkpoint", str(folder), "--backbone", str(options.backbone)),
-                *("--data", str(store), "--split", split, "--output", str(output), *conditions),
+                *("--data", str(store), "--split", split, "--output", str(output), "--answer", "all", *conditions),
                 log=logs / f"{name}.{split}.log",
             )
 
@@ -208,15 +217,21 @@ def table(options: argparse.Namespace, store_folder: Path) -> str:
         validation = f"{(valid[name].answer == valid[name].truth).mean():.3f}"
         agreement = f"{(as_is.head == as_is.answer).mean():.3f}"
         lines.append(row(f"`{name}`", validation, as_is.answer == as_is.truth, *changed, agreement))
+        heard = as_is.head != ""
+        if heard.any():
+            lines.append(row(f"`{name}`, the adapter's own head", "", as_is.head == as_is.truth))
+        if POOLED in test[name]:
+            lines.append(row(f"`{name}`, pooled", "", test[name][POOLED].answer == first.truth))
     for twin in ("words", "text_twin"):
         if twin not in test:
             continue
-        lines += ["", f"| against `{twin}`, paired | difference of test accuracy |", "|---|---|"]
+        lines += ["", f"| against `{twin}`, scored, paired | difference of test accuracy |", "|---|---|"]
         base = (test[twin][ANSWERS].answer == first.truth).astype(float)
         for name in done:
-            if name not in ("words", "text_twin"):
-                difference = (test[name][ANSWERS].answer == first.truth).astype(float) - base
-                lines.append(f"| `{name}` | {mean_with_interval(difference, clips, signed=True)} |")
+            for answers, title in ((ANSWERS, f"`{name}`"), (POOLED, f"`{name}`, pooled")):
+                if answers in test[name] and (answers == POOLED or name not in ("words", "text_twin")):
+                    difference = (test[name][answers].answer == first.truth).astype(float) - base
+                    lines.append(f"| {title} | {mean_with_interval(difference, clips, signed=True)} |")
     return "\n".join(lines) + "\n"
 
 
