@@ -51,6 +51,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "two_epochs": ("--num_train_epochs", "2"),
     "words_two_epochs": ("--use_audio", "false", "--num_train_epochs", "2"),
     "sound_only_adapter": ("--use_text", "false"),
+    "late_fusion": ("--num_pseudo_tokens", "0", "--use_text", "false"),
 }
 """Name → what is changed of ``clean_bench/run.yaml``."""
 ANSWERS, POOLED, SOUND_SHUFFLED, WORDS_SHUFFLED = "as is", "pooled", "audio shuffled", "text shuffled"
