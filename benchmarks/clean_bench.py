@@ -54,7 +54,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "late_fusion": ("--num_pseudo_tokens", "0", "--use_text", "false"),
 }
 """Name → what is changed of ``clean_bench/run.yaml``."""
-ANSWERS, POOLED, SOUND_SHUFFLED, WORDS_SHUFFLED = "as is", "pooled", "audio shuffled", "text shuffled"
+ANSWERS, POOLED, SOUND_SHUFFLED = "as is", "pooled", "audio shuffled"
+WORDS_SHUFFLED = ("text shuffled", "transcript shuffled")
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 RESAMPLES = 2000
 
@@ -106,7 +107,9 @@ def do_run(name: str, options: argparse.Namespace, store: Path) -> None:
             log=logs / f"{name}.calibrate.log",
         )
         calibrated.touch()
-    shuffles = ["shuffle:text"] if name.startswith("words") and name != "words_first" else ["shuffle:audio", "shuffle:text"]
+    # An adapter that reads no words has none to shuffle: the sentence in the prompt alone is taken from another row.
+    words = "shuffle:transcript" if "--use_text" in RUNS[name] else "shuffle:text"
+    shuffles = [words] if name.startswith("words") and name != "words_first" else ["shuffle:audio", words]
     for split, conditions in (("valid", []), ("test", ["--conditions", *shuffles])):
         output = folder / f"eval_{split}"
         if not (output / "evaluation.json").is_file():
@@ -211,10 +214,8 @@ def table(options: argparse.Namespace, store_folder: Path) -> str:
         lines.append(row("product of that and `words`", "", best == first.truth))
     for name in done:
         as_is = test[name][ANSWERS]
-        changed = [
-            f"{(test[name][c].answer != as_is.answer).mean():.3f}" if c in test[name] else ""
-            for c in (SOUND_SHUFFLED, WORDS_SHUFFLED)
-        ]
+        swapped = [next((c for c in names if c in test[name]), None) for names in ((SOUND_SHUFFLED,), WORDS_SHUFFLED)]
+        changed = ["" if c is None else f"{(test[name][c].answer != as_is.answer).mean():.3f}" for c in swapped]
         validation = f"{(valid[name].answer == valid[name].truth).mean():.3f}"
         agreement = f"{(as_is.head == as_is.answer).mean():.3f}"
         lines.append(row(f"`{name}`", validation, as_is.answer == as_is.truth, *changed, agreement))

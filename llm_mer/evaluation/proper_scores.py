@@ -17,6 +17,8 @@ from llm_mer.prompting.tasks import Task
 from llm_mer.scoring.temperature import scale_by_temperature
 
 Interval = tuple[float, float]
+LIMITS: dict[str, Interval] = {"nll": (0.0, np.inf), "brier": (0.0, 2.0), "ece": (0.0, 1.0), "crps": (0.0, np.inf)}
+"""The least and the greatest value of each metric."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,13 @@ def probability_scores(
     def spread_of(parts: np.ndarray) -> np.ndarray:
         return np.asarray(_metric_of(resampled_means(parts, units, resamples, seed)))
 
-    def widened(spread: np.ndarray) -> Interval:
-        return percentile_interval(expand(spread, units.count))
+    def widened(spread: np.ndarray, within: Interval) -> Interval:
+        return percentile_interval(expand(spread, units.count), within=within)
 
     scores = []
     for metric, parts in given.items():
         value, spread = float(_metric_of(parts.mean(axis=0))), spread_of(parts)
-        score = ProbabilityScore(metric, value, widened(spread))
+        score = ProbabilityScore(metric, value, widened(spread, LIMITS[metric]))
         if before is not None:
             raw_spread = spread_of(before[metric])
             score = ProbabilityScore(
@@ -115,8 +117,8 @@ def probability_scores(
                 value,
                 score.interval,
                 float(_metric_of(before[metric].mean(axis=0))),
-                widened(raw_spread),
-                widened(spread - raw_spread),
+                widened(raw_spread, LIMITS[metric]),
+                widened(spread - raw_spread, (-LIMITS[metric][1], LIMITS[metric][1])),
             )
         scores.append(score)
     return scores

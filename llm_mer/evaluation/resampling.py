@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from llm_mer.evaluation.clusters import Clusters
+from llm_mer.evaluation.clusters import FEW, Clusters
 from llm_mer.evaluation.metrics import class_indices
 from llm_mer.prompting.tasks import Task
 
@@ -182,24 +183,49 @@ def expand(values: np.ndarray, units: int) -> np.ndarray:
     The percentile interval of G resampled units is too narrow by ``√((G − 1) / G)`` and has the tails of a normal
     distribution where Student's with G − 1 degrees of freedom are due. The value at rank u is replaced by the one at rank
     ``Φ(√(G / (G − 1)) · t⁻¹_{G−1}(u))`` (Hesterberg's expanded percentile interval, *What teachers should know about the
-    bootstrap*, 2015), so that plain percentiles of what is returned are the expanded ones. Nothing leaves the range of the
-    values, so an accuracy stays within 0 and 1.
-    """
-    from scipy.stats import norm, t
+    bootstrap*, 2015), so that plain percentiles of what is returned are the expanded ones.
 
+    With fewer than :data:`~llm_mer.evaluation.clusters.FEW` units no resample lies as far out as that rank (of two units
+    there are three resamples): there the value at rank u is ``mean + √(G / (G − 1)) · std · t⁻¹_{G−1}(u)`` of the values,
+    the interval of Student's t with the bootstrap's standard error. It may leave the range of a metric; see :data:`RANGES`.
+    """
     if units < 2:
         return values
-    order = np.argsort(values, kind="stable")
-    rank = (np.arange(len(values)) + 0.5) / len(values)
-    reached = norm.cdf(np.sqrt(units / (units - 1)) * t.ppf(rank, units - 1))
     expanded = np.empty(len(values))
-    expanded[order] = np.quantile(values, reached)
+    order = np.argsort(values, kind="stable")
+    if units < FEW:
+        deviation = np.sqrt(units / (units - 1)) * students_quantiles(len(values), units - 1)
+        expanded[order] = values.mean() + values.std() * deviation
+    else:
+        expanded[order] = np.quantile(values, _expanded_ranks(len(values), units))
     return expanded
 
 
-def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The central ``level`` of resampled values ``(R,)``."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+@lru_cache(maxsize=64)
+def students_quantiles(count: int, degrees: int) -> np.ndarray:
+    """``t⁻¹((i + ½) / count)`` of Student's t, ``(count,)``, read-only."""
+    from scipy.stats import t
+
+    quantiles: np.ndarray = t.ppf((np.arange(count) + 0.5) / count, degrees)
+    quantiles.flags.writeable = False
+    return quantiles
+
+
+@lru_cache(maxsize=64)
+def _expanded_ranks(count: int, units: int) -> np.ndarray:
+    """``Φ(√(G / (G − 1)) · t⁻¹_{G−1}(u))`` at the ranks of ``count`` values, ``(count,)``, read-only."""
+    from scipy.stats import norm
+
+    ranks: np.ndarray = norm.cdf(np.sqrt(units / (units - 1)) * students_quantiles(count, units - 1))
+    ranks.flags.writeable = False
+    return ranks
+
+
+def percentile_interval(
+    values: np.ndarray, level: float = 0.95, within: tuple[float, float] = (-np.inf, np.inf)
+) -> tuple[float, float]:
+    """The central ``level`` of resampled values ``(R,)``, cut where it leaves what they can be."""
+    low, high = np.clip(np.quantile(values, [(1 - level) / 2, (1 + level) / 2]), *within)
     return float(low), float(high)
 
 
@@ -215,7 +241,7 @@ def resampled_means(values: np.ndarray, clusters: Clusters, resamples: int, seed
 def mean_interval(values: np.ndarray, clusters: Clusters, resamples: int, seed: int) -> tuple[float, float]:
     """95 % percentile interval of the mean of ``values`` ``(n,)`` over drawn units."""
     (spread,) = resampled_means(values[:, None], clusters, resamples, seed).T
-    return percentile_interval(expand(spread, clusters.count))
+    return percentile_interval(expand(spread, clusters.count), within=(float(values.min()), float(values.max())))
 
 
 def two_sided_p(differences: np.ndarray) -> float:
@@ -256,7 +282,7 @@ def metric_intervals(
         return {}
     kept = None if clusters is None else clusters.take(read)
     return {
-        name: percentile_interval(resample(statistic, true, guess, resamples, seed, kept))
+        name: percentile_interval(resample(statistic, true, guess, resamples, seed, kept), within=RANGES[name])
         for name, statistic in statistics_of(task).items()
     }
 
@@ -321,9 +347,10 @@ def paired_difference_over_seeds(
         spread = expand(spread, kept.count)
     spread = spread + noise
     # Student's t of two or three seeds reaches far beyond what a metric can be.
-    least, most = RANGES[metric] if second is None else (RANGES[metric][0] - RANGES[metric][1], np.ptp(RANGES[metric]))
-    low, high = np.clip(percentile_interval(spread), least, most)
-    return value, (float(low), float(high)), 1.0 if second is None else two_sided_p(spread)
+    low, high = RANGES[metric]
+    least, most = (low, high) if second is None else (low - high, high - low)
+    interval = percentile_interval(spread, within=(least, most))
+    return value, interval, 1.0 if second is None else two_sided_p(spread)
 
 
 def format_estimate(value: float, interval: tuple[float, float], sign: str = "") -> str:
@@ -343,9 +370,7 @@ def training_noise(points: Sequence[float], resamples: int, generator: np.random
     The quantiles of Student's t in random order instead of draws: its tails are long, and draws of them are noise. Zeros
     for one seed, whose spread is not known.
     """
-    from scipy.stats import t
-
     if len(points) < 2:
         return np.zeros(resamples)
-    quantiles = t.ppf((np.arange(resamples) + 0.5) / resamples, len(points) - 1)
+    quantiles = students_quantiles(resamples, len(points) - 1)
     return generator.permutation(quantiles) * float(np.std(points, ddof=1)) / np.sqrt(len(points))

@@ -15,6 +15,7 @@ from llm_mer.evaluation.resampling import (
     adjusted_p,
     expand,
     format_estimate,
+    mean_interval,
     metric_intervals,
     paired_difference,
     paired_difference_over_seeds,
@@ -75,11 +76,36 @@ def test_a_score_statistic_with_weights_is_that_of_rows_repeated_as_often(name: 
 
 def test_plain_percentiles_of_expanded_values_are_hesterbergs() -> None:
     values = np.random.default_rng(2).normal(size=20000)
-    for units in (4, 12, 200):
+    for units in (10, 12, 200):
         inner = norm.cdf(np.sqrt(units / (units - 1)) * t.ppf(0.025, units - 1))
         low, high = np.quantile(expand(values, units), [0.025, 0.975])
         assert (low, high) == pytest.approx(np.quantile(values, [inner, 1 - inner]), abs=0.05)
     assert np.argsort(expand(values, 12)).tolist() == np.argsort(values).tolist()
+
+
+def test_from_few_units_an_interval_is_students_about_the_mean_with_the_bootstraps_standard_error() -> None:
+    sums, sizes = np.array([9.0, 4.0, 12.0]), np.array([20, 10, 20])
+    values = np.repeat(sums / sizes, sizes)  # the mean of each unit at each of its rows
+    given = Clusters("speaker", np.repeat(np.arange(3), sizes), 3)
+    spread = resampled_means(values[:, None], given, 40_000, 0)[:, 0]
+    deviation = t.ppf(0.975, 2) * np.sqrt(3 / 2) * spread.std()
+    low, high = np.quantile(expand(spread, 3), [0.025, 0.975])
+    assert (low, high) == pytest.approx((spread.mean() - deviation, spread.mean() + deviation), rel=1e-3)
+    assert np.argsort(expand(spread, 3), kind="stable").tolist() == np.argsort(spread, kind="stable").tolist()
+    assert mean_interval(values, given, 2000, 0) == (values.min(), values.max())  # no mean of these lies beyond them
+
+
+@pytest.mark.parametrize(("units", "size"), [(2, 40), (3, 40), (6, 20)])
+def test_intervals_over_a_few_speakers_cover_the_truth(units: int, size: int) -> None:
+    random = np.random.default_rng(units)
+    given = Clusters("speaker", np.repeat(np.arange(units), size), units)
+    covered, runs = 0, 300
+    for run in range(runs):
+        right = named(dialogues(random, units, size, 1)[0])
+        low, high = metric_intervals(EMOTION, [RIGHT] * len(right), right, 400, run, given)["accuracy"]
+        assert 0 <= low <= high <= 1
+        covered += low <= 0.7 <= high
+    assert 0.91 <= covered / runs <= 0.99
 
 
 def test_copies_of_every_utterance_do_not_narrow_the_interval() -> None:
