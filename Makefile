@@ -1,4 +1,4 @@
-.PHONY: setup quickstart test test-slow test-gpu fuzz kills lint docs wheel clean
+.PHONY: setup quickstart test test-slow test-gpu fuzz kills interrupts lint docs wheel clean
 
 quickstart:
 	scripts/setup.sh media,dev
@@ -21,6 +21,9 @@ fuzz: setup
 
 kills: setup
 	OMP_NUM_THREADS=1 .venv/bin/python tests/faults/kills.py --rounds $(or $(ROUNDS),20) --seed $(or $(SEED),0) $(COMMANDS)
+
+interrupts: setup
+	OMP_NUM_THREADS=1 .venv/bin/python tests/faults/interrupts.py --rounds $(or $(ROUNDS),5) --seed $(or $(SEED),0) $(COMMANDS)
 
 lint: setup
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

@@ -26,10 +26,11 @@ from transformers import (
 from llm_mer.backbones.tiny_options import TinyBackboneConfig
 from llm_mer.backbones.tiny_text import GENERATOR_VERSION, builtin_label_sets, generate_lines
 from llm_mer.distributed.progress import track_progress
-from llm_mer.errors import UserError
+from llm_mer.errors import UserError, first_line
 from llm_mer.storage.atomic_files import replaced_folder
 from llm_mer.storage.fingerprints import json_sha256
 from llm_mer.storage.json_files import read_json_object
+from llm_mer.storage.mount_points import refuse_mount_point
 
 DESCRIPTION_FILE = "tiny_backbone.json"
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
@@ -63,28 +64,33 @@ def train_tokenizer(lines: list[str], vocabulary: int) -> PreTrainedTokenizerFas
 
     words = [word for labels in builtin_label_sets() for label in labels for word in label.words.values()]
     buffer = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter([*(part for text in lines for part in text.split("\n")), *words * 20]),
-        model_writer=buffer,
-        vocab_size=vocabulary,
-        model_type="unigram",
-        byte_fallback=True,
-        split_digits=True,
-        character_coverage=1.0,
-        normalization_rule_name="nmt_nfkc_cf",
-        user_defined_symbols=["\n"],
-        pad_id=0,
-        bos_id=1,
-        eos_id=2,
-        unk_id=3,
-        pad_piece=PAD,
-        bos_piece=BOS,
-        eos_piece=EOS,
-        unk_piece=UNK,
-        hard_vocab_limit=False,
-        num_threads=1,
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter([*(part for text in lines for part in text.split("\n")), *words * 20]),
+            model_writer=buffer,
+            vocab_size=vocabulary,
+            model_type="unigram",
+            byte_fallback=True,
+            split_digits=True,
+            character_coverage=1.0,
+            normalization_rule_name="nmt_nfkc_cf",
+            user_defined_symbols=["\n"],
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            pad_piece=PAD,
+            bos_piece=BOS,
+            eos_piece=EOS,
+            unk_piece=UNK,
+            hard_vocab_limit=False,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:  # how it says that there are more letters than pieces, or fewer words than pieces
+        raise UserError(
+            f"vocabulary {vocabulary}: SentencePiece makes no such one of this text: {first_line(error).rpartition('] ')[2]}"
+        ) from None
     return tokenizer_from_sentencepiece(buffer.getvalue())
 
 
@@ -158,6 +164,7 @@ def train_tiny_backbone(config: TinyBackboneConfig, cache: Path | None = None, p
         return folder
     if folder.exists() and any(folder.iterdir()) and not description.is_file():
         raise UserError(f"{folder} exists and is no tiny backbone; name another output")
+    refuse_mount_point(folder)
     lines = list(generate_lines(config.seed, config.lines))
     held_out = list(generate_lines(config.seed + 1, 600))
     tokenizer = train_tokenizer(lines, config.vocabulary)

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable
 
 from llm_mer.cli.failures import explain_failure
+from llm_mer.cli.interrupts import EXIT_CODE, handle_interrupts
 from llm_mer.cli.library_messages import hide_library_messages
 from llm_mer.distributed.process_group import shutdown_process_group
 from llm_mer.errors import UserError
+from llm_mer.storage.standard_output import write_standard_output
 
-USER_ERROR, INTERRUPTED = 2, 130
-"""Exit codes: a user error, and Ctrl-C or a closed output pipe."""
+USER_ERROR = 2
+"""Exit code of a user error. Ctrl-C and a closed output pipe have :data:`EXIT_CODE`."""
 
 TELEMETRY_OPT_OUT: dict[str, str] = {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and through it transformers, TRL and gradio
@@ -51,7 +53,8 @@ def run_program(
 
     A :class:`UserError` or a failure of the machine (:func:`~llm_mer.cli.failures.explain_failure`) becomes one line on
     standard error and exit code 2 (or the error's own ``exit_code``); Ctrl-C is 130. Any other exception is a bug in this
-    program and keeps its traceback.
+    program and keeps its traceback. A second Ctrl-C does not disturb the clean-up after the first, a third ends the process
+    (:mod:`~llm_mer.cli.interrupts`).
 
     Args:
         program: start of the line, e.g. ``llm-mer evaluate``.
@@ -60,20 +63,25 @@ def run_program(
     """
     configure_logging()
     set_library_defaults()
+    with handle_interrupts(program):
+        return _run(program, work, interrupted)
+
+
+def _run(program: str, work: Callable[[], int], interrupted: str) -> int:
     try:
         code = work()
         shutdown_process_group()
-        sys.stdout.flush()
+        write_standard_output()
     except UserError as error:
         print_error(program, str(error))
         return int(getattr(error, "exit_code", USER_ERROR))
     except KeyboardInterrupt:
         print(f"\n{program}: {interrupted}", file=sys.stderr)
-        return INTERRUPTED
+        return EXIT_CODE
     except BrokenPipeError:
         # The interpreter flushes standard output again at exit, and would print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return INTERRUPTED
+        return EXIT_CODE
     except Exception as error:
         if (message := explain_failure(error)) is None:
             raise

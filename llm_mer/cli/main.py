@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 from llm_mer import __version__
 from llm_mer.cli.entry_point import USER_ERROR, print_error, run_program
 from llm_mer.cli.options import parse, suggestion
+from llm_mer.storage.standard_output import write_standard_output
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def run_command(name: str, arguments: Sequence[str], program: str, interrupted: 
             options = parse(module.Options, arguments, program, command.help, module.EXAMPLES)
         result = module.run(options)
         if result is not None:
-            print(result)
+            write_standard_output(f"{result}\n")
         return int(getattr(result, "exit_code", 0))
 
     return run_program(program, work, *([] if interrupted is None else [interrupted]))

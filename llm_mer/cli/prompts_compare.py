@@ -38,16 +38,17 @@ def run(options: Options) -> str:
     from llm_mer.evaluation.evaluate import output_folder
     from llm_mer.evaluation.rows import save_predictions
     from llm_mer.reporting.prompt_figure import draw_prompt_scores
-    from llm_mer.storage.atomic_files import write_json_atomically, write_text_atomically
+    from llm_mer.storage.atomic_files import open_atomically, write_json_atomically, write_text_atomically
     from llm_mer.storage.locks import lock_output
     from llm_mer.storage.watched_folder import watch_folder
 
     folder = output_folder(options.output, Path(options.checkpoint) / "prompts")
     with lock_output(folder), watch_folder(folder):
         comparison, by_variant = compare_prompts(options)
+        text = markdown(comparison)
         save_predictions(folder / PREDICTIONS, by_variant)
         write_json_atomically(folder / COMPARISON, asdict(comparison))
-        text = markdown(comparison)
         write_text_atomically(folder / TABLE, text + "\n")
-        draw_prompt_scores(comparison).savefig(folder / FIGURE, metadata={"Software": None})
+        with open_atomically(folder / FIGURE, "wb") as stream:
+            draw_prompt_scores(comparison).savefig(stream, metadata={"Software": None})
     return f"{text}\nwritten to {folder}"

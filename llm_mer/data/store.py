@@ -29,6 +29,7 @@ from llm_mer.storage.atomic_files import replaced_folder, write_json_atomically,
 from llm_mer.storage.fingerprints import json_sha256
 from llm_mer.storage.json_files import read_json_object
 from llm_mer.storage.locks import lock_output
+from llm_mer.storage.mount_points import refuse_mount_point
 
 logger = logging.getLogger(__name__)
 
@@ -245,8 +246,7 @@ def write_store(
             no utterance at all, or a full disk.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / STORE_FILE).is_file())):
-        raise UserError(f"{folder} exists and is not a store; name an empty or new folder")
+    check_store_place(folder)
     with lock_output(folder), replaced_folder(folder, is_store_file) as staging:
         info = _write_splits(utterances, staging, folder)
         info.feature_names, info.description = feature_names or {}, description or {}
@@ -254,6 +254,13 @@ def write_store(
         for name, text in (extra_files() if extra_files is not None else {}).items():
             write_text_atomically(staging / name, text)
     return folder
+
+
+def check_store_place(folder: Path) -> None:
+    """Raises :class:`UserError` for a place that no store can take: something else lies there, or it is a mount point."""
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / STORE_FILE).is_file())):
+        raise UserError(f"{folder} exists and is not a store; name an empty or new folder")
+    refuse_mount_point(folder)
 
 
 def is_store_file(name: str) -> bool:

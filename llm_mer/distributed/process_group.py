@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from llm_mer.errors import UserError
+from llm_mer.storage.system_errors import describe_system_error
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -125,6 +126,8 @@ class ProcessGroup:
 
 def describe_failure(error: UserError | OSError) -> str:
     """The message that the other processes get about a failure; file system errors name their file."""
+    if (described := describe_system_error(error)) is not None:
+        return described
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -32,7 +32,7 @@ from llm_mer.evaluation.dependence import find_dependence
 from llm_mer.evaluation.dialogue import check_dialogues
 from llm_mer.evaluation.journal import JOURNAL, Journal, predict_all
 from llm_mer.evaluation.options import EvaluateConfig, check_least
-from llm_mer.evaluation.rows import PREDICTIONS, Evaluation, save_predictions, score_rows, table
+from llm_mer.evaluation.rows import Evaluation, save_evaluation, score_rows, table
 from llm_mer.evaluation.subsets import check_groupings
 from llm_mer.inference.answer_values import pooled_answer
 from llm_mer.inference.dialogues import decode_dialogues
@@ -339,8 +339,7 @@ def _evaluate_into(config: EvaluateConfig, folders: dict[str, Path], processes: 
             continue
         evaluation = score(config, pipeline, planned, by_condition)
         planned.folder.mkdir(parents=True, exist_ok=True)
-        save_predictions(planned.folder / PREDICTIONS, by_condition)
-        evaluation.save(planned.folder)
+        save_evaluation(planned.folder, evaluation, by_condition)
         journal.remove()
         head = [f"{planned.place}:"] if len(plans) > 1 else []
         warnings = [f"warning: {w}" for w in evaluation.warnings]

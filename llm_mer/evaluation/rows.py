@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -148,10 +149,30 @@ class Evaluation:
 def save_predictions(path: Path, by_condition: dict[str, list[Prediction]]) -> None:
     """One JSONL line a prediction, its condition beside it: any metric can be recomputed without the model."""
     with open_atomically(path) as stream:
-        for condition, predictions in by_condition.items():
-            for prediction in predictions:
-                line = {"condition": condition, **prediction.to_dict()}
-                stream.write(dump_json(line) + "\n")
+        _write_predictions(stream, by_condition)
+
+
+def _write_predictions(stream: IO[str], by_condition: dict[str, list[Prediction]]) -> None:
+    for condition, predictions in by_condition.items():
+        for prediction in predictions:
+            line = {"condition": condition, **prediction.to_dict()}
+            stream.write(dump_json(line) + "\n")
+
+
+def save_evaluation(folder: Path, evaluation: Evaluation, by_condition: dict[str, list[Prediction]]) -> None:
+    """Write ``evaluation.json`` and ``predictions.jsonl``: both are on the disk before either replaces what was there.
+
+    Scores and predictions of two evaluations would else stand side by side where the second does not fit on the disk.
+
+    Raises:
+        UserError: a full disk, or a folder that cannot be written.
+    """
+    with open_atomically(folder / EVALUATION) as scores, open_atomically(folder / PREDICTIONS) as answers:
+        _write_predictions(answers, by_condition)
+        scores.write(dump_json(asdict(evaluation), 1))
+        for stream in (answers, scores):
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def load_predictions(path: Path) -> dict[str, list[Prediction]]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from llm_mer.data.feature_settings import FeatureSettings
 from llm_mer.data.schema import Utterance
-from llm_mer.data.store import QUARANTINE_FILE, write_store
+from llm_mer.data.store import QUARANTINE_FILE, check_store_place, write_store
 from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.features.acoustic import OPENSMILE_NOTICE
@@ -33,7 +33,7 @@ from llm_mer.storage.fingerprints import json_sha256
 from llm_mer.storage.json_text import parse_json
 from llm_mer.storage.locks import check_output_path, lock_output
 from llm_mer.storage.watched_folder import watch_folder
-from llm_mer.storage.worker_processes import end_with_parent
+from llm_mer.storage.worker_processes import end_with_parent, ended_workers, without_interrupts
 
 logger = logging.getLogger(__name__)
 TASKS_PER_WORKER = 8
@@ -140,6 +140,7 @@ def extract(config: ExtractConfig, utterances: Sequence[Utterance], progress: bo
         raise UserError(f"workers is {config.workers}; it must be at least 1")
     if config.on_bad_media not in ("drop", "missing"):
         raise UserError(f"on_bad_media is {config.on_bad_media!r}; choose drop or missing")
+    check_store_place(output)  # here, and not when the store is written hours later
     if settings.audio == "egemaps":
         logger.warning(OPENSMILE_NOTICE)
     for utterance in utterances:  # now rather than hours later, when the store is written
@@ -241,13 +242,15 @@ def _run_pool(
 ) -> tuple[list[tuple[Utterance, Path]], list[tuple[Utterance, Path]]]:
     """Run tasks in a pool; returns those that may have crashed a worker, and those not started by then."""
     limit = in_flight or workers * TASKS_PER_WORKER
+    parts = tasks[0][1].parent
     waiting = list(reversed(tasks))
     running: dict[Future[None], tuple[Utterance, Path]] = {}
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (settings, 1)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (settings, 1)) as pool, ended_workers(parts):
         try:
             while waiting or running:
                 while waiting and len(running) < limit:
-                    running[pool.submit(_extract_one, *waiting[-1])] = waiting[-1]
+                    with without_interrupts():
+                        running[pool.submit(_extract_one, *waiting[-1])] = waiting[-1]
                     waiting.pop()  # after submit: a broken pool refuses the task
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -258,8 +261,4 @@ def _run_pool(
             lost = [task for task in running.values() if not task[1].is_file()]
             bar.update(len(running) - len(lost))
             return lost, list(reversed(waiting))
-        except BaseException:
-            for future in running:
-                future.cancel()
-            raise
     return [], []

@@ -6,7 +6,6 @@ import glob
 import json
 import os
 import shutil
-import sys
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,6 +20,8 @@ from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import open_atomically
 from llm_mer.storage.json_lines import parse_json_object
+from llm_mer.storage.standard_output import write_standard_output
+from llm_mer.storage.system_errors import reason_and_remedy
 
 INPUT = "input"
 """Field of a row of an output file: :func:`llm_mer.inference.provenance.input_digest` of its utterance."""
@@ -84,7 +85,7 @@ class LineFile:
         try:
             self.raw = path.open("ab", buffering=0)
         except OSError as error:
-            raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None
+            raise UserError(f"--output {path}: cannot be written: {reason_and_remedy(error)}") from None
         self.path = path
 
     def write(self, text: str) -> None:
@@ -118,16 +119,8 @@ class StandardOutput:
     """Lines on standard output."""
 
     def write(self, text: str) -> None:
-        """Write and flush. Raises :class:`UserError` where that cannot be done; a reader that has gone is no such case."""
-        try:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            with suppress(OSError, ValueError):  # the interpreter would try once more at its end, and print a traceback
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise UserError(f"standard output: cannot be written: {error.strerror}") from None
+        """Write and flush. Raises as :func:`~llm_mer.storage.standard_output.write_standard_output`."""
+        write_standard_output(text)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -241,7 +234,7 @@ def lock_answers(output: str | None, processes: ProcessGroup) -> Iterator[None]:
         try:
             Path(output).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
+            raise UserError(f"--output {output}: cannot be written: {reason_and_remedy(error)}") from None
 
     processes.run_together(make_parent)
     with lock_outputs([Path(output)], processes):
@@ -288,7 +281,7 @@ def answer_file(
         except UserError as error:
             refused = str(error)
         except OSError as error:
-            refused = f"--output {output}: cannot be written: {error.strerror}"
+            refused = f"--output {output}: cannot be written: {reason_and_remedy(error)}"
     if (refused := next((r for r in processes.gather(refused) if r is not None), None)) is not None:
         raise UserError(refused)
     if not processes.is_first:

@@ -27,6 +27,8 @@ from llm_mer.reporting.sections.scores import (
 from llm_mer.reporting.sections.systems import precisions_of, run_section, seed_section, system_section
 from llm_mer.reporting.sections.training import training_section
 from llm_mer.reporting.sections.votes import votes_section
+from llm_mer.storage.atomic_files import write_text_atomically
+from llm_mer.storage.system_errors import naming_place
 
 SYNTHETIC_NOTE = (
     "The data are the synthetic corpus of synthesised speech and rendered faces. It is a test bench for this program; "
@@ -125,7 +127,8 @@ def run(config: ReportConfig) -> str:
     if output.is_dir():
         raise UserError(f"--output {output}: is a folder; name the HTML file to write")
     page, facts = build_page(config)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
+    with naming_place(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(output, page)
     written = f"written to {output} ({len(page.encode('utf-8')) / 1024:.0f} KiB)"
     return "\n".join([*([facts_text(facts)] if facts else []), written])

@@ -7,7 +7,6 @@ file that the operating system has released. Nothing else in the parent folder i
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -17,12 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from safetensors import SafetensorError
-
 from llm_mer.errors import UserError
 from llm_mer.storage.json_text import dump_json
-
-FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+from llm_mer.storage.mount_points import refuse_mount_point
+from llm_mer.storage.system_errors import TEMPORARY_NAME, naming_place
 
 
 @contextmanager
@@ -31,17 +28,22 @@ def open_atomically(path: Path, mode: str = "w", fsync: bool = False) -> Iterato
 
     Args:
         mode: ``w`` (UTF-8 text) or ``wb``. fsync: whether to flush the content to disk before the rename.
+
+    Raises:
+        UserError: the disk is full, read-only or otherwise refuses; ``path`` is then what it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as stream:
-            yield stream
-            stream.flush()
-            if fsync:
-                os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming_place(path):
+        try:
+            with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as stream:
+                yield stream
+                stream.flush()
+                if fsync:
+                    os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):  # where it cannot be deleted either, the first error has said why
+                temporary.unlink(missing_ok=True)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -76,16 +78,26 @@ def new_folder(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already; name a folder that is new or empty")
-    try:
+    with naming_place(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
         if needed_bytes > free:
-            raise UserError(f"{target}: needs {needed_bytes / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free on that disk")
+            raise UserError(
+                f"{target}: needs {_readable(needed_bytes)}, but {_readable(free)} are free on that disk; make room there, "
+                "or name another place"
+            )
         with staging_folder(target) as staging:
             yield staging
             staging.rename(target)
-    except (OSError, SafetensorError) as error:  # the second is how safetensors reports a failed write
-        raise UserError(f"{target} cannot be written: {error}") from error
+
+
+def _readable(size: int) -> str:
+    """A number of bytes as ``1.25 GB``."""
+    unit = next((unit for unit in ("GB", "MB", "kB") if size >= _UNITS[unit]), "bytes")
+    return f"{size / _UNITS[unit]:.2f} {unit}" if unit in _UNITS else f"{size} bytes"
+
+
+_UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 
 
 @contextmanager
@@ -99,16 +111,14 @@ def replaced_folder(target: Path, is_ours: Callable[[str], bool]) -> Iterator[Pa
         is_ours: whether a name directly in ``target`` is one that this program writes, and may replace.
 
     Raises:
-        UserError: the disk is full, or a file of the user's has the name of a new one.
+        UserError: the disk is full, read-only or otherwise refuses, or a file of the user's has the name of a new one.
     """
     try:
-        with staging_folder(target) as staging:
+        with naming_place(target), staging_folder(target) as staging:
             yield staging
             install_folder(staging, target, is_ours)
-    except OSError as error:
-        if error.errno in FULL_DISK_ERRORS:
-            raise UserError(f"{target}: no space left on its disk; make room and run the command again") from error
-        if isinstance(error, FileNotFoundError) and f".{target.name}.staging-" in str(error):
+    except FileNotFoundError as error:
+        if f".{target.name}.staging-" in str(error):
             raise UserError(
                 f"{target}: it was removed or moved while it was being written; run the command again"
             ) from error
@@ -179,6 +189,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
     """
     from filelock import FileLock
 
+    refuse_mount_point(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned_staging(target)
     staging = target.with_name(f".{target.name}.staging-{uuid.uuid4().hex[:12]}")
@@ -211,13 +222,4 @@ def remove_abandoned_staging(target: Path) -> None:
 
 def is_temporary(name: str) -> bool:
     """Whether a name is one that this module gives to files and folders before they are complete."""
-    return re.fullmatch(r"\..+\.(\d+\.[0-9a-f]{8}\.tmp|staging-[0-9a-f]{12}(\.lock|\.old)?)", name) is not None
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error means a full disk: Python's by errno, safetensors' by its text, torch's by a short write."""
-    if isinstance(error, OSError):
-        return error.errno in FULL_DISK_ERRORS
-    message = str(error)
-    short = isinstance(error, RuntimeError) and "inline_container" in message and "unexpected pos" in message
-    return short or "os error 28" in message
+    return TEMPORARY_NAME.fullmatch(name) is not None

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from llm_mer.errors import UserError
 from llm_mer.storage.json_text import parse_json
+from llm_mer.storage.system_errors import reason_and_remedy
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -121,7 +122,11 @@ def _write_owner(path: Path, target: Path) -> None:
     try:
         path.write_text(json.dumps(asdict(LockOwner.current())) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{target}: cannot be locked for writing: {path}: {error.strerror}") from error
+        raise _refused(target, path, error) from error
+
+
+def _refused(target: Path, path: Path, error: OSError) -> UserError:
+    return UserError(f"{target}: cannot be locked for writing: {path}: {reason_and_remedy(error)}")
 
 
 def _acquire(path: Path, target: Path) -> FileLock | None:
@@ -138,7 +143,7 @@ def _acquire(path: Path, target: Path) -> FileLock | None:
         if error.errno in LOCKS_UNSUPPORTED_ERRORS:
             logger.warning("%s: its file system has no locks, so a second process that writes there goes unnoticed", target)
             return None
-        raise UserError(f"{target}: cannot be locked for writing: {path}: {error.strerror}") from error
+        raise _refused(target, path, error) from error
     owner = LockOwner.read(path)
     writer = "another process" if owner is None else str(owner)
     raise UserError(f"{target} is being written by {writer}; wait until it has ended, or name another output")

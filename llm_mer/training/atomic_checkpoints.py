@@ -6,16 +6,16 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llm_mer.checkpoints.integrity import COMPLETION_MARKER
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
-from llm_mer.storage.atomic_files import fsync_folder, is_disk_full, write_json_atomically
+from llm_mer.storage.atomic_files import fsync_folder, write_json_atomically
 from llm_mer.storage.fingerprints import file_sha256
 from llm_mer.storage.json_files import read_json_object
+from llm_mer.storage.system_errors import error_chain, is_disk_full
 
 logger = logging.getLogger(__name__)
 
@@ -165,13 +165,3 @@ def disk_full_error(error: Exception, output: Path) -> UserError | None:
     if not any(is_disk_full(cause) for cause in error_chain(error)):
         return None
     return UserError(f"output_dir: no space left on the disk of {output}; make room: {describe_last_checkpoint(output)}")
-
-
-def error_chain(error: BaseException) -> Sequence[BaseException]:
-    """An error and its causes, the error first."""
-    found: list[BaseException] = []
-    following: BaseException | None = error
-    while following is not None and following not in found:
-        found.append(following)
-        following = following.__cause__ or following.__context__
-    return found

@@ -16,6 +16,7 @@ from llm_mer.storage.atomic_files import write_text_atomically
 from llm_mer.storage.json_lines import parse_json_object
 from llm_mer.storage.json_text import dump_json
 from llm_mer.storage.quoting import quote
+from llm_mer.storage.system_errors import naming_place
 from llm_mer.training.state_file import find_best_checkpoint
 
 
@@ -73,7 +74,8 @@ class _EpochEnd(TrainerCallback):
         if not vectors or not state.is_world_process_zero:
             return
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        with (Path(args.output_dir) / TRAJECTORIES).open("a") as stream:
+        path = Path(args.output_dir) / TRAJECTORIES
+        with naming_place(path), path.open("a") as stream:
             for name, values in vectors.items():
                 points = [[round(v, 5) for v in row] for row in values.float().cpu().tolist()]
                 stream.write(dump_json({"epoch": state.epoch or 0, "name": name, "points": points}) + "\n")

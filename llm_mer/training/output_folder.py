@@ -25,6 +25,7 @@ from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import backup_folder, install_folder, is_temporary
 from llm_mer.storage.locks import check_output_path, is_lock_file
+from llm_mer.storage.mount_points import is_mount_point
 from llm_mer.training.atomic_checkpoints import STAGING_FOLDER, list_checkpoints, remove_checkpoints
 from llm_mer.training.resume import resumed_folder
 from llm_mer.training.run_config import RunConfig
@@ -154,7 +155,7 @@ def claim_output(config: RunConfig) -> Iterator[TrainingOutput]:
         begun, found = max(zip(processes.gather(begun), contents, strict=True))
         content = found or None
         working = beside if training.overwrite_output_dir and (content or begun) else target
-        if working != target and os.path.ismount(target):
+        if working != target and is_mount_point(target):
             raise UserError(f"overwrite_output_dir: {target} is a mount point, which no folder can replace; name one in it")
         training.output_dir = str(working)
         resumed = resumed_folder(training)

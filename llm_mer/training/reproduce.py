@@ -159,6 +159,7 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
     """
     import torch
 
+    from llm_mer.training.atomic_checkpoints import list_checkpoints
     from llm_mer.training.output_folder import claim_output
     from llm_mer.training.run import prepare_run, train_run
     from llm_mer.training.run_config import RunConfig
@@ -174,8 +175,9 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
     given, notes = _recorded_options(then)
     torch.set_num_threads(then.hardware.threads)  # the order of summation depends on it
     moved = {"data": source, "backbone": backbone, "output_dir": str(output)}
+    resume = True if list_checkpoints(output) else None
     repeated = RunConfig.build(
-        {**given, **moved, "resume_from_checkpoint": None, "overwrite_output_dir": False, "seeds": None}
+        {**given, **moved, "resume_from_checkpoint": resume, "overwrite_output_dir": False, "seeds": None}
     )
     with claim_output(repeated) as place:
         run = prepare_run(repeated, then.command)
@@ -203,8 +205,13 @@ def _check_reproducible(then: RunManifest, folder: Path) -> None:
 
 def _new_output(config: ReproduceConfig, folder: Path) -> Path:
     output = Path(config.output or f"{str(folder).rstrip('/')}-reproduced")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output {output}: it is there already; name another folder or delete it")
+    from llm_mer.training.output_folder import finished_content
+
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: it is a file; name a folder")
+    # What an interrupted reproduction left is gone on with.
+    if (content := finished_content(output, resuming=True)) is not None:
+        raise UserError(f"--output {output}: it is there already, and {content}; name another folder or delete it")
     return output
 
 

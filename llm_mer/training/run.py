@@ -33,11 +33,15 @@ logger = logging.getLogger(__name__)
 def save_final(trainer: MerTrainer | HeadTrainer, output: Path) -> None:
     """The checkpoint to answer with, in ``output``: without what only training needs. Called on every rank."""
     staging = output / STAGING_FOLDER / "model"
-    trainer.save_model(str(staging))
-    if trainer.is_world_process_zero():
-        assert trainer.model is not None
-        drop_training_only_parameters(staging, fusion_adapter_of(trainer.model).training_only_parameters())
-        write_checksums(staging)
+    try:
+        trainer.save_model(str(staging))
+        if trainer.is_world_process_zero():
+            assert trainer.model is not None
+            drop_training_only_parameters(staging, fusion_adapter_of(trainer.model).training_only_parameters())
+            write_checksums(staging)
+    except Exception:
+        shutil.rmtree(output / STAGING_FOLDER, ignore_errors=True)  # a full disk has no room for it
+        raise
     trainer.accelerator.wait_for_everyone()
     if trainer.args.local_process_index == 0 and staging.is_dir():
         # The checksums last: a kill in between is then noticed when the checkpoint is loaded.

@@ -85,10 +85,27 @@ def test_work_that_goes_well_ends_with_its_own_code() -> None:
     [
         (UserError("x: no such file"), 2, "p: x: no such file"),
         (Stopped("stopped by SIGTERM"), 143, "p: stopped by SIGTERM"),
-        (PermissionError(errno.EACCES, "Permission denied", "/locked/out"), 2, "p: /locked/out: Permission denied"),
-        (OSError(errno.EROFS, "Read-only file system", "/ro/out"), 2, "p: /ro/out: Read-only file system"),
-        (OSError(errno.ENOSPC, "No space left on device", "/full/out"), 2, "p: /full/out: No space left on device"),
-        (OSError(errno.EFBIG, "File too large", "/limited/out"), 2, "p: /limited/out: File too large"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/locked/out"),
+            2,
+            "p: /locked/out: Permission denied; give this user access to it, or name another place",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/ro/out"),
+            2,
+            "p: /ro/out: Read-only file system; name a place on a disk that can be written",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/full/out"),
+            2,
+            "p: /full/out: No space left on device; make room on its disk, and the same command can be run again",
+        ),
+        (
+            OSError(errno.EFBIG, "File too large", "/limited/out"),
+            2,
+            "p: /limited/out: File too large; no file of that size is allowed there (`ulimit -f` tells a limit); raise it, "
+            "or name another disk",
+        ),
     ],
 )
 def test_a_users_mistake_is_one_line(error: Exception, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +124,8 @@ def test_a_file_in_a_folders_place_is_named(tmp_path: Path, capsys: pytest.Captu
         return 0
 
     assert run_program("p", work) == 2
-    assert capsys.readouterr().err == f"p: {place}: Not a directory\n"
+    advice = "there is a file where a folder is needed; name another place"
+    assert capsys.readouterr().err == f"p: {place}: Not a directory; {advice}\n"
 
 
 @pytest.mark.parametrize(

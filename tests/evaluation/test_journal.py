@@ -138,7 +138,7 @@ def test_answers_of_another_checkpoint_or_other_data_are_not_taken(
 
     config = EvaluateConfig(checkpoint=str(copied), data=[str(store)], output=str(tmp_path / "out"), resamples=20)
     with monkeypatch.context() as patched:
-        patched.setattr("llm_mer.evaluation.evaluate.save_predictions", lambda *_: 1 / 0)
+        patched.setattr("llm_mer.evaluation.evaluate.save_evaluation", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(config)
     other = write_store(make_utterances("test", 8, seed=3), tmp_path / "other")

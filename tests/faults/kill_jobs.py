@@ -66,7 +66,7 @@ class Inputs:
         build_backbone("llama", self.backbone)
         utterances = [*make_utterances("train", 24), *make_utterances("valid", 8), *make_utterances("test", 24)]
         write_store(utterances, self.store)
-        clips = [_clip(self.folder / f"clip-{number}.wav", number) for number in range(8)]
+        clips = [clip(self.folder / f"clip-{number}.wav", number) for number in range(8)]
         self.clips.write_text("".join(f"{json.dumps(clip)}\n" for clip in clips), encoding="utf-8")
         texts = [{"id": f"t{i}", "text": f"we meet at {i}", "emotion": ("joy", "anger")[i % 2]} for i in range(400)]
         self.texts.write_text("".join(f"{json.dumps(text)}\n" for text in texts), encoding="utf-8")
@@ -88,7 +88,7 @@ def _values(words: list[str]) -> list[Any]:
     return [value if len(value) > 1 else value[0] for value in found]
 
 
-def _clip(path: Path, seed: int) -> dict[str, Any]:
+def clip(path: Path, seed: int) -> dict[str, Any]:
     """A quarter of a second of noise as a WAV file, and its line in a manifest."""
     import wave
 

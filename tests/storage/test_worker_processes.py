@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from conftest import ROOT, run_environment
+
+from llm_mer.storage.worker_processes import ended_workers, without_interrupts
 
 PROGRAM = """
 import os, sys, time
@@ -44,3 +52,38 @@ def test_a_worker_ends_when_its_parent_is_killed_and_without_this_it_would_not(
     finally:
         if worker.is_running():
             worker.kill()
+
+
+def test_a_process_that_is_started_without_interrupts_never_gets_ctrl_c_and_this_one_does_again() -> None:
+    asks = [sys.executable, "-c", "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"]
+    with without_interrupts():
+        inside = subprocess.run(asks, capture_output=True, text=True, check=True)
+    after = subprocess.run(asks, capture_output=True, text=True, check=True)
+    assert (inside.stdout, after.stdout) == ("True\n", "False\n")
+
+
+def begin_to_write(process: Any, folder: Path) -> None:
+    process.start()
+    for number in (process.pid, 1):
+        (folder / f".a.npz.{number}.0123abcd.tmp").write_text("half")
+
+
+def interrupted_after(work: Callable[[], None]) -> None:
+    work()
+    raise KeyboardInterrupt
+
+
+def test_an_exception_ends_the_workers_of_its_block_and_no_others(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    before, inside = (context.Process(target=time.sleep, args=(60,)) for _ in range(2))
+    before.start()
+    try:
+        with pytest.raises(KeyboardInterrupt), ended_workers(tmp_path):
+            interrupted_after(lambda: begin_to_write(inside, tmp_path))
+        inside.join(30)
+        assert inside.exitcode == -signal.SIGTERM
+        assert before.is_alive()
+        assert [path.name for path in tmp_path.iterdir()] == [".a.npz.1.0123abcd.tmp"]  # of another process
+    finally:
+        before.kill()
+        before.join()

@@ -32,7 +32,10 @@ def test_places_are_called_by_their_names_or_their_last_part(message: str, shown
 
 def test_a_failure_of_the_machine_is_a_line_and_a_defect_is_none() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "/home/jane/cache/x.bin")
-    assert message_of(full, NAMES) == "~/cache/x.bin: No space left on device"
+    assert (
+        message_of(full, NAMES)
+        == "~/cache/x.bin: No space left on device; make room on its disk, and the same command can be run again"
+    )
     assert "memory is exhausted" in str(message_of(MemoryError("no room"), NAMES))
     assert message_of(KeyError("/home/jane"), NAMES) is None
 

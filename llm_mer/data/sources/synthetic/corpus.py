@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from multiprocessing import get_context
@@ -19,7 +19,7 @@ from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import open_atomically, write_json_atomically
 from llm_mer.storage.json_files import read_json_object
-from llm_mer.storage.worker_processes import end_with_parent
+from llm_mer.storage.worker_processes import end_with_parent, ended_workers, without_interrupts
 
 EMOTIONS: tuple[str, ...] = ("neutral", "joy", "sadness", "anger", "fear", "surprise")
 SHARES: dict[str, float] = {"train": 0.62, "valid": 0.12, "test": 0.26}
@@ -348,8 +348,14 @@ def make_corpus(config: CorpusConfig, progress: bool = True) -> Path:
             _write_clip_in_worker(plan)
             bar.update()
     elif missing:
-        with ProcessPoolExecutor(config.workers, get_context("spawn"), _start_worker, (config,)) as pool:
-            for _ in pool.map(_write_clip_in_worker, missing, chunksize=4):
+        with (
+            ProcessPoolExecutor(config.workers, get_context("spawn"), _start_worker, (config,)) as pool,
+            ended_workers(folder / "clips"),
+        ):
+            with without_interrupts():
+                made = [pool.submit(_write_clip_in_worker, plan) for plan in missing]
+            for one in as_completed(made):
+                one.result()
                 bar.update()
     bar.close()
     manifest = folder / MANIFEST
