@@ -222,8 +222,8 @@ def test_evaluating_twice_gives_the_same_files(trained: Path, store: Path, tmp_p
         ({"split": "holdout"}, "holdout"),
         ({"tasks": ["meld"]}, "meld"),
         ({"conditions": ["shuffle:smell"]}, "smell"),
-        ({"languages": []}, "no utterance in --languages none; it holds en, zh"),
-        ({"languages": ["fr"]}, "no utterance in --languages fr; it holds en, zh"),
+        ({"languages": []}, "languages: empty; choose from en, zh"),
+        ({"languages": ["fr"]}, "languages: 'fr'; choose from en, zh"),
         ({"tasks": []}, "tasks: names no task"),
     ],
 )
