@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llm_mer.checkpoints.backbone_reference import folder_fingerprint
 from llm_mer.checkpoints.description import CheckpointDescription
 from llm_mer.checkpoints.integrity import COMPLETION_MARKER
-from llm_mer.checkpoints.run_differences import resume_may_differ, run_differences
+from llm_mer.checkpoints.run_differences import Difference, resume_may_differ, run_differences
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.prompting.templates import load_prompts
@@ -83,8 +84,15 @@ def check_resume(folder: Path, config: RunConfig, run: RunData, backbone: str | 
     now = run_setup(config, run, prompts, identify_backbone(backbone))
     different = run_differences(saved, now, resume_may_differ(saved.options))
     if different:
-        listed = "; ".join(f"{d.name}: {d.before!r} there, {d.now!r} here" for d in different)
-        raise UserError(f"resume_from_checkpoint: {folder} is of another run: {listed}")
+        raise another_run(folder, different)
+
+
+def another_run(folder: Path, different: Sequence[Difference]) -> UserError:
+    """Why a run cannot go on from a checkpoint, and for another number of processes what would be right."""
+    listed = "; ".join(f"{d.name}: {d.before!r} there, {d.now!r} here" for d in different)
+    before = next((d.before for d in different if d.name == "processes"), None)
+    advice = "" if before is None else f"; start it on {before} again, or train anew into another output_dir"
+    return UserError(f"resume_from_checkpoint: {folder} is of another run: {listed}{advice}")
 
 
 def identify_backbone(source: str | None) -> dict[str, Any] | None:
