@@ -136,7 +136,8 @@ WRITE_JOBS: dict[str, WriteJob] = {
         lambda i, out: [
             *("prompts", "compare", "--prompts", "short"),
             *options(checkpoint=i.checkpoint, data=i / "store", output=out, label_orders=1, resamples=20),
-        ]
+        ],
+        keeps=("predictions.jsonl", "prompts.json", "prompts.md"),
     ),
     "extract": WriteJob(
         lambda i, out: ["extract", *options(manifest=i / "clips.jsonl", output=out, vision="none", workers=1)],
