@@ -175,7 +175,7 @@ def table(options: argparse.Namespace, store_folder: Path) -> str:
     if not done:
         raise SystemExit(f"{options.output}: no finished run")
     test = {name: load_answers(options.output / name, "test") for name in done}
-    valid = {name: load_answers(options.output / name, "valid")[ANSWERS] for name in done}
+    valid = {name: load_answers(options.output / name, "valid") for name in done}
     first = test[done[0]][ANSWERS]
     clips = [clip_of(i) for i in first.ids]
     if any(answers[ANSWERS].ids != first.ids for answers in test.values()):
@@ -195,7 +195,7 @@ def table(options: argparse.Namespace, store_folder: Path) -> str:
         )
 
     head = (
-        f"accuracy, validation (n={len(next(iter(valid.values())).ids)})",
+        f"accuracy, validation (n={len(next(iter(valid.values()))[ANSWERS].ids)})",
         f"accuracy, test (n={len(first.ids)}, {len(set(clips))} clips)",
         f"words agree (n={int(first.agree.sum())})",
         f"words conflict (n={int((~first.agree).sum())})",
@@ -204,8 +204,7 @@ def table(options: argparse.Namespace, store_folder: Path) -> str:
         "equal to the adapter's head",
     )
     lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-    held, truth = voice_vectors(store, "valid")
-    score = f"{voice.score(held, truth):.3f}"
+    score = f"{voice.score(*voice_vectors(store, 'valid')):.3f}"
     lines.append(row("logistic regression on the voice", score, np.array(classes)[sound.argmax(axis=1)] == first.truth))
     if "words" in test:
         words = test["words"][ANSWERS]
@@ -216,14 +215,16 @@ def table(options: argparse.Namespace, store_folder: Path) -> str:
         as_is = test[name][ANSWERS]
         swapped = [next((c for c in names if c in test[name]), None) for names in ((SOUND_SHUFFLED,), WORDS_SHUFFLED)]
         changed = ["" if c is None else f"{(test[name][c].answer != as_is.answer).mean():.3f}" for c in swapped]
-        validation = f"{(valid[name].answer == valid[name].truth).mean():.3f}"
+        held = valid[name]
+        validation = {way: f"{(held[way].answer == held[way].truth).mean():.3f}" for way in (ANSWERS, POOLED) if way in held}
         agreement = f"{(as_is.head == as_is.answer).mean():.3f}"
-        lines.append(row(f"`{name}`", validation, as_is.answer == as_is.truth, *changed, agreement))
+        lines.append(row(f"`{name}`", validation[ANSWERS], as_is.answer == as_is.truth, *changed, agreement))
         heard = as_is.head != ""
         if heard.any():
-            lines.append(row(f"`{name}`, the adapter's own head", "", as_is.head == as_is.truth))
+            by_head = held[ANSWERS].head == held[ANSWERS].truth
+            lines.append(row(f"`{name}`, the adapter's own head", f"{by_head.mean():.3f}", as_is.head == as_is.truth))
         if POOLED in test[name]:
-            lines.append(row(f"`{name}`, pooled", "", test[name][POOLED].answer == first.truth))
+            lines.append(row(f"`{name}`, pooled", validation[POOLED], test[name][POOLED].answer == first.truth))
     for twin in ("words", "text_twin"):
         if twin not in test:
             continue
