@@ -61,14 +61,14 @@ def run_program(
         work: returns the exit code of a successful run.
         interrupted: message after Ctrl-C.
     """
-    configure_logging()
-    set_library_defaults()
     with handle_interrupts(program):
         return _run(program, work, interrupted)
 
 
 def _run(program: str, work: Callable[[], int], interrupted: str) -> int:
     try:
+        configure_logging()
+        set_library_defaults()
         code = work()
         shutdown_process_group()
         write_standard_output()

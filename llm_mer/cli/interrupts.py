@@ -6,13 +6,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 AT_ONCE = 3
 """The Ctrl-C that is not waited for."""
 EXIT_CODE = 130
+RESEND_SECONDS = 0.05
+"""After which a Ctrl-C that Python ignored is sent again."""
 
 
 class Interrupts:
@@ -21,6 +23,7 @@ class Interrupts:
     def __init__(self, program: str) -> None:
         self.program = program
         self.received = 0
+        self.others: Callable[[sys.UnraisableHookArgs], object] = sys.unraisablehook
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle SIGINT."""
@@ -32,6 +35,15 @@ class Interrupts:
             self._say("interrupted, and cleaning up; once more ends it at once")
             return
         os._exit(EXIT_CODE)
+
+    def receive_again(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """``sys.unraisablehook``: a Ctrl-C that came while Python deleted an object is lost there, and is sent again."""
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            self.others(unraisable)
+            return
+        self.received = 0
+        # A moment later: raised here it would be lost as well.
+        threading.Timer(RESEND_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     def _say(self, text: str) -> None:
         with suppress(OSError):  # a terminal that has gone
@@ -50,8 +62,10 @@ def handle_interrupts(program: str) -> Iterator[Interrupts]:
         yield counted
         return
     signal.signal(signal.SIGINT, counted)
+    sys.unraisablehook = counted.receive_again
     try:
         yield counted
     finally:
+        sys.unraisablehook = counted.others
         if not counted.received:
             signal.signal(signal.SIGINT, signal.default_int_handler)

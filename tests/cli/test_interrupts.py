@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -88,3 +89,22 @@ def test_without_a_ctrl_c_and_for_somebody_elses_handler_all_is_as_before() -> N
         assert signal.getsignal(signal.SIGINT) is own
         press()
     assert counted.received == 0
+
+
+def test_a_ctrl_c_that_python_ignores_in_a_finaliser_still_ends_the_work(capfd: pytest.CaptureFixture[str]) -> None:
+    class Deleted:
+        def __del__(self) -> None:
+            press()
+            sum(range(1000))
+
+    def work() -> int:
+        there = Deleted()
+        del there
+        time.sleep(10)  # the Ctrl-C sent again ends it
+        return 0
+
+    before, began = sys.unraisablehook, time.monotonic()
+    assert run_program("p", work, "interrupted; call it again") == 130
+    assert time.monotonic() - began < 9
+    assert [line for line in capfd.readouterr().err.splitlines() if line] == ["p: interrupted; call it again"]
+    assert sys.unraisablehook is before

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from llm_mer.storage.locks import lock_output
 
 JOB = """
@@ -38,6 +40,7 @@ def run_job(folder: Path, *targets: Path) -> list[str]:
     return [Path(f"{targets[0]}.rank-{rank}").read_text() for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_every_rank_learns_of_a_refusal(tmp_path: Path) -> None:
     assert run_job(tmp_path, tmp_path / "one", tmp_path / "two") == ["held", "held"]
     with lock_output(tmp_path / "two"):

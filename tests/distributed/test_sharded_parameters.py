@@ -90,6 +90,7 @@ def deepspeed_lacks() -> str | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(deepspeed_lacks() is not None, reason=str(deepspeed_lacks()))
 def test_zero2_adds_up_gradients_of_the_same_parameters_though_an_lstm_has_them_in_another_order(tmp_path: Path) -> None:
     """And DeepSpeed alone does not: once it does, ``OrderedGradientReduction`` may go."""

@@ -39,7 +39,8 @@ def test_a_mistake_ends_in_one_line_without_a_traceback(store: Path, tmp_path: P
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("how", ["options", pytest.param("file", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["options", "file"])
 def test_accelerate_on_a_cpu_asked_for_two_processes_is_refused_with_the_command_that_works(
     how: str, store: Path, tmp_path: Path
 ) -> None:

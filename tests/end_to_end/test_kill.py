@@ -123,6 +123,7 @@ def killed_runs(
         assert not [path for path in list_checkpoints(output)[:2] if find_corruption(path) is not None]
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_a_random_moment_ends_with_the_weights_of_one_left_alone(
     backbones: dict[str, Path], store: Path, tmp_path: Path
 ) -> None:

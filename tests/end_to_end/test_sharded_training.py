@@ -84,7 +84,7 @@ def fsdp_in_float32(tmp_path: Path) -> Path:
         pytest.param("zero2", marks=[needs_deepspeed, pytest.mark.slow]),
         pytest.param("zero3", marks=[needs_deepspeed, pytest.mark.slow]),
         pytest.param("zero3_offload", marks=[needs_deepspeed, pytest.mark.slow]),
-        "fsdp2",
+        pytest.param("fsdp2", marks=pytest.mark.slow),
         pytest.param(None, marks=pytest.mark.slow, id="ddp"),
     ],
 )

@@ -74,7 +74,7 @@ def test_the_table_has_each_share(bench: object, tmp_path: Path) -> None:
     unsure, right = [0.50001] * 8, [0.9 if t == "anger" else 0.1 for t in truth]
     for name, answers in (
         ("words", {"as is": unsure}),
-        ("default", {"as is": right, "audio shuffled": [1 - p for p in right]}),
+        ("default", {"as is": right, "pooled": unsure, "audio shuffled": [1 - p for p in right]}),
     ):
         for split in ("valid", "test"):
             evaluation(tmp_path / "runs" / name, split, truth, answers)
@@ -88,7 +88,15 @@ def test_the_table_has_each_share(bench: object, tmp_path: Path) -> None:
     assert rows["product of that and `words`"][1].startswith("1.000 ")  # the sure voice outweighs unsure words
     assert rows["`words`"][:4] == ["0.500", "0.500 [0.000, 1.000]", "0.000", "1.000"]
     assert rows["`words`"][6] == "1.000"
-    paired = [line for line in bench.table(options, store).splitlines() if line.startswith("| `default`")]
+    lines = bench.table(options, store).splitlines()
+    paired = [line for line in lines if line.startswith("| `default` |")]
     whole = [cell.strip() for cell in paired[0].split("|")[2:-1]]
     assert (whole[0], whole[1][:5], *whole[4:]) == ("1.000", "1.000", "1.000", "", "0.500")
     assert paired[1].startswith("| `default` | +0.500 ")
+    beside = {
+        name: [line for line in lines if line.startswith(f"| `default`, {name} |")]
+        for name in ("pooled", "the adapter's own head")
+    }
+    assert beside["pooled"][0].startswith("| `default`, pooled | 0.500 | 0.500 ")
+    assert beside["pooled"][1].startswith("| `default`, pooled | +0.000 ")
+    assert [line[:50] for line in beside["the adapter's own head"]] == ["| `default`, the adapter's own head | 0.500 | 0.50"]

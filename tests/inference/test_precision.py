@@ -158,7 +158,7 @@ def test_an_unfinished_evaluation_does_not_go_on_in_another_precision(
 ) -> None:
     config = EvaluateConfig(str(trained), [str(store)], str(tmp_path), limit=4, resamples=10, dtype="bfloat16")
     with monkeypatch.context() as patched:
-        patched.setattr("llm_mer.evaluation.evaluate.save_predictions", lambda *_: 1 / 0)
+        patched.setattr("llm_mer.evaluation.evaluate.save_evaluation", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_evaluation(config)
     assert (tmp_path / JOURNAL).is_file()

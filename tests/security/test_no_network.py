@@ -121,6 +121,7 @@ def test_extraction_asks_no_network(recorded: Recorded, tmp_path: Path) -> None:
     assert recorded.run("-m", "llm_mer", "extract", *extract) == []
 
 
+@pytest.mark.slow
 def test_a_comparison_asks_no_network(recorded: Recorded, small_store: Path, tmp_path: Path) -> None:
     names = iter(training_options(small_store, "none", "unused", max_steps=1))
     values = {name.removeprefix("--"): yaml.safe_load(value) for name, value in zip(names, names, strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -268,8 +269,11 @@ class _ClipWriter:
         level = envelope(samples, self.synthesiser.rate, config.fps, frames)
         intensity, curve = plan.intensity * plan.face, plan.curve * plan.face
         pixels = render(speaker.look, plan.emotion, intensity, curve, level, config.fps, config.size, [*plan.seed, 2])
+        # In memory first: a disk that fills up in a callback of the muxer would print a traceback beside the one line.
+        clip = io.BytesIO()
+        write_clip(clip, pixels, samples, config.fps, self.synthesiser.rate)
         with open_atomically(clip_path(Path(config.output), plan), "wb") as stream:
-            write_clip(stream, pixels, samples, config.fps, self.synthesiser.rate)
+            stream.write(clip.getbuffer())
 
 
 def clip_path(folder: Path, plan: Plan) -> Path:
