@@ -1,4 +1,7 @@
-"""What each micro-batch's losses weigh in the whole step, and the losses' way into the log."""
+"""What each micro-batch's losses weigh in the whole step, and how they are logged.
+
+The loss itself is put together in ``MerTraining.compute_loss`` (:mod:`llm_mer.training.trainer`).
+"""
 
 from __future__ import annotations
 

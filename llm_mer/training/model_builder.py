@@ -359,9 +359,9 @@ def add_lora(base: MerForConditionalGeneration, model: ModelArguments) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    from llm_mer.backbones.loading import lora_targets
+    from llm_mer.backbones.lora_targets import find_lora_targets
 
-    targets = lora_targets(base.model.language_model, model.lora_targets)
+    targets = find_lora_targets(base.model.language_model, model.lora_targets)
     blocks = len(language_blocks(model.lora_sharing))
     config = LoraConfig(
         r=blocks * max(model.lora_r, 1),

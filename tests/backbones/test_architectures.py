@@ -13,7 +13,8 @@ import torch
 from conftest import build_tokenizer, training_options
 from transformers import AutoModelForCausalLM, Glm4Config, GlmConfig, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
-from llm_mer.backbones.loading import load_backbone, lora_targets
+from llm_mer.backbones.loading import load_backbone
+from llm_mer.backbones.lora_targets import find_lora_targets
 from llm_mer.inference.predictor import Predictor
 from llm_mer.model.collator import MerCollator
 from llm_mer.model.modeling_mer import conditional_generation_of, fusion_adapter_of
@@ -134,7 +135,7 @@ def trainer(folder: Path, store: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def test_lora_targets_are_the_projections_of_every_block(family: str, folder: Path) -> None:
     loaded = load_backbone(folder)
-    assert lora_targets(loaded.model) == FAMILIES[family].targets
+    assert find_lora_targets(loaded.model) == FAMILIES[family].targets
     weights = [name for name, value in loaded.model.named_parameters() if ".layers." in name and value.ndim == 2]
     assert len(weights) == LAYERS * len(FAMILIES[family].targets)  # there is no other matrix in a block
 

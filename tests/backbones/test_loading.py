@@ -13,7 +13,8 @@ import torch
 from conftest import build_tokenizer
 
 import llm_mer.backbones.loading
-from llm_mer.backbones.loading import embedding_norm, load_backbone, lora_targets, quantization_config, read_tokenizer
+from llm_mer.backbones.loading import embedding_norm, load_backbone, quantization_config, read_tokenizer
+from llm_mer.backbones.lora_targets import find_lora_targets
 from llm_mer.checkpoints.loading import load_tokenizer
 from llm_mer.errors import UserError
 
@@ -29,8 +30,8 @@ def test_lora_targets_are_every_projection_of_the_blocks_and_never_the_head(
     architecture: str, backbones: dict[str, Path]
 ) -> None:
     model = load_backbone(backbones[architecture]).model
-    assert lora_targets(model) == TARGETS[architecture]
-    assert lora_targets(model.base_model) == TARGETS[architecture]
+    assert find_lora_targets(model) == TARGETS[architecture]
+    assert find_lora_targets(model.base_model) == TARGETS[architecture]
 
 
 @pytest.mark.parametrize("architecture", list(TARGETS))
@@ -50,7 +51,7 @@ def test_lora_sits_in_every_block_and_not_in_the_adapter(
 
 def test_a_model_without_blocks_asks_for_targets() -> None:
     with pytest.raises(UserError, match="set lora_targets"):
-        lora_targets(torch.nn.Linear(2, 2))
+        find_lora_targets(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("architecture", list(TARGETS))

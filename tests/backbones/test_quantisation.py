@@ -12,7 +12,8 @@ import torch
 from conftest import build_quantisable, training_options
 from torch import nn
 
-from llm_mer.backbones.loading import load_backbone, lora_targets
+from llm_mer.backbones.loading import load_backbone
+from llm_mer.backbones.lora_targets import find_lora_targets
 from llm_mer.errors import UserError
 from llm_mer.inference.predictor import Predictor
 from llm_mer.model.modeling_mer import fusion_adapter_of
@@ -55,8 +56,8 @@ def build(backbone: Path, store: Path, output: Path, quantization: str, **change
 
 def test_every_projection_of_the_blocks_is_quantised_and_the_rest_is_not(quantization: str, backbone: Path) -> None:
     loaded = load_backbone(backbone, quantization=quantization).model
-    targets = lora_targets(loaded)
-    assert targets == lora_targets(load_backbone(backbone).model)
+    targets = find_lora_targets(loaded)
+    assert targets == find_lora_targets(load_backbone(backbone).model)
     assert len(quantised_layers(loaded, quantization)) == 2 * len(targets)
     assert loaded.get_input_embeddings().weight.dtype == torch.float32
     assert loaded.get_output_embeddings().weight.dtype == torch.float32

@@ -53,7 +53,7 @@ def check_metrics(config: CompareConfig) -> None:
     """Raise :class:`UserError` for a metric the table cannot hold."""
     unknown = sorted(set(config.metrics) - set(METRICS))
     if unknown:
-        raise UserError(f"metrics: {', '.join(unknown)} is none; choose from {', '.join(METRICS)}")
+        raise UserError(f"metrics: {', '.join(unknown)} is unknown; choose from {', '.join(METRICS)}")
 
 
 def plan_systems(config: CompareConfig) -> list[System]:
@@ -66,7 +66,7 @@ def plan_systems(config: CompareConfig) -> list[System]:
     names = known if config.adapters == ["all"] else [use_adapter(name) for name in config.adapters]
     for name in names:
         if name not in known and ":" not in name:
-            raise UserError(f"adapters: {name!r} is none; choose from {', '.join(known)}, package.module:Class, or all")
+            raise UserError(f"adapters: {name!r} is unknown; choose from {', '.join(known)}, package.module:Class, or all")
     systems = []
     for backbone in config.backbones or [""]:
         for name in names:

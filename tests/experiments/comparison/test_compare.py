@@ -531,7 +531,7 @@ def test_a_split_or_metric_that_is_none_is_told_before_any_training(
     with pytest.raises(UserError, match=r"no split 'tset'; it holds .*test"):
         run(config)
     config.metrics = ["f2"]
-    with pytest.raises(UserError, match="metrics: f2 is none; choose from accuracy"):
+    with pytest.raises(UserError, match="metrics: f2 is unknown; choose from accuracy"):
         run(config)
 
 
