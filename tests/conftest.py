@@ -15,6 +15,7 @@ if os.environ.get("LLM_MER_TEST_DEVICE", "cpu") == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what the tests state holds on a CPU; those in tests/gpu name their device
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -136,6 +137,18 @@ class Shared:
                 build(scratch)
                 scratch.rename(target)
         return target
+
+
+def pytest_configure() -> None:
+    """Programs that tests start obey signals, also where pytest was started to ignore them (in the background, by nohup)."""
+    defaults = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
+    for number, handler in defaults.items():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

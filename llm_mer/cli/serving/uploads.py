@@ -60,14 +60,14 @@ def private_folder(keep_seconds: float) -> Iterator[Path]:
 
 def _remove(folder: Path) -> None:
     """Remove the folder though signals come meanwhile; what cannot be removed is said."""
-    with _deaf():
+    with _ignoring_signals():
         shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         logger.warning("%s holds uploads and could not be removed; delete it", folder)
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
+def _ignoring_signals() -> Iterator[None]:
     """Ignore the signals that end a program; nothing outside the main thread, where none arrives."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -82,7 +82,10 @@ def _deaf() -> Iterator[None]:
 
 @contextmanager
 def clean_up_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP (a closed terminal) end the program as an exception does, with exit code 128 + their number."""
+    """SIGTERM and SIGHUP (a closed terminal) end the program as an exception does, with exit code 128 + their number.
+
+    One that is ignored already, as ``nohup`` does with SIGHUP, stays ignored.
+    """
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
@@ -91,7 +94,11 @@ def clean_up_on_signals() -> Iterator[None]:
         signal.raise_signal(signal.SIGTERM)  # which a server may have taken over, to end its connections first
 
     handlers = {signal.SIGTERM: end, signal.SIGHUP: hang_up}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in handlers.items()
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:

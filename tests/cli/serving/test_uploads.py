@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_environment
 
-from llm_mer.cli.serving.uploads import GRADIO_FOLDER, bytes_held, private_folder, remove_older
+from llm_mer.cli.serving.uploads import GRADIO_FOLDER, bytes_held, clean_up_on_signals, private_folder, remove_older
 from llm_mer.errors import UserError
 
 PROGRAM = """
@@ -83,13 +83,27 @@ def test_the_folder_is_removed_when_a_signal_or_an_error_ends_the_program(
         stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        if ending is not None:
-            assert len(list(tmp_path.iterdir())) == 1
-            process.send_signal(ending)
-        assert process.wait(30) == code
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            if ending is not None:
+                assert len(list(tmp_path.iterdir())) == 1
+                process.send_signal(ending)
+            assert process.wait(30) == code
+        finally:
+            process.kill()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+    try:
+        with clean_up_on_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_cannot_be_removed_is_said(

@@ -85,7 +85,7 @@ def test_every_row_of_the_papers_tables_is_an_option_its_adapter_has(name: str) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"adapters": ["nope"]}, "'nope' is none"),
+        ({"adapters": ["nope"]}, "'nope' is unknown"),
         ({"ablations": ["egmf"]}, "write paper"),
         ({"ablations": ["egmf:colour=red"]}, "no option colour"),
         ({"ablations": ["egmf:feature_sizes=3"]}, "no option feature_sizes"),
