@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,37 +69,42 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     return calibration
 
 
-def fit(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> tuple[Temperature, ...]:
-    """The temperature of each task and language that has truths and probabilities, in the order of the tasks."""
-    found = []
+def answers_by_question(
+    predictions: Sequence[Prediction], tasks: Sequence[Task]
+) -> Iterator[tuple[Task, str, list[Prediction]]]:
+    """Each task and language with its answers that have truths and probabilities, in the order of the tasks."""
     for task in tasks:
         known = [p for p in predictions if p.task == task.name and p.truth is not None and p.log_probabilities]
         for language in sorted({p.language for p in known}):
-            log_probs, truth = answer_arrays(task, [p for p in known if p.language == language])
-            temperature = fit_temperature(log_probs, truth)
-            rows = np.arange(len(truth))
-            before, after = (-scale_by_temperature(log_probs, t)[rows, truth].mean() for t in (1.0, temperature))
-            found.append(Temperature(task.name, language, temperature, len(truth), float(before), float(after)))
+            yield task, language, [p for p in known if p.language == language]
+
+
+def fit(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> tuple[Temperature, ...]:
+    """The temperature of each task and language that has truths and probabilities, in the order of the tasks."""
+    found = []
+    for task, language, own in answers_by_question(predictions, tasks):
+        log_probs, truth = answer_arrays(task, own)
+        temperature = fit_temperature(log_probs, truth)
+        rows = np.arange(len(truth))
+        before, after = (-scale_by_temperature(log_probs, t)[rows, truth].mean() for t in (1.0, temperature))
+        found.append(Temperature(task.name, language, temperature, len(truth), float(before), float(after)))
     return tuple(found)
 
 
 def fit_pools(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> tuple[Pool, ...]:
     """The weights of each task and language of which the answers carry several distributions, in the order of the tasks."""
     found = []
-    for task in tasks:
-        known = [p for p in predictions if p.task == task.name and p.truth is not None and p.log_probabilities]
-        for language in sorted({p.language for p in known}):
-            own = [p for p in known if p.language == language]
-            scores = [poolable_scores(p, task) for p in own]
-            names = list(scores[0])
-            if len(names) < 2:
-                continue
-            stacked = np.array([[values[name] for name in names] for values in scores])  # (N, K, C)
-            _, truth = answer_arrays(task, own)
-            alone = {name: _fitted(stacked[:, [k]], truth)[1] for k, name in enumerate(names)}
-            weights, nll = _fitted(stacked, truth)
-            shares = {name: float(weight) for name, weight in zip(names, weights, strict=True)}
-            found.append(Pool(task.name, language, shares, len(own), alone, nll))
+    for task, language, own in answers_by_question(predictions, tasks):
+        scores = [poolable_scores(p, task) for p in own]
+        names = list(scores[0])
+        if len(names) < 2:
+            continue
+        stacked = np.array([[values[name] for name in names] for values in scores])  # (N, K, C)
+        _, truth = answer_arrays(task, own)
+        alone = {name: _fitted(stacked[:, [k]], truth)[1] for k, name in enumerate(names)}
+        weights, nll = _fitted(stacked, truth)
+        shares = {name: float(weight) for name, weight in zip(names, weights, strict=True)}
+        found.append(Pool(task.name, language, shares, len(own), alone, nll))
     return tuple(found)
 
 

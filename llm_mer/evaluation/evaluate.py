@@ -290,8 +290,9 @@ def _calibration_warnings(pipeline: MerPipeline, planned: EvaluationPlan, split:
     note = fitted.other_precision(pipeline.predictor.precision)
     warnings = [] if note is None else [note]
     if split == CALIBRATION_SPLIT and fitted.data == planned.fingerprint:
+        pooled = " and every score of pooled answers" if pipeline.predictor.pool_weights else ""
         warnings.append(
-            f"the temperatures were fitted on this split, {split!r}: its NLL, Brier and ECE flatter the checkpoint"
+            f"the temperatures were fitted on this split, {split!r}: its NLL, Brier and ECE{pooled} flatter the checkpoint"
         )
     return warnings
 

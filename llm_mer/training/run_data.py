@@ -98,26 +98,19 @@ def warn_of_data(train: MerDataset, evaluation: MerDataset | None, arguments: Da
     if arguments.eval_split == arguments.train_split:
         logger.warning("eval_split is train_split, %r: its scores are of what was trained on", arguments.train_split)
         return
-    shared = sorted(train.dialogues() & evaluation.dialogues())
-    if shared:
-        logger.warning(
-            "%d dialogues are in %r and in %r, e.g. %r: scores there are of what was trained on in part; llm-mer validate "
-            "lists them",
-            len(shared),
-            arguments.train_split,
-            arguments.eval_split,
-            shared[0],
-        )
     media = sorted(train.media() & evaluation.media())
-    if media:
-        logger.warning(
-            "%d media files are in %r and in %r, e.g. %s: scores there are of what was trained on; llm-mer validate lists "
-            "them",
-            len(media),
-            arguments.train_split,
-            arguments.eval_split,
-            media[0],
-        )
+    dialogues = [repr(name) for name in sorted(train.dialogues() & evaluation.dialogues())]
+    for what, shared, extent in (("dialogues", dialogues, "on in part"), ("media files", media, "on")):
+        if shared:
+            logger.warning(
+                "%d %s are in %r and in %r, e.g. %s: scores there are of what was trained %s; llm-mer validate lists them",
+                len(shared),
+                what,
+                arguments.train_split,
+                arguments.eval_split,
+                shared[0],
+                extent,
+            )
 
 
 def check_texts(datasets: Sequence[MerDataset]) -> None:

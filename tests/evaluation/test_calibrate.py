@@ -120,7 +120,8 @@ def test_the_report_shows_both_and_validation_warns_that_it_was_fitted_there(
 ) -> None:
     config = EvaluateConfig(str(calibrated), [str(store)], str(tmp_path), split="valid", resamples=20, limit=12)
     evaluation, predictions = evaluate(config, progress=False)
-    assert [w for w in evaluation.warnings if "temperatures were fitted on this split, 'valid'" in w]
+    (warning,) = [w for w in evaluation.warnings if "temperatures were fitted on this split, 'valid'" in w]
+    assert warning.endswith("its NLL, Brier and ECE and every score of pooled answers flatter the checkpoint")
     evaluation.save(tmp_path)
     save_predictions(tmp_path / PREDICTIONS, predictions)
     page, _ = build_page(ReportConfig(evaluations=[str(tmp_path)]))

@@ -8,7 +8,6 @@ worker is left, and the same command then ends with what an undisturbed run ends
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from kill_jobs import JOBS, OUTPUT  # noqa: E402
-from kills import Kills, Round, table, wait_for_orphans  # noqa: E402
+from kills import Kills, Round, parse_rounds, table, wait_for_orphans  # noqa: E402
 
 EXIT_CODE = 130
 LONGEST_CLEAN_UP = 60.0
@@ -80,20 +79,11 @@ def left_behind(folder: Path) -> str | None:
 
 def main() -> int:
     """Interrupt; the exit code is 1 where something was wrong."""
-    parser = argparse.ArgumentParser(description="interrupt commands twice at random moments", allow_abbrev=False)
-    parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"of {', '.join(COMMANDS)}; default: all")
-    parser.add_argument("--rounds", type=int, default=5, help="of each command")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path("build/interrupts"), help="of inputs and results")
-    given = parser.parse_args()
-    names = given.commands or list(COMMANDS)
-    if unknown := set(names) - set(COMMANDS):
-        parser.error(f"unknown commands {', '.join(sorted(unknown))}; choose from {', '.join(COMMANDS)}")
-    given.folder.mkdir(parents=True, exist_ok=True)
+    given = parse_rounds("interrupt commands twice at random moments", COMMANDS, 5, "build/interrupts")
     rounds = []
     interrupts = Interrupts(given.folder.resolve(), given.seed)
     interrupts.inputs.make()
-    for command in names:
+    for command in given.commands:
         for number in range(given.rounds):
             found = interrupts.run_round(command, number)
             rounds.append(found)

@@ -197,23 +197,29 @@ def table(rounds: Sequence[Round]) -> str:
     return "\n".join(lines)
 
 
+def parse_rounds(description: str, commands: Sequence[str], rounds: int, folder: str) -> argparse.Namespace:
+    """Which ``commands`` to disturb (all where none is named), how often, with which seed and in what folder."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"of {', '.join(commands)}; default: all")
+    parser.add_argument("--rounds", type=int, default=rounds, help="of each command")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path(folder), help="of inputs, results and notes")
+    given = parser.parse_args()
+    given.commands = given.commands or list(commands)
+    if unknown := set(given.commands) - set(commands):
+        parser.error(f"unknown commands {', '.join(sorted(unknown))}; choose from {', '.join(commands)}")
+    given.folder.mkdir(parents=True, exist_ok=True)
+    return given
+
+
 def main() -> int:
     """Kill; the exit code is 1 where a result is not that of an undisturbed run."""
-    parser = argparse.ArgumentParser(description="kill commands at random moments and go on", allow_abbrev=False)
-    parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"of {', '.join(JOBS)}; default: all")
-    parser.add_argument("--rounds", type=int, default=20, help="kills of each command")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path("build/kills"), help="of inputs, results and notes")
-    given = parser.parse_args()
-    names = given.commands or list(JOBS)
-    if unknown := set(names) - set(JOBS):
-        parser.error(f"unknown commands {', '.join(sorted(unknown))}; choose from {', '.join(JOBS)}")
-    given.folder.mkdir(parents=True, exist_ok=True)
+    given = parse_rounds("kill commands at random moments and go on", list(JOBS), 20, "build/kills")
     notes = given.folder / NOTES
     kills = Kills(given.folder.resolve(), given.seed)
     kills.inputs.make()
     done = read_rounds(notes, given.seed)
-    for command in names:
+    for command in given.commands:
         for number in range(given.rounds):
             if (command, number) not in done:
                 found = kills.run_round(command, number)
@@ -225,7 +231,7 @@ def main() -> int:
             last = done[command, number]
             told = last.failure or "as undisturbed"
             print(f"{command} {number + 1}/{given.rounds}, at {last.second:.2f} s: {told}", flush=True)
-    asked = [done[command, number] for command in names for number in range(given.rounds)]
+    asked = [done[command, number] for command in given.commands for number in range(given.rounds)]
     print(table(asked))
     return int(any(each.failure is not None for each in asked))
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_environment
+from launchers import run_two_rounds
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -19,17 +18,7 @@ from interrupts import COMMANDS, left_behind, what_is_wrong
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_interrupted_twice_cleans_up_and_goes_on(command: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, interrupts.__file__, command, "--rounds", "2", "--seed", "3", "--folder", str(tmp_path)],
-        cwd=ROOT,
-        env=run_environment(PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert f"{command} 2/2" in done.stdout
+    run_two_rounds(interrupts.__file__, command, 3, tmp_path)
 
 
 LINE = "llm-mer infer: interrupted; the same command goes on from here"

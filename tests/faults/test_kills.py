@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_environment
+from launchers import run_two_rounds
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -21,18 +20,7 @@ from kills import Kills, Round, read_rounds, table
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("command", JOBS)
 def test_a_command_killed_twice_ends_as_an_undisturbed_one(command: str, tmp_path: Path) -> None:
-
-    done = subprocess.run(
-        [sys.executable, kills.__file__, command, "--rounds", "2", "--seed", "5", "--folder", str(tmp_path)],
-        cwd=ROOT,
-        env=run_environment(PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert f"{command} 2/2" in done.stdout
+    run_two_rounds(kills.__file__, command, 5, tmp_path)
 
 
 def places(folder: Path) -> tuple[Kills, Path, Path]:

@@ -31,6 +31,21 @@ def launch(command: list[str], argv: list[str], timeout: int = 400) -> subproces
     )
 
 
+def run_two_rounds(program: str, command: str, seed: int, folder: Path) -> None:
+    """Let ``tests/faults/kills.py`` or ``interrupts.py`` disturb a command twice, which must end as it says it should."""
+    done = subprocess.run(
+        [sys.executable, program, command, "--rounds", "2", "--seed", str(seed), "--folder", str(folder)],
+        cwd=ROOT,
+        env=run_environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f"{command} 2/2" in done.stdout
+
+
 def history(folder: Path) -> list[dict[str, float]]:
     return [line for line in json.loads((folder / "log_history.json").read_text()) if "loss" in line]
 
