@@ -11,6 +11,7 @@ import numpy as np
 
 from llm_mer.evaluation.clusters import FEW, Clusters
 from llm_mer.evaluation.metrics import class_indices
+from llm_mer.evaluation.p_values import PValue, two_sided_p
 from llm_mer.prompting.tasks import Task
 
 BLOCK = 250
@@ -244,29 +245,6 @@ def mean_interval(values: np.ndarray, clusters: Clusters, resamples: int, seed: 
     return percentile_interval(expand(spread, clusters.count), within=(float(values.min()), float(values.max())))
 
 
-def two_sided_p(differences: np.ndarray) -> float:
-    """p-value of a difference being 0, from its resampled values ``(R,)``.
-
-    Twice the smaller share of resamples on either side of zero, with one added to each count so that p is never 0.
-    """
-    below, above = ((np.sum(side) + 1) / (len(differences) + 1) for side in (differences <= 0, differences >= 0))
-    return float(min(1.0, 2 * min(below, above)))
-
-
-def adjusted_p(p_values: Sequence[float]) -> list[float]:
-    """p-values of one table, adjusted for their number (Benjamini and Hochberg): one policy for every command.
-
-    One that is NaN, of a comparison that is undefined, stays NaN and does not count.
-    """
-    from scipy.stats import false_discovery_control
-
-    given = np.array(p_values, dtype=np.float64)
-    known = ~np.isnan(given)
-    if known.any():
-        given[known] = false_discovery_control(given[known])
-    return [float(p) for p in given]
-
-
 def metric_intervals(
     task: Task,
     truth: Sequence[Any],
@@ -296,7 +274,7 @@ def paired_difference(
     resamples: int,
     seed: int,
     clusters: Clusters | None = None,
-) -> tuple[float, tuple[float, float], float]:
+) -> tuple[float, tuple[float, float], PValue]:
     """``metric(first) − metric(second)``, its 95 % interval and two-sided p-value, rows (or clusters) resampled in pairs."""
     return paired_difference_over_seeds(task, metric, truth, [first], [second], resamples, seed, clusters)
 
@@ -310,7 +288,7 @@ def paired_difference_over_seeds(
     resamples: int,
     seed: int,
     clusters: Clusters | None = None,
-) -> tuple[float, tuple[float, float], float]:
+) -> tuple[float, tuple[float, float], PValue]:
     """:func:`paired_difference` of two systems trained with several seeds each, ``first[seed][sample]``.
 
     Two things are random. **Utterances**: they (or their ``clusters``) are resampled, the same for every seed and both
@@ -326,7 +304,7 @@ def paired_difference_over_seeds(
     statistic = statistics_of(task)[metric]
     read = readable(task, len(truth), *first, *(second or ()))
     if not read.any():
-        return math.nan, (math.nan, math.nan), math.nan
+        return math.nan, (math.nan, math.nan), PValue(math.nan)
     kept = None if clusters is None else clusters.take(read)
     rows = np.flatnonzero(read).tolist()
     generator = np.random.default_rng([seed, 1])
@@ -350,7 +328,7 @@ def paired_difference_over_seeds(
     low, high = RANGES[metric]
     least, most = (low, high) if second is None else (low - high, high - low)
     interval = percentile_interval(spread, within=(least, most))
-    return value, interval, 1.0 if second is None else two_sided_p(spread)
+    return value, interval, PValue(1.0) if second is None else two_sided_p(spread)
 
 
 def format_estimate(value: float, interval: tuple[float, float], sign: str = "") -> str:

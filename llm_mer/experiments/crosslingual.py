@@ -10,7 +10,8 @@ from pathlib import Path
 from llm_mer.evaluation.clusters import Clusters, units_of
 from llm_mer.evaluation.conditions import AS_IS
 from llm_mer.evaluation.metrics import headline_metric, majority_baseline
-from llm_mer.evaluation.resampling import adjusted_p, format_estimate, paired_difference_over_seeds, statistics_of
+from llm_mer.evaluation.p_values import PValue, adjusted_p
+from llm_mer.evaluation.resampling import format_estimate, paired_difference_over_seeds, statistics_of
 from llm_mer.evaluation.rows import PREDICTIONS, load_predictions
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.experiments.comparison.compare import compare
@@ -47,7 +48,7 @@ class TransferScore:
     interval: tuple[float, float]
     gap: float | None = None
     gap_interval: tuple[float, float] | None = None
-    p_value: float | None = None
+    p_value: PValue | None = None
     unit: str = "utterance"
 
 
@@ -130,8 +131,8 @@ def markdown(cells: Sequence[TransferScore], seeds: int) -> str:
     lines.append(
         f"Mean over {seeds} seed(s) [95 % bootstrap interval over {units_of(cells)}, with the spread of the seeds where "
         "there are several]; gap: minus training on the tested language alone, on the same utterances, p of the paired "
-        "bootstrap, adjusted for the number of gaps of a matrix (Benjamini and Hochberg), * where it is below 0.05. Answers "
-        "are scored, so none is unparseable."
+        "bootstrap, adjusted for the number of gaps of a matrix (Benjamini and Hochberg), ≤ where no resample lies on the "
+        "other side of zero, * where it is below 0.05. Answers are scored, so none is unparseable."
     )
     return "\n".join(lines)
 

@@ -23,12 +23,12 @@ from llm_mer.prompting.templates import PromptTemplate, load_prompts, styles
 
 if TYPE_CHECKING:
     from llm_mer.data.dataset import MerDataset
+    from llm_mer.evaluation.p_values import PValue
     from llm_mer.inference.pipeline import MerPipeline
     from llm_mer.inference.prediction import Prediction
 
 COMPARISON, TABLE, FIGURE, PREDICTIONS = "prompts.json", "prompts.md", "prompts.png", "predictions.jsonl"
 OWN_PROMPT = "its own"
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class PromptRow:
     reference: str | None = None
     difference: float | None = None
     difference_interval: tuple[float, float] | None = None
-    p_value: float | None = None
+    p_value: PValue | None = None
     changed: float | None = None
     unparseable: float | None = None
     unit: str = "utterance"
@@ -254,7 +254,8 @@ def compare_variants(
     """A row for each variant that asks this task in this language; the checkpoint's own first."""
     from llm_mer.evaluation.clusters import Clusters
     from llm_mer.evaluation.metrics import compute_metrics, majority_baseline
-    from llm_mer.evaluation.resampling import adjusted_p, metric_intervals, paired_difference, statistics_of
+    from llm_mer.evaluation.p_values import adjusted_p
+    from llm_mer.evaluation.resampling import metric_intervals, paired_difference, statistics_of
 
     metric = next(iter(statistics_of(task)))
     own = _answers(by_variant, OWN_PROMPT, task, language)
@@ -333,8 +334,8 @@ def markdown(comparison: PromptComparison) -> str:
             if row.difference is None or row.difference_interval is None or row.p_value is None:
                 cells += ["", ""]
             else:
-                verdict = "significant" if row.p_value < SIGNIFICANT else "not told apart"
-                significance = "" if math.isnan(row.p_value) else f", p {row.p_value:.3f}, {verdict}"
+                verdict = "significant" if row.p_value.is_significant else "not told apart"
+                significance = "" if math.isnan(row.p_value.value) else f", {row.p_value}, {verdict}"
                 cells.append(format_estimate(row.difference, row.difference_interval, "+") + significance)
                 cells.append(f"{row.changed:.3f}")
             if generated:
@@ -356,8 +357,8 @@ def markdown(comparison: PromptComparison) -> str:
     lines.append(
         f"[95 % bootstrap interval over {units_of(comparison.rows)}]; an order of labels is compared with the same prompt "
         "as it is written, every other prompt with the checkpoint's own, on the same utterances; p of the paired bootstrap, "
-        "adjusted for the number of prompts of a table (Benjamini and Hochberg). Answers are scored, so none of these is "
-        f"unparseable.{computed}"
+        "adjusted for the number of prompts of a table (Benjamini and Hochberg), ≤ where no resample lies on the other side "
+        f"of zero. Answers are scored, so none of these is unparseable.{computed}"
     )
     return "\n".join(lines)
 

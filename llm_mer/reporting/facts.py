@@ -17,6 +17,7 @@ from llm_mer.errors import UserError
 from llm_mer.evaluation.clusters import Clusters
 from llm_mer.evaluation.conditions import AS_IS, GENERATION
 from llm_mer.evaluation.metrics import compute_metrics
+from llm_mer.evaluation.p_values import SIGNIFICANT, PValue
 from llm_mer.evaluation.resampling import as_arrays, mean_absolute_error, paired_difference
 from llm_mer.evaluation.rows import EVALUATION, PREDICTIONS, Evaluation, load_predictions
 from llm_mer.evaluation.subsets import EVERYTHING, TAG, subset_names
@@ -27,8 +28,6 @@ from llm_mer.storage.json_lines import read_json_lines
 
 SUBSET = "neutral_words"
 """Utterances whose words do not reveal the emotion, so correct answers must come from audio or vision."""
-
-SIGNIFICANT = 0.05
 
 
 @dataclass
@@ -217,7 +216,7 @@ class FactLine:
     value: float
     interval: tuple[float, float] | None = None
     against: str = ""
-    p: float | None = None
+    p: PValue | None = None
     holds: bool | None = None
 
     def text(self) -> str:
@@ -227,7 +226,7 @@ class FactLine:
             shown += f" [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
         shown += f", n={self.n}"
         shown += f", {self.against}" if self.against else ""
-        shown += f", p={self.p:.3f}" if self.p is not None else ""
+        shown += "" if self.p is None else f", {self.p}"
         return shown + (f": {verdict(self.holds)}" if self.holds is not None else "")
 
 
@@ -393,7 +392,7 @@ def needs_signal(main: LoadedEvaluation) -> Fact:
     difference, interval, p = paired_difference(
         task, "accuracy", truth, first, second, main.evaluation.resamples, main.evaluation.seed, clusters
     )
-    drop = FactLine("drop", len(truth), difference, interval, p=p, holds=difference > 0 and p < SIGNIFICANT)
+    drop = FactLine("drop", len(truth), difference, interval, p=p, holds=difference > 0 and p.is_significant)
     fact.lines = [intact, shuffled, drop]
     for language in main.languages if len(main.languages) > 1 else []:
         row = main.evaluation.find(condition, task.name, language, SUBSET)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llm_mer.experiments.prompt_comparison import SIGNIFICANT, PromptComparison
+from llm_mer.experiments.prompt_comparison import PromptComparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ def draw_prompt_scores(comparison: PromptComparison) -> Figure:
         axes.axvline(rows[0].score, color=PALETTE[0], linewidth=0.8, alpha=0.5)
         for row in rows:
             place = names.index(row.variant)
-            significant = row.p_value is not None and row.p_value < SIGNIFICANT
+            significant = row.p_value is not None and row.p_value.is_significant
             colour = PALETTE[3] if significant else PALETTE[0]
             axes.hlines(place, *row.interval, color=colour, linewidth=1.5, alpha=0.6)
             axes.plot([row.score], [place], marker="D" if significant else "o", markersize=5, color=colour)

@@ -9,13 +9,13 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, recal
 
 from llm_mer.evaluation import resampling as bootstrap
 from llm_mer.evaluation.metrics import headline_metric, iemocap_metrics
+from llm_mer.evaluation.p_values import PValue, two_sided_p
 from llm_mer.evaluation.resampling import (
     metric_intervals,
     paired_difference,
     paired_difference_over_seeds,
     percentile_interval,
     resample,
-    two_sided_p,
 )
 from llm_mer.prompting.tasks import builtin_tasks, get_task
 
@@ -107,11 +107,11 @@ def test_identical_systems_differ_by_nothing_and_a_clear_difference_is_significa
     truth = names[random.integers(0, 6, 200)].tolist()
     good = [t if random.random() < 0.8 else "neutral" for t in truth]
     bad = [t if random.random() < 0.4 else "neutral" for t in truth]
-    assert paired_difference(EMOTION, "accuracy", truth, good, good, 500, 0) == (0.0, (0.0, 0.0), 1.0)
+    assert paired_difference(EMOTION, "accuracy", truth, good, good, 500, 0) == (0.0, (0.0, 0.0), PValue(1.0))
     difference, (low, high), p_value = paired_difference(EMOTION, "accuracy", truth, good, bad, 500, 0)
     assert low < difference < high
     assert low > 0
-    assert p_value == pytest.approx(2 / 501)
+    assert p_value == PValue(2 / 501, is_bound=True)
 
 
 def test_the_paired_comparison_is_antisymmetric() -> None:
@@ -120,7 +120,7 @@ def test_the_paired_comparison_is_antisymmetric() -> None:
     t, a, b = (names[np.abs(x)].tolist() for x in (truth[0], predicted[0], predicted[1]))
     one, (low, high), p = paired_difference(EMOTION, "weighted_f1", t, a, b, 400, 1)
     other, (other_low, other_high), q = paired_difference(EMOTION, "weighted_f1", t, b, a, 400, 1)
-    assert (one, low, high, p) == pytest.approx((-other, -other_high, -other_low, q))
+    assert (one, low, high, p.value) == pytest.approx((-other, -other_high, -other_low, q.value))
 
 
 def test_seeds_share_their_utterances_so_copies_of_a_run_do_not_narrow_the_interval() -> None:
@@ -138,7 +138,7 @@ def test_over_one_seed_the_comparison_is_the_plain_paired_one() -> None:
     t, a, b = names[truth[0]].tolist(), names[np.abs(predicted[0])].tolist(), names[np.abs(predicted[1])].tolist()
     one, interval, p_value = paired_difference_over_seeds(EMOTION, "accuracy", t, [a], [b], 300, 0)
     difference, expected, p_expected = paired_difference(EMOTION, "accuracy", t, a, b, 300, 0)
-    assert (one, *interval, p_value) == pytest.approx((difference, *expected, p_expected))
+    assert (one, *interval, p_value.value) == pytest.approx((difference, *expected, p_expected.value))
 
 
 # --- intervals and p-values against what they must be -----------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_truth_and_prediction_are_resampled_together() -> None:
 
 def paired_p(truth: np.ndarray, first: np.ndarray, second: np.ndarray, seed: int = 0) -> float:
     one, two = (resample(bootstrap.accuracy, truth, system, 1000, seed) for system in (first, second))
-    return two_sided_p(one - two)
+    return two_sided_p(one - two).value
 
 
 def test_p_is_small_for_a_clear_difference_in_either_direction() -> None:

@@ -13,6 +13,7 @@ from conftest import make_utterances, training_options
 
 from llm_mer.data.store import write_store
 from llm_mer.errors import UserError
+from llm_mer.evaluation.p_values import PValue
 from llm_mer.experiments.crosslingual import CrosslingualConfig, TransferScore, markdown, run
 
 
@@ -81,17 +82,22 @@ def test_data_of_one_language_are_refused_before_any_training(tmp_path: Path) ->
 
 
 def test_the_matrix_marks_a_gap_that_is_told_apart() -> None:
-    def cell(trained: str, tested: str, p: float | None) -> TransferScore:
+    def cell(trained: str, tested: str, p: PValue | None) -> TransferScore:
         gap = None if p is None else -0.2
         interval = None if p is None else (-0.3, -0.1)
         return TransferScore(
             "egmf", "", "emotion", "accuracy", trained, tested, 8, 40, 0.25, 0.5, (0.4, 0.6), gap, interval, p
         )
 
-    cells = [cell("en", "en", None), cell("en", "zh", 0.01), cell("zh", "en", 0.3), cell("zh", "zh", None)]
-    cells += [cell("en and zh", "en", 0.5), cell("en and zh", "zh", 0.5)]
+    cells = [
+        cell("en", "en", None),
+        cell("en", "zh", PValue(0.01, True)),
+        cell("zh", "en", PValue(0.3)),
+        cell("zh", "zh", None),
+    ]
+    cells += [cell("en and zh", tested, PValue(0.5)) for tested in ("en", "zh")]
     lines = markdown(cells, 1).splitlines()
     assert lines[0] == "### egmf: emotion, accuracy"
     assert lines[4] == "| *majority or mean* | 0.250 | 0.250 |"
-    assert lines[5] == "| en (8) | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600], gap -0.200 [-0.300, -0.100], p 0.010* |"
+    assert lines[5] == "| en (8) | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600], gap -0.200 [-0.300, -0.100], p ≤ 0.010* |"
     assert "p 0.300 |" in lines[6]

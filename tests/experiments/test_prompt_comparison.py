@@ -14,6 +14,7 @@ from llm_mer.cli.prompts_compare import run
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.store import UtteranceStore
 from llm_mer.errors import UserError
+from llm_mer.evaluation.p_values import PValue
 from llm_mer.evaluation.rows import load_predictions
 from llm_mer.experiments.options import CompareConfig, CrosslingualConfig
 from llm_mer.experiments.prompt_comparison import (
@@ -125,8 +126,8 @@ def test_rows_count_changed_answers_against_their_reference_and_adjust_p_for_the
     assert (rows["wrong"].difference, rows["wrong"].changed) == (-1.0, 1.0)
     assert (rows["wrong, labels 1 0"].difference, rows["wrong, labels 1 0"].changed) == (0.5, 0.5)
     least = 2 / 201  # the smallest p that 200 resamples give; three are adjusted: p · 3 / rank, the same for ties
-    assert rows["wrong"].p_value == pytest.approx(least * 3 / 2)
-    assert rows["same"].p_value == 1.0
+    assert rows["wrong"].p_value == PValue(least * 3 / 2, is_bound=True)
+    assert rows["same"].p_value == PValue(1.0)
 
 
 def test_sensitivity_is_the_spread_of_scores_and_the_share_of_unstable_answers() -> None:

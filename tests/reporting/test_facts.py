@@ -19,6 +19,7 @@ from llm_mer.adapters import build_adapter
 from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import AS_IS
+from llm_mer.evaluation.p_values import PValue
 from llm_mer.evaluation.rows import Evaluation, save_predictions, score_rows
 from llm_mer.evaluation.subsets import EVERYTHING
 from llm_mer.inference.prediction import Prediction
@@ -244,7 +245,8 @@ def test_the_paired_difference_and_its_interval_are_those_of_plain_numpy(main: P
         )
         spread = drawn(differences)
         tail = min(np.sum(spread <= 0) + 1, np.sum(spread >= 0) + 1) / (RESAMPLES + 1)
-        assert line.p == pytest.approx(2 * tail)
+        assert line.p is not None
+        assert (line.p.value, line.p.is_bound) == (pytest.approx(2 * tail), tail == 1 / (RESAMPLES + 1))
 
 
 def test_pairs_are_made_by_identity_and_not_by_order(main: Path, tmp_path: Path) -> None:
@@ -324,7 +326,7 @@ def test_fact_2_does_not_hold_when_shuffling_leaves_the_answers_right(tmp_path: 
     fact = needs_signal(load_evaluation(str(written(tmp_path / "x", answers, [EMOTION]))))
     assert line_of(fact, f"emotion accuracy, {SHUFFLED}").holds is False
     drop = line_of(fact, "drop")
-    assert (drop.value, drop.p, drop.holds) == (0.0, 1.0, False)
+    assert (drop.value, drop.p, drop.holds) == (0.0, PValue(1.0), False)
     assert fact.verdict == "does not hold"
 
 

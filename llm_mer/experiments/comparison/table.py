@@ -15,8 +15,8 @@ from llm_mer.errors import UserError
 from llm_mer.evaluation.clusters import Clusters, units_of
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE
 from llm_mer.evaluation.metrics import headline_metric, majority_baseline
+from llm_mer.evaluation.p_values import PValue, adjusted_p
 from llm_mer.evaluation.resampling import (
-    adjusted_p,
     as_arrays,
     format_estimate,
     paired_difference_over_seeds,
@@ -39,7 +39,7 @@ class Cell:
     std: float
     interval: tuple[float, float]
     difference: float | None = None
-    p_value: float | None = None
+    p_value: PValue | None = None
 
 
 @dataclass
@@ -75,7 +75,7 @@ class DecoderGain:
     seeds: int
     difference: float
     interval: tuple[float, float]
-    p_value: float
+    p_value: PValue
 
 
 @dataclass
@@ -263,7 +263,8 @@ def markdown(comparison: Comparison) -> str:
     lines.append(
         f"\nMean over {comparison.rows[0].seeds} seed(s), ± their standard deviation, [95 % bootstrap interval over "
         f"{units_of(comparison.rows)}, with the spread of the seeds where there are several]; p is of the paired bootstrap, "
-        "adjusted for the number of p of a table and metric (Benjamini and Hochberg), * where it is below 0.05: "
+        "adjusted for the number of p of a table and metric (Benjamini and Hochberg), ≤ where no resample lies on the other "
+        "side of zero, * where it is below 0.05: "
         f"{describe_references(comparison)}. Answers are scored, so none is unparseable."
     )
     return "\n".join(lines)
@@ -298,7 +299,7 @@ def decoder_gain_table(gains: Sequence[DecoderGain]) -> list[str]:
     return [*lines, "\nDecoder minus as is, on the same utterances.\n"]
 
 
-def format_difference(value: float, interval: tuple[float, float], p_value: float) -> str:
+def format_difference(value: float, interval: tuple[float, float], p_value: PValue) -> str:
     """A difference with its interval and p, marked where p is below 0.05; ``undefined`` where there is none."""
     return format_estimate(value, interval, "+") + _format_p(p_value)
 
@@ -312,7 +313,7 @@ def format_cell(cell: Cell, seeds: int) -> str:
     return text if cell.p_value is None else text + _format_p(cell.p_value)
 
 
-def _format_p(p_value: float) -> str:
-    if math.isnan(p_value):
+def _format_p(p_value: PValue) -> str:
+    if math.isnan(p_value.value):
         return ""
-    return f", p {p_value:.3f}" + ("*" if p_value < 0.05 else "")
+    return f", {p_value}" + ("*" if p_value.is_significant else "")

@@ -31,7 +31,7 @@ def fact_block(fact: Fact) -> Verdict:
 
     def cells(line: FactLine) -> list[Cell]:
         interval = () if line.interval is None else (format_interval(line.interval),)
-        p = "" if line.p is None else f"p = {line.p:.3f}"
+        p = "" if line.p is None else str(line.p)
         decision = (
             Cell("shown only") if line.holds is None else Cell(verdict_label(line.holds), (), verdict_tone(line.holds))
         )

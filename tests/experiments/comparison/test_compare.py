@@ -129,7 +129,7 @@ def test_a_comparison_has_every_system_its_cost_and_is_done_only_once(
         ("gated_projector use_gate=false (none)", "gated_projector (none)"),
     ):
         others = [r for r in result["rows"] if r["system"] == system]
-        assert all(0 < r["cell"]["p_value"] <= 1 and r["reference"] == reference for r in others)
+        assert all(0 < r["cell"]["p_value"]["value"] <= 1 and r["reference"] == reference for r in others)
         assert f"of {system} against {reference}" in text
     assert all(r["seeds"] == 2 for r in result["rows"])
     manifests = {seed: RunManifest.load(tmp_path / "out" / f"egmf-none-full-{seed}") for seed in (1, 2)}
@@ -307,7 +307,7 @@ def test_the_dialogue_decoder_has_a_table_of_its_gain(store: Path, tmp_path: Pat
         expected = means["dialogue decoder", gain["language"]] - means["as is", gain["language"]]
         assert gain["difference"] == pytest.approx(expected)
         assert gain["interval"][0] <= gain["difference"] <= gain["interval"][1]
-        assert 0 < gain["p_value"] <= 1
+        assert 0 < gain["p_value"]["value"] <= 1
 
 
 def left(config: CompareConfig, caplog: pytest.LogCaptureFixture) -> tuple[list[str], dict[str, str]]:
