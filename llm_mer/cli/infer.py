@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.distributed.progress import track_progress, write_line
 from llm_mer.errors import UserError
 from llm_mer.inference.dialogues import check_dialogues_together
-from llm_mer.inference.inputs import InferConfig, check_one_input, inputs, known_labels
+from llm_mer.inference.inputs import InferConfig, check_one_input, inputs, known_columns, known_labels
 from llm_mer.inference.inputs import InferConfig as Options
 from llm_mer.inference.output_file import Continuation, answer_file, lock_answers
 from llm_mer.inference.prediction import Prediction
@@ -117,8 +117,11 @@ def infer(config: InferConfig) -> int:
     processes = ProcessGroup.join()
     check_options(config, processes)
     checkpoint = resolve_checkpoint(config.checkpoint)
-    labels = known_labels(checkpoint)
-    stream = inputs(config, labels)
+
+    def read_inputs() -> Iterator[Utterance | tuple[str, str]]:
+        return inputs(config, known_labels(checkpoint), known_columns(checkpoint))
+
+    stream = read_inputs()
     first = next(stream, None)  # invalid inputs fail before a model is loaded
     if first is None:
         raise UserError("nothing to answer: the input is empty")
@@ -126,18 +129,22 @@ def infer(config: InferConfig) -> int:
         raise UserError("--dialogue_decoder offline needs whole dialogues; with --stdin use online")
     with lock_answers(config.output, processes):
         pipeline = load_pipeline(config, checkpoint, processes)
-        answered = answer(config, pipeline, labels, chain([first], stream), processes)
+        answered = answer(config, pipeline, read_inputs, chain([first], stream), processes)
         return sum(processes.gather(answered))
 
 
 def answer(
     config: InferConfig,
     pipeline: MerPipeline,
-    labels: Sequence[str],
+    read_inputs: Callable[[], Iterable[Utterance | tuple[str, str]]],
     items: Iterable[Utterance | tuple[str, str]],
     processes: ProcessGroup,
 ) -> int:
-    """Answer ``items`` and write them to the output, continuing a previous run; returns the number of answers."""
+    """Answer ``items`` and write them to the output, continuing a previous run; returns the number of answers.
+
+    Args:
+        read_inputs: reads the same inputs from the beginning, for what needs to see them before they are answered.
+    """
     task_names = [task.name for task in pipeline.named_tasks(config.tasks)]
 
     def claim(output: Path, answered: bool) -> None:
@@ -145,7 +152,7 @@ def answer(
 
     def compare(done: dict[str, str | None]) -> None:
         if done and not config.stdin:  # lines of a stream are compared as they arrive
-            check_answered(str(config.output), done, inputs(config, labels))
+            check_answered(str(config.output), done, read_inputs())
 
     diagnostics = pipeline.predictor.adapter.diagnostic_info()
 
@@ -162,5 +169,5 @@ def answer(
             config, pipeline, processes, out, lambda new: bar.update(new * processes.world_size), echo if echoes else None
         )
         if answering.whole_dialogues and config.manifest is not None:
-            check_dialogues_together(inputs(config, labels), answering.decodes)
+            check_dialogues_together(read_inputs(), answering.decodes)
         return answering.run(items)

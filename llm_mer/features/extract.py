@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -123,8 +123,13 @@ def load_part(path: Path) -> Extracted:
         raise UserError(f"{path}: damaged ({error}); delete it, and the same command extracts this clip again") from None
 
 
-def extract(config: ExtractConfig, utterances: Sequence[Utterance], progress: bool = True) -> Path:
-    """Write a store of features for the utterances; returns its folder.
+def extract(
+    config: ExtractConfig,
+    utterances: Sequence[Utterance],
+    progress: bool = True,
+    description: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a store of features for the utterances; returns its folder. ``description`` is noted in it beside the settings.
 
     Results are kept in ``<output>.parts``, one file per utterance, until all are complete, so an interrupted call resumes
     where it stopped. Files that cannot be decoded are listed in ``<output>/quarantine.jsonl`` with a reason. A crashed
@@ -148,13 +153,18 @@ def extract(config: ExtractConfig, utterances: Sequence[Utterance], progress: bo
     names = Extractor(settings).names  # invalid options fail here, before any worker starts
     parts = output.with_name(f"{output.name}.parts")
     with lock_output(output), watch_folder(parts):
-        _extract_into(config, utterances, names, parts, progress)
+        _extract_into(config, utterances, names, parts, progress, description or {})
     remove_parts(parts)
     return output
 
 
 def _extract_into(
-    config: ExtractConfig, utterances: Sequence[Utterance], names: dict[str, list[str]], parts: Path, progress: bool
+    config: ExtractConfig,
+    utterances: Sequence[Utterance],
+    names: dict[str, list[str]],
+    parts: Path,
+    progress: bool,
+    noted: Mapping[str, Any],
 ) -> None:
     settings, output = config.settings, Path(config.output)
     part_paths = [_part_path(parts, utterance, settings) for utterance in utterances]
@@ -182,7 +192,7 @@ def _extract_into(
         lines = [json.dumps(asdict(r), ensure_ascii=False) for r in rejected]
         return {QUARANTINE_FILE: "".join(f"{line}\n" for line in lines)}
 
-    description = {"source": Path(config.manifest).name, "features": settings.to_dict()}
+    description = {"source": Path(config.manifest).name, "features": settings.to_dict(), **noted}
     try:
         write_store(stored(), output, names, description, quarantine)
     except UserError as error:

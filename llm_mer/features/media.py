@@ -108,6 +108,16 @@ def audio_source(video: str) -> str | None:
         return video
 
 
+def media_tracks(path: Path) -> tuple[bool, bool]:
+    """Whether a file has pictures, and whether it has sound. Both are said of one that cannot be opened, as above."""
+    try:
+        with _open_container(path) as container:
+            found = _video_stream(container) is not None, bool(container.streams.audio)
+    except MediaError:
+        return True, True
+    return found if any(found) else (True, True)
+
+
 def check_length(path: Path | str, max_seconds: float) -> None:
     """Refuse a clip that is longer, without decoding it: by the times of its packets, whatever its header declares.
 

@@ -17,9 +17,10 @@ import numpy as np
 from llm_mer.checkpoints.precision import precision_option
 from llm_mer.data.missing_values import check_values
 from llm_mer.data.schema import Utterance
+from llm_mer.data.sources.column_names import ColumnNames
 from llm_mer.data.sources.manifest import FIELDS, has_lone_surrogate, json_entries, stream_manifest, utterance_from_entry
 from llm_mer.errors import UserError
-from llm_mer.features.media import audio_source
+from llm_mer.features.media import audio_source, media_tracks
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.scoring.engines.base import ENGINES
 from llm_mer.storage.json_files import read_json_object
@@ -43,7 +44,9 @@ class InferConfig:
     features: str | None = field(
         default=None, metadata={"help": ".npz with any of text, audio, vision, each (steps, size), instead of media"}
     )
-    manifest: str | None = field(default=None, metadata={"help": "JSONL or CSV manifest of utterances"})
+    manifest: str | None = field(
+        default=None, metadata={"help": "JSONL or CSV manifest of utterances, or a table like the one that was trained on"}
+    )
     stdin: bool = field(
         default=False, metadata={"help": "read manifest lines (JSONL) from standard input, answer as they come"}
     )
@@ -188,6 +191,19 @@ def single_utterance(config: InferConfig) -> Utterance:
     )
 
 
+def known_columns(checkpoint: Path) -> ColumnNames | None:
+    """What the columns of the table mean that ``llm-mer train --manifest`` made a checkpoint from; None for any other.
+
+    None where there is no readable description, too; loading the checkpoint says what is wrong with it.
+    """
+    try:
+        description = read_json_object(checkpoint / "llm_mer.json")
+        columns = (description.get("data") or {}).get("columns")
+        return None if columns is None else ColumnNames.from_dict(columns, media_tracks)
+    except (UserError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def known_labels(checkpoint: Path) -> list[str]:
     """Names of the labels that a checkpoint's training data had and its tasks have as targets, beyond the built-in ones.
 
@@ -219,11 +235,14 @@ def check_one_input(config: InferConfig) -> str:
     return given[0].removeprefix("a ").removeprefix("--")
 
 
-def inputs(config: InferConfig, labels: Sequence[str] = ()) -> Iterator[Utterance | tuple[str, str]]:
+def inputs(
+    config: InferConfig, labels: Sequence[str] = (), columns: ColumnNames | None = None
+) -> Iterator[Utterance | tuple[str, str]]:
     """Utterances of whichever input was given; ``(id, message)`` for a line that cannot be used.
 
     Args:
         labels: fields that may stand in a line beside the built-in ones (:func:`known_labels`).
+        columns: what a manifest's columns mean (:func:`known_columns`).
 
     Raises:
         UserError: no input, or more than one.
@@ -233,18 +252,22 @@ def inputs(config: InferConfig, labels: Sequence[str] = ()) -> Iterator[Utteranc
     if kind == "clip":
         yield single_utterance(config)
     elif kind == "manifest":
-        yield from _manifest_lines(str(config.manifest), config.on_bad_input == "stop", extra)
+        yield from _manifest_lines(str(config.manifest), config.on_bad_input == "stop", extra, columns)
     else:
         yield from _stream_lines(config.on_bad_input == "stop", extra)
 
 
-def _manifest_lines(manifest: str, stop: bool, labels: Sequence[str]) -> Iterator[Utterance | tuple[str, str]]:
+def _manifest_lines(
+    manifest: str, stop: bool, labels: Sequence[str], columns: ColumnNames | None
+) -> Iterator[Utterance | tuple[str, str]]:
     if stop:
-        for _ in stream_manifest(manifest, labels):  # a wrong line ends the command before anything is answered
+        for _ in stream_manifest(
+            manifest, labels, columns=columns
+        ):  # a wrong line ends the command before anything is answered
             pass
     refused: list[tuple[str, str]] = []
     try:
-        for utterance in stream_manifest(manifest, labels, refused=refused):
+        for utterance in stream_manifest(manifest, labels, refused, columns):
             yield from refused
             refused.clear()
             yield utterance

@@ -43,6 +43,7 @@ def describe_run(
             "missing": missing_steps(run.train),
             "drawn": run.train.drawn,
             "labels": run.train.label_names(),
+            **({"columns": run.description["columns"]} if "columns" in run.description else {}),
         },
         baselines=baselines,
         shift_probability=shift_probability,

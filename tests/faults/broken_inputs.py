@@ -468,7 +468,12 @@ MANIFESTS = (
         ":2: a quote that is opened here is closed 2 lines further on",
     ),
     Fault("manifest CSV: text after a quote", file("clips.csv", 'id,text\na,"b"c\n'), manifest, ":2: not CSV: ',' expected"),
-    Fault("manifest CSV: semicolons", file("clips.csv", "id;text\na;b\n"), manifest, r"unknown fields \['id;text'\]"),
+    Fault(
+        "manifest CSV: commas and semicolons",
+        file("clips.csv", "id;text,split\na;b,train\n"),
+        manifest,
+        ":1: the header has a comma and a semicolon between names",
+    ),
 )
 
 

@@ -547,7 +547,7 @@ def test_prompts_with_earlier_turns_show_them_whatever_the_batch_size(trained: P
         output = tmp_path / f"{size}.jsonl"
         manifest = str(write_manifest(dialogue, tmp_path / "m.jsonl"))
         config = InferConfig(str(trained), manifest=manifest, output=str(output), batch_size=size, read_ahead=1, full=True)
-        answer_all(config, pipeline, (), iter(dialogue), ProcessGroup())
+        answer_all(config, pipeline, lambda: iter(dialogue), iter(dialogue), ProcessGroup())
         found.append([line["log_probabilities"] for line in lines(output.read_text(encoding="utf-8"))])
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)

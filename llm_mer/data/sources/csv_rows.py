@@ -11,6 +11,8 @@ from typing import IO
 from llm_mer.errors import UserError
 from llm_mer.storage.quoting import quote
 
+DELIMITERS: dict[str, str] = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
+"""What may separate the columns of a table; Excel writes semicolons where a comma is the decimal sign."""
 MAX_COLUMNS = 10_000
 MAX_LINE_LENGTH = 16 << 20
 """Characters per line. The features of a recording in one row take some hundred thousand."""
@@ -47,7 +49,27 @@ class _Lines:
         self.number -= len(self.consumed) - 1
 
 
-def read_rows(stream: IO[str], path: Path) -> Iterator[tuple[str, list[str] | UserError]]:
+def detect_delimiter(header: str, path: Path) -> str:
+    """What separates the columns: the one of :data:`DELIMITERS` that the header has outside quotes; a comma without any.
+
+    Raises:
+        UserError: the header has several of them.
+    """
+    found = []
+    for delimiter in DELIMITERS:
+        try:
+            found += [delimiter] if len(next(csv.reader([header], delimiter=delimiter), [])) > 1 else []
+        except csv.Error:  # told with its line by read_rows
+            continue
+    if len(found) > 1:
+        names = " and ".join(DELIMITERS[delimiter] for delimiter in found)
+        raise UserError(
+            f"{path}:1: the header has {names} between names; separate columns by one, and quote names that hold one"
+        )
+    return found[0] if found else ","
+
+
+def read_rows(stream: IO[str], path: Path, delimiter: str = ",") -> Iterator[tuple[str, list[str] | UserError]]:
     """``(file:line, cells)`` of each row, no cells for an empty line, and an error instead of a row that cannot be read.
 
     ``line`` is the line on which the row ends. A quote that is not closed, or is followed by text, is reported at its own
@@ -55,7 +77,7 @@ def read_rows(stream: IO[str], path: Path) -> Iterator[tuple[str, list[str] | Us
     so an unclosed quote never reads a whole file into memory.
     """
     lines = _Lines(stream, path)
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
     while True:
         lines.consumed.clear()
         start = f"{path}:{lines.number + 1}"
@@ -73,7 +95,7 @@ def read_rows(stream: IO[str], path: Path) -> Iterator[tuple[str, list[str] | Us
             else:
                 yield start, UserError(f"{start}: not CSV: {error}")
             continue
-        if _spans_further_rows(cells):
+        if _spans_further_rows(cells, delimiter):
             extra_lines = len(lines.consumed) - 1
             lines.push_back()
             yield (
@@ -87,10 +109,12 @@ def read_rows(stream: IO[str], path: Path) -> Iterator[tuple[str, list[str] | Us
         yield f"{path}:{lines.number}", cells
 
 
-def _spans_further_rows(cells: list[str]) -> bool:
-    """Whether a multi-line cell contains a line with as many commas as a row."""
-    commas = len(cells) - 1
-    return commas > 0 and any(line.count(",") >= commas for cell in cells if "\n" in cell for line in cell.split("\n")[1:])
+def _spans_further_rows(cells: list[str], delimiter: str) -> bool:
+    """Whether a multi-line cell contains a line with as many delimiters as a row."""
+    needed = len(cells) - 1
+    return needed > 0 and any(
+        line.count(delimiter) >= needed for cell in cells if "\n" in cell for line in cell.split("\n")[1:]
+    )
 
 
 def check_columns(columns: Sequence[str], path: Path) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from llm_mer.data.schema import SPLITS, Utterance
-from llm_mer.data.sources.csv_rows import check_columns, read_rows
+from llm_mer.data.sources.column_names import ColumnNames
+from llm_mer.data.sources.csv_rows import DELIMITERS, check_columns, detect_delimiter, read_rows
 from llm_mer.data.sources.numbers import MAX_EXACT_INTEGER, parse_number, parse_whole_number
 from llm_mer.data.votes import Votes
 from llm_mer.errors import UserError
@@ -50,10 +51,41 @@ def has_lone_surrogate(text: str) -> bool:
     return any("\ud800" <= c <= "\udfff" for c in text)
 
 
+TABLES = (".csv", ".tsv")
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def manifest_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+    """``(file:line, entry)`` of each row of a manifest, and an error instead of one that cannot be read.
+
+    Raises:
+        UserError: a file that is not there, has another suffix, is not UTF-8, or a header that cannot be read.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest")
+    if path.suffix not in (".jsonl", *TABLES):
+        raise UserError(f"{path}: a manifest is a .jsonl or .csv file (.tsv with tabs)")
+    try:
+        yield from _rows(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error}; {_encoding_remedy(path)}") from None
+
+
+def _encoding_remedy(path: Path) -> str:
+    """What to do about a table in another encoding, naming the one that its first bytes show."""
+    with path.open("rb") as stream:
+        head = stream.read(2)
+    encoding = "UTF-16" if head in UTF16_MARKS else "GBK"
+    note = "" if encoding == "UTF-16" else " (if its encoding is GBK)"
+    return f"save it as UTF-8 (in Excel: CSV UTF-8), or convert it: iconv -f {encoding} -t UTF-8 {path.name} > new.csv{note}"
+
+
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
-    if path.suffix == ".csv":
+    if path.suffix in TABLES:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            yield from _csv_entries(stream, path)
+            delimiter = detect_delimiter(stream.readline(MAX_LINE_LENGTH), path)
+            stream.seek(0)
+            yield from _csv_entries(stream, path, delimiter)
         return
     with path.open("rb") as binary:
         if not binary.readline(MAX_LINE_LENGTH).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
@@ -95,8 +127,8 @@ def json_entries(stream: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, A
             yield where, error
 
 
-def _csv_entries(stream: IO[str], path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
-    rows = read_rows(stream, path)
+def _csv_entries(stream: IO[str], path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+    rows = read_rows(stream, path, delimiter)
     _, columns = next(rows, ("", []))
     if isinstance(columns, UserError):
         raise columns
@@ -105,16 +137,9 @@ def _csv_entries(stream: IO[str], path: Path) -> Iterator[tuple[str, dict[str, A
         if isinstance(cells, UserError):
             yield where, cells
         elif len(cells) > len(columns):
-            yield where, UserError(f"{where}: more cells than columns; quote texts that contain a comma")
+            yield where, UserError(f"{where}: more cells than columns; quote texts that contain {DELIMITERS[delimiter]}")
         elif cells:
             yield where, {name: cell for name, cell in zip(columns, cells, strict=False) if cell != ""}
-
-
-def _rows_or_error(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
-    try:
-        yield from _rows(path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {error}") from None
 
 
 def parse_json_line(line: str, where: str) -> dict[str, Any]:
@@ -283,27 +308,29 @@ def read_manifest(
 
 
 def stream_manifest(
-    path: Path | str, extra_labels: Iterable[str] = (), refused: list[tuple[str, str]] | None = None
+    path: Path | str,
+    extra_labels: Iterable[str] = (),
+    refused: list[tuple[str, str]] | None = None,
+    columns: ColumnNames | None = None,
 ) -> Iterator[Utterance]:
-    """Read a ``.jsonl`` or ``.csv`` manifest, one entry in memory at a time.
+    """Read a manifest (``.jsonl``; ``.csv`` or ``.tsv`` by commas, semicolons or tabs), one entry in memory at a time.
 
     Args:
         extra_labels: columns beyond the built-in targets that are labels of custom tasks.
         refused: collects ``(file:line, message)`` of entries that cannot be used; without it the first one is raised.
+        columns: what the columns of a user's own table mean, where that is known.
 
     Raises:
         UserError: a file that is not a manifest, or an entry that cannot be used (with ``refused``: if none can be used).
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such manifest")
-    if path.suffix not in (".jsonl", ".csv"):
-        raise UserError(f"{path}: a manifest is a .jsonl or .csv file")
     seen: dict[str, str] = {}
-    for where, entry in _rows_or_error(path):
+    for where, entry in manifest_rows(path):
         try:
             if isinstance(entry, UserError):
                 raise entry
+            if columns is not None:
+                entry = columns.read(entry, where, path.parent)
             utterance = utterance_from_entry(entry, where, path.parent, tuple(extra_labels))
             if utterance.id in seen:
                 raise UserError(f"{where}: id {quote(utterance.id)} is already used at {seen[utterance.id]}")

@@ -212,6 +212,36 @@ def test_a_mistake_in_csv_is_named_by_file_line_and_field(tmp_path: Path, conten
     assert str(caught.value).startswith(f"{path}:{line}: ")
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_columns_are_separated_by_commas_semicolons_or_tabs(tmp_path: Path, delimiter: str, mark: str) -> None:
+    path = tmp_path / ("clips.tsv" if delimiter == "\t" else "clips.csv")
+    rows = [["id", "text", "emotion"], ["a", f"Well{delimiter} hello, you; there", "joy"], ["b", "two\nlines", "fear"]]
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        stream.write(mark)
+        csv.writer(stream, delimiter=delimiter).writerows(rows)
+    assert [[u.id, u.text, u.labels["emotion"]] for u in read_manifest(path)] == rows[1:]
+
+
+def test_a_header_with_two_separators_is_refused_and_a_cell_too_many_names_the_separator(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "id;text,split\na;b,train\n")
+    with pytest.raises(UserError, match=r"clips\.csv:1: the header has a comma and a semicolon between names; .* quote"):
+        read_manifest(path)
+    path = csv_file(tmp_path, "id;text\na;b;c\n")
+    with pytest.raises(UserError, match=r"clips\.csv:2: more cells than columns; quote texts that contain a semicolon"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(("encoding", "named"), [("gb18030", "iconv -f GBK"), ("utf-16", "iconv -f UTF-16")])
+def test_a_table_in_another_encoding_is_refused_with_the_remedy(tmp_path: Path, encoding: str, named: str) -> None:
+    path = tmp_path / "clips.csv"
+    path.write_bytes('id,text\na,"我很高兴"\n'.encode(encoding))
+    with pytest.raises(UserError, match="not UTF-8 text") as caught:
+        read_manifest(path)
+    assert "in Excel: CSV UTF-8" in str(caught.value)
+    assert named in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["clips.jsonl", "clips.csv"])
 def test_a_manifest_in_another_encoding_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
