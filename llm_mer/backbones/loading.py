@@ -1,9 +1,10 @@
-"""Loading a backbone: any Llama, GLM or Qwen by hub name or folder, quantised or not."""
+"""Loading a backbone: any Llama, GLM or Qwen by hub name, folder, GGUF file or package, quantised or not."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,9 +24,12 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from llm_mer.backbones.attention import MASK_AWARE_ATTENTION
+from llm_mer.backbones.gguf import check_biases, check_gguf, gguf_options, without_added_tokens, without_progress_bar
+from llm_mer.backbones.gguf_header import GgufHeader
 from llm_mer.backbones.hub_kernels import check_hub_kernels
+from llm_mer.backbones.sources import LocalBackbone, find_local_backbone
 from llm_mer.distributed.sharded_parameters import gathered_parameters
-from llm_mer.errors import UserError, first_line
+from llm_mer.errors import UserError, first_line, is_out_of_memory
 from llm_mer.storage.finite_tensors import require_finite
 from llm_mer.storage.json_files import read_json_object
 
@@ -63,36 +67,44 @@ def load_backbone(
     attn_implementation: str | None = None,
 ) -> LoadedBackbone:
     """Load a causal language model and its tokenizer. No remote code is run and no pickle is opened (weights are read from
-    ``.safetensors`` files only); a folder never touches the network.
+    ``.safetensors`` or ``.gguf`` files only); what lies on this machine never touches the network.
 
     Args:
-        source: local folder or hub name. dtype: ``float32``, ``bfloat16`` or ``float16``.
+        source: what :func:`~llm_mer.backbones.sources.find_local_backbone` finds, or a hub name.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; the blocks of a GGUF file become plain weights of it.
         quantization: ``none``, ``int8`` or ``nf4`` (bitsandbytes). attn_implementation: transformers' own choice when None.
 
     Raises:
-        UserError: no such folder, an attention implementation or quantisation that this machine or model does not support, a
-            missing or unsuitable configuration, weights that are missing, pickled or not finite, or an unreachable hub.
+        UserError: no such folder or file, an attention implementation or quantisation that this machine or model does not
+            support, a missing or unsuitable configuration, weights that are missing, pickled or not finite, a GGUF file that
+            is damaged or would not be read completely, or an unreachable hub.
     """
     source = str(source)
-    local = Path(source).is_dir()
-    if local:
-        _check_folder(Path(source))
-    elif source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise UserError(f"backbone: no such folder {source!r}")
+    found = find_local_backbone(source)
+    header = None
+    if found is not None and found.gguf is not None:
+        header = check_gguf(found.gguf)
+        if quantization != "none":
+            raise UserError(
+                f"quantization {quantization}: {source} is a GGUF file, whose weights are dequantised as they are read; "
+                "leave quantization at none, or name the model's own folder or hub name"
+            )
+    elif found is not None:
+        _check_folder(found.folder)
     if dtype not in DTYPES:
         raise UserError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     check_attention(attn_implementation)
     options: dict[str, Any] = {
         "dtype": DTYPES[dtype],
         "trust_remote_code": False,
-        "local_files_only": local,
+        "local_files_only": found is not None,
         "use_safetensors": True,  # a .bin file is a pickle
     }
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if quantization != "none":
         options["quantization_config"] = quantization_config(quantization, DTYPES[dtype])
-    loaded = _from_pretrained(source, local, options)
+    loaded = _from_pretrained(source, found, header, options)
     model, tokenizer = loaded.model, loaded.tokenizer
     _check_logits(model, source)
     if tokenizer.pad_token_id is None:
@@ -106,15 +118,26 @@ def load_backbone(
     return loaded
 
 
-def _from_pretrained(source: str, local: bool, options: dict[str, Any]) -> LoadedBackbone:
+def _from_pretrained(
+    source: str, found: LocalBackbone | None, header: GgufHeader | None, options: dict[str, Any]
+) -> LoadedBackbone:
     """Load model and tokenizer. Raises :class:`UserError` for whatever transformers refuses, and for missing weights."""
+    place = source if found is None else str(found.folder)
     try:
-        check_hub_kernels(PreTrainedConfig.get_config_dict(source, local_files_only=local)[0], f"backbone {source!r}")
-        # from_pretrained is typed as returning the model alone; with output_loading_info it returns a pair.
-        model, info = cast(
-            "tuple[PreTrainedModel, dict[str, Any]]",
-            AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options),
-        )
+        if header is None:
+            check_hub_kernels(
+                PreTrainedConfig.get_config_dict(place, local_files_only=found is not None)[0], f"backbone {source!r}"
+            )
+        else:
+            assert found is not None
+            assert found.gguf is not None
+            options |= gguf_options(found.gguf)
+        with nullcontext() if header is None else without_progress_bar():
+            # from_pretrained is typed as returning the model alone; with output_loading_info it returns a pair.
+            model, info = cast(
+                "tuple[PreTrainedModel, dict[str, Any]]",
+                AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **options),
+            )
     except OSError as error:
         if "use_safetensors" in str(error):
             raise UserError(f"backbone {source!r} {PICKLED_WEIGHTS}") from error
@@ -126,9 +149,16 @@ def _from_pretrained(source: str, local: bool, options: dict[str, Any]) -> Loade
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
-        raise UserError(f"backbone {source!r}: its weights have other shapes than its config.json says") from error
+        described = "config.json" if header is None else "header"
+        raise UserError(f"backbone {source!r}: its weights have other shapes than its {described} says") from error
+    except Exception as error:
+        if header is None or is_out_of_memory(error):
+            raise
+        # What a header lacks or says wrongly surfaces as whatever transformers did with it.
+        reason = first_line(error.__cause__ or error)
+        raise UserError(f"backbone {source!r}: its header is damaged or incomplete: {reason}") from error
     try:
-        tokenizer = read_tokenizer(source, local)
+        tokenizer = read_tokenizer(source)
     except Exception as error:  # a damaged file surfaces as whatever its reader raises
         reason = f"the tokenizer's files are missing or damaged: {first_line(error)}"
         raise UserError(f"backbone {source!r}: {reason}") from error
@@ -146,6 +176,10 @@ def _from_pretrained(source: str, local: bool, options: dict[str, Any]) -> Loade
             f"backbone {source!r}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows; use its own"
         )
     require_finite(model.named_parameters(), f"backbone {source!r}")
+    if header is not None:
+        assert found is not None
+        assert found.gguf is not None
+        check_biases(model, found.gguf, header)
     return LoadedBackbone(model, tokenizer)
 
 
@@ -172,17 +206,25 @@ def check_attention(implementation: str | None) -> None:
         )
 
 
-def read_tokenizer(source: str | Path, local: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name, as its files say.
+def read_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, a GGUF file, a package's model or a hub name, as its files say.
 
     ``AutoTokenizer`` chooses the class by the model's type: for a Qwen2 model it reads any vocabulary as Qwen's byte-level
     one, so with another kind of tokenizer Chinese text disappears without an error. Files that declare the generic class are
     therefore read with it, since ``tokenizer.json`` describes the tokenizer completely. Raises what transformers raises.
     """
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
-    declared = get_tokenizer_config(str(source), **options).get("tokenizer_class")
+    found = find_local_backbone(source)
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": found is not None}
+    place = str(source) if found is None else str(found.folder)
+    tokenizer: PreTrainedTokenizerBase
+    if found is not None and found.gguf is not None:
+        header = check_gguf(found.gguf)
+        # AutoTokenizer reads the whole file once more, to choose the same class.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(place, gguf_file=found.gguf.name, **options)
+        return without_added_tokens(tokenizer, header)
+    declared = get_tokenizer_config(place, **options).get("tokenizer_class")
     reader = PreTrainedTokenizerFast if declared in GENERIC_TOKENIZER_CLASSES else AutoTokenizer
-    tokenizer: PreTrainedTokenizerBase = reader.from_pretrained(source, **options)
+    tokenizer = reader.from_pretrained(place, **options)
     return tokenizer
 
 

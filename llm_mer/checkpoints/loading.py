@@ -86,7 +86,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from llm_mer.backbones.loading import read_tokenizer
 
     try:
-        return read_tokenizer(folder, local=True)
+        return read_tokenizer(folder)
     except Exception as error:  # a damaged file surfaces as whatever its reader raises
         reason = first_line(error)
         raise UserError(f"{folder}: the tokenizer's files are missing or damaged: {reason}") from error

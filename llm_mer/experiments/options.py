@@ -122,7 +122,7 @@ class PromptComparisonConfig:
     resamples: int = field(default=1000, metadata={"help": "bootstrap resamples"})
     seed: int = field(default=0, metadata={"help": "of the bootstrap and of the orders of labels"})
     batch_size: int = field(default=64, metadata={"help": "questions per forward"})
-    backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
+    backbone: str | None = field(default=None, metadata={"help": "use this backbone instead of the recorded one"})
     dtype: str = precision_option()
 
     def __post_init__(self) -> None:

@@ -92,7 +92,7 @@ class InferConfig:
     generate: bool = field(default=False, metadata={"help": "also generate freely and say whether it could be parsed"})
     echo: bool = field(default=False, metadata={"help": "with --output: also show each answer as a readable line"})
     full: bool = field(default=False, metadata={"help": "print every probability, log-probability and diagnostic"})
-    backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
+    backbone: str | None = field(default=None, metadata={"help": "use this backbone instead of the recorded one"})
     adapter: str | None = field(
         default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
     )

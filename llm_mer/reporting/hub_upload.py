@@ -16,6 +16,7 @@ from llm_mer.checkpoints.run_differences import without_folders
 from llm_mer.checkpoints.run_manifest import MANIFEST, RunManifest
 from llm_mer.errors import UserError, first_line
 from llm_mer.reporting.model_card import CARD_FILE, model_card
+from llm_mer.resources.model_packages import model_packages
 from llm_mer.storage.atomic_files import write_json_atomically
 from llm_mer.storage.json_files import read_json
 
@@ -76,7 +77,8 @@ def stage_for_hub(
     description = CheckpointDescription.load(folder)
     check_description(description, folder / "llm_mer.json")
     reference = description.backbone
-    if reference is not None and reference.folder is None and reference.fingerprint is not None:
+    local = reference is not None and reference.folder is None and reference.fingerprint is not None
+    if reference is not None and local and reference.name not in model_packages():
         raise UserError(
             f"{folder}: its backbone {reference.name!r} is a local folder that was not copied into it, so it could not "
             "be loaded elsewhere; train with save_backbone: always, or name the backbone by its hub name"

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llm_mer.checkpoints.backbone_reference import identify_backbone
 from llm_mer.checkpoints.description import stack_versions
 from llm_mer.checkpoints.run_differences import RunSetup, compare_settings, questions_digest, run_differences
 from llm_mer.checkpoints.run_manifest import MANIFEST, RunManifest, weights_digest
@@ -19,7 +20,6 @@ from llm_mer.prompting.tasks import get_task
 from llm_mer.prompting.templates import load_prompts
 from llm_mer.storage.atomic_files import write_json_atomically
 from llm_mer.training.model_builder import resolve_backbone
-from llm_mer.training.resume import identify_backbone
 from llm_mer.training.run import train
 from llm_mer.training.run_config import RunConfig
 

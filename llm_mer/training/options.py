@@ -128,7 +128,8 @@ class ModelArguments:
         default="",
         metadata={
             "group": MODEL,
-            "help": "Llama, GLM or Qwen by local folder or hub name; `tiny:llama` and `tiny:glm` train a small one on the "
+            "help": "Llama, GLM or Qwen by local folder, GGUF file, hub name or the short name of a package's model "
+            "(`llm-mer get`); `tiny:llama` and `tiny:glm` train a small one on the "
             "spot (cached); `none` trains the adapter's own head without a language model",
         },
     )
@@ -181,7 +182,8 @@ class ModelArguments:
     save_backbone: str = field(
         default="auto",
         metadata={
-            "help": "copy the backbone into the checkpoint: auto copies local folders under 200 MB, so they load elsewhere",
+            "help": "copy the backbone into the checkpoint: auto copies local folders and files under 200 MB, so they load "
+            "elsewhere",
             "choices": ["auto", "always", "never"],
         },
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_mer.checkpoints.backbone_reference import folder_fingerprint
+from llm_mer.checkpoints.backbone_reference import identify_backbone
 from llm_mer.checkpoints.description import CheckpointDescription
 from llm_mer.checkpoints.integrity import COMPLETION_MARKER
 from llm_mer.checkpoints.run_differences import Difference, resume_may_differ, run_differences
@@ -93,12 +93,3 @@ def another_run(folder: Path, different: Sequence[Difference]) -> UserError:
     before = next((d.before for d in different if d.name == "processes"), None)
     advice = "" if before is None else f"; start it on {before} again, or train anew into another output_dir"
     return UserError(f"resume_from_checkpoint: {folder} is of another run: {listed}{advice}")
-
-
-def identify_backbone(source: str | None) -> dict[str, Any] | None:
-    """Name and fingerprint of a backbone as a checkpoint notes them; the fingerprint of a hub name is None."""
-    if source is None:
-        return None
-    if not Path(source).is_dir():
-        return {"name": source, "fingerprint": None}
-    return {"name": Path(source).resolve().name, "fingerprint": folder_fingerprint(Path(source))}

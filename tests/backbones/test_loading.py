@@ -227,7 +227,7 @@ def test_a_tokenizer_of_more_tokens_than_the_embedding_has_rows_is_refused(
     backbones: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(backbones["llama"], tmp_path / "other"))
-    larger = read_tokenizer(folder, local=True)
+    larger = read_tokenizer(folder)
     rows = len(larger)
     larger.add_tokens(["ecstatic"])
     larger.save_pretrained(folder)

@@ -96,7 +96,7 @@ def test_a_backbone_that_was_not_copied_must_be_named(backbones: dict[str, Path]
     argv = training_options(store, backbones["llama"], tmp_path / "run", max_steps=1, save_backbone="never")
     output = finetune(argv)
     assert not (output / "backbone").exists()
-    with pytest.raises(UserError, match="was not copied into it; name its folder with --backbone"):
+    with pytest.raises(UserError, match="was not copied into it; name its folder or file with --backbone"):
         load_checkpoint(output)
     assert len(answers(output, store, backbones["llama"])) == 6
 

@@ -171,7 +171,7 @@ def llama2(folder: Path) -> Any:
     entry = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps({**entry, "unk_token": "<unk>", "legacy": False}))
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    tokenizer = read_tokenizer(folder, local=True)
+    tokenizer = read_tokenizer(folder)
     tokenizer.pad_token = tokenizer.unk_token
     return tokenizer
 

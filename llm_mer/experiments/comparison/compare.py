@@ -85,10 +85,10 @@ def _read_finished_runs(
     Raises:
         UserError: a finished run with other settings.
     """
+    from llm_mer.checkpoints.backbone_reference import identify_backbone
     from llm_mer.checkpoints.run_differences import questions_digest
     from llm_mer.prompting.templates import load_prompts
     from llm_mer.training.model_builder import resolve_backbone
-    from llm_mer.training.resume import identify_backbone
 
     identities: dict[str, dict[str, Any] | None] = {}
 
