@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from llm_mer.reporting.model_card import CARD_FILE, model_card
 from llm_mer.resources.model_packages import model_packages
 from llm_mer.storage.atomic_files import write_json_atomically
 from llm_mer.storage.json_files import read_json
+from llm_mer.storage.temporary_folders import temporary_folder
 
 COPIED_PATTERNS = (
     "adapter_config.json",
@@ -65,8 +65,10 @@ def push_to_hub(
     folder = Path(checkpoint)
     if HUB_NAME.fullmatch(repository) is None:
         raise UserError(f"repository: {repository!r} is not a repository name; use OWNER/NAME")
-    with tempfile.TemporaryDirectory(prefix="llm-mer-push-") as scratch:
-        staged = stage_for_hub(folder, Path(scratch), repository, evaluations, license)
+    with temporary_folder("llm-mer-push-") as scratch:
+        target = scratch / "checkpoint"
+        target.mkdir()
+        staged = stage_for_hub(folder, target, repository, evaluations, license)
         return _upload(staged, repository, private)
 
 

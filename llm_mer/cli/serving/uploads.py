@@ -1,31 +1,28 @@
-"""A private folder for what is uploaded: nobody else's to read, bounded, and gone when the program ends."""
+"""A private folder for what is uploaded: nobody else's to read, bounded, and gone when the program ends.
+
+What a demo left that was killed (kill -9) goes when the next one of the same user starts.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from llm_mer.errors import UserError
-
-logger = logging.getLogger(__name__)
+from llm_mer.storage.temporary_folders import OWNER_FILE, temporary_folder
 
 GRADIO_FOLDER = "GRADIO_TEMP_DIR"
 """Gradio puts uploads into the folder that this variable names."""
 PREFIX = "llm-mer-demo-"
 SWEEP_EVERY = 30.0
 """Seconds between two looks for files that are too old."""
-ENDING = (signal.SIGTERM, signal.SIGHUP)
-"""Signals that end a program without its clean-up unless they are handled; Ctrl-C is an exception in Python."""
 
 
 @contextmanager
@@ -38,46 +35,24 @@ def private_folder(keep_seconds: float) -> Iterator[Path]:
         UserError: there is no place for it.
     """
     before = os.environ.get(GRADIO_FOLDER)
-    try:
-        folder = Path(os.path.realpath(tempfile.mkdtemp(prefix=PREFIX, dir=before or None)))  # mode 0700, whatever the umask
-    except OSError as error:
-        named = f"{GRADIO_FOLDER}={before}" if before else "the temporary folder (TMPDIR)"
-        raise UserError(f"{named}: no folder for uploads can be made there: {error.strerror}") from None
-    ended = threading.Event()
-    sweeper = threading.Thread(target=_sweep, args=(folder, keep_seconds, ended), daemon=True)
-    os.environ[GRADIO_FOLDER] = str(folder)
-    try:
-        sweeper.start()
-        yield folder
-    finally:
-        ended.set()
-        if before is None:
-            del os.environ[GRADIO_FOLDER]
-        else:
-            os.environ[GRADIO_FOLDER] = before
-        _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    """Remove the folder though signals come meanwhile; what cannot be removed is said."""
-    with _ignoring_signals():
-        shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        logger.warning("%s holds uploads and could not be removed; delete it", folder)
-
-
-@contextmanager
-def _ignoring_signals() -> Iterator[None]:
-    """Ignore the signals that end a program; nothing outside the main thread, where none arrives."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (*ENDING, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder(PREFIX, before or None))
+        except OSError as error:
+            named = f"{GRADIO_FOLDER}={before}" if before else "the temporary folder (TMPDIR)"
+            raise UserError(f"{named}: no folder for uploads can be made there: {error.strerror}") from None
+        ended = threading.Event()
+        sweeper = threading.Thread(target=_sweep, args=(folder, keep_seconds, ended), daemon=True)
+        os.environ[GRADIO_FOLDER] = str(folder)
+        try:
+            sweeper.start()
+            yield folder
+        finally:
+            ended.set()
+            if before is None:
+                del os.environ[GRADIO_FOLDER]
+            else:
+                os.environ[GRADIO_FOLDER] = before
 
 
 @contextmanager
@@ -130,4 +105,4 @@ def bytes_held(folder: Path) -> int:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [Path(place) / name for place, _, names in os.walk(folder) for name in names]
+    return [Path(place) / name for place, _, names in os.walk(folder) for name in names if name != OWNER_FILE]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +32,7 @@ from llm_mer.inference.dialogues import decode_dialogues
 from llm_mer.storage.atomic_files import write_json_atomically
 from llm_mer.storage.fingerprints import file_sha256
 from llm_mer.storage.system_errors import naming_place
+from llm_mer.storage.temporary_folders import temporary_folder
 
 if TYPE_CHECKING:
     from llm_mer.data.dataset import MerDataset
@@ -95,8 +95,8 @@ def train_and_predict(
     The languages that are scored are those of the YAML file and the overrides, ``base``: a system trained on one of them is
     scored on all.
     """
-    with tempfile.TemporaryDirectory(prefix="llm-mer-compare-") as scratch:
-        result = _train_and_predict(config, base, system, seed, folder, settings, scratch)
+    with temporary_folder("llm-mer-compare-") as scratch:
+        result = _train_and_predict(config, base, system, seed, folder, settings, str(scratch / "run"))
     gc.collect()
     return result
 

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +39,7 @@ from llm_mer.scoring.answer_scorer import AnswerScores, PrefixCache
 from llm_mer.scoring.answer_tree import AnswerTree
 from llm_mer.scoring.engines.base import MAX_ANSWER_TOKENS, OpenedCheckpoint
 from llm_mer.scoring.prompt_layout import TaskPrompts
+from llm_mer.storage.temporary_folders import temporary_folder
 
 TOKENS_ASKED = 128
 """Tokens whose log-probabilities one request may name: vLLM's own limit."""
@@ -260,9 +260,9 @@ def open_engine(
         device = "cpu" if accelerator is None else accelerator.type
     precision = resolve_precision(dtype, reference, "cpu" if accelerator is None else accelerator.type, str(folder))
     # Libraries print on standard output while they load, where the answers will stand.
-    with TemporaryDirectory(prefix="llm-mer-") as scratch, redirect_stdout(sys.stderr):
+    with temporary_folder("llm-mer-vllm-") as scratch, redirect_stdout(sys.stderr):
         if description.merged is None:
-            merged = merge_checkpoint(folder, Path(scratch) / "merged", dtype=precision, backbone=backbone)
+            merged = merge_checkpoint(folder, scratch / "merged", dtype=precision, backbone=backbone)
             description, backbone = CheckpointDescription.load(merged), None
         else:
             merged = folder

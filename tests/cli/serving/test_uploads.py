@@ -1,4 +1,4 @@
-"""Uploads lie in a folder of this user's alone, which goes with the program however it ends but by kill -9."""
+"""Uploads lie in a folder of this user's alone, which goes with the program, or after a kill -9 with the next one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_environment
 
-from llm_mer.cli.serving.uploads import GRADIO_FOLDER, bytes_held, clean_up_on_signals, private_folder, remove_older
+from llm_mer.cli.serving.uploads import (
+    GRADIO_FOLDER,
+    PREFIX,
+    bytes_held,
+    clean_up_on_signals,
+    private_folder,
+    remove_older,
+)
 from llm_mer.errors import UserError
+from llm_mer.storage.temporary_folders import remove_abandoned
 
 PROGRAM = """
 import sys, time
@@ -106,14 +114,25 @@ def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_what_cannot_be_removed_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_uploads_of_a_demo_that_was_killed_go_when_the_next_one_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    environment = run_environment(PYTHONPATH=str(ROOT), **{GRADIO_FOLDER: str(tmp_path)})
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "wait"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+    (left,) = tmp_path.iterdir()
+    assert (left / "clip.mp4").exists()
     monkeypatch.setenv(GRADIO_FOLDER, str(tmp_path))
-    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
     with private_folder(60) as folder:
-        pass
-    assert f"{folder} holds uploads and could not be removed" in caplog.text
+        assert list(tmp_path.iterdir()) == [folder]
+        os.utime(next(folder.iterdir()), (1, 1))
+        remove_older(folder, 1)  # which leaves what says whose the folder is
+        assert remove_abandoned(tmp_path, PREFIX) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_old_files_are_removed_and_the_rest_is_counted(tmp_path: Path) -> None:
