@@ -147,8 +147,10 @@ def answer(
     """
     task_names = [task.name for task in pipeline.named_tasks(config.tasks)]
 
+    speakers = None if config.speaker_data is None else pipeline.know_speakers(config.speaker_data)
+
     def claim(output: Path, answered: bool) -> None:
-        Provenance.of(config, pipeline.folder, task_names, pipeline.predictor.precision).claim(output, answered)
+        Provenance.of(config, pipeline.folder, task_names, pipeline.predictor.precision, speakers).claim(output, answered)
 
     def compare(done: dict[str, str | None]) -> None:
         if done and not config.stdin:  # lines of a stream are compared as they arrive

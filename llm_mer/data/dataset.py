@@ -13,6 +13,7 @@ import numpy as np
 from llm_mer.data.missing_values import check_sequence
 from llm_mer.data.sampling import describe_draw, draw_rows
 from llm_mer.data.schema import Utterance
+from llm_mer.data.speaker_effects import KnownSpeakers, SpeakerEffects
 from llm_mer.data.store import FEATURE_COLUMNS, UtteranceTable
 from llm_mer.data.votes import LabelVotes, known_answer
 from llm_mer.errors import UserError
@@ -100,6 +101,8 @@ class MerDataset:
         hidden: modalities treated as missing. corruptions: applied to the rest, in this order.
         context_window, bidirectional: shape of :meth:`window`.
         checked: whether the features of every utterance were checked for the model already; nobody does it again.
+        speakers_known: what is known of the speakers, where features are normalised by speaker; set before the dataset is
+            read for a model that does so (:meth:`know_speakers`).
     """
 
     utterances: Sequence[Utterance]
@@ -116,6 +119,7 @@ class MerDataset:
     bidirectional: bool = False
     context: ContextVectors | None = None
     checked: bool = False
+    speakers_known: KnownSpeakers | None = None
 
     def __post_init__(self) -> None:
         check_languages(self.languages)
@@ -185,21 +189,37 @@ class MerDataset:
         return len(self.questions)
 
     def utterance(self, row: int) -> Utterance:
-        """The utterance of a row, with permuted and hidden modalities and corruptions applied."""
+        """The utterance of a row, with permuted and hidden modalities and corruptions applied, normalised by speaker."""
         utterance = self.utterances[row]
         changes: dict[str, Any] = {}
+        speakers = dict.fromkeys(FEATURE_COLUMNS, utterance.speaker)
         for part, rows in self.permutation.items():
             other = self.utterances[int(rows[row])]
             changes |= {name: getattr(other, name) for name in REPLACEABLE_PARTS[part]}
+            speakers |= {m: other.speaker for m, column in FEATURE_COLUMNS.items() if column in REPLACEABLE_PARTS[part]}
         for modality in self.hidden:
             changes[FEATURE_COLUMNS[modality]] = None
             if modality == "text":
                 changes["text"] = None
         if changes:
             utterance = dataclasses.replace(utterance, **changes)
+        utterance = self._corrupted(utterance)
+        return utterance if self.speakers_known is None else self.speakers_known.normalise(utterance, speakers)
+
+    def _corrupted(self, utterance: Utterance) -> Utterance:
         for corruption in self.corruptions:
             utterance = corruption(utterance)
         return utterance
+
+    def know_speakers(self, effects: Mapping[str, SpeakerEffects]) -> None:
+        """Learn from every utterance of the table, corrupted as the model gets them, what distinguishes each speaker.
+
+        Raises:
+            UserError: no utterance names its speaker.
+        """
+        read = (self._corrupted(self.utterances[row]) for row in range(len(self.utterances)))
+        where = f"split {self.utterances[0].split!r}" if len(self.utterances) else "the data"
+        self.speakers_known = KnownSpeakers.of(read, effects, where)
 
     def transcripts(self) -> list[tuple[str, str, str | None]]:
         """``(id, language, text)`` of every utterance of the table, unchanged and in order."""
@@ -319,7 +339,7 @@ class MerDataset:
 
     def corrupted(self, corruption: UtteranceTransform) -> MerDataset:
         """The same questions with a further corruption applied to the utterances."""
-        return self._with(corruptions=(*self.corruptions, corruption), checked=False)
+        return self._with(corruptions=(*self.corruptions, corruption), checked=False, speakers_known=None)
 
     def _with(self, **changes: Any) -> MerDataset:
         # Context vectors were computed from the unchanged modalities; the new dataset needs its own.

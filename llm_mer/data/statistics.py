@@ -33,6 +33,17 @@ class FeatureStatistics:
         return cls(np.asarray(entry["mean"], dtype=np.float32), np.asarray(entry["std"], dtype=np.float32))
 
 
+def normalise_by_own_steps(features: np.ndarray) -> np.ndarray:
+    """``clip((x - mean) / std, ±10)`` of ``(T, D)`` over its own ``T`` steps.
+
+    Raises:
+        ValueError: fewer than two steps, of which nothing would be left.
+    """
+    if features.shape[0] < 2:
+        raise ValueError(f"{features.shape[0]} step; normalisation by utterance needs two or more")
+    return FeatureStatistics(features.mean(axis=0), features.std(axis=0)).apply(features)
+
+
 class RunningStatistics:
     """Mean and variance over a stream of ``(T, D)`` blocks in float64 (Chan's parallel update)."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_mer.adapters.base import FusionAdapter
+from llm_mer.data.speaker_effects import FEW_UTTERANCES
 from llm_mer.inference.prediction import Prediction
 
 
@@ -37,3 +38,15 @@ def find_cut(predictions: Sequence[Prediction]) -> list[str]:
             f"adapter reads, at most {max(given for _, given in pairs)}: what comes after them was not read"
         )
     return found
+
+
+def find_little_known_speakers(predictions: Sequence[Prediction]) -> list[str]:
+    """What to say of utterances whose speakers are hardly known to a checkpoint that normalises by speaker."""
+    known = {(p.language, p.id): p.speaker_utterances for p in predictions if p.speaker_utterances is not None}
+    few = sum(count < FEW_UTTERANCES for count in known.values() if count is not None)
+    if not few:
+        return []
+    return [
+        f"the speakers of {few} of {len(known)} utterances are known from fewer than {FEW_UTTERANCES} utterances each: "
+        "features were normalised by speaker with little to go by"
+    ]

@@ -207,7 +207,7 @@ def score(
 ) -> Evaluation:
     """The scores of predictions; those of the dialogue decoder are added to ``by_condition``."""
     from llm_mer.checkpoints.run_manifest import read_manifest
-    from llm_mer.evaluation.adapter_warnings import diagnose, find_cut
+    from llm_mer.evaluation.adapter_warnings import diagnose, find_cut, find_little_known_speakers
 
     description, backbone = pipeline.description, pipeline.description.backbone
     adapter, class_task = pipeline.predictor.adapter, pipeline.predictor.processor.class_task
@@ -234,6 +234,7 @@ def score(
         warnings=[
             *diagnose(pipeline.predictor.adapter, by_condition[AS_IS]),
             *find_cut(by_condition[AS_IS]),
+            *find_little_known_speakers(by_condition[AS_IS]),
             *_calibration_warnings(pipeline, planned, config.split),
             *([SEEN_IN_TRAINING] if config.split == "train" else []),
         ],

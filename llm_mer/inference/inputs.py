@@ -58,6 +58,13 @@ class InferConfig:
         default=None,
         metadata={"help": "further columns of the manifest that are targets of your own tasks"},
     )
+    speaker_data: str | None = field(
+        default=None,
+        metadata={
+            "help": "a store or FORMAT:PATH with earlier utterances of the speakers, for a checkpoint that normalises "
+            "features by speaker; without it each utterance alone tells of its speaker"
+        },
+    )
     batch_size: int = field(default=16, metadata={"help": "utterances answered together"})
     read_ahead: int = field(
         default=4,

@@ -21,7 +21,9 @@ from llm_mer.data.dataset import MerDataset
 from llm_mer.data.feature_scale import check_scale
 from llm_mer.data.feature_settings import check_same_features
 from llm_mer.data.missing_values import check_transcript
+from llm_mer.data.reading import read_utterances
 from llm_mer.data.schema import Utterance
+from llm_mer.data.speaker_effects import KnownSpeakers
 from llm_mer.data.store import FEATURE_COLUMNS
 from llm_mer.errors import UserError, first_line
 from llm_mer.inference.clips import as_utterance, utterance_from_fields
@@ -74,6 +76,9 @@ def check_options(options: Mapping[str, Any]) -> None:
 class MerPipeline:
     """A checkpoint ready to answer about clips, texts and features; ``folder`` is where it lies on this machine.
 
+    A checkpoint that normalises features by speaker knows those of :meth:`know_speakers`; of anybody else it knows the
+    utterance it is asked about, so answers do not depend on what is asked beside it.
+
     Example:
         >>> pipeline = MerPipeline.from_pretrained("runs/quickstart/egmf")
         >>> for prediction in pipeline(video="clip.mp4", text="I am fine."):
@@ -83,6 +88,7 @@ class MerPipeline:
     predictor: Predictor
     description: CheckpointDescription
     folder: Path
+    speakers: KnownSpeakers | None = None
 
     @classmethod
     def from_pretrained(
@@ -222,8 +228,33 @@ class MerPipeline:
         An answer may hold NaN or infinity: its caller looks at ``Prediction.is_finite``.
         """
         dataset = self.questions(list(utterances), self.named_tasks(tasks), require_truth=False, checked=True)
+        if self.predictor.processor.speaker_effects:
+            dataset.speakers_known = self.speakers or KnownSpeakers(self.predictor.processor.speaker_effects)
         indices = [i for i, q in enumerate(dataset.questions) if not last_only or q.row == len(utterances) - 1]
         return self.predictor.predict(dataset, indices)
+
+    def know_speakers(self, data: str) -> str:
+        """Learn from earlier utterances what distinguishes each speaker; no label of theirs is read.
+
+        Args:
+            data: a store or ``FORMAT:PATH``, all splits of which count.
+
+        Returns:
+            The fingerprint of the data.
+
+        Raises:
+            UserError: a checkpoint that does not normalise by speaker, features made otherwise than the checkpoint's, or no
+                utterance with a speaker.
+        """
+        effects = self.predictor.processor.speaker_effects
+        if not effects:
+            raise UserError(f"speaker_data: {self.folder.name} was not trained with normalisation by speaker; leave it out")
+        splits, made, fingerprint = read_utterances(data)
+        for name, utterances in splits.items():
+            self.check_features(utterances, made, f"{data}, split {name!r}")
+        everything = (utterance for utterances in splits.values() for utterance in utterances)
+        self.speakers = KnownSpeakers.of(everything, effects, data)
+        return fingerprint
 
     def stream(
         self,

@@ -43,6 +43,8 @@ class Prediction:
         head_value: the adapter head's own prediction, where it has one. head_log_probabilities: of the labels, in their
             order, where a language model answers beside it.
         pool_weights: what each distribution weighed whose pool is the answer; None where none was asked for.
+        speaker_utterances: from how many utterances the speaker is known, where the checkpoint normalises features by
+            speaker; 1 where the utterance stands alone. None otherwise.
         seconds: wall time of the batch divided by its size.
     """
 
@@ -77,6 +79,7 @@ class Prediction:
     head_value: str | float | None = None
     head_log_probabilities: list[float] | None = None
     pool_weights: dict[str, float] | None = None
+    speaker_utterances: int | None = None
     seconds: float | None = None
 
     @property

@@ -215,6 +215,8 @@ class Predictor:
 
     @torch.no_grad()
     def _predict_whole(self, dataset: MerDataset, batch: Batch) -> list[Prediction]:
+        if self.processor.speaker_effects and dataset.speakers_known is None:
+            dataset.know_speakers(self.processor.speaker_effects)
         if self.adapter.uses_context and dataset.context is None:
             attach_context(dataset, self.model, self.processor, vector_sizes(self.adapter.config))
         collator = MerCollator(dataset, self.processor, self.adapter.uses_context)
@@ -253,6 +255,8 @@ class Predictor:
                 seconds=round(seconds, 6),
             )
             prediction.precision = precision
+            if dataset.speakers_known is not None:
+                prediction.speaker_utterances = dataset.speakers_known.count(utterance.speaker)
             if question.votes is not None:
                 prediction.votes = question.votes.by_name(task)
                 prediction.annotators = None if question.votes.exclusive else question.votes.annotators

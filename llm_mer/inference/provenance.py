@@ -64,11 +64,24 @@ class Provenance:
     settings: dict[str, Any]
 
     @classmethod
-    def of(cls, config: InferConfig, checkpoint: Path, tasks: Sequence[str], precision: str | None) -> Provenance:
-        """That of a run with these options; ``tasks`` are those it asks, ``precision`` what ``--dtype`` came to here."""
+    def of(
+        cls,
+        config: InferConfig,
+        checkpoint: Path,
+        tasks: Sequence[str],
+        precision: str | None,
+        speaker_data: str | None = None,
+    ) -> Provenance:
+        """That of a run with these options.
+
+        Args:
+            tasks: those it asks. precision: what ``--dtype`` came to here. speaker_data: fingerprint of ``--speaker_data``.
+        """
         options = {name: getattr(config, name) for name in ANSWERING_OPTIONS}
         if not config.calibration:  # with it, its file is part of the checkpoint's digest
             options["calibration"] = False
+        if speaker_data is not None:
+            options["speaker_data"] = speaker_data
         return cls(
             {"checkpoint": checkpoint_fingerprint(checkpoint), "tasks": list(tasks), "precision": precision, **options}
         )

@@ -171,6 +171,10 @@ class MerCollator:
     share_prefixes: bool = True
     read_out: bool = False
 
+    def __post_init__(self) -> None:
+        if self.processor.speaker_effects and self.dataset.speakers_known is None:
+            raise ValueError("the model normalises features by speaker: dataset.know_speakers comes first")
+
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         questions = [self.dataset.questions[int(row["question"])] for row in rows]
         return self.batch(questions, with_answer=True).model_inputs()

@@ -10,8 +10,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from llm_mer.data.missing_values import check_sequence
+from llm_mer.data.normalisation import GLOBAL, NONE, UTTERANCE
 from llm_mer.data.schema import Utterance
-from llm_mer.data.statistics import FeatureStatistics
+from llm_mer.data.speaker_effects import SpeakerEffects
+from llm_mer.data.statistics import FeatureStatistics, normalise_by_own_steps
 from llm_mer.data.store import FEATURE_COLUMNS
 from llm_mer.errors import UserError
 from llm_mer.prompting.answer_start import (
@@ -77,7 +79,9 @@ class MerProcessor:
     Attributes:
         tokenizer: the backbone's; None for an adapter alone.
         feature_sizes: ``{modality: D_m}`` the model was built for; another size is refused.
-        statistics: of the training split, applied to every feature sequence.
+        statistics: of the training split, applied to every feature sequence whose ``normalisation`` is by them.
+        normalisation: ``{modality: kind}`` where it is not global (:mod:`llm_mer.data.normalisation`).
+        speaker_effects: of the modalities that are normalised by speaker, which a dataset does as it is read.
         answer_start: ``joined`` or ``bare``, see :mod:`llm_mer.prompting.answer_start`; checkpoints that do not say are
             ``bare``.
         filler_id: token id at pseudo-token places; its embedding is never read.
@@ -96,6 +100,8 @@ class MerProcessor:
     max_vision_steps: int = 200
     max_prompt_tokens: int = 1024
     answer_start: str = JOINED
+    normalisation: dict[str, str] = field(default_factory=dict)
+    speaker_effects: dict[str, SpeakerEffects] = field(default_factory=dict)
     filler_id: int = field(init=False, default=0)
     _encoder: VerbatimEncoder | None = field(init=False, default=None, repr=False)
     _answer_starts: dict[tuple[str, PromptTemplate], AnswerStart] = field(init=False, default_factory=dict, repr=False)
@@ -252,28 +258,37 @@ class MerProcessor:
     # --- features -------------------------------------------------------------------------------------------------
 
     def normalise(self, modality: str, features: np.ndarray) -> np.ndarray:
-        """``(T, D_m)`` with the training statistics applied (unchanged where there are none)."""
-        statistics = self.statistics.get(modality)
+        """``(T, D_m)`` by the training statistics, or by its own steps', or unchanged where there is neither."""
+        kind = self.normalisation.get(modality, GLOBAL)
+        if kind == UTTERANCE:
+            return normalise_by_own_steps(features)
+        statistics = self.statistics.get(modality) if kind != NONE else None
         return statistics.apply(features) if statistics is not None else np.asarray(features, dtype=np.float32)
 
     def _limits(self) -> dict[str, int]:
         return {"text": self.max_text_tokens, "audio": self.max_audio_steps, "vision": self.max_vision_steps}
 
+    @property
+    def read_as_features(self) -> list[str]:
+        """Modalities the model reads as features: all but a text whose transcript the backbone embeds."""
+        return [m for m in self.feature_sizes if m != "text" or self.text_source != "backbone"]
+
     def _given_features(self, utterance: Utterance) -> dict[str, np.ndarray]:
         """Feature sequences of the modalities the model reads as features, as they were given."""
-        read = [m for m in self.feature_sizes if m != "text" or self.text_source != "backbone"]
-        given = {m: getattr(utterance, FEATURE_COLUMNS[m]) for m in read}
+        given = {m: getattr(utterance, FEATURE_COLUMNS[m]) for m in self.read_as_features}
         return {m: features for m, features in given.items() if features is not None}
 
     def check_features(self, utterance: Utterance) -> None:
         """Check the features of an utterance that the model reads.
 
         Raises:
-            UserError: steps of another size, no step at all, or NaN or infinity in float32.
+            UserError: steps of another size, no step at all, one where two are needed, or NaN or infinity in float32.
         """
         for modality, features in self._given_features(utterance).items():
             where = f"utterance {utterance.id!r}: {FEATURE_COLUMNS[modality]}"
             check_sequence(features, self.feature_sizes[modality], where)
+            if self.normalisation.get(modality) == UTTERANCE and len(features) < 2:
+                raise UserError(f"{where}: one step; normalisation by utterance needs two or more")
 
     def features(self, utterance: Utterance, checked: bool = False) -> dict[str, np.ndarray]:
         """Normalised, cut feature sequences of the modalities the model reads as features.
@@ -355,6 +370,8 @@ class MerProcessor:
             "max_vision_steps": self.max_vision_steps,
             "max_prompt_tokens": self.max_prompt_tokens,
             "answer_start": self.answer_start,
+            "normalisation": dict(self.normalisation),
+            "speaker_effects": {m: effects.to_dict() for m, effects in self.speaker_effects.items()},
         }
 
     @classmethod
@@ -364,4 +381,6 @@ class MerProcessor:
         entry["tasks"] = [Task.from_checkpoint(name, task) for name, task in entry["tasks"].items()]
         entry["prompts"] = [PromptTemplate.from_dict(prompt) for prompt in entry["prompts"]]
         entry["statistics"] = {m: FeatureStatistics.from_dict(s) for m, s in entry["statistics"].items()}
+        effects = entry.pop("speaker_effects", {})
+        entry["speaker_effects"] = {m: SpeakerEffects.from_dict(e) for m, e in effects.items()}
         return cls(tokenizer=tokenizer, **entry)

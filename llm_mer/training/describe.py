@@ -136,9 +136,10 @@ def with_missing_steps(config: RunConfig, run: RunData) -> RunData:
         return run
     text_source = "features" if model.backbone == "none" else model.text_source
     input_spec = ModelInputSpec(stand_in_config(config, run).modalities, text_source)
-    return dataclasses.replace(
-        run, train=run.train.corrupted(MissingSteps(data.missing_rate, data.missing_seed, input_spec))
-    )
+    train = run.train.corrupted(MissingSteps(data.missing_rate, data.missing_seed, input_spec))
+    if run.speaker_effects:
+        train.know_speakers(run.speaker_effects)
+    return dataclasses.replace(run, train=train)
 
 
 def missing_steps(dataset: MerDataset) -> dict[str, float] | None:

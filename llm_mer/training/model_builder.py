@@ -23,6 +23,7 @@ from llm_mer.checkpoints.integrity import verify_checkpoint
 from llm_mer.checkpoints.weights import load_adapter_weights, load_head_weights
 from llm_mer.data.feature_scale import SAMPLED_UTTERANCES, check_scale
 from llm_mer.data.feature_settings import check_same_features
+from llm_mer.data.normalisation import check_normalised_modalities
 from llm_mer.data.statistics import FeatureStatistics
 from llm_mer.errors import UserError
 from llm_mer.model.configuration_mer import MerConfig
@@ -257,7 +258,10 @@ def _build_processor(
         max_vision_steps=data.max_vision_steps,
         max_prompt_tokens=data.max_prompt_tokens,
         answer_start=_answer_start(config),
+        normalisation=run.normalisation,
+        speaker_effects=run.speaker_effects,
     )
+    check_normalised_modalities(run.normalisation, processor.read_as_features)
     processor.check_answer_starts()
     return processor
 
@@ -312,6 +316,9 @@ def check_initial(initial: CheckpointDescription, run: RunData, checkpoint: str,
                     f"{where} was trained on scores of task {there.name!r} in {list(there.require_range())}; here "
                     f"{here.name!r} has {list(here.require_range())}"
                 )
+    if (before := initial.processor.get("normalisation", {})) != run.normalisation:
+        told = [" ".join(f"{m}={kind}" for m, kind in kinds.items()) or "global" for kinds in (before, run.normalisation)]
+        raise UserError(f"{where} was trained with normalisation {told[0]}, not {told[1]}; say so here too")
     reads = [m for m in initial.processor["feature_sizes"] if m != "text" or initial.model["text_source"] == "features"]
     check_same_features(initial.data, run.description, reads, data, where)
     statistics = initial.processor["statistics"]

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from llm_mer.adapters.registry import BUILT_IN, DEFAULT_ADAPTER
 from llm_mer.backbones.lora_sharing import LORA_SHARING, SHARED
+from llm_mer.data.normalisation import NORMALISATIONS, parse_normalisation
 from llm_mer.errors import UserError
 from llm_mer.training.bounds import CHANCE, NOT_NEGATIVE, POSITIVE, SEED, check_bounds
 from llm_mer.training.objectives import CRPS, DISTRIBUTION, NUMBER_OBJECTIVES, OBJECTIVES, TOKENS, VOTE_TARGETS
@@ -96,6 +97,14 @@ class DataArguments:
         metadata={"group": DATA, "help": "utterances per context window, the target included (adapters that read context)"},
     )
     bidirectional_context: bool = field(default=False, metadata={"help": "let the window look ahead too (offline use only)"})
+    normalisation: list[str] = field(
+        default_factory=list,
+        metadata={
+            "group": DATA,
+            "help": "how features are normalised, e.g. audio=speaker vision=none: "
+            + "; ".join(f"{name}, {what}" for name, what in NORMALISATIONS.items()),
+        },
+    )
     missing_rate: float = field(
         default=0.0,
         metadata={
@@ -116,6 +125,7 @@ class DataArguments:
         names = ("limit_train", "limit_eval", "max_text_tokens", "max_audio_steps", "max_vision_steps", "max_prompt_tokens")
         check_option_values(self, dict.fromkeys((*names, "context_window"), 1))
         check_bounds(self, {"missing_seed": SEED})
+        parse_normalisation(self.normalisation)
         if not 0 <= self.missing_rate <= 1:
             raise UserError(f"missing_rate: {self.missing_rate!r}; it must lie in [0, 1]")
 
@@ -249,7 +259,6 @@ class ModelArguments:
     auxiliary_fade: float | None = field(
         default=None,
         metadata={
-            "group": OPTIMISATION,
             "help": "share of the training over which the weights of auxiliary losses fall to 0 in a line; default: never",
         },
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.missing_values import check_transcript
+from llm_mer.data.normalisation import SPEAKER, parse_normalisation
 from llm_mer.data.reading import find_split, read_utterances
+from llm_mer.data.speaker_effects import SpeakerEffects, collect_means
 from llm_mer.data.statistics import FeatureStatistics, RunningStatistics
 from llm_mer.data.store import FEATURE_COLUMNS, UtteranceTable, check_utterance
 from llm_mer.errors import UserError
@@ -35,6 +37,9 @@ class RunData:
     statistics: dict[str, FeatureStatistics]
     fingerprint: str
     description: dict[str, Any]
+    normalisation: dict[str, str] = field(default_factory=dict)
+    """``{modality: kind}`` where it is not global."""
+    speaker_effects: dict[str, SpeakerEffects] = field(default_factory=dict)
 
 
 def prepare_data(arguments: DataArguments, with_prompts: bool = True, use_votes: bool = False) -> RunData:
@@ -81,8 +86,14 @@ def prepare_data(arguments: DataArguments, with_prompts: bool = True, use_votes:
     warn_of_data(train, evaluation, arguments)
     if with_prompts:
         check_prompts(train, load_prompts(arguments.prompts))
+    normalisation = parse_normalisation(arguments.normalisation)
+    effects = fit_speaker_effects(train, [m for m, kind in normalisation.items() if kind == SPEAKER], arguments.data)
+    if effects:
+        for part in (train, evaluation):
+            if part is not None:
+                part.know_speakers(effects)
     sizes, statistics = measure_features(train)
-    return RunData(train, evaluation, tasks, sizes, statistics, fingerprint, description)
+    return RunData(train, evaluation, tasks, sizes, statistics, fingerprint, description, normalisation, effects)
 
 
 def warn_of_data(train: MerDataset, evaluation: MerDataset | None, arguments: DataArguments) -> None:
@@ -155,9 +166,19 @@ def check_prompts(dataset: MerDataset, templates: Sequence[PromptTemplate]) -> N
         check_prompts_differ(templates, [task for task in dataset.tasks if task.name in task_names], language)
 
 
+def fit_speaker_effects(train: MerDataset, modalities: Sequence[str], data: str) -> dict[str, SpeakerEffects]:
+    """How much speakers differ in these modalities, over the training rows.
+
+    Raises:
+        UserError: too few speakers or utterances to tell.
+    """
+    means = collect_means((train.utterance(row) for row in train.rows), modalities)
+    return {m: SpeakerEffects.fit(means[m], f"normalisation: {m}=speaker: {data}, training split") for m in modalities}
+
+
 def measure_features(train: MerDataset) -> tuple[dict[str, int], dict[str, FeatureStatistics]]:
     """Feature sizes, and statistics over the training rows only (read from a store's description when it is whole)."""
-    whole = len(train.rows) == len(train.utterances)
+    whole = len(train.rows) == len(train.utterances) and train.speakers_known is None
     if isinstance(train.utterances, UtteranceTable) and whole and train.utterances.split == "train":
         # Sizes are of the whole store; what no training utterance has cannot be learnt to be read.
         info = train.utterances.info
