@@ -31,8 +31,9 @@ from torch import Tensor
 
 from llm_mer.model.modeling_mer import FUSION_KEYS, MerForConditionalGeneration
 from llm_mer.model.processing_mer import PromptIds
-from llm_mer.scoring.answer_scorer import AnswerTreeScorer, PrefixCache
+from llm_mer.scoring.answer_scorer import AnswerTreeScorer
 from llm_mer.scoring.answer_tree import AnswerTree
+from llm_mer.scoring.prefix_cache import PrefixCache
 from llm_mer.scoring.prompt_layout import PromptLayout, TaskPrompts
 
 INSTRUCTION, QUESTION = 64, 12
@@ -53,6 +54,11 @@ def task_prompts(own: Tensor, answers: list[list[int]], task: int, vocabulary: i
 def verdict(value: float, limit: float) -> str:
     """The ratio with its limit beside it."""
     return f"{value:.3f} × (limit {limit:.3f} ×: {'met' if value <= limit else 'missed'})"
+
+
+def differences(taken: dict[str, list[float]], more: str, less: str) -> list[float]:
+    """Seconds by which one side took longer than another, of each turn."""
+    return [a - b for a, b in zip(taken[more], taken[less], strict=True)]
 
 
 def plain_inputs(size: Size, rows: int, tokens: int) -> dict[str, Tensor]:
@@ -110,6 +116,7 @@ def measure(size: Size, rows: int, tokens: int, repetitions: int) -> list[str]:
         f"{ratio(taken['one'], taken['own and answers']):.2f} ×",
         verdict(ratio(taken["two"], taken["one"]), widths[1] / widths[0]),
         f"{ratio(taken['two'], taken['own and both']):.2f} ×",
+        f"{ratio(differences(taken, 'two', 'one'), differences(taken, 'own and both', 'own and answers')):.2f} ×",
         f"{ratio(taken['apart'], taken['two']):.2f} ×",
         verdict(ratio(taken["one, no ends"], taken["own"]), LIMIT),
         f"{ratio(taken['two, no ends'], taken['two']):.2f} ×",
@@ -135,7 +142,8 @@ def main() -> None:
     head += ["own and answers forward, ms", "own and both answers forward, ms", "one task, ms", "one task, nothing kept, ms"]
     head += ["two tasks, ms", "asked apart, ms", "one task, no ends, ms", "two tasks, no ends, ms"]
     head += ["one task ÷ own forward", "÷ own and answers forward", "two tasks ÷ one (limit: places)"]
-    head += ["two tasks ÷ own and both answers forward", "apart ÷ two tasks", "one task, no ends ÷ own forward"]
+    head += ["two tasks ÷ own and both answers forward", "what the second adds ÷ what its tokens add to that forward"]
+    head += ["apart ÷ two tasks", "one task, no ends ÷ own forward"]
     head += ["two tasks, no ends ÷ with them"]
     notes = (
         f"Batch {rows}, vocabulary {plan[0][0].vocabulary}, {INSTRUCTION} tokens of instruction that all prompts share, "

@@ -42,10 +42,10 @@ from llm_mer.model.modeling_mer import (
 from llm_mer.model.processing_mer import MerProcessor, PromptIds
 from llm_mer.model.read_out import columns_of
 from llm_mer.prompting.tasks import Task
-from llm_mer.scoring.answer_scorer import PrefixCache
 from llm_mer.scoring.answer_tree import AnswerTree, has_prefix_conflict
 from llm_mer.scoring.engines.base import MAX_ANSWER_TOKENS, Engine
 from llm_mer.scoring.engines.transformers_engine import TransformersEngine
+from llm_mer.scoring.prefix_cache import PrefixCache
 from llm_mer.scoring.prompt_layout import TaskPrompts
 from llm_mer.scoring.temperature import scale_by_temperature
 

@@ -8,6 +8,7 @@ gradient checkpointing therefore work on it unchanged.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from llm_mer.backbones.attention import attends_by_positions, attention_implemen
 from llm_mer.backbones.language_lora import LanguageRouter
 from llm_mer.distributed.sharded_parameters import full_numel
 from llm_mer.model.configuration_mer import MerConfig
+from llm_mer.model.last_feed_forward import feed_forward_at
 from llm_mer.model.outputs import MerOutput, NextTokens, find_answer_places
 from llm_mer.model.packing import block_causal_mask
 from llm_mer.model.read_out import ReadOut, prompt_ends
@@ -329,18 +331,20 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         With labels, logits are computed at answer positions only: of ``B · L`` rows of vocabulary size, the few that the
         loss reads. ``answer_places (N,)`` says which of the ``B · L`` places, one row after another, hold the labels;
         without it they are looked for, which makes the host wait for an accelerator. With ``next_tokens`` there are none,
-        only the log-probabilities of the tokens asked for. With ``answer_nodes (N, 2)``, rows and places of ``input_ids``,
+        only the log-probabilities of the tokens asked for, and no hidden state: the backbone's last layer is not computed
+        where nothing is read. With ``answer_nodes (N, 2)``, rows and places of ``input_ids``,
         these are of ``answer_tokens (N, K)``, to be learnt from.
         """
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            pseudo_token_mask=pseudo_token_mask,
-            **kwargs,
-        )
+        with nullcontext() if next_tokens is None else feed_forward_at(self.model.language_model, next_tokens.places):
+            outputs = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                pseudo_token_mask=pseudo_token_mask,
+                **kwargs,
+            )
         hidden = outputs.last_hidden_state
         loss = loss_sum = logits = answer_log_probs = None
         if next_tokens is not None:
@@ -372,7 +376,7 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
             loss=loss,
             loss_sum=loss_sum,
             logits=logits,
-            last_hidden_state=hidden if labels is None else None,
+            last_hidden_state=hidden if labels is None and next_tokens is None else None,
             answer_log_probs=answer_log_probs,
             read_out=read_out,
             past_key_values=outputs.past_key_values,
@@ -389,8 +393,11 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         parts = []
         for chunk in predicting.split(size):
             logits = self.lm_head(chunk).float()  # (b, N, V)
-            normaliser = logits.logsumexp(dim=-1)  # (b, N)
-            parts.append(logits[:, asked.nodes, asked.tokens] - normaliser[:, asked.nodes])
+            wanted = logits[:, asked.nodes, asked.tokens]  # (b, E)
+            # logsumexp in place: without it, a second tensor as large takes as long to allocate as this one to compute.
+            highest = logits.amax(dim=-1, keepdim=True)
+            normaliser = logits.sub_(highest).exp_().sum(dim=-1).log_() + highest.squeeze(-1)  # (b, N)
+            parts.append(wanted - normaliser[:, asked.nodes])
         return torch.cat(parts)
 
     def _answer_log_probs(self, hidden: Tensor, nodes: Tensor, tokens: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ class MerOutput(ModelOutput):
         loss_sum: their sum; a trainer divides it by the count over a global batch.
         logits: ``(N, V)`` at the ``N`` positions that predict an answer token when labels are given, else ``(B, L, V)``;
             None beside a loss that never holds them (``answer_loss``), and where the backbone ran without its head.
-        last_hidden_state: ``(B, L, H)`` of the backbone; None beside a loss, which needs none of it any more.
+        last_hidden_state: ``(B, L, H)`` of the backbone; None beside a loss, which needs none of it any more,
+            and beside :class:`NextTokens`, for which it is not computed everywhere.
         answer_log_probs: ``(B, E)`` float32 log-probabilities of the answer tokens asked for by :class:`NextTokens`, or
             ``(N, K)`` of those asked for by ``answer_nodes``.
         read_out: ``(B, outputs)`` of :class:`~llm_mer.model.read_out.ReadOut` beside a loss, ``(B, T, outputs)`` at

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from llm_mer.adapters.base import FusionOutput
 from llm_mer.backbones.attention import additive_mask, attention_by_mask, check_mask
 from llm_mer.model.modeling_mer import FUSION_KEYS, MerForConditionalGeneration
 from llm_mer.model.outputs import MerOutput, NextTokens
+from llm_mer.scoring.prefix_cache import PrefixCache, prefix_layers
 from llm_mer.scoring.prompt_layout import PromptLayout, TaskPrompts, group_tasks
 
 
@@ -49,20 +50,6 @@ class AnswerScores:
         """
         inside = self.admissible_mass.clamp(max=-torch.finfo(torch.float32).eps)
         return torch.log(-torch.expm1(inside))
-
-
-@dataclass
-class PrefixCache:
-    """The shared prefixes of the last batch, computed: the next batch that begins alike takes them as they are.
-
-    Right as long as the weights stay, those of a language too where LoRA is routed by it: whoever scores batch after batch
-    of the same tasks and language holds one, and lets it go.
-
-    Attributes:
-        found: for each pass over a batch, the prefix's ids and the keys and values of one row of them.
-    """
-
-    found: dict[int, tuple[tuple[int, ...], Any]] = field(default_factory=dict)
 
 
 class AnswerTreeScorer:
@@ -120,8 +107,8 @@ class AnswerTreeScorer:
 
     def _forward(self, layout: PromptLayout, given: dict[str, Any], kept: PrefixCache | None, number: int) -> MerOutput:
         """One pass of the model over the rows of a layout."""
-        device, batch = self.device, layout.input_ids.shape[0]
-        cache = self._prefix(layout.prefix, given, kept, number, batch, device) if layout.prefix else None
+        device = self.device
+        cache = self._prefix(layout.prefix, given, kept, number, device) if layout.prefix else None
         config = self.model.config.get_text_config()
         check_mask(config, len(layout.prefix) + layout.input_ids.shape[1])
         next_tokens = layout.next_tokens
@@ -142,23 +129,17 @@ class AnswerTreeScorer:
         return output
 
     def _prefix(
-        self,
-        ids: tuple[int, ...],
-        given: Mapping[str, Any],
-        kept: PrefixCache | None,
-        number: int,
-        batch: int,
-        device: torch.device,
-    ) -> Any:
-        """Keys and values of the shared prefix, repeated for each row."""
+        self, ids: tuple[int, ...], given: Mapping[str, Any], kept: PrefixCache | None, number: int, device: torch.device
+    ) -> Cache:
+        """Keys and values of the shared prefix."""
         before = kept.found.get(number) if kept is not None else None
         if before is not None and before[0] == ids:
-            cache = copy.deepcopy(before[1])
-        else:
-            once = {name: given[name][:1] for name in ("language_ids",) if name in given}
-            row = torch.tensor([ids], device=device)
-            cache = self.model.model(input_ids=row, use_cache=True, **once).past_key_values
-            if kept is not None:
-                kept.found[number] = (ids, copy.deepcopy(cache))
-        cache.batch_repeat_interleave(batch)
+            return before[1]
+        once = {name: given[name][:1] for name in ("language_ids",) if name in given}
+        row = torch.tensor([ids], device=device)
+        computed = self.model.model(input_ids=row, use_cache=True, **once).past_key_values
+        assert computed is not None
+        cache = prefix_layers(computed)
+        if kept is not None:
+            kept.found[number] = (ids, cache)
         return cache

@@ -37,15 +37,15 @@ class TaskPrompts:
     answers: AnswerTree
 
 
-def common_length(rows: Sequence[Sequence[int]]) -> int:
+def common_length(rows: Sequence[list[int]]) -> int:
     """How many tokens all rows begin with alike.
 
     >>> common_length([[1, 2, 3], [1, 2, 4, 5]])
     2
     """
-    shortest = min(len(row) for row in rows)
-    first = rows[0]
-    return next((i for i in range(shortest) if any(row[i] != first[i] for row in rows)), shortest)
+    # What the first and the last in order begin with, all between them do.
+    first, last = min(rows), max(rows)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
 def shared_prefix(prompts: Sequence[PromptIds], single: bool = False) -> int:

@@ -12,8 +12,9 @@ from llm_mer.errors import UserError
 from llm_mer.model.configuration_mer import MerConfig
 from llm_mer.model.modeling_mer import MerForConditionalGeneration
 from llm_mer.model.processing_mer import PromptIds
-from llm_mer.scoring.answer_scorer import AnswerScores, AnswerTreeScorer, PrefixCache
+from llm_mer.scoring.answer_scorer import AnswerScores, AnswerTreeScorer
 from llm_mer.scoring.answer_tree import AnswerTree, has_prefix_conflict
+from llm_mer.scoring.prefix_cache import PrefixCache
 from llm_mer.scoring.prompt_layout import TaskPrompts, common_length, group_tasks, shared_prefix
 
 ANSWERS = [[5], [5, 6], [5, 6, 7], [8, 9], [10], [5, 9, 9]]
@@ -151,6 +152,9 @@ def test_a_kept_beginning_is_not_computed_again_and_a_batch_scores_the_same_what
         assert torch.equal(scores, score(model, prompts, PrefixCache()))
         torch.testing.assert_close(scores, brute_force(model, prompts, END), atol=2e-5, rtol=1e-5)
     assert counts == [2, 1, 2, 2]
+    # One row of the prefix is all that is held, whatever batches came.
+    (_, cache), length = kept.found[0], len(kept.found[0][0])
+    assert [tuple(layer.keys.shape) for layer in cache.layers] == [(1, 2, length, 8)] * 2  # type: ignore[union-attr]
 
 
 # --- several tasks about one utterance --------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from llm_mer.checkpoints.loading import LoadedCheckpoint
     from llm_mer.model.processing_mer import PromptIds
-    from llm_mer.scoring.answer_scorer import AnswerScores, PrefixCache
+    from llm_mer.scoring.answer_scorer import AnswerScores
+    from llm_mer.scoring.prefix_cache import PrefixCache
     from llm_mer.scoring.prompt_layout import TaskPrompts
 
 ENGINES: dict[str, str] = {

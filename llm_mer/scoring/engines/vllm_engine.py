@@ -35,9 +35,10 @@ from llm_mer.errors import UserError, first_line
 from llm_mer.model.configuration_mer import MerConfig
 from llm_mer.model.modeling_mer import FUSION_KEYS, MerForConditionalGeneration
 from llm_mer.model.processing_mer import MerProcessor, PromptIds
-from llm_mer.scoring.answer_scorer import AnswerScores, PrefixCache
+from llm_mer.scoring.answer_scorer import AnswerScores
 from llm_mer.scoring.answer_tree import AnswerTree
 from llm_mer.scoring.engines.base import MAX_ANSWER_TOKENS, OpenedCheckpoint
+from llm_mer.scoring.prefix_cache import PrefixCache
 from llm_mer.scoring.prompt_layout import TaskPrompts
 from llm_mer.storage.temporary_folders import temporary_folder
 
