@@ -7,6 +7,7 @@ from llm_mer.evaluation.options import EvaluateConfig as Options
 EXAMPLES = (
     "llm-mer evaluate --checkpoint runs/quickstart/egmf --data runs/quickstart/features",
     "llm-mer evaluate --checkpoint runs/x --data data/meld --conditions shuffle:audio,vision without:text",
+    "llm-mer evaluate --backbone smollm2 --data data/meld --tasks meld --prompts question --output runs/zero-shot",
 )
 
 

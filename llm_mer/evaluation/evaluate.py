@@ -34,6 +34,7 @@ from llm_mer.evaluation.journal import JOURNAL, Journal, predict_all
 from llm_mer.evaluation.options import EvaluateConfig, check_least
 from llm_mer.evaluation.rows import Evaluation, save_evaluation, score_rows, table
 from llm_mer.evaluation.subsets import check_groupings
+from llm_mer.evaluation.untuned import PRIOR_CORRECTED, correct_for_prior, load_untuned_pipeline, untuned_digest
 from llm_mer.inference.answer_values import pooled_answer
 from llm_mer.inference.dialogues import decode_dialogues
 from llm_mer.inference.prediction import Prediction
@@ -99,6 +100,12 @@ def load_pipeline(config: EvaluateConfig, processes: ProcessGroup) -> MerPipelin
 
     check_least(config, {"resamples": 1, "batch_size": 1, "seed": 0})
     check_groupings(config.by)
+    if not config.checkpoint:
+        return load_untuned_pipeline(config, processes.device)
+    if config.prompts:
+        raise UserError(
+            "--prompts: a checkpoint is asked with the prompts it was trained with; `llm-mer prompts compare` tries others"
+        )
     pipeline = MerPipeline.from_pretrained(
         config.checkpoint,
         backbone=config.backbone,
@@ -161,7 +168,7 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
         check_dialogues(dataset, tasks, description.shift_probability, config.checkpoint)
     options = ("split", "tasks", "languages", "limit", "seed", "batch_size", "generate", "score_statistic", "keep_features")
     settings = {name: getattr(config, name) for name in (*options, "answer")} | {
-        "checkpoint": checkpoint_fingerprint(pipeline.folder),
+        "checkpoint": checkpoint_fingerprint(pipeline.folder) if config.checkpoint else untuned_digest(pipeline),
         "backbone": config.backbone,
         "data": fingerprint,
         "device": pipeline.predictor.device.type,
@@ -212,7 +219,7 @@ def score(
     description, backbone = pipeline.description, pipeline.description.backbone
     adapter, class_task = pipeline.predictor.adapter, pipeline.predictor.processor.class_task
     evaluation = Evaluation(
-        name=Path(config.checkpoint).resolve().name,
+        name=Path(config.checkpoint or str(config.backbone)).resolve().name,
         checkpoint={
             "adapter": description.model["adapter"],
             "modalities": modalities_of(pipeline),
@@ -223,7 +230,7 @@ def score(
             "trained_on": description.data,
             "versions": description.versions,
             "shift_probability": description.shift_probability,
-            "run": read_manifest(Path(config.checkpoint)),
+            "run": read_manifest(pipeline.folder),
         },
         data=f"{Path(planned.place).name} ({planned.fingerprint[:12]})",
         split=config.split,
@@ -247,6 +254,11 @@ def score(
             evaluation.rows += score_rows(name, by_condition[name], task, **shared)
         if config.generate:
             evaluation.rows += score_rows(GENERATION, by_condition[AS_IS], task, use_parsed=True, **shared)
+        if not config.checkpoint:
+            answers, prior = correct_for_prior(pipeline, by_condition[AS_IS], task)
+            by_condition.setdefault(PRIOR_CORRECTED, []).extend(answers)
+            evaluation.checkpoint.setdefault("answer_prior", {})[task.name] = prior
+            evaluation.rows += score_rows(PRIOR_CORRECTED, answers, task, **shared)
         if config.answer == "all":
             for name, answers in other_answers(pipeline.predictor, by_condition[AS_IS], task).items():
                 by_condition.setdefault(name, []).extend(answers)

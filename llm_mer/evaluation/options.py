@@ -26,7 +26,12 @@ def check_seeds_differ(seeds: Sequence[int]) -> None:
 class EvaluateConfig:
     """Options of ``llm-mer evaluate``."""
 
-    checkpoint: str = field(default="", metadata={"help": "folder written by finetune.py", "required": True})
+    checkpoint: str = field(
+        default="",
+        metadata={
+            "help": "folder written by finetune.py; without one, --backbone, --tasks and --prompts ask an untuned model"
+        },
+    )
     data: list[str] = field(
         default_factory=list, metadata={"help": "a store, or FORMAT:PATH; several are evaluated in turn", "required": True}
     )
@@ -43,6 +48,9 @@ class EvaluateConfig:
     )
     split: str = field(default="test", metadata={"help": "which split"})
     tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
+    prompts: list[str] = field(
+        default_factory=list, metadata={"help": "styles, files or folders of prompts, for an untuned --backbone"}
+    )
     languages: list[str] | None = field(default=None, metadata={"help": "only these languages"})
     limit: int | None = field(default=None, metadata={"help": "only so many utterances, drawn over languages by --seed"})
     conditions: list[str] = field(

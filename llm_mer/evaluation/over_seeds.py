@@ -15,6 +15,7 @@ from llm_mer.evaluation.options import EvaluateConfig
 from llm_mer.evaluation.rows import Evaluation
 from llm_mer.evaluation.spread import SEEDS_FILE, Spread
 from llm_mer.evaluation.subsets import EVERYTHING
+from llm_mer.evaluation.untuned import check_untuned
 from llm_mer.storage.atomic_files import write_json_atomically
 
 TABLE_METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "mae", "rmse", "corr", "ccc")
@@ -152,5 +153,8 @@ def table(summary: SeedEvaluation) -> str:
 
 
 def run(config: EvaluateConfig) -> str | None:
-    """``llm-mer evaluate``: one checkpoint, or each seed of a folder and their mean ± std."""
+    """``llm-mer evaluate``: one checkpoint, each seed of a folder and their mean ± std, or an untuned language model."""
+    if not config.checkpoint:
+        check_untuned(config)
+        return evaluate_checkpoint(config)
     return evaluate_seeds(config) if holds_seeds(config) else evaluate_checkpoint(config)
