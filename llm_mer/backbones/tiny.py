@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from llm_mer.backbones.tiny_options import TinyBackboneConfig
+from llm_mer.backbones.tiny_options import TinyBackboneConfig, cache_folder
 from llm_mer.backbones.tiny_text import GENERATOR_VERSION, builtin_label_sets, generate_lines
 from llm_mer.distributed.progress import track_progress
 from llm_mer.errors import UserError, first_line
@@ -42,11 +41,6 @@ class PerplexityReport:
 
     perplexity: float
     unigram_perplexity: float
-
-
-def cache_folder() -> Path:
-    """Where trained tiny backbones are kept: ``$LLM_MER_CACHE``, else ``.llm_mer_cache`` in the working directory."""
-    return Path(os.environ.get("LLM_MER_CACHE", ".llm_mer_cache")) / "backbones"
 
 
 def cache_key(config: TinyBackboneConfig) -> str:

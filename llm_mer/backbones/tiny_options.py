@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -23,3 +25,8 @@ class TinyBackboneConfig:
     batch_size: int = field(default=24, metadata={"help": "rows a step"})
     length: int = field(default=64, metadata={"help": "tokens a row"})
     learning_rate: float = field(default=4e-3, metadata={"help": "peak learning rate"})
+
+
+def cache_folder() -> Path:
+    """Where trained tiny backbones are kept: ``$LLM_MER_CACHE``, else ``.llm_mer_cache`` in the working directory."""
+    return Path(os.environ.get("LLM_MER_CACHE", ".llm_mer_cache")) / "backbones"

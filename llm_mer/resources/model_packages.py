@@ -11,7 +11,8 @@ from pathlib import Path
 from llm_mer.storage.yaml_text import read_yaml
 
 LANGUAGE_MODEL = "language model"
-OPTIONS = {LANGUAGE_MODEL: "--backbone"}
+TEXT_ENCODER = "text encoder"
+OPTIONS = {LANGUAGE_MODEL: "--backbone", TEXT_ENCODER: "--text"}
 """Kind of a model → the option that takes its short name."""
 
 

@@ -13,7 +13,8 @@ from conftest import adapter_weights
 
 import llm_mer.backbones.tiny
 from llm_mer.backbones.loading import load_backbone
-from llm_mer.backbones.tiny import TinyBackboneConfig, build_untrained_model, cache_folder, cache_key, train_tiny_backbone
+from llm_mer.backbones.tiny import TinyBackboneConfig, build_untrained_model, cache_key, train_tiny_backbone
+from llm_mer.backbones.tiny_options import cache_folder
 from llm_mer.errors import UserError
 from llm_mer.prompting.tasks import builtin_tasks
 
