@@ -31,11 +31,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from llm_mer.data.speaker_effects import KnownSpeakers, SpeakerEffects, collect_means
 from llm_mer.data.store import UtteranceStore
 from llm_mer.evaluation.clusters import Clusters
 from llm_mer.evaluation.resampling import mean_interval
 
 HERE = Path(__file__).resolve().parent / "clean_bench"
+BY_SPEAKER = ("--normalisation", "audio=speaker")
 RUNS: dict[str, tuple[str, ...]] = {
     "words": ("--use_audio", "false"),
     "text_twin": ("--num_pseudo_tokens", "0"),
@@ -51,7 +53,12 @@ RUNS: dict[str, tuple[str, ...]] = {
     "two_epochs": ("--num_train_epochs", "2"),
     "words_two_epochs": ("--use_audio", "false", "--num_train_epochs", "2"),
     "sound_only_adapter": ("--use_text", "false"),
+    "label_token": ("--use_text", "false", "--token_expansion", "labels"),
     "late_fusion": ("--num_pseudo_tokens", "0", "--use_text", "false"),
+    "speaker_default": BY_SPEAKER,
+    "speaker_sound_only_adapter": (*BY_SPEAKER, "--use_text", "false"),
+    "speaker_label_token": (*BY_SPEAKER, "--use_text", "false", "--token_expansion", "labels"),
+    "speaker_late_fusion": (*BY_SPEAKER, "--num_pseudo_tokens", "0", "--use_text", "false"),
 }
 """Name → what is changed of ``clean_bench/run.yaml``."""
 ANSWERS, POOLED, SOUND_SHUFFLED = "as is", "pooled", "audio shuffled"
@@ -136,19 +143,32 @@ def mean_with_interval(values: np.ndarray, clusters: Sequence[str], signed: bool
     return f"{values.mean():{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
-def voice_vectors(store: UtteranceStore, split: str) -> tuple[np.ndarray, list[str]]:
-    """Mean and standard deviation over time of a split's utterances in the order of their ids, and labels."""
-    utterances = sorted(store.split(split), key=lambda u: u.id)
-    rows = [np.concatenate([u.audio_features.mean(axis=0), u.audio_features.std(axis=0)]) for u in utterances]
-    return np.array(rows), [str(u.labels["emotion"]) for u in utterances]
+class Voices:
+    """The voices of a store for logistic regression: mean and standard deviation of each feature over time."""
 
+    def __init__(self, store: UtteranceStore, by_speaker: bool) -> None:
+        self.store = store
+        self.effects: dict[str, SpeakerEffects] = {}
+        if by_speaker:
+            self.effects = {"audio": SpeakerEffects.fit(collect_means(store.split("train"), ["audio"])["audio"], "train")}
 
-def fit_voice(store: UtteranceStore) -> Pipeline:
-    """Logistic regression on the voice alone, its strength chosen on the validation split."""
-    inputs, labels = voice_vectors(store, "train")
-    held, truth = voice_vectors(store, "valid")
-    fits = [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(inputs, labels) for c in STRENGTHS]
-    return max(fits, key=lambda fitted: fitted.score(held, truth))
+    def vectors(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """``(n, 2 D)`` and labels of a split's utterances in the order of their ids."""
+        utterances = sorted(self.store.split(split), key=lambda u: u.id)
+        if self.effects:
+            known = KnownSpeakers.of(utterances, self.effects, split)
+            utterances = [known.normalise(u, {"audio": u.speaker}) for u in utterances]
+        rows = [np.concatenate([u.audio_features.mean(axis=0), u.audio_features.std(axis=0)]) for u in utterances]
+        return np.array(rows), np.array([str(u.labels["emotion"]) for u in utterances])
+
+    def fit(self) -> Pipeline:
+        """Logistic regression, its strength chosen on the validation split."""
+        inputs, labels = self.vectors("train")
+        held, truth = self.vectors("valid")
+        fits = [
+            make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(inputs, labels) for c in STRENGTHS
+        ]
+        return max(fits, key=lambda fitted: fitted.score(held, truth))
 
 
 def table(options: argparse.Namespace, store_folder: Path) -> str:
@@ -163,10 +183,6 @@ def table(options: argparse.Namespace, store_folder: Path) -> str:
     if any(answers[ANSWERS].ids != first.ids for answers in test.values()):
         raise SystemExit(f"{options.output}: the runs were evaluated on different rows")
     store = UtteranceStore.open(store_folder)
-    voice = fit_voice(store)
-    inputs, _ = voice_vectors(store, "test")
-    sound = voice.predict_proba(inputs)
-    classes = list(voice.classes_)
 
     def row(name: str, validation: str, right: np.ndarray, *rest: str) -> str:
         agreeing = [f"{right[mask].mean():.3f}" for mask in (first.agree, ~first.agree)]
@@ -186,13 +202,20 @@ def table(options: argparse.Namespace, store_folder: Path) -> str:
         "equal to the adapter's head",
     )
     lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-    score = f"{voice.score(*voice_vectors(store, 'valid')):.3f}"
-    lines.append(row("logistic regression on the voice", score, np.array(classes)[sound.argmax(axis=1)] == first.truth))
-    if "words" in test:
-        words = test["words"][ANSWERS]
-        order = [classes.index(label) for label in words.labels]
-        best = np.array(words.labels)[(words.probabilities * sound[:, order]).argmax(axis=1)]
-        lines.append(row("product of that and `words`", "", best == first.truth))
+    for by_speaker in (False, True):
+        voices = Voices(store, by_speaker)
+        voice = voices.fit()
+        inputs, truth = voices.vectors("test")
+        sound, classes = voice.predict_proba(inputs), list(voice.classes_)
+        title = "logistic regression on the voice" + (", normalised by speaker" if by_speaker else "")
+        lines.append(
+            row(title, f"{voice.score(*voices.vectors('valid')):.3f}", np.array(classes)[sound.argmax(axis=1)] == truth)
+        )
+        if "words" in test:
+            words = test["words"][ANSWERS]
+            order = [classes.index(label) for label in words.labels]
+            best = np.array(words.labels)[(words.probabilities * sound[:, order]).argmax(axis=1)]
+            lines.append(row("product of that and `words`", "", best == first.truth))
     for name in done:
         as_is = test[name][ANSWERS]
         swapped = [next((c for c in names if c in test[name]), None) for names in ((SOUND_SHUFFLED,), WORDS_SHUFFLED)]

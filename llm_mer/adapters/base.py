@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_mer.adapters.diagnostics import DiagnosticInfo
+from llm_mer.adapters.label_token import LabelToken
 from llm_mer.adapters.layers import (
     AuxiliaryHead,
     ModalityProjection,
@@ -173,7 +174,11 @@ class AdapterConfig:
     )
     token_expansion: str = field(
         default="linear",
-        metadata={"help": "how one fused vector becomes K pseudo tokens", "choices": ["linear", "repeat"]},
+        metadata={
+            "help": "how one fused vector becomes K pseudo tokens; labels: as linear, but the last one is the label words, "
+            "as probable as the adapter's own classifier finds them",
+            "choices": ["linear", "repeat", "labels"],
+        },
     )
     pseudo_token_gate: bool = field(
         default=False,
@@ -238,6 +243,8 @@ class FusionAdapter(nn.Module, ABC):
     config_class: ClassVar[type[AdapterConfig]] = AdapterConfig
     default_loss_weights: ClassVar[dict[str, float]] = {"ce": 1.0, "l1": 1.0}
     """Weight of each auxiliary loss unless the configuration overrides it by name."""
+    has_classifier: ClassVar[bool] = False
+    """True when the adapter has a classifier of its own for a classification task, without ``auxiliary_head``."""
     uses_context: ClassVar[bool] = False
     """True when the adapter reads :attr:`FusionInputs.context`, so the loader builds windows."""
     ablations: ClassVar[dict[str, dict[str, bool | str]]] = {}
@@ -269,13 +276,18 @@ class FusionAdapter(nn.Module, ABC):
         self.head: AuxiliaryHead | None = None
         if config.auxiliary_head:
             self.head = AuxiliaryHead(self.output_size, config.num_classes, config.score_range, config.dropout)
+        self.label_token: LabelToken | None = None
+        if config.num_pseudo_tokens > 0 and config.token_expansion == "labels":
+            self._check_classifier()
+            self.label_token = LabelToken(config.num_classes, config.backbone_size, config.backbone_embedding_norm)
+        projected = config.num_pseudo_tokens - (self.label_token is not None)
         self.pseudo_tokens: PseudoTokenProjection | None = None
-        if config.num_pseudo_tokens > 0:
+        if projected > 0:
             self.pseudo_tokens = PseudoTokenProjection(
                 self.output_size,
                 config.backbone_size,
-                config.num_pseudo_tokens,
-                config.token_expansion,
+                projected,
+                "linear" if self.label_token is not None else config.token_expansion,
                 config.backbone_embedding_norm,
             )
         self.token_gate: PseudoTokenGate | None = None
@@ -321,12 +333,27 @@ class FusionAdapter(nn.Module, ABC):
             if inputs.targets is not None:
                 targets, unit = inputs.targets, score_unit(self.config.score_range)
                 losses = {**self.head.losses(head, targets.classes, targets.scores, unit), **losses}
-        if self.pseudo_tokens is None:
-            tokens = fused.vector.new_zeros(fused.vector.shape[0], 0, max(self.config.backbone_size, 1))
-        else:
-            tokens = self._pass_on(self.pseudo_tokens(fused.vector))  # (B, K, H)
+        tokens = self._make_tokens(fused.vector, logits)
         diagnostics = {name: value.detach() for name, value in fused.diagnostics.items()}
         return FusionOutput(tokens, losses, diagnostics, logits, scores, fused.vector.detach())
+
+    def _check_classifier(self) -> None:
+        """Raises ``ValueError`` where there is no classifier whose answer a label token could say."""
+        if not self.config.num_classes:
+            raise ValueError("token_expansion labels needs a classification task; choose linear or repeat")
+        if not (self.config.auxiliary_head or self.has_classifier):
+            raise ValueError("token_expansion labels says what the adapter's own head answers; set auxiliary_head: true")
+
+    def _make_tokens(self, vector: Tensor, logits: Tensor | None) -> Tensor:
+        """Pseudo tokens ``(B, K, H)`` of fused vectors ``(B, d_out)`` and the own classifier's ``logits (B, C)``."""
+        parts = [] if self.pseudo_tokens is None else [self.pseudo_tokens(vector)]
+        if self.label_token is not None:
+            assert logits is not None
+            label = self.label_token(logits)
+            parts.append(label.to(parts[0].dtype) if parts else label)
+        if not parts:
+            return vector.new_zeros(vector.shape[0], 0, max(self.config.backbone_size, 1))
+        return self._pass_on(torch.cat(parts, dim=1))
 
     def _pass_on(self, tokens: Tensor) -> Tensor:
         """Pseudo tokens as the language model gets them: gated, and none of them in a row that is dropped."""

@@ -138,7 +138,7 @@ class PseudoTokenProjection(nn.Module):
     def __init__(self, input_size: int, backbone_size: int, num_tokens: int, expansion: str, embedding_norm: float) -> None:
         super().__init__()
         if expansion not in ("linear", "repeat"):
-            raise ValueError(f"token_expansion is {expansion!r}; choose linear or repeat")
+            raise ValueError(f"token_expansion is {expansion!r}; choose linear, repeat or labels")
         if backbone_size <= 0:
             raise ValueError("backbone_size must be set when pseudo tokens are emitted")
         self.num_tokens = num_tokens

@@ -110,6 +110,7 @@ class LSGMERAdapter(FusionAdapter):
     """
 
     name: ClassVar[str] = "lsgmer"
+    has_classifier: ClassVar[bool] = True
     config_class: ClassVar[type[AdapterConfig]] = LSGMERConfig
     default_loss_weights: ClassVar[dict[str, float]] = {"ce": 1.0, "apc": 1.0, "l1": 1.0}
     ablations: ClassVar[dict[str, dict[str, bool | str]]] = {

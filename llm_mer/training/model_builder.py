@@ -279,7 +279,10 @@ def _prepare_training_parts(base: MerForConditionalGeneration, processor: MerPro
     """Initialise the adapter from the backbone, and add LoRA or load both from ``init_checkpoint``."""
     if processor.class_task is not None:
         adapter = fusion_adapter_of(base)
-        adapter.initialise_from_backbone(label_vectors(base, processor, processor.class_task))
+        vectors = label_vectors(base, processor, processor.class_task)
+        adapter.initialise_from_backbone(vectors)
+        if adapter.label_token is not None:
+            adapter.label_token.initialise(vectors)
     if model.init_checkpoint:
         return _trainable(load_adapter_weights(base, Path(model.init_checkpoint)), model)
     return add_lora(base, model)

@@ -186,7 +186,7 @@ def test_pseudo_tokens_equal_numpy(expansion: str) -> None:
 
 
 def test_pseudo_tokens_refuse_an_unknown_expansion_and_no_backbone() -> None:
-    with pytest.raises(ValueError, match="choose linear or repeat"):
+    with pytest.raises(ValueError, match="choose linear, repeat or labels"):
         PseudoTokenProjection(D, 8, 3, "magic", 1.0)
     with pytest.raises(ValueError, match="backbone_size"):
         PseudoTokenProjection(D, 0, 3, "linear", 1.0)
