@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_mer.cli.train_help import EXAMPLES, requested_help
+from llm_mer.cli.train_help import EXAMPLES, names_manifest, requested_help
+from llm_mer.cli.train_manifest import train_manifest
 
 __all__ = ["EXAMPLES", "Options", "finetune", "run"]
 
@@ -25,6 +26,8 @@ def run(arguments: Sequence[str]) -> None:
 def finetune(argv: Sequence[str] | None = None, program: str = "finetune.py") -> Path:
     """Parse, check, train, keep the best checkpoint, save; once, or once with each of ``seeds``.
 
+    With ``--manifest`` everything from a table of clips to a report (:mod:`~llm_mer.cli.train_manifest`).
+
     Returns:
         The folder of the final checkpoint; with ``seeds`` the folder that contains one for each.
 
@@ -36,6 +39,8 @@ def finetune(argv: Sequence[str] | None = None, program: str = "finetune.py") ->
     if (text := requested_help(arguments, program)) is not None:
         print(text, end="")
         raise SystemExit(0)
+    if names_manifest(arguments):
+        return train_manifest(arguments, program)
     from llm_mer.training.many_seeds import train_seeds
     from llm_mer.training.parsing import parse_arguments
     from llm_mer.training.run import train

@@ -31,10 +31,19 @@ def parse_arguments(argv: Sequence[str] | None = None) -> RunConfig:
     """
     import sys
 
-    file, arguments = split_config(list(sys.argv[1:] if argv is None else argv))
+    return RunConfig.build(parse_given(list(sys.argv[1:] if argv is None else argv)))
+
+
+def parse_given(argv: Sequence[str]) -> dict[str, Any]:
+    """The options that a command line and its YAML file name, by name.
+
+    Raises:
+        UserError: as :func:`parse_arguments`.
+    """
+    file, arguments = split_config(list(argv))
     written = {} if file is None else read_options(resolve_file(file))
     adapter = use_adapter(_peek(arguments, written, "adapter") or ModelArguments.adapter)
-    return RunConfig.build(parse_options(options_of_run(adapter), written, arguments))
+    return parse_options(options_of_run(adapter), written, arguments)
 
 
 def parse_changes(adapter: str, texts: Mapping[str, str | Sequence[str]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from conftest import run_environment
 
 from llm_mer.cli.main import main
 from llm_mer.cli.train import finetune
-from llm_mer.cli.train_help import full_help, short_help
+from llm_mer.cli.train_help import full_help, requested_help, short_help
 from llm_mer.errors import UserError
 from llm_mer.training.options import GROUPS
 from llm_mer.training.run_config import options_of_run
@@ -28,6 +28,14 @@ def test_the_short_help_shows_the_options_people_change_by_group_config_first() 
     assert set(shown[1:]) <= known
     assert "--help_all" in text
     assert "examples:" in text
+
+
+def test_help_beside_a_manifest_shows_the_options_of_a_table() -> None:
+    with_table = requested_help(["--manifest", "clips.csv", "--help"], "llm-mer train")
+    assert with_table is not None
+    for option in ("--manifest MANIFEST", "--targets", "--range", "--classes", "--dry_run", "--split_by", "--audio"):
+        assert f"  {option}" in with_table
+    assert "--manifest FILE --help shows how" in short_help("finetune.py")
 
 
 @pytest.mark.parametrize(("adapter", "own"), [("egmf", "--gating"), ("lsgmer", "--label_init")])
