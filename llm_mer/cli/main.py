@@ -73,6 +73,7 @@ COMMANDS: dict[str, Command] = {
     "tasks": Command("tasks", "list the tasks and their labels"),
     "info": Command("info", "describe a checkpoint or a store"),
     "evaluate": Command("evaluate", "score a checkpoint with baselines and intervals, keeping its predictions"),
+    "audit": Command("audit", "score another system's free-text answers, a JSONL file of id and text"),
     "calibrate": Command("calibrate", "fit a checkpoint's temperatures on the validation split, and store them in it"),
     "report": Command("report", "one self-contained HTML page from evaluations"),
     "reproduce": Command("reproduce", "repeat a training from its manifest (RUN) and report whether the result is the same"),

@@ -123,3 +123,26 @@ class CalibrateConfig:
     adapter: str | None = field(
         default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
     )
+
+
+@dataclass
+class AuditConfig:
+    """Options of ``llm-mer audit``."""
+
+    predictions: str = field(
+        default="", metadata={"help": "JSONL file of objects with id and text", "required": True, "positional": True}
+    )
+    data: str = field(default="", metadata={"help": "a store, or FORMAT:PATH", "required": True})
+    task: str = field(default="", metadata={"help": "which task was asked, by name or file", "required": True})
+    output: str = field(default="", metadata={"help": "folder of evaluation.json and predictions.jsonl (default: none)"})
+    split: str = field(default="test", metadata={"help": "which split"})
+    languages: list[str] | None = field(default=None, metadata={"help": "only these languages"})
+    style: str = field(
+        default="word", metadata={"help": "how classes are answered: by word or by index", "choices": ["word", "index"]}
+    )
+    by: list[str] = field(default_factory=list, metadata={"help": "also score by length, by turn, or by both"})
+    resamples: int = field(default=1000, metadata={"help": "bootstrap resamples for the 95 % intervals"})
+    seed: int = field(default=0, metadata={"help": "of the bootstrap"})
+
+    def __post_init__(self) -> None:
+        check_least(self, {"resamples": 1, "seed": 0})
