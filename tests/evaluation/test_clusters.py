@@ -253,3 +253,42 @@ def test_equal_methods_whose_seeds_differ_are_told_apart_in_at_most_seven_of_a_h
         covered += low <= 0.7 <= high
     assert alarms / runs <= 0.07
     assert covered / runs >= 0.93
+
+
+def trained(random: np.random.Generator, seeds: int, given: Clusters, easy: np.ndarray) -> list[list[str]]:
+    """The answers of a method with each seed, right with .7: training moves the whole, each dialogue and each answer.
+
+    Dialogues are easy or hard for every method (``easy``, of variance .25) and for this one (.16), utterances for this one
+    (.64); a seed shifts all answers (.0625), those of a dialogue (.04) and each (1).
+    """
+    groups, n = given.count, len(given.index)
+    of_dialogue = easy + 0.4 * random.normal(size=groups)
+    shared = of_dialogue[given.index] + 0.8 * random.normal(size=n)
+    found = []
+    for _ in range(seeds):
+        moved = 0.25 * random.normal() + (0.2 * random.normal(size=groups))[given.index] + random.normal(size=n)
+        found.append(named(shared + moved < norm.ppf(0.7) * np.sqrt(0.25 + 0.16 + 0.64 + 0.0625 + 0.04 + 1)))
+    return found
+
+
+@pytest.mark.parametrize("seeds", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_over_dialogues_and_seeds_together_intervals_cover_the_truth_and_equal_methods_are_seldom_told_apart(
+    seeds: int,
+) -> None:
+    random = np.random.default_rng(7)
+    runs, groups, size = 300, 25, 8
+    given = Clusters("dialogue", np.repeat(np.arange(groups), size), groups)
+    truth = [RIGHT] * (groups * size)
+    covered, alarms = 0, {"dialogues and seeds": 0, "utterances of one seed": 0}
+    for run in range(runs):
+        easy = 0.5 * random.normal(size=groups)
+        one, two = (trained(random, seeds, given, easy) for _ in range(2))
+        low, high = paired_difference_over_seeds(EMOTION, "accuracy", truth, one, None, 200, run, given)[1]
+        covered += low <= 0.7 <= high
+        _, _, p = paired_difference_over_seeds(EMOTION, "accuracy", truth, one, two, 200, run, given)
+        alarms["dialogues and seeds"] += p.is_significant
+        _, _, p = paired_difference(EMOTION, "accuracy", truth, one[0], two[0], 200, run)
+        alarms["utterances of one seed"] += p.is_significant
+    assert 0.93 <= covered / runs <= 0.97
+    assert alarms["dialogues and seeds"] / runs <= 0.07
+    assert alarms["utterances of one seed"] / runs > 0.12
