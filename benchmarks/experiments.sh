@@ -68,6 +68,12 @@ meld) # MELD's dialogues as text, with the dialogue decoder
   compare --config configs/meld_text.yaml --adapters gated_projector lpgnet gated_xlstm --dialogue_decoder \
     --metrics accuracy weighted_f1
   ;;
+ravdess_folds) # RAVDESS's voices, the own head of the gated projector, each of twelve actors left out in turn
+  [ -d data/ravdess12 ] ||
+    "$bin/llm-mer" extract --manifest "ravdess:${RAVDESS:-../shared/data/ravdess12}" --vision none --output data/ravdess12
+  metrics=(--metrics accuracy ua)
+  compare --config configs/ravdess_voice.yaml --folds speaker --adapters gated_projector
+  ;;
 crosslingual) # trained on English, Chinese or both × tested on each: the quickstart corpus (two seeds) and MOSI (one)
   corpus
   mosi_store

@@ -28,6 +28,7 @@ BOOKKEEPING: dict[str, str] = {
 
 COMPARED_BY_CONTENT: dict[str, str] = {
     "data": "by the fingerprint of the utterances",
+    "folds": "by the fingerprint of the utterances, which the parts of a fold are in",
     "backbone": "by the fingerprint of its weights, by name where it has none",
     "tasks": "by their names in order, and what they say",
     "prompts": "by what the templates say",

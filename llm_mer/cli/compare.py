@@ -7,6 +7,7 @@ from llm_mer.experiments.options import CompareConfig as Options
 EXAMPLES = (
     "llm-mer compare --config configs/quickstart.yaml --adapters egmf lsgmer --seeds 1 2 3",
     "llm-mer compare --config configs/quickstart.yaml --adapters egmf --ablations paper",
+    "llm-mer compare --config configs/ravdess_voice.yaml --folds speaker --runs 3 --jobs 2",
 )
 
 

@@ -78,7 +78,7 @@ COMMANDS: dict[str, Command] = {
     "report": Command("report", "one self-contained HTML page from evaluations"),
     "reproduce": Command("reproduce", "repeat a training from its manifest (RUN) and report whether the result is the same"),
     "demo": Command("demo", "try a checkpoint in the browser"),
-    "compare": Command("compare", "adapters × ablations × seeds on one backbone, one table"),
+    "compare": Command("compare", "adapters × ablations × seeds on one backbone, on splits or folds; one table"),
     "crosslingual": Command(
         "crosslingual", "trained on English, Chinese or both × tested on each, with the gap to training in the language"
     ),

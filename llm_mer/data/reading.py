@@ -6,14 +6,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_mer.data.folds import Folds, fold_fingerprint, select_fold
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources import read_source, split_source
 from llm_mer.data.store import UtteranceFingerprint, UtteranceStore
 from llm_mer.errors import UserError
 
 
-def read_utterances(source: str) -> tuple[dict[str, Sequence[Utterance]], dict[str, Any], str]:
-    """Open a store or read ``FORMAT:PATH``; returns utterances by split, a description and a fingerprint."""
+def read_utterances(
+    source: str, folds: str | None = None, fold: str | None = None
+) -> tuple[dict[str, Sequence[Utterance]], dict[str, Any], str]:
+    """Open a store or read ``FORMAT:PATH``; returns utterances by split, a description and a fingerprint.
+
+    Args:
+        folds, fold: a file of folds and the name of one, whose parts take the place of the splits that the data have.
+
+    Raises:
+        UserError: not a store, files that do not follow the format, or folds of other data.
+    """
+    splits, description, fingerprint = _read_source(source)
+    if folds is None or fold is None:
+        return splits, description, fingerprint
+    chosen = Folds.load(Path(folds)).fold(fold, folds)
+    parts: dict[str, Sequence[Utterance]] = dict(select_fold(splits, chosen, folds))
+    own = fold_fingerprint(fingerprint, chosen)
+    return parts, {**description, "fold": {"name": fold, "data": fingerprint}}, own
+
+
+def _read_source(source: str) -> tuple[dict[str, Sequence[Utterance]], dict[str, Any], str]:
     if not source:
         raise UserError("data: name a store (from `llm-mer extract`) or FORMAT:PATH")
     public = split_source(source)

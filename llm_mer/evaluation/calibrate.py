@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from llm_mer.checkpoints.calibration import CALIBRATION_SPLIT, Calibration, Pool, Temperature, answering_weights_digest
+from llm_mer.data.folds import check_fold
 from llm_mer.data.reading import find_split, read_utterances
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
@@ -48,9 +49,10 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         batch_size=config.batch_size,
         calibration=False,
     )
-    splits, made, fingerprint = read_utterances(config.data)
+    splits, made, fingerprint = read_utterances(config.data, config.folds, config.fold)
     utterances = find_split(splits, config.split, config.data)
     where = f"{config.data}, split {config.split!r}"
+    check_fold(pipeline.description.data, made, fingerprint, config.data)
     pipeline.check_features(utterances, made, where)
     tasks = pipeline.named_tasks(config.tasks)
     dataset = pipeline.questions(utterances, tasks, languages=config.languages)

@@ -135,11 +135,13 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
     """
     from llm_mer.checkpoints.description import stack_versions
     from llm_mer.checkpoints.integrity import checkpoint_fingerprint
+    from llm_mer.data.folds import check_fold
     from llm_mer.data.reading import find_split, read_utterances
 
-    splits, made, fingerprint = read_utterances(place)
+    splits, made, fingerprint = read_utterances(place, config.folds, config.fold)
     utterances = find_split(splits, config.split, place)
     description = pipeline.description
+    check_fold(description.data, made, fingerprint, place)
     pipeline.check_features(utterances, made, f"{place}, split {config.split!r}")
     tasks = pipeline.named_tasks(config.tasks)
     dataset = pipeline.questions(utterances, tasks, languages=config.languages, limit=config.limit, limit_seed=config.seed)

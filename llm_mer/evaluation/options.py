@@ -16,6 +16,13 @@ def check_least(options: object, least: Mapping[str, int]) -> None:
             raise UserError(f"--{name} {getattr(options, name)}: it must be at least {bound}")
 
 
+def check_fold_is_named(folds: str | None, fold: str | None) -> None:
+    """Raises :class:`UserError` for one of the two without the other."""
+    if (folds is None) != (fold is None):
+        given, lacks = ("folds", "fold") if fold is None else ("fold", "folds")
+        raise UserError(f"--{given} {folds or fold} without --{lacks}; a fold is named by both")
+
+
 def check_seeds_differ(seeds: Sequence[int]) -> None:
     """Raises :class:`UserError` for a seed given twice, which would count as two runs that agree in everything."""
     if len(set(seeds)) != len(seeds):
@@ -46,6 +53,10 @@ class EvaluateConfig:
         default_factory=list,
         metadata={"help": "CHECKPOINT holds a folder seed-N for each of these seeds (default: all it holds); mean ± std"},
     )
+    folds: str | None = field(
+        default=None, metadata={"help": "file of folds: the parts of one of them are read in place of the splits of --data"}
+    )
+    fold: str | None = field(default=None, metadata={"help": "which of --folds, by its name"})
     split: str = field(default="test", metadata={"help": "which split"})
     tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
     prompts: list[str] = field(
@@ -102,6 +113,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         check_least(self, {"resamples": 1, "batch_size": 1, "seed": 0})
         check_seeds_differ(self.seeds)
+        check_fold_is_named(self.folds, self.fold)
         if isinstance(self.data, str):
             self.data = [self.data]
 
@@ -114,6 +126,10 @@ class CalibrateConfig:
         default="", metadata={"help": "folder written by finetune.py", "required": True, "positional": True}
     )
     data: str = field(default="", metadata={"help": "a store, or FORMAT:PATH", "required": True})
+    folds: str | None = field(
+        default=None, metadata={"help": "file of folds: the parts of one of them are read in place of the splits of --data"}
+    )
+    fold: str | None = field(default=None, metadata={"help": "which of --folds, by its name"})
     split: str = field(default="valid", metadata={"help": "which split to fit on; any but valid is refused"})
     tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
     languages: list[str] | None = field(default=None, metadata={"help": "only these languages"})
@@ -123,6 +139,9 @@ class CalibrateConfig:
     adapter: str | None = field(
         default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
     )
+
+    def __post_init__(self) -> None:
+        check_fold_is_named(self.folds, self.fold)
 
 
 @dataclass

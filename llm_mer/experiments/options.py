@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from llm_mer.adapters.registry import DEFAULT_ADAPTER
 from llm_mer.checkpoints.precision import precision_option
-from llm_mer.evaluation.options import check_least, check_seeds_differ
+from llm_mer.errors import UserError
+from llm_mer.evaluation.options import check_fold_is_named, check_least, check_seeds_differ
 
 METRICS: tuple[str, ...] = ("accuracy", "weighted_f1", "ua", "ova_accuracy", "mae", "rmse", "corr", "ccc")
 
@@ -36,6 +37,22 @@ class CompareConfig:
         },
     )
     seeds: list[int] = field(default_factory=lambda: [1111], metadata={"help": "each run is repeated with each seed"})
+    runs: int | None = field(
+        default=None, metadata={"help": "so many seeds: the one of --seeds, default 1111, and those after it"}
+    )
+    folds: str = field(
+        default="",
+        metadata={
+            "help": "train and test on folds of all utterances, whichever split they are in: session or speaker (each left "
+            "out in turn), a number of folds that keep dialogues (else speakers) whole, or a file of folds"
+        },
+    )
+    validation: float = field(
+        default=0.1,
+        metadata={"help": "of --folds: share of each training part that chooses the epoch, whole dialogues or speakers"},
+    )
+    fold_seed: int = field(default=0, metadata={"help": "of --folds: the folds and their validation are drawn with it"})
+    jobs: int = field(default=1, metadata={"help": "trainings at a time, each in a process of its own"})
     backbones: list[str] = field(
         default_factory=list, metadata={"help": "backbones (none is the adapter's own head); default: the YAML's"}
     )
@@ -58,8 +75,15 @@ class CompareConfig:
     keep_models: bool = field(default=False, metadata={"help": "keep the checkpoints, not only predictions"})
 
     def __post_init__(self) -> None:
-        check_least(self, {"resamples": 1})
+        check_least(self, {"resamples": 1, "fold_seed": 0, "jobs": 1})
         check_seeds_differ(self.seeds)
+        if self.runs is not None:
+            check_least(self, {"runs": 1})
+            if len(self.seeds) != 1:
+                raise UserError(f"--runs {self.runs} beside {len(self.seeds)} seeds; give the first of them, or no --runs")
+            self.seeds, self.runs = list(range(self.seeds[0], self.seeds[0] + self.runs)), None
+        if self.folds and self.split != "test":
+            raise UserError(f"--split {self.split}: with --folds the test part of each fold is scored; leave it out")
 
 
 @dataclass
@@ -109,6 +133,10 @@ class PromptComparisonConfig:
     output: str = field(
         default="", metadata={"help": "folder (default: CHECKPOINT/prompts, or runs/prompts); finished trainings are kept"}
     )
+    folds: str | None = field(
+        default=None, metadata={"help": "file of folds: the parts of one of them are read in place of the splits of --data"}
+    )
+    fold: str | None = field(default=None, metadata={"help": "which of --folds, by its name"})
     split: str = field(default="test", metadata={"help": "which split"})
     tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
     languages: list[str] | None = field(default=None, metadata={"help": "only these languages"})
@@ -128,3 +156,4 @@ class PromptComparisonConfig:
     def __post_init__(self) -> None:
         check_least(self, {"resamples": 1, "seed": 0})
         check_seeds_differ(self.seeds)
+        check_fold_is_named(self.folds, self.fold)

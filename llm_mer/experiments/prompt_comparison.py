@@ -166,6 +166,7 @@ def compare_prompts(
     Raises:
         UserError: a checkpoint, data, prompt, task or language that do not fit one another.
     """
+    from llm_mer.data.folds import check_fold
     from llm_mer.data.reading import find_split, read_utterances
     from llm_mer.inference.pipeline import MerPipeline
     from llm_mer.training.run_data import check_prompts
@@ -185,7 +186,8 @@ def compare_prompts(
         raise UserError(f"{config.checkpoint} holds an adapter alone, which reads no prompt")
     tasks = pipeline.named_tasks(config.tasks)
     variants = build_variants(config, pipeline.predictor.processor.prompts, tasks)
-    splits, _, fingerprint = read_utterances(config.data)
+    splits, made, fingerprint = read_utterances(config.data, config.folds, config.fold)
+    check_fold(pipeline.description.data, made, fingerprint, config.data)
     utterances = find_split(splits, config.split, config.data)
 
     def dataset(variant: Variant) -> MerDataset:

@@ -44,6 +44,7 @@ def describe_run(
             "drawn": run.train.drawn,
             "labels": run.train.label_names(),
             **({"columns": run.description["columns"]} if "columns" in run.description else {}),
+            **({"fold": run.description["fold"]} if "fold" in run.description else {}),
         },
         baselines=baselines,
         shift_probability=shift_probability,

@@ -98,7 +98,7 @@ def finished_seeds(output: Path, runs: Mapping[int, RunConfig]) -> dict[int, Run
     if not found:
         return found
     one = next(iter(runs.values()))
-    _, _, fingerprint = read_utterances(one.data.data)
+    _, _, fingerprint = read_utterances(one.data.data, one.data.folds, one.data.fold)
     prompts = load_prompts(one.data.prompts) if one.model.backbone != "none" else []
     questions = questions_digest([get_task(name) for name in one.data.tasks], prompts)
     backbone = identify_backbone(None if one.model.backbone == "none" else resolve_backbone(one.model.backbone))

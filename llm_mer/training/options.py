@@ -78,6 +78,14 @@ class DataArguments:
         },
     )
     languages: list[str] | None = field(default=None, metadata={"group": DATA, "help": "keep only these languages (en, zh)"})
+    folds: str | None = field(
+        default=None,
+        metadata={
+            "help": "file of folds, as `llm-mer compare --folds` writes; the parts train, valid and test of one fold are "
+            "read in place of the data's splits"
+        },
+    )
+    fold: str | None = field(default=None, metadata={"help": "which of `folds`, by its name"})
     train_split: str = field(default="train", metadata={"help": "split to train on"})
     eval_split: str = field(default="valid", metadata={"help": "split to evaluate on each epoch"})
     limit_train: int | None = field(
@@ -126,6 +134,9 @@ class DataArguments:
         check_option_values(self, dict.fromkeys((*names, "context_window"), 1))
         check_bounds(self, {"missing_seed": SEED})
         parse_normalisation(self.normalisation)
+        if (self.folds is None) != (self.fold is None):
+            given, lacks = ("folds", "fold") if self.fold is None else ("fold", "folds")
+            raise UserError(f"{given}: {getattr(self, given)!r} without {lacks}; a fold is named by both")
         if not 0 <= self.missing_rate <= 1:
             raise UserError(f"missing_rate: {self.missing_rate!r}; it must lie in [0, 1]")
 

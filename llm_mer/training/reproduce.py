@@ -175,6 +175,8 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
     given, notes = _recorded_options(then)
     torch.set_num_threads(then.hardware.threads)  # the order of summation depends on it
     moved = {"data": source, "backbone": backbone, "output_dir": str(output)}
+    if (folds := config.folds or then.options["data"].get("folds")) is not None:
+        moved["folds"] = str(folds)
     resume = True if list_checkpoints(output) else None
     repeated = RunConfig.build(
         {**given, **moved, "resume_from_checkpoint": resume, "overwrite_output_dir": False, "seeds": None}
@@ -219,13 +221,17 @@ def _check_data(config: ReproduceConfig, then: RunManifest) -> str:
     """The data of the run, at their old or new location. Raises :class:`UserError` if they are missing or have changed."""
     from llm_mer.data.reading import read_utterances
 
-    source = config.data or str(then.options["data"]["data"])
+    options = then.options["data"]
+    source = config.data or str(options["data"])
+    if config.folds and options.get("fold") is None:
+        raise UserError(f"--folds {config.folds}: the run was trained on no fold; leave it out")
     try:
-        _, _, fingerprint = read_utterances(source)
+        _, _, fingerprint = read_utterances(source, config.folds or options.get("folds"), options.get("fold"))
     except UserError as error:
         if config.data:
             raise
-        raise UserError(f"{error}; name where the data lie now with --data") from None
+        now = "--data" if options.get("fold") is None else "--data, their folds with --folds"
+        raise UserError(f"{error}; name where the data lie now with {now}") from None
     if fingerprint != then.data.get("fingerprint"):
         raise UserError(
             f"data: {source} has fingerprint {fingerprint[:12]}, the run was trained on "

@@ -55,7 +55,7 @@ def prepare_data(arguments: DataArguments, with_prompts: bool = True, use_votes:
     tasks = [get_task(name) for name in arguments.tasks]
     if len({task.name for task in tasks}) != len(tasks):
         raise UserError(f"tasks: {arguments.tasks} names a task twice")
-    splits, description, fingerprint = read_utterances(arguments.data)
+    splits, description, fingerprint = read_utterances(arguments.data, arguments.folds, arguments.fold)
 
     def dataset(split: str, limit: int | None) -> MerDataset:
         return MerDataset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import AUDIO_SIZE, VISION_SIZE, make_utterances
+from conftest import AUDIO_SIZE, VISION_SIZE, make_utterances, training_options
 
 from llm_mer.data.dataset import MerDataset
+from llm_mer.data.fold_rules import make_folds
+from llm_mer.data.folds import Folds
 from llm_mer.data.reading import find_split, read_utterances
 from llm_mer.data.sources import split_source
 from llm_mer.data.store import UtteranceStore, write_store
@@ -205,3 +208,48 @@ def test_a_split_without_questions_is_not_said_to_be_missing(arguments: Callable
     changes = {"eval_strategy": "epoch", "save_strategy": "epoch"}
     with pytest.raises(UserError, match="no question in 'valid' to evaluate on; set eval_strategy: no"):
         build_trainer(parse_arguments(arguments(data=folder, **changes)))
+
+
+def test_a_run_on_a_fold_names_its_file_and_is_repeated_and_evaluated_on_that_fold_alone(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llm_mer.cli.train import finetune
+    from llm_mer.evaluation.calibrate import calibrate
+    from llm_mer.evaluation.evaluate import evaluate_checkpoint
+    from llm_mer.evaluation.options import CalibrateConfig, EvaluateConfig
+    from llm_mer.training.reproduce import reproduce
+    from llm_mer.training.reproduce_options import ReproduceConfig
+
+    splits = read_utterances(str(store))[0]
+    make_folds([u for part in splits.values() for u in part], "3", 0.2, 0).save(tmp_path / "folds.json")
+    fold = ["--folds", str(tmp_path / "folds.json"), "--fold", "2"]
+    run = finetune([*training_options(store, "none", tmp_path / "run"), *fold])
+    moved = tmp_path / "folds.json"
+    moved = moved.rename(tmp_path / "moved.json")
+    with pytest.raises(UserError, match=r"folds\.json: no such file of folds; .*their folds with --folds"):
+        reproduce(ReproduceConfig(run=str(run)))
+    again = reproduce(ReproduceConfig(run=str(run), folds=str(moved)))
+    assert again is not None
+    assert again.agreement.weights is True
+
+    common = {"checkpoint": str(run), "folds": str(moved), "fold": "2"}
+    evaluate_checkpoint(EvaluateConfig(data=[str(store)], resamples=20, output=str(tmp_path / "scores"), **common))
+    tested = Folds.load(moved).fold("2", "").test
+    lines = (tmp_path / "scores" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert sorted(json.loads(line)["id"] for line in lines) == sorted(tested)
+    calibrate(CalibrateConfig(data=str(store), **common))
+    message = r"trained on fold '2' of these data.*--folds FILE --fold 2"
+    for other in ({**common, "fold": "1"}, {"checkpoint": str(run)}):
+        with pytest.raises(UserError, match=message):
+            evaluate_checkpoint(EvaluateConfig(data=[str(store)], output=str(tmp_path / "other"), **other))
+        with pytest.raises(UserError, match=message):
+            calibrate(CalibrateConfig(data=str(store), **other))
+
+
+def test_a_fold_is_named_by_its_file_and_its_name() -> None:
+    for given, message in (
+        ({"folds": "f.json"}, "folds: 'f.json' without fold"),
+        ({"fold": "1"}, "fold: '1' without folds"),
+    ):
+        with pytest.raises(UserError, match=message):
+            DataArguments(data="x", **given)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from llm_mer.data.fold_rules import SESSION_TAG
 from llm_mer.data.schema import SPLITS, Utterance
 from llm_mer.data.sources.column_names import ColumnNames
 from llm_mer.data.sources.csv_rows import DELIMITERS, check_columns, detect_delimiter, read_rows
@@ -35,6 +36,7 @@ FIELDS: tuple[str, ...] = (
     "dialogue_id",
     "turn",
     "speaker",
+    "session",
     "tags",
     "votes",
     "annotators",
@@ -172,7 +174,7 @@ def utterance_from_entry(entry: dict[str, Any], where: str, folder: Path, extra_
         if name in entry and str(entry[name]) not in allowed:
             value = str(entry[name])
             raise UserError(f"{where}: field {name!r} is {quote(value)}; it must be one of {', '.join(allowed)}")
-    turn, tags = _turn(entry, where), _tags(entry, where)
+    turn, tags = _turn(entry, where), (*_tags(entry, where), *_session(entry, where))
     media = {name: str(folder / str(entry[name])) if name in entry else None for name in ("audio", "video")}
     return Utterance(
         id=_name(entry["id"]),
@@ -216,7 +218,7 @@ def _check_texts(entry: dict[str, Any], where: str) -> None:
 
 
 def _check_names_and_paths(entry: dict[str, Any], where: str) -> None:
-    for name in ("id", "dialogue_id", "speaker"):
+    for name in ("id", "dialogue_id", "speaker", "session"):
         value = entry.get(name, "-")
         non_finite = isinstance(value, float) and not math.isfinite(value)
         if value == "" or non_finite or isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -244,6 +246,15 @@ def _tags(entry: dict[str, Any], where: str) -> tuple[str, ...]:
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise UserError(f"{where}: field 'tags' is {quote(tags)}; it must be a list of words (in CSV, split by semicolons)")
     return tuple(tags)
+
+
+def _session(entry: dict[str, Any], where: str) -> tuple[str, ...]:
+    """The tag of a field ``session``, which folds are made by."""
+    if "session" not in entry:
+        return ()
+    if any(tag.startswith(SESSION_TAG) for tag in _tags(entry, where)):
+        raise UserError(f"{where}: the session is given twice, by the field 'session' and by a tag {SESSION_TAG}…")
+    return (SESSION_TAG + _name(entry["session"]),)
 
 
 def _language(entry: dict[str, Any], where: str) -> str:

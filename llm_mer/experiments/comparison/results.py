@@ -62,6 +62,10 @@ class RunResult(RunSettings):
     """:class:`~llm_mer.adapters.diagnostics.DiagnosticInfo` of the adapter, as plain values."""
     predictions_sha256: str | None = None
     """Of the file of its predictions; None in runs older than this entry."""
+    fold: str | None = None
+    """The fold it was trained and tested on; None without folds."""
+    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By task, the number of training questions of each class, or the mean of the training scores."""
 
 
 def read_result(path: Path) -> RunResult:
@@ -75,7 +79,7 @@ def read_result(path: Path) -> RunResult:
     except UserError as error:
         raise UserError(f"{path} is not whole ({error}); delete {path.parent}") from None
     names = {f.name for f in dataclasses.fields(RunResult)}
-    differing = sorted((names ^ set(entry)) - {"predictions_sha256"})
+    differing = sorted((names ^ set(entry)) - {"predictions_sha256", "fold", "baselines"})
     if differing:
         raise UserError(
             f"{path} was written by another version of this program ({', '.join(differing)}); name another --output or "

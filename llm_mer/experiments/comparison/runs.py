@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_mer.adapters.base import MODALITIES
+from llm_mer.data.folds import FOLDS_FILE
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
 from llm_mer.evaluation.conditions import (
@@ -26,7 +27,7 @@ from llm_mer.evaluation.conditions import (
 )
 from llm_mer.evaluation.rows import PREDICTIONS, save_predictions
 from llm_mer.experiments.comparison.results import RUN, RunResult, RunSettings
-from llm_mer.experiments.comparison.systems import FULL, System
+from llm_mer.experiments.comparison.systems import FULL, PlannedRun, System
 from llm_mer.experiments.options import CompareConfig
 from llm_mer.inference.dialogues import decode_dialogues
 from llm_mer.storage.atomic_files import write_json_atomically
@@ -72,9 +73,17 @@ def base_config(config: CompareConfig, adapter: str) -> RunConfig:
     return parse_arguments(arguments)
 
 
-def compare_command(config: CompareConfig, system: System, seed: int) -> list[str]:
+def base_of_run(config: CompareConfig, run: PlannedRun, base: RunConfig | None = None) -> RunConfig:
+    """What one run starts from: the YAML file with the overrides for its adapter, on its fold."""
+    base = base_config(config, run.system.adapter) if base is None else base
+    if run.fold is None:
+        return base
+    return base.replace(folds=str(Path(config.output) / FOLDS_FILE), fold=run.fold)
+
+
+def compare_command(config: CompareConfig, run: PlannedRun) -> list[str]:
     """The command that is recorded in the manifest of a comparison's run."""
-    return ["llm-mer", "compare", "--config", config.config, f"({system.name}, seed {seed})"]
+    return ["llm-mer", "compare", "--config", config.config, f"({run})"]
 
 
 def run_config(base: RunConfig, system: System, seed: int, folder: Path) -> RunConfig:
@@ -127,9 +136,9 @@ def _train_and_predict(
     chosen = run_config(base, system, seed, folder)
     if not config.keep_models:
         chosen = chosen.replace(output_dir=scratch, save_backbone="never")
-    splits, _, _ = read_utterances(chosen.data.data)
+    splits, _, _ = read_utterances(chosen.data.data, chosen.data.folds, chosen.data.fold)
     scored = find_split(splits, config.split, chosen.data.data)  # a wrong split is reported before the training
-    run = prepare_run(chosen, compare_command(config, system, seed))
+    run = prepare_run(chosen, compare_command(config, PlannedRun(system, seed, chosen.data.fold)))
     trainer = run.trainer
     assert trainer.model is not None
     assert trainer.description is not None
@@ -165,6 +174,8 @@ def _train_and_predict(
         tasks={task.name: task.to_dict() for task in tasks},
         diagnostics=[asdict(info) for info in fusion_adapter_of(trainer.model).diagnostic_info()],
         predictions_sha256=file_sha256(folder / PREDICTIONS),
+        fold=chosen.data.fold,
+        baselines=trainer.description.baselines,
     )
     run.manifest.finish(folder, {}, trainer.state.global_step)
     write_json_atomically(folder / RUN, asdict(result))

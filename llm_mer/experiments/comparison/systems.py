@@ -23,7 +23,9 @@ LORA_SHARINGS: dict[str, dict[str, Any]] = {
 }
 TEXT_TWIN: dict[str, dict[str, str | list[str]]] = {"text-only twin": {"num_pseudo_tokens": "0"}}
 """The same training in which the language model gets the text alone."""
-SHARED_OPTIONS: tuple[str, ...] = ("data", "tasks", "train_split", "eval_split", "limit_train", "limit_eval")
+SHARED_OPTIONS: tuple[str, ...] = (
+    *("data", "folds", "fold", "tasks", "train_split", "eval_split", "limit_train", "limit_eval"),
+)
 """Data options that must be the same for every system, so that all are scored on the same questions."""
 
 
@@ -43,10 +45,32 @@ class System:
             [self.adapter, *([self.ablation] if self.ablation != FULL else []), f"({self.backbone or 'as in the YAML'})"]
         )
 
-    def folder(self, seed: int) -> str:
-        """Name of the folder of its run with ``seed``."""
-        plain = "".join(c if c.isalnum() else "-" for c in f"{self.adapter}-{self.backbone}-{self.ablation}")
-        return f"{plain}-{seed}"
+    def folder(self, seed: int, fold: str | None = None) -> str:
+        """Path of the folder of its run with ``seed``, and on one of the folds where there are some."""
+        own = f"{plain_name(f'{self.adapter}-{self.backbone}-{self.ablation}')}-{seed}"
+        return own if fold is None else f"{own}/fold-{plain_name(fold)}"
+
+
+def plain_name(text: str) -> str:
+    """A text as part of a folder's name: letters and digits stay."""
+    return "".join(c if c.isalnum() else "-" for c in text)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training of a comparison; ``fold`` is None without folds."""
+
+    system: System
+    seed: int
+    fold: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Path of its folder in that of the comparison."""
+        return self.system.folder(self.seed, self.fold)
+
+    def __str__(self) -> str:
+        return f"{self.system.name}, seed {self.seed}" + ("" if self.fold is None else f", fold {self.fold}")
 
 
 def check_metrics(config: CompareConfig) -> None:

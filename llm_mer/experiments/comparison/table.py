@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_mer.data.folds import Folds
 from llm_mer.errors import UserError
 from llm_mer.evaluation.clusters import Clusters, units_of
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE
@@ -24,6 +25,14 @@ from llm_mer.evaluation.resampling import (
 )
 from llm_mer.evaluation.rows import PREDICTIONS, load_predictions
 from llm_mer.evaluation.subsets import EVERYTHING
+from llm_mer.experiments.comparison.fold_table import (
+    FoldTable,
+    constant_score,
+    fold_lines,
+    pool_folds,
+    tabulate_folds,
+    training_constants,
+)
 from llm_mer.experiments.comparison.results import RunResult
 from llm_mer.experiments.comparison.systems import FULL, System
 from llm_mer.experiments.options import CompareConfig
@@ -61,6 +70,8 @@ class TableRow:
     unit: str = "utterance"
     units: int | None = None
     """What the interval resamples, and how many of them there are."""
+    unparseable_rate: float = 0.0
+    """Share of answers of all seeds that are none. Scored answers always are one."""
 
 
 @dataclass
@@ -86,6 +97,8 @@ class Comparison:
     runs: list[RunResult]
     rows: list[TableRow]
     decoder_gains: list[DecoderGain] = field(default_factory=list)
+    folds: FoldTable | None = None
+    """Scores fold by fold; the rows then are of the answers of all folds together."""
 
 
 SelectedPredictions = dict[str, list[dict[str, Prediction]]]
@@ -159,15 +172,21 @@ def check_precision(runs: dict[str, list[RunResult]], loaded: dict[str, list[dic
                 )
 
 
-def tabulate(config: CompareConfig, systems: Sequence[System], runs: dict[str, list[RunResult]]) -> Comparison:
-    """Every row from the predictions on disk.
+def tabulate(
+    config: CompareConfig, systems: Sequence[System], runs: dict[str, list[RunResult]], folds: Folds | None = None
+) -> Comparison:
+    """Every row from the predictions on disk, those of all folds together.
 
     The reference of differences and p-values is an ablation's own adapter and backbone in full, and the first system for
-    the others.
+    the others. The baseline is the commonest class (or mean score) of the row's truths, with folds that of each fold's own
+    training part.
     """
     folder = Path(config.output)
-    loaded = {s.name: [load_predictions(folder / s.folder(seed) / PREDICTIONS) for seed in config.seeds] for s in systems}
-    check_precision(runs, loaded)
+    by_run = {
+        s.name: [load_predictions(folder / s.folder(r.seed, r.fold) / PREDICTIONS) for r in runs[s.name]] for s in systems
+    }
+    check_precision(runs, by_run)
+    loaded = {name: pool_folds(results, by_run[name]) for name, results in runs.items()}
     reference = systems[0].name
     full = {(s.adapter, s.backbone): s.name for s in systems if s.ablation == FULL}
     against = {s.name: reference if s.ablation == FULL else full[s.adapter, s.backbone] for s in systems}
@@ -186,19 +205,25 @@ def tabulate(config: CompareConfig, systems: Sequence[System], runs: dict[str, l
             chosen = select_predictions(loaded, condition, task_name, language, subset)
             for system in chosen:
                 cell, clusters, truth = score_cell(chosen, system, against[system], task, metric, config.resamples)
-                baseline = float(majority_baseline(task, truth)[metric])
+                if folds is None:
+                    baseline = float(majority_baseline(task, truth)[metric])
+                else:
+                    constants = training_constants(task, runs[system], by_run[system])
+                    baseline = constant_score(task, metric, chosen[system][0], constants)
+                unparseable = np.mean([p.value is None for seed in chosen[system] for p in seed.values()])
                 where = (system, condition, task_name, language, subset, metric)
                 other = against[system] if cell.p_value is not None else None
-                rows.append(
-                    TableRow(*where, len(truth), len(config.seeds), baseline, other, cell, clusters.unit, clusters.count)
-                )
+                counts = (len(truth), len(config.seeds), baseline)
+                unit = (clusters.unit, clusters.count, float(unparseable))
+                rows.append(TableRow(*where, *counts, other, cell, *unit))
         for language, metric in product(languages, metrics):
             gains += decoder_gains(loaded, task, language, metric, config.resamples)
     for family in dict.fromkeys((row.condition, row.metric) for row in rows):
         tested = [row.cell for row in rows if (row.condition, row.metric) == family and row.cell.p_value is not None]
         for one, p_value in zip(tested, adjusted_p([c.p_value for c in tested if c.p_value is not None]), strict=True):
             one.p_value = p_value
-    return Comparison(reference, [r for results in runs.values() for r in results], rows, gains)
+    by_fold = None if folds is None else tabulate_folds(folds, config, runs, by_run)
+    return Comparison(reference, [r for results in runs.values() for r in results], rows, gains, by_fold)
 
 
 def decoder_gains(
@@ -246,6 +271,7 @@ def markdown(comparison: Comparison) -> str:
             if any(cells):
                 lines.append(f"| {system} | " + " | ".join(cells) + " |")
         lines.append("")
+    lines += [] if comparison.folds is None else fold_lines(comparison.folds)
     lines += decoder_gain_table(comparison.decoder_gains)
     lines += [
         "### Cost\n",
@@ -265,9 +291,15 @@ def markdown(comparison: Comparison) -> str:
         f"{units_of(comparison.rows)}, with the spread of the seeds where there are several]; p is of the paired bootstrap, "
         "adjusted for the number of p of a table and metric (Benjamini and Hochberg), ≤ where no resample lies on the other "
         "side of zero, * where it is below 0.05: "
-        f"{describe_references(comparison)}. Answers are scored, so none is unparseable."
+        f"{describe_references(comparison)}. {say_unparseable(comparison)}"
     )
     return "\n".join(lines)
+
+
+def say_unparseable(comparison: Comparison) -> str:
+    """The rate of answers that are none, the largest of a row."""
+    worst = max(row.unparseable_rate for row in comparison.rows)
+    return f"Unparseable: up to {worst:.3f} of a row." if worst else "Answers are scored, so none is unparseable."
 
 
 def describe_references(comparison: Comparison) -> str:

@@ -458,7 +458,9 @@ def test_gates_on_conflict_names_gia_mics_gates_in_their_order_and_leaves_out_th
         for index in range(3):  # text→vision is column 4; the second utterance lacks audio, columns 2 and 3
             used = [1.0, 1.0, float(index != 1), float(index != 1), 1.0, 1.0]
             gates = {"gate_mean": [0.1, 0.2, 0.3 if index != 1 else 0.9, 0.4, 0.5, 0.6], "gate_used": used}
-            lines.append({"task": "emotion", "condition": "as is", "tags": [tag], "diagnostics": gates})
+            lines.append(
+                {"id": f"{tag}-{index}", "task": "emotion", "condition": "as is", "tags": [tag], "diagnostics": gates}
+            )
     for name, modalities in (("three", ("text", "audio", "vision")), ("two", ("text", "vision"))):
         (tmp_path / name).mkdir()
         gates_in_order = build_adapter(
