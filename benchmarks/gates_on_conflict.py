@@ -15,6 +15,8 @@ import numpy as np
 from common import options, report
 
 from llm_mer.adapters.diagnostics import DiagnosticInfo
+from llm_mer.evaluation.clusters import Clusters
+from llm_mer.evaluation.resampling import expand, percentile_interval
 from llm_mer.experiments.comparison.results import RUN
 
 USED = {"gate_mean": "gate_used"}
@@ -23,9 +25,13 @@ AGREE, CONFLICT = "emotional_words", "conflict"
 RESAMPLES = 2000
 
 
-def gates_by_subset(predictions: Path, task: str, gates: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
-    """``{diagnostic: {subset: (n, gates)}}`` of one run's answers as is, NaN where a gate was not used."""
-    found: dict[str, dict[str, list[list[float]]]] = {}
+Gates = tuple[np.ndarray, np.ndarray]
+"""Values ``(n, gates)``, NaN where a gate was not used, and the dialogue of each, ``(n,)``; its id where it has none."""
+
+
+def gates_by_subset(predictions: Path, task: str, gates: Iterable[str]) -> dict[str, dict[str, Gates]]:
+    """``{diagnostic: {subset: gates}}`` of one run's answers as is."""
+    found: dict[str, dict[str, list[tuple[list[float], str]]]] = {}
     with predictions.open(encoding="utf-8") as stream:
         for line in stream:
             entry = json.loads(line)
@@ -40,8 +46,12 @@ def gates_by_subset(predictions: Path, task: str, gates: Iterable[str]) -> dict[
                     values[np.ravel(diagnostics[USED[name]]) == 0] = np.nan
                 for subset in (AGREE, CONFLICT):
                     if subset in entry.get("tags", ()):
-                        found.setdefault(name, {}).setdefault(subset, []).append(values.tolist())
-    return {name: {subset: np.array(rows) for subset, rows in by.items()} for name, by in found.items()}
+                        row = (values.tolist(), entry.get("dialogue_id") or entry["id"])
+                        found.setdefault(name, {}).setdefault(subset, []).append(row)
+    return {
+        name: {subset: (np.array([v for v, _ in rows]), np.array([d for _, d in rows])) for subset, rows in by.items()}
+        for name, by in found.items()
+    }
 
 
 def gates_of(run: Path) -> dict[str, DiagnosticInfo]:
@@ -52,14 +62,18 @@ def gates_of(run: Path) -> dict[str, DiagnosticInfo]:
     return {info.name: info for info in found if info.over_turns}
 
 
-def difference(agree: np.ndarray, conflict: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean on conflict minus mean where all agree, with its 95 % bootstrap interval over utterances."""
-    generator = np.random.default_rng(seed)
-    drawn = [
-        values[generator.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1) for values in (conflict, agree)
-    ]
-    low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
-    return float(conflict.mean() - agree.mean()), float(low), float(high)
+def difference(agree: Gates, conflict: Gates, seed: int = 0) -> tuple[float, float, float]:
+    """Mean on conflict minus mean where all agree, with its 95 % bootstrap interval over whole dialogues."""
+    clusters = Clusters.named("dialogue", [*agree[1].tolist(), *conflict[1].tolist()])
+    drawn = clusters.draw(RESAMPLES, seed)
+    means = []
+    for (values, _), index in zip((agree, conflict), np.split(clusters.index, [len(agree[1])]), strict=True):
+        sums, sizes = (np.bincount(index, weights, minlength=clusters.count) for weights in (values, None))
+        with np.errstate(invalid="ignore"):  # no utterance of a subset among the dialogues drawn
+            means.append(drawn @ sums / (drawn @ sizes))
+    spread = means[1] - means[0]
+    low, high = percentile_interval(expand(spread[~np.isnan(spread)], clusters.count))
+    return float(conflict[0].mean() - agree[0].mean()), low, high
 
 
 def main() -> None:
@@ -77,17 +91,18 @@ def main() -> None:
             if set(subsets) != {AGREE, CONFLICT}:
                 continue
             for place, label in enumerate(gates[name].parts):
-                columns = (subsets[subset][:, place] for subset in (AGREE, CONFLICT))
-                agree, conflict = (values[~np.isnan(values)] for values in columns)
-                if not len(agree) or not len(conflict):
+                used = [~np.isnan(subsets[subset][0][:, place]) for subset in (AGREE, CONFLICT)]
+                columns = zip((AGREE, CONFLICT), used, strict=True)
+                agree, conflict = ((subsets[s][0][kept, place], subsets[s][1][kept]) for s, kept in columns)
+                if not len(agree[0]) or not len(conflict[0]):
                     continue
                 shift, low, high = difference(agree, conflict)
                 mark = "*" if low > 0 or high < 0 else ""
-                means = [f"{values.mean():.3f}" for values in (agree, conflict)]
-                row = [file.parent.name, name, label, f"{len(agree)} / {len(conflict)}", *means]
+                means = [f"{values.mean():.3f}" for values, _ in (agree, conflict)]
+                row = [file.parent.name, name, label, f"{len(agree[0])} / {len(conflict[0])}", *means]
                 table.append([*row, f"{shift:+.3f} [{low:+.3f}, {high:+.3f}]{mark}"])
     head = ["run", "gate", "of", "n agree / conflict", "mean, agree", "mean, conflict", "conflict − agree"]
-    notes = "In brackets 95 % bootstrap intervals over utterances; * where they leave zero out."
+    notes = "In brackets 95 % bootstrap intervals over dialogues; * where they leave zero out."
     report("gates_on_conflict", __doc__, head, table, notes, arguments.quick)
 
 
