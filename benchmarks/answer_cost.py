@@ -3,7 +3,7 @@
 Limits: one task at most 1.2 × a forward of the utterances' own prompt tokens; a second task on the same utterances at most
 the share of tokens that it adds. The instruction that all prompts begin with is kept from batch to batch, as ``Predictor``
 keeps it. Tasks: 7 labels of one to three tokens, and the 61 scores from -3.0 to 3.0 written digit by digit. What exact
-answers cannot do without, the places of their tokens and the logits behind each, is timed as a plain forward beside them.
+answers cannot do without, the positions of their tokens and the logits behind each, is timed as a plain forward beside them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LIMIT = 1.2
 
 
 def task_prompts(own: Tensor, answers: list[list[int]], task: int, vocabulary: int, end: int | None = END) -> TaskPrompts:
-    """One task's prompts: the instruction, pseudo tokens and text ``own (B, T)``, whose last places ask for the task."""
+    """One task's prompts: the instruction, pseudo tokens and text ``own (B, T)``, whose last positions ask for the task."""
     generator = torch.Generator().manual_seed(7)
     instruction = torch.randint(3, vocabulary, (INSTRUCTION,), generator=generator).tolist()
     # No question begins like another: its first token is the task's own.
@@ -62,7 +62,7 @@ def differences(taken: dict[str, list[float]], more: str, less: str) -> list[flo
 
 
 def plain_inputs(size: Size, rows: int, tokens: int) -> dict[str, Tensor]:
-    """A batch of ``tokens`` places a row whose pseudo tokens stand first, as they do behind the instruction."""
+    """A batch of ``tokens`` positions a row whose pseudo tokens stand first, as they do behind the instruction."""
     batch = mer_batch(size, rows, tokens, answer=False)
     batch["pseudo_token_mask"].zero_()
     batch["pseudo_token_mask"][:, :PSEUDO_TOKENS] = True
@@ -71,7 +71,7 @@ def plain_inputs(size: Size, rows: int, tokens: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def forward_reading(model: MerForConditionalGeneration, inputs: dict[str, Tensor], count: int) -> Tensor:
-    """A plain causal forward, and the normalisers of the logits at the last ``count`` places of each row."""
+    """A plain causal forward, and the normalisers of the logits at the last ``count`` positions of each row."""
     hidden = model.model(**inputs, use_cache=True).last_hidden_state[:, -count:]
     return model.lm_head(hidden).logsumexp(dim=-1)
 
@@ -108,7 +108,7 @@ def measure(size: Size, rows: int, tokens: int, repetitions: int) -> list[str]:
         "one, no ends": lambda: scorer.score(without_ends[:1], given, kept[4]),
         "two, no ends": lambda: scorer.score(without_ends, given, kept[5]),
     }
-    taken = alternate(sides, repetitions)
+    taken = alternate(sides, repetitions, twice=True)
     return [
         f"{tokens}, {widths[0]}, {widths[1]}",
         *(milliseconds(taken[side]) for side in sides),
@@ -138,10 +138,10 @@ def main() -> None:
         for size, tokens in plan:
             table.append([str(size), *measure(size, rows, tokens, repetitions)])
             print(*table[-1], sep=" | ", file=sys.stderr, flush=True)
-    head = ["layers × size", "places a row: own prompt, with 7 labels, with both tasks", "own forward, ms"]
+    head = ["layers × size", "positions a row: own prompt, with 7 labels, with both tasks", "own forward, ms"]
     head += ["own and answers forward, ms", "own and both answers forward, ms", "one task, ms", "one task, nothing kept, ms"]
     head += ["two tasks, ms", "asked apart, ms", "one task, no ends, ms", "two tasks, no ends, ms"]
-    head += ["one task ÷ own forward", "÷ own and answers forward", "two tasks ÷ one (limit: places)"]
+    head += ["one task ÷ own forward", "÷ own and answers forward", "two tasks ÷ one (limit: positions)"]
     head += ["two tasks ÷ own and both answers forward", "what the second adds ÷ what its tokens add to that forward"]
     head += ["apart ÷ two tasks", "one task, no ends ÷ own forward"]
     head += ["two tasks, no ends ÷ with them"]
@@ -149,10 +149,11 @@ def main() -> None:
         f"Batch {rows}, vocabulary {plan[0][0].vocabulary}, {INSTRUCTION} tokens of instruction that all prompts share, "
         f"then {PSEUDO_TOKENS} pseudo tokens of EGMF, text, and {QUESTION} tokens that ask for the task: all behind the "
         f"instruction is an utterance's own. {arguments.threads} thread(s), float32, random weights; processor time, "
-        f"medians of {repetitions} turns, sides in turn, ratios within a turn. `own forward` runs the adapter and the "
-        "backbone causally over the own prompt tokens alone (no instruction, no answers) with logits at the last place; "
+        f"medians of {repetitions} turns, sides in turn, each just after it ran untimed, ratios within a turn. "
+        "`own forward` runs the adapter and the backbone causally over the own prompt tokens alone (no instruction, no "
+        "answers) with logits at the last position; "
         "the limit of 1.2 × is against it. `own and answers forward` is the same over as many tokens as the scorer's row "
-        "has, the tokens of the answer tree included, and reads the vocabulary at as many places as the scorer; `own and "
+        "has, the tokens of the answer tree included, and reads the vocabulary at as many positions as the scorer; `own and "
         "both answers forward` likewise for two tasks. `nothing kept` computes the instruction again in each batch. `asked "
         "apart` scores the two tasks one after another, each with the adapter, each with its instruction kept. `no ends` "
         "leaves out the token that ends an answer (`--answer_end false`)."

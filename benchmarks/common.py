@@ -156,8 +156,13 @@ def in_fork(measure: Callable[..., Any], *arguments: Any) -> Any:
     return found
 
 
-def alternate(sides: dict[str, Callable[[], object]], repetitions: int, warmup: int = 1) -> dict[str, list[float]]:
+def alternate(
+    sides: dict[str, Callable[[], object]], repetitions: int, warmup: int = 1, twice: bool = False
+) -> dict[str, list[float]]:
     """CPU seconds of each side, taken in turn: ``{name: [seconds]}``.
+
+    With ``twice`` a side runs once more, untimed, just before: else it pays for the memory that a larger one before it gave
+    back to the system, and for caches that this one filled.
 
     Processor time of this process, not wall time: with one thread the two agree on an idle machine, and waiting for a
     core that other work holds does not count.
@@ -165,6 +170,8 @@ def alternate(sides: dict[str, Callable[[], object]], repetitions: int, warmup: 
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(warmup + repetitions):
         for name, work in sides.items():
+            if twice:
+                work()
             began = time.process_time()
             work()
             if turn >= warmup:

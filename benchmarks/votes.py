@@ -30,7 +30,7 @@ from llm_mer.evaluation.vote_scores import (
     MAJORITY_ACCURACY,
     VoteTable,
     annotator_scores,
-    extremes,
+    best_possible,
     utterance_scores,
 )
 from llm_mer.prompting.tasks import get_task
@@ -250,7 +250,7 @@ def reference_rows(language: str, part: Part, training: Part) -> list[list[str]]
     second = [None if people[m] is None else people[m] for m in METRICS]
     shown = ["–" if v is None else cell([v], part.dialogues) for v in second]
     rows.append([language, "annotators, one left out", shown[0], "–", *shown[1:], "–"])
-    best = [f"{extremes(m, part.votes).mean():.3f}" for m in METRICS]
+    best = [f"{best_possible(m, part.votes).mean():.3f}" for m in METRICS]
     rows.append([language, "the votes themselves", best[0], "–", *best[1:], "1"])
     return rows
 

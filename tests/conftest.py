@@ -99,7 +99,7 @@ def build_backbone(architecture: str, folder: Path, hidden_size: int = 48, seed:
 
 
 def build_quantisable(folder: Path) -> None:
-    """A random Llama whose rows are whole blocks of NF4, as those of every published model are."""
+    """A random Llama whose rows are complete blocks of NF4, as those of every published model are."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

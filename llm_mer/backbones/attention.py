@@ -74,6 +74,6 @@ def check_mask(config: PreTrainedConfig, length: int) -> None:
         )
     if unsupported and window is not None and length > window:
         raise UserError(
-            f"prompt and answers take up to {length} places, and layers of this {config.model_type} see the last "
+            f"prompt and answers take up to {length} positions, and layers of this {config.model_type} see the last "
             f"{window}: lower max_prompt_tokens, or use another backbone"
         )

@@ -29,7 +29,7 @@ EMBEDDING = "token_embd.weight"
 
 
 def check_gguf(path: Path) -> GgufHeader:
-    """Check that a GGUF file is whole, and holds a language model that transformers reads completely.
+    """Check that a GGUF file is complete, and holds a language model that transformers reads completely.
 
     Raises:
         UserError: the package ``gguf`` is missing; a file that is none, is cut off or is one of several parts; an

@@ -60,7 +60,7 @@ class RunManifest:
         data: ``source`` and ``fingerprint``. questions_sha256: over tasks and prompt templates, files of one's own included.
         backbone: ``name`` and ``fingerprint``; None for an adapter alone.
         git: None where the code is no checkout.
-        started, finished: UTC; ``finished`` is None until the run is whole. steps: of the optimiser.
+        started, finished: UTC; ``finished`` is None until the run is complete. steps: of the optimiser.
         metrics: the final evaluation on ``eval_split``, without its timings; None where a metric is no number.
         weights_sha256: over names, shapes and values of the saved weights.
     """
@@ -101,7 +101,7 @@ class RunManifest:
         self.save(folder)
 
     def save(self, folder: Path) -> None:
-        """Write ``run_manifest.json``, whole or not at all; its paths are told from ``folder`` (:mod:`.places`)."""
+        """Write ``run_manifest.json``, completely or not at all; its paths are told from ``folder`` (:mod:`.places`)."""
         folder.mkdir(parents=True, exist_ok=True)
         places = {"command": write_places(self.command, folder), "options": write_places(self.options, folder)}
         write_json_atomically(folder / MANIFEST, {**asdict(self), **places})

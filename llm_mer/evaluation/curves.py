@@ -61,8 +61,8 @@ def areas(rows: Sequence[Row], conditions: Sequence[Condition], as_is: str) -> l
     """The area of every kind with several amounts, for each task, language and metric with an interval."""
     found = []
     for kind in dict.fromkeys(c.kind for c in conditions if c.kind in CORRUPTIONS):
-        whole = [row for row in rows if row.condition == as_is and row.subset == EVERYTHING]
-        for row in whole:
+        all_utterances = [row for row in rows if row.condition == as_is and row.subset == EVERYTHING]
+        for row in all_utterances:
             for metric in row.intervals:
                 points = curve(rows, conditions, kind, row.task, row.language, metric, as_is)
                 under = area_under(points)

@@ -5,7 +5,7 @@ The rule of the sentence, for each swapped part, by 95 % intervals over whole cl
 * it is **read** where the swap makes the score worse: the interval of the cost lies above 0;
 * else it **moves the answers without a gain** where the swap changes more than :data:`NOTICEABLE` of them: the interval of
   that share lies above it;
-* else it is not seen to be read.
+* else **no effect is detected**.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SOURCES: dict[tuple[str, ...], str] = {
     ("audio", "vision"): "sound and face",
     (FEATURES,): "the features",
 }
-READ, MOVED, UNSEEN = "read", "moves the answers without a gain", "not seen to be read"
+READ, MOVED, NO_EFFECT = "read", "moves the answers without a gain", "no effect detected"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Swap:
         source: the swapped part in words; None for ``without:adapter`` and other mixtures, which have no verdict.
         changed: share of the answers that differ from those as is (scores: by more than 5 % of the task's range).
         cost: accuracy as is − accuracy under the condition; for scores the mean absolute error under it − that as is.
-        verdict: :data:`READ`, :data:`MOVED` or :data:`UNSEEN`.
+        verdict: :data:`READ`, :data:`MOVED` or :data:`NO_EFFECT`.
     """
 
     condition: str
@@ -154,7 +154,7 @@ def verdict_of(changed: Share, cost: Share) -> str:
     """The rule at the top of this file."""
     if cost.interval[0] > 0:
         return READ
-    return MOVED if changed.interval[0] > NOTICEABLE else UNSEEN
+    return MOVED if changed.interval[0] > NOTICEABLE else NO_EFFECT
 
 
 def sentence_of(who: str, swaps: Sequence[Swap]) -> str:
@@ -170,7 +170,7 @@ def sentence_of(who: str, swaps: Sequence[Swap]) -> str:
             and (swap.source not in verdicts or swap.condition.startswith(TRANSCRIPT))
         ):
             verdicts[swap.source] = swap.verdict
-    read, moved, unseen = ([s for s, v in verdicts.items() if v == kind] for kind in (READ, MOVED, UNSEEN))
+    read, moved, unseen = ([s for s, v in verdicts.items() if v == kind] for kind in (READ, MOVED, NO_EFFECT))
     parts = [f"reads {_join(read, 'and')}"] if read else []
     parts += [f"lets {_join(moved, 'and')} move its answers without a gain"] if moved else []
     parts += [f"is not seen to read {_join(unseen, 'or')}"] if unseen else []

@@ -44,12 +44,12 @@ class Journal:
         if not path.is_file():
             return journal
         # At line feeds alone: a text may hold other characters that splitlines takes for ends of lines.
-        *whole, rest = path.read_bytes().split(b"\n")
-        if not whole:
+        *complete, rest = path.read_bytes().split(b"\n")
+        if not complete:
             path.unlink()
             return journal
         before: dict[str, Any] = {}
-        for number, line in enumerate(whole, 1):
+        for number, line in enumerate(complete, 1):
             where = f"{path}:{number}"
             try:
                 entry = parse_json_object(line, where)
@@ -68,7 +68,7 @@ class Journal:
                 "name another --output, or delete the file"
             )
         if rest:
-            write_text_atomically(path, "".join(f"{line.decode()}\n" for line in whole))
+            write_text_atomically(path, "".join(f"{line.decode()}\n" for line in complete))
         return journal
 
     def append(self, condition: str, questions: tuple[int, ...], predictions: list[Prediction]) -> None:

@@ -176,7 +176,7 @@ def accuracy_against_others(votes: VoteTable, log_probs: np.ndarray) -> np.ndarr
     return np.where(votes.annotators < 2, np.nan, right)
 
 
-def extremes(metric: str, votes: VoteTable) -> np.ndarray:
+def best_possible(metric: str, votes: VoteTable) -> np.ndarray:
     """What no answers can be better than on these votes: ``(N,)``."""
     if metric == CROSS_ENTROPY:
         return np.asarray(entr(votes.shares).sum(axis=1))
@@ -236,7 +236,7 @@ def vote_scores(
             interval,
             same_for_all,
             its_interval,
-            float(extremes(metric, votes).mean()),
+            float(best_possible(metric, votes).mean()),
             annotators,
             their_interval,
             mean(against)[0],

@@ -15,7 +15,7 @@ from llm_mer.scoring.dialogue_decoder import OnlineDialogueDecoder, decode
 
 
 def check_dialogues_together(items: Iterable[Utterance | tuple[str, str]], decoding: bool) -> None:
-    """Check a stream that is answered a part at a time: a dialogue is whole only where its utterances stand side by side.
+    """Check a stream that is answered a part at a time: a dialogue is complete only where its utterances stand side by side.
 
     Holds the names of the dialogues. ``(id, message)`` of a line that cannot be used is passed over.
 

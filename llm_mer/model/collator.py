@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llm_mer.data.dataset import MerDataset, Question
 from llm_mer.data.schema import Utterance
-from llm_mer.model.outputs import find_answer_places
+from llm_mer.model.outputs import find_label_positions
 from llm_mer.model.packing import Group, pack_groups
 from llm_mer.model.processing_mer import MerProcessor, PreparedSample, PreparedUtterance, PromptIds
 from llm_mer.model.read_out import read_out_target
@@ -27,16 +27,16 @@ class MerBatch:
 
     Attributes:
         input_ids, attention_mask, labels: ``(B, L)``; labels are -100 outside the answer. pseudo_token_mask: ``(B, L)``.
-        answer_places: ``(N,)`` where labels are, one row after another; see ``MerForConditionalGeneration.forward``.
+        label_positions: ``(N,)`` where labels are, one row after another; see ``MerForConditionalGeneration.forward``.
         sample_ids, position_ids: ``(R, L)`` in packed batches alone, whose ``(R, L)`` tensors have several samples a row:
-            the sample of each place, -1 at padding, and its position in the sample. They need no attention_mask.
-        shared_prefix_ids: ``(R, L)`` in packed batches some of whose samples share their beginnings. Those are numbered from
-            ``B`` on in sample_ids; at each place of a sample stands the number of what it begins with, else -2.
+            the sample of each position, -1 at padding, and its position within it. They need no attention_mask.
+        shared_prefix_ids: ``(R, L)`` in packed batches some of whose samples share a prefix. Those are numbered from
+            ``B`` on in sample_ids; at each position of a sample stands the number of its prefix, else -2.
         text_ids: ``(B, T_t)``. ``*_features``: ``(B, T_m, D_m)``. ``*_mask``: ``(B, T_m)``, False rows for a missing one.
         context_*: see :class:`llm_mer.adapters.base.ConversationContext`.
-        language_ids: ``(B,)`` places in ``LANGUAGES``, and after them those of shared beginnings.
+        language_ids: ``(B,)`` indices in ``LANGUAGES``, and after them those of shared prefixes.
         class_targets: ``(B,)``. score_targets: ``(B,)``.
-        read_out_tasks, read_out_targets: ``(B,)`` place of each sample's task among the processor's, and what a read-out
+        read_out_tasks, read_out_targets: ``(B,)`` index of each sample's task among the processor's, and what a read-out
             learns of it (:func:`llm_mer.model.read_out.read_out_target`); None without one. read_out_votes: ``(B, C)`` of
             :func:`vote_shares`, None where no question has votes.
     """
@@ -45,7 +45,7 @@ class MerBatch:
     attention_mask: Tensor | None = None
     pseudo_token_mask: Tensor | None = None
     labels: Tensor | None = None
-    answer_places: Tensor | None = None
+    label_positions: Tensor | None = None
     sample_ids: Tensor | None = None
     position_ids: Tensor | None = None
     shared_prefix_ids: Tensor | None = None
@@ -99,20 +99,20 @@ def pad_ids(rows: Sequence[Sequence[int]], fill: int, left: bool = False) -> tup
     ids = torch.full((len(rows), longest), fill, dtype=torch.long)
     mask = torch.zeros(len(rows), longest, dtype=torch.bool)
     for i, row in enumerate(rows):
-        place = slice(longest - len(row), longest) if left else slice(0, len(row))
-        ids[i, place] = torch.tensor(list(row), dtype=torch.long)
-        mask[i, place] = True
+        columns = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[i, columns] = torch.tensor(list(row), dtype=torch.long)
+        mask[i, columns] = True
     return ids, mask
 
 
 def pad_prompts(prompts: Sequence[PromptIds], fill: int, left: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Prompts to ids, a mask of 0 and 1, and where pseudo tokens stand: all ``(B, max L)``."""
     ids, mask = pad_ids([prompt.ids for prompt in prompts], fill, left)
-    places = torch.zeros(ids.shape, dtype=torch.bool)
+    pseudo_tokens = torch.zeros(ids.shape, dtype=torch.bool)
     for i, prompt in enumerate(prompts):
         start = prompt.start + (ids.shape[1] - len(prompt.ids) if left else 0)
-        places[i, start : start + prompt.count] = True
-    return ids, mask.long(), places
+        pseudo_tokens[i, start : start + prompt.count] = True
+    return ids, mask.long(), pseudo_tokens
 
 
 def vote_shares(questions: Sequence[Question], count: int) -> Tensor | None:
@@ -244,7 +244,7 @@ class MerCollator:
             else:
                 self._pad_prompts(batch, samples, with_answer)
             if batch.labels is not None:
-                batch.answer_places = find_answer_places(batch.labels)
+                batch.label_positions = find_label_positions(batch.labels)
             batch.language_ids = torch.tensor([LANGUAGES.index(language) for language in languages], dtype=torch.long)
         self._pad_inputs(batch, questions, samples, with_answer)
         return batch
@@ -292,57 +292,59 @@ class MerCollator:
                 batch.labels[i, begin : len(row.ids)] = torch.tensor(sample.answer, dtype=torch.long)
 
     def _rows(self, samples: list[PreparedSample], languages: list[str]) -> list[list[Group]]:
-        """Which samples stand in which row, and which of them behind one beginning."""
-        beginnings, shared, lengths = [], [], []
+        """Which samples stand in which row, and which of them behind one shared prefix."""
+        prefixes, shared, lengths = [], [], []
         for sample, language in zip(samples, languages, strict=True):
             assert sample.prompt is not None
             # Of one language, since the weights that read it may differ by language.
-            begins = (language, *sample.prompt.ids[: sample.prompt.start])
-            beginnings.append(begins if self.share_prefixes else None)
+            prefix = (language, *sample.prompt.ids[: sample.prompt.start])
+            prefixes.append(prefix if self.share_prefixes else None)
             shared.append(sample.prompt.start)
             lengths.append(len(sample.prompt.ids) + len(sample.answer))
         assert self.packing_length is not None
-        return pack_groups(beginnings, shared, lengths, self.packing_length)
+        return pack_groups(prefixes, shared, lengths, self.packing_length)
 
     def _pack_prompts(self, batch: MerBatch, samples: list[PreparedSample], rows: list[list[Group]]) -> None:
         """Prompts and answers one after another in rows; ``samples`` are in the order in which the rows name them."""
         columns: dict[str, list[list[int]]] = {
-            name: [[] for _ in rows] for name in ("ids", "labels", "places", "samples", "positions", "beginnings")
+            name: [[] for _ in rows] for name in ("ids", "labels", "pseudo_tokens", "samples", "positions", "prefixes")
         }
-        number, beginning = 0, len(samples)
+        number, prefix_number = 0, len(samples)
 
-        def put(row: int, ids: list[int], labels: list[int], places: range, owner: int, start: int, begins: int) -> None:
+        def put(
+            row: int, ids: list[int], labels: list[int], pseudo_tokens: range, owner: int, start: int, prefix: int
+        ) -> None:
             columns["ids"][row] += ids
             columns["labels"][row] += labels
-            columns["places"][row] += [int(start + i in places) for i in range(len(ids))]
+            columns["pseudo_tokens"][row] += [int(start + i in pseudo_tokens) for i in range(len(ids))]
             columns["samples"][row] += [owner] * len(ids)
             columns["positions"][row] += range(start, start + len(ids))
-            columns["beginnings"][row] += [begins] * len(ids)
+            columns["prefixes"][row] += [prefix] * len(ids)
 
         for row, groups in enumerate(rows):
             for group in groups:
-                begins = -2
+                prefix = -2
                 if group.shared:
                     prompt = samples[number].prompt
                     assert prompt is not None
-                    put(row, prompt.ids[: group.shared], [-100] * group.shared, range(0), beginning, 0, -2)
-                    begins, beginning = beginning, beginning + 1
+                    put(row, prompt.ids[: group.shared], [-100] * group.shared, range(0), prefix_number, 0, -2)
+                    prefix, prefix_number = prefix_number, prefix_number + 1
                 for _ in group.samples:
                     prompt, answer = samples[number].prompt, samples[number].answer
                     assert prompt is not None
                     rest = prompt.ids[group.shared :]
-                    places = range(prompt.start, prompt.start + prompt.count)
-                    put(row, rest + answer, [-100] * len(rest) + answer, places, number, group.shared, begins)
+                    pseudo_tokens = range(prompt.start, prompt.start + prompt.count)
+                    put(row, rest + answer, [-100] * len(rest) + answer, pseudo_tokens, number, group.shared, prefix)
                     number += 1
 
         def padded(name: str, fill: int) -> Tensor:
             return pad_ids(columns[name], fill)[0]
 
         batch.input_ids, batch.labels = padded("ids", self.processor.filler_id), padded("labels", -100)
-        batch.pseudo_token_mask = padded("places", 0).bool()
+        batch.pseudo_token_mask = padded("pseudo_tokens", 0).bool()
         batch.sample_ids, batch.position_ids = padded("samples", -1), padded("positions", 0)
-        if beginning > len(samples):
-            batch.shared_prefix_ids = padded("beginnings", -2)
+        if prefix_number > len(samples):
+            batch.shared_prefix_ids = padded("prefixes", -2)
 
     def _pad_context(self, batch: MerBatch, rows: Sequence[int]) -> None:
         context = self.dataset.context

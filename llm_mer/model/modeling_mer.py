@@ -34,7 +34,7 @@ from llm_mer.backbones.language_lora import LanguageRouter
 from llm_mer.distributed.sharded_parameters import full_numel
 from llm_mer.model.configuration_mer import MerConfig
 from llm_mer.model.last_feed_forward import feed_forward_at
-from llm_mer.model.outputs import MerOutput, NextTokens, find_answer_places
+from llm_mer.model.outputs import MerOutput, NextTokens, find_label_positions
 from llm_mer.model.packing import block_causal_mask
 from llm_mer.model.read_out import ReadOut, prompt_ends
 
@@ -153,15 +153,15 @@ class MerModel(MerPreTrainedModel):
         With ``sample_ids (R, L)`` mask and embeddings are of ``R`` rows that hold the ``B`` samples one after another.
         """
         samples, count, size = pseudo_tokens.shape
-        self._check_places(pseudo_token_mask, samples, count, sample_ids)
-        # By index: the gradient of masked_scatter would count the places on the host. Samples follow one another in order.
-        places = torch.argsort(~pseudo_token_mask.flatten(), stable=True)[: samples * count]
-        flat = embeds.reshape(-1, size).index_copy(0, places, pseudo_tokens.reshape(-1, size).to(embeds.dtype))
+        self._check_pseudo_token_positions(pseudo_token_mask, samples, count, sample_ids)
+        # By index: the gradient of masked_scatter would count them on the host. Samples follow one another in order.
+        positions = torch.argsort(~pseudo_token_mask.flatten(), stable=True)[: samples * count]
+        flat = embeds.reshape(-1, size).index_copy(0, positions, pseudo_tokens.reshape(-1, size).to(embeds.dtype))
         return flat.view_as(embeds)
 
     @staticmethod
-    def _check_places(places: Tensor, samples: int, count: int, sample_ids: Tensor | None) -> None:
-        """Each sample must have ``count`` places for its pseudo tokens.
+    def _check_pseudo_token_positions(positions: Tensor, samples: int, count: int, sample_ids: Tensor | None) -> None:
+        """Each sample must have ``count`` positions for its pseudo tokens.
 
         On a CPU the error says what was found. Another device checks by itself, and stops with a shorter message.
 
@@ -169,21 +169,21 @@ class MerModel(MerPreTrainedModel):
             ValueError: on a CPU. Elsewhere the device's own assertion fails.
         """
         if sample_ids is None:
-            found = places.sum(dim=1)
-            outside = places.new_zeros(1)
+            found = positions.sum(dim=1)
+            outside = positions.new_zeros(1)
         else:
-            # How many places each number has: one more in front for padding, numbered -1, and one more behind for shared
-            # beginnings, numbered after the samples. Neither of these may hold a pseudo token.
+            # How many positions each number has: one more in front for padding, numbered -1, and one more behind for shared
+            # prefixes, numbered after the samples. Neither of these may hold a pseudo token.
             numbers = (sample_ids + 1).clamp(max=samples + 1)
-            counts = numbers.new_zeros(samples + 2).scatter_add(0, numbers.flatten(), places.long().flatten())
+            counts = numbers.new_zeros(samples + 2).scatter_add(0, numbers.flatten(), positions.long().flatten())
             found, outside = counts[1:-1], counts[:: samples + 1]
-        whole = (found == count).all() & ~outside.any()
-        if check_on_device(whole, f"each prompt must hold {count} pseudo-token places; was a prompt truncated?"):
+        complete = (found == count).all() & ~outside.any()
+        if check_on_device(complete, f"each prompt must hold {count} pseudo-token positions; was a prompt truncated?"):
             return
         if bool(outside.any()):
-            raise ValueError("pseudo-token places stand in padding, or in samples that the features do not have")
+            raise ValueError("pseudo-token positions stand in padding, or in samples that the features do not have")
         raise ValueError(
-            f"each prompt must hold {count} pseudo-token places, found {found.tolist()}; was a prompt truncated?"
+            f"each prompt must hold {count} pseudo-token positions, found {found.tolist()}; was a prompt truncated?"
         )
 
     def forward(
@@ -203,11 +203,11 @@ class MerModel(MerPreTrainedModel):
         """Embed, inject, run the backbone.
 
         Args:
-            input_ids: ``(B, L)``; the ids at pseudo-token places are not read.
+            input_ids: ``(B, L)``; the ids at pseudo-token positions are not read.
             attention_mask: ``(B, L)`` or a 4D mask. pseudo_token_mask: ``(B, L)`` bool, K True a row; None runs the
                 bare backbone (later steps of generation).
             fusion: what the adapter said of these samples before; it does not run again.
-            language_ids: ``(B,)`` place of each sample's language in ``LANGUAGES``; read where LoRA is routed by language.
+            language_ids: ``(B,)`` index of each sample's language in ``LANGUAGES``; read where LoRA is routed by language.
             sample_ids, shared_prefix_ids: ``(R, L)`` of a packed batch, in which input_ids, position_ids and
                 pseudo_token_mask are ``(R, L)`` and hold several of the ``B`` samples a row; see
                 :class:`llm_mer.model.collator.MerBatch`.
@@ -233,7 +233,7 @@ class MerModel(MerPreTrainedModel):
             implementation = attention_implementation(self.language_model.config)
             if attends_by_positions(implementation):  # which it does in a single row
                 if shared_prefix_ids is not None:
-                    raise ValueError(f"{implementation} cannot let samples share a beginning: pack without it")
+                    raise ValueError(f"{implementation} cannot let samples share a prefix: pack without it")
                 assert position_ids is not None
                 attention_mask, inputs_embeds = None, inputs_embeds.reshape(1, -1, shape[-1])
                 position_ids = position_ids.reshape(1, -1)
@@ -260,11 +260,11 @@ class MerModel(MerPreTrainedModel):
 
 
 class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
-    """The whole: answers in the backbone's own vocabulary, one generative head for classes and numbers.
+    """Backbone, adapter and head: answers in the backbone's own vocabulary, one generative head for classes and numbers.
 
     Attributes:
         answer_loss: cross entropy summed over answer tokens, of hidden states ``(N, H)``, the linear head ``(V, H)`` and
-            targets ``(N,)``, in place of the one over logits; see :mod:`llm_mer.model.liger_kernels`.
+            targets ``(N,)``, in position of the one over logits; see :mod:`llm_mer.model.liger_kernels`.
         read_out: reads answers off the hidden states, where the configuration names its tasks.
     """
 
@@ -319,7 +319,7 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         pseudo_token_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        answer_places: Tensor | None = None,
+        label_positions: Tensor | None = None,
         logits_to_keep: int = 0,
         next_tokens: NextTokens | None = None,
         answer_nodes: Tensor | None = None,
@@ -329,13 +329,13 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         """Logits, and the answer's loss when ``labels (B, L)`` (-100 outside the answer) are given.
 
         With labels, logits are computed at answer positions only: of ``B · L`` rows of vocabulary size, the few that the
-        loss reads. ``answer_places (N,)`` says which of the ``B · L`` places, one row after another, hold the labels;
+        loss reads. ``label_positions (N,)`` says which of the ``B · L`` positions, one row after another, hold the labels;
         without it they are looked for, which makes the host wait for an accelerator. With ``next_tokens`` there are none,
         only the log-probabilities of the tokens asked for, and no hidden state: the backbone's last layer is not computed
-        where nothing is read. With ``answer_nodes (N, 2)``, rows and places of ``input_ids``,
+        where nothing is read. With ``answer_nodes (N, 2)``, rows and positions of ``input_ids``,
         these are of ``answer_tokens (N, K)``, to be learnt from.
         """
-        with nullcontext() if next_tokens is None else feed_forward_at(self.model.language_model, next_tokens.places):
+        with nullcontext() if next_tokens is None else feed_forward_at(self.model.language_model, next_tokens.positions):
             outputs = self.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -355,10 +355,10 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
             kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
             logits = self.lm_head(kept)  # (B, L, V)
         else:
-            if answer_places is None:
-                answer_places = find_answer_places(labels)
-            targets = labels.flatten()[answer_places]  # (N,)
-            predicting = hidden.flatten(0, 1)[answer_places - 1]  # (N, H)
+            if label_positions is None:
+                label_positions = find_label_positions(labels)
+            targets = labels.flatten()[label_positions]  # (N,)
+            predicting = hidden.flatten(0, 1)[label_positions - 1]  # (N, H)
             logits = self.lm_head(predicting) if self.answer_loss is None else None  # (N, V)
             if not targets.shape[0]:
                 loss_sum = hidden.float().sum() * 0.0  # keeps the graph, so every rank takes part in the reduction
@@ -388,13 +388,13 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
     def _log_probs(self, hidden: Tensor, asked: NextTokens) -> Tensor:
         """``(B, L, H) -> (B, E)`` log-probabilities of the tokens asked for; a bounded part of the logits at a time."""
         rows = torch.arange(hidden.shape[0], device=hidden.device).unsqueeze(1)
-        predicting = hidden[rows, asked.places]  # (B, N, H)
+        predicting = hidden[rows, asked.positions]  # (B, N, H)
         size = max(1, CHUNK_ELEMENTS // max(self.config.get_text_config().vocab_size * predicting.shape[1], 1))
         parts = []
         for chunk in predicting.split(size):
             logits = self.lm_head(chunk).float()  # (b, N, V)
             wanted = logits[:, asked.nodes, asked.tokens]  # (b, E)
-            # logsumexp in place: without it, a second tensor as large takes as long to allocate as this one to compute.
+            # logsumexp in position: without it, a second tensor as large takes as long to allocate as this one to compute.
             highest = logits.amax(dim=-1, keepdim=True)
             normaliser = logits.sub_(highest).exp_().sum(dim=-1).log_() + highest.squeeze(-1)  # (b, N)
             parts.append(wanted - normaliser[:, asked.nodes])
@@ -445,7 +445,7 @@ class MerHeadModel(MerPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> Any:
-        """None: there are none. FSDP asks every model."""
+        """Always None, since there are no token embeddings; FSDP calls this on every model."""
         return None
 
     def forward(self, **kwargs: Any) -> MerOutput:

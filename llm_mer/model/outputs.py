@@ -44,25 +44,25 @@ class MerOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class NextTokens:
-    """Tokens whose log-probabilities a forward is asked for, in place of logits over the vocabulary.
+    """Tokens whose log-probabilities a forward is asked for, in position of logits over the vocabulary.
 
     Attributes:
-        places: ``(B, N)`` places of the row, after which a token is asked about.
-        nodes: ``(E,)`` which of the ``N`` places each of the ``E`` tokens follows. tokens: ``(E,)`` their ids.
-        ends: ``(T,)`` which of the ``N`` places end a prompt, for a read-out; None where nothing is read.
+        positions: ``(B, N)`` positions of the row, after which a token is asked about.
+        nodes: ``(E,)`` which of the ``N`` positions each of the ``E`` tokens follows. tokens: ``(E,)`` their ids.
+        ends: ``(T,)`` which of the ``N`` positions end a prompt, for a read-out; None where nothing is read.
     """
 
-    places: Tensor
+    positions: Tensor
     nodes: Tensor
     tokens: Tensor
     ends: Tensor | None = None
 
 
-def find_answer_places(labels: Tensor) -> Tensor:
-    """``(B, L) -> (N,)``: the places, one row after another, that hold a label and have a place before them in their row.
+def find_label_positions(labels: Tensor) -> Tensor:
+    """``(B, L) -> (N,)``: the positions, one row after another, that hold a label and are not the first of their row.
 
     >>> import torch
-    >>> find_answer_places(torch.tensor([[-100, 7, 8], [9, -100, 2]]))
+    >>> find_label_positions(torch.tensor([[-100, 7, 8], [9, -100, 2]]))
     tensor([1, 2, 5])
     """
     behind = labels != -100

@@ -28,7 +28,7 @@ from llm_mer.backbones.attention import (
 from llm_mer.errors import UserError
 
 SHARED_FROM = 8
-"""Tokens from which on a beginning is worth computing apart."""
+"""Tokens from which on a shared prefix is worth computing apart."""
 
 
 def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -63,21 +63,21 @@ class Group:
 
 
 def pack_groups(
-    beginnings: Sequence[Hashable | None], shared: Sequence[int], lengths: Sequence[int], capacity: int
+    prefixes: Sequence[Hashable | None], shared: Sequence[int], lengths: Sequence[int], capacity: int
 ) -> list[list[Group]]:
-    """Rows of at most ``capacity`` tokens in which samples of one beginning stand behind a single copy of it.
+    """Rows of at most ``capacity`` tokens in which samples of one prefix stand behind a single copy of it.
 
     Args:
-        beginnings: of each sample, equal where samples may share one, None where it keeps its own. shared: its tokens.
-            lengths: tokens of each sample, the beginning included.
+        prefixes: of each sample, equal where samples may share one, None where it keeps its own. shared: its tokens.
+            lengths: tokens of each sample, the prefix included.
 
     >>> pack_groups(["a", None, "a"], [8, 0, 8], [10, 4, 11], 20)
     [[Group(shared=8, samples=(0, 2)), Group(shared=0, samples=(1,))]]
     """
     members: dict[Hashable, list[int]] = defaultdict(list)
-    for sample, beginning in enumerate(beginnings):
-        alone = beginning is None or shared[sample] < SHARED_FROM
-        members[("alone", sample) if alone else ("shared", beginning)].append(sample)
+    for sample, prefix in enumerate(prefixes):
+        alone = prefix is None or shared[sample] < SHARED_FROM
+        members[("alone", sample) if alone else ("shared", prefix)].append(sample)
     groups, sizes = [], []
     for found in members.values():
         begin = shared[found[0]] if len(found) > 1 else 0
@@ -89,10 +89,10 @@ def pack_groups(
 
 
 def block_causal_mask(sample_ids: Tensor, dtype: torch.dtype | None, shared_prefix_ids: Tensor | None = None) -> Tensor:
-    """``(R, L) -> (R, 1, L, L)``: a place sees itself and what stands before it in the same sample, or in its beginning.
+    """``(R, L) -> (R, 1, L, L)``: a position sees itself and what stands before it in the same sample, or in its prefix.
 
-    ``shared_prefix_ids (R, L)`` is the number that the beginning of a place's sample has in ``sample_ids``, -2 without.
-    Padding (-1) sees padding: a place that sees nothing would be NaN. Boolean where ``dtype`` is None, else 0 and the
+    ``shared_prefix_ids (R, L)`` is the number that the prefix of a position's sample has in ``sample_ids``, -2 without.
+    Padding (-1) sees padding: a position that sees nothing would be NaN. Boolean where ``dtype`` is None, else 0 and the
     lowest number of that type, to be added.
     """
     length = sample_ids.shape[1]

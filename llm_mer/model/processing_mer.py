@@ -31,7 +31,7 @@ from llm_mer.prompting.verbatim import Piece, VerbatimEncoder
 
 @dataclass
 class PromptIds:
-    """A tokenised prompt: ids with a filler at the ``count`` pseudo-token places that begin at ``start``."""
+    """A tokenised prompt: ids with a filler at the ``count`` pseudo-token positions that begin at ``start``."""
 
     ids: list[int]
     start: int
@@ -84,7 +84,7 @@ class MerProcessor:
         speaker_effects: of the modalities that are normalised by speaker, which a dataset does as it is read.
         answer_start: ``joined`` or ``bare``, see :mod:`llm_mer.prompting.answer_start`; checkpoints that do not say are
             ``bare``.
-        filler_id: token id at pseudo-token places; its embedding is never read.
+        filler_id: token id at pseudo-token positions; its embedding is never read.
     """
 
     tokenizer: PreTrainedTokenizerBase | None

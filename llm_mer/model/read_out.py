@@ -18,7 +18,7 @@ def read_out_sizes(tasks: list[Task]) -> dict[str, int]:
 
 
 def read_out_target(task: Task, truth: str | float) -> float:
-    """What a read-out learns: the index of a class, or a number's place ``2 (y - low) / (high - low) - 1`` in its range."""
+    """What a read-out learns: the index of a class, or a number's value ``2 (y - low) / (high - low) - 1`` in its range."""
     if task.kind == "classification":
         return float(task.class_index(truth))
     low, high = task.require_range()
@@ -74,17 +74,17 @@ def answer_positions(labels: Tensor) -> Tensor:
 
 
 def prompt_ends(hidden: Tensor, labels: Tensor | None, asked: NextTokens | None, nodes: Tensor | None) -> Tensor | None:
-    """Hidden states at the places that predict an answer's first token: ``(B, H)``, or ``(B, T, H)`` of ``asked``.
+    """Hidden states at the positions that predict an answer's first token: ``(B, H)``, or ``(B, T, H)`` of ``asked``.
 
-    Samples stand in the order of their rows. None where no place is named, as in generation.
+    Samples stand in the order of their rows. None where no position is named, as in generation.
     """
     if asked is not None:
         if asked.ends is None:
             return None
         rows = torch.arange(hidden.shape[0], device=hidden.device).unsqueeze(1)
-        return hidden[rows, asked.places[:, asked.ends]]
+        return hidden[rows, asked.positions[:, asked.ends]]
     if nodes is not None:
-        # The first node of each row is its prompt's last place.
+        # The first node of each row is its prompt's last position.
         first = torch.ones_like(nodes[:, 0], dtype=torch.bool)
         first[1:] = nodes[1:, 0] != nodes[:-1, 0]
         return hidden[nodes[first, 0], nodes[first, 1]]
@@ -97,7 +97,7 @@ def read_out_losses(
     """Cross entropy of a class or of votes, absolute error of a number in halves of its range: ``(B,)``.
 
     Args:
-        outputs: ``(B, outputs)`` of :class:`ReadOut`. tasks: ``(B,)`` place of each sample's task in ``sizes``.
+        outputs: ``(B, outputs)`` of :class:`ReadOut`. tasks: ``(B,)`` index of each sample's task in ``sizes``.
         targets: ``(B,)`` of :func:`read_out_target`. votes: ``(B, C)`` shares of votes, NaN rows where there are none.
     """
     total = outputs.new_zeros(outputs.shape[0])

@@ -101,11 +101,11 @@ def chat_answer_start(
     """
     prompt = render_chat(rendered, tokenizer).after
     turns = [render_chat(rendered, tokenizer, answer).after for answer in answers]
-    beginnings = [prompt]
+    prompts = [prompt]
     if (without_thinking := EMPTY_THINKING.sub("", prompt)) != prompt:
-        beginnings.append(without_thinking)
-    for beginning in beginnings:
-        gaps = {_whitespace_between(beginning, turn, answer) for turn, answer in zip(turns, answers, strict=True)}
+        prompts.append(without_thinking)
+    for prompt_so_far in prompts:
+        gaps = {_whitespace_between(prompt_so_far, turn, answer) for turn, answer in zip(turns, answers, strict=True)}
         gap = next(iter(gaps))
         if len(gaps) == 1 and gap is not None:
             break
@@ -118,8 +118,8 @@ def chat_answer_start(
     for length in range(len(gap) + 1):
         for answer_prefix in ("", " "):
             start = AnswerStart(gap[:length], answer_prefix)
-            own = encode(beginning + start.prompt_end)
-            if all(encode(beginning + gap + a) == own + encode(answer_prefix + a) for a in answers):
+            own = encode(prompt_so_far + start.prompt_end)
+            if all(encode(prompt_so_far + gap + a) == own + encode(answer_prefix + a) for a in answers):
                 return start
     # Tokens would merge across the border, but prompts and answers are encoded separately: the text decides.
     return AnswerStart(answer_prefix=" ") if gap == " " else AnswerStart(prompt_end=gap)

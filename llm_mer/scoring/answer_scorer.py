@@ -92,8 +92,8 @@ class AnswerTreeScorer:
             output = self._forward(PromptLayout.build(group, single=kept is not None), given, kept, number)
             assert output.answer_log_probs is not None
             widths = [len(own.answers.edges) for own in group]
-            for place, (task, edges) in enumerate(zip(tasks, output.answer_log_probs.split(widths, dim=1), strict=True)):
-                read_out = None if output.read_out is None else output.read_out[:, place]
+            for index, (task, edges) in enumerate(zip(tasks, output.answer_log_probs.split(widths, dim=1), strict=True)):
+                read_out = None if output.read_out is None else output.read_out[:, index]
                 found[task] = self._sum_over_paths(task_prompts[task], edges), read_out
             if output.fusion is not None:  # the next pass takes it as it is
                 given = {name: value for name, value in given.items() if name not in FUSION_KEYS}
@@ -113,7 +113,7 @@ class AnswerTreeScorer:
         check_mask(config, len(layout.prefix) + layout.input_ids.shape[1])
         next_tokens = layout.next_tokens
         visible = layout.visible(device)
-        tensors = (next_tokens.places, next_tokens.nodes, next_tokens.tokens, next_tokens.ends)
+        tensors = (next_tokens.positions, next_tokens.nodes, next_tokens.tokens, next_tokens.ends)
         with attention_by_mask(config) as eager:
             output: MerOutput = self.model(
                 input_ids=layout.input_ids.to(device),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass
 class AnswerTree:
-    """Answers as a prefix tree, so that shared beginnings are computed once.
+    """Answers as a prefix tree, so that shared prefixes are computed once.
 
     Node 0 is the end of the prompt. Nodes 1 … M hold one answer token each, parents before children.
 

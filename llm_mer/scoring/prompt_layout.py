@@ -90,8 +90,8 @@ class PromptLayout:
     Attributes:
         prefix: ids of the shared prefix, which the rows leave out. input_ids, position_ids: ``(B, W)``.
         pseudo_token_mask: ``(B, W)`` bool, None where prompts have no pseudo tokens.
-        segments: ``(B, W)`` which segment each place belongs to: the trunk, a question, an answer token, padding.
-        sees: ``(S, S)`` bool, whether places of a segment see those of another.
+        segments: ``(B, W)`` which segment each position belongs to: the trunk, a question, an answer token, padding.
+        sees: ``(S, S)`` bool, whether positions of a segment see those of another.
         next_tokens: the answer tokens whose log-probabilities are asked for, of all tasks one after another.
     """
 
@@ -126,8 +126,8 @@ class PromptLayout:
             questions.append(segment)
             segment += 1 + len(tree.tokens)
         padding = segment
-        rows: list[list[tuple[int, int, int]]] = []  # (token, position, segment) of each place
-        places: list[list[int]] = []
+        rows: list[list[tuple[int, int, int]]] = []  # (token, position in its prompt, segment)
+        read_positions: list[list[int]] = []
         for prompts, trunk in zip(by_utterance, trunks, strict=True):
             row = [(token, shared + i, 0) for i, token in enumerate(prompts[0].ids[shared:trunk])]
             ends: list[int] = []
@@ -140,7 +140,7 @@ class PromptLayout:
                 nodes = zip(tree.tokens, tree.depths, strict=True)
                 row += [(token, last + depth, question + 1 + i) for i, (token, depth) in enumerate(nodes)]
             rows.append(row)
-            places.append(ends)
+            read_positions.append(ends)
         width = max(len(row) for row in rows)
         table = torch.tensor([row + [(0, 0, padding)] * (width - len(row)) for row in rows])  # (B, W, 3)
         mask = None
@@ -155,13 +155,13 @@ class PromptLayout:
             mask,
             table[..., 2],
             cls._visibility(trees, questions, padding),
-            cls._next_tokens(trees, places),
+            cls._next_tokens(trees, read_positions),
         )
 
     @staticmethod
     def _visibility(trees: Sequence[AnswerTree], questions: Sequence[int], padding: int) -> Tensor:
         """``(S, S)`` bool over segments. Order inside a row is left to :meth:`visible`."""
-        sees = torch.eye(padding + 1, dtype=torch.bool)  # padding sees padding: a place that sees nothing would be NaN
+        sees = torch.eye(padding + 1, dtype=torch.bool)  # padding sees padding: one that sees nothing would be NaN
         sees[:padding, 0] = True  # everything else sees the trunk
         for tree, question in zip(trees, questions, strict=True):
             nodes = slice(question + 1, question + 1 + len(tree.tokens))
@@ -170,19 +170,19 @@ class PromptLayout:
         return sees
 
     @staticmethod
-    def _next_tokens(trees: Sequence[AnswerTree], places: list[list[int]]) -> NextTokens:
+    def _next_tokens(trees: Sequence[AnswerTree], positions: list[list[int]]) -> NextTokens:
         nodes, tokens, ends, first = [], [], [], 0
         for tree in trees:
             nodes += [first + parent for parent, _ in tree.edges]
             tokens += [token for _, token in tree.edges]
             ends.append(first)
             first += 1 + len(tree.tokens)  # the end of the prompt is node 0 of its answers
-        return NextTokens(torch.tensor(places), torch.tensor(nodes), torch.tensor(tokens), torch.tensor(ends))
+        return NextTokens(torch.tensor(positions), torch.tensor(nodes), torch.tensor(tokens), torch.tensor(ends))
 
     def visible(self, device: torch.device) -> Tensor:
-        """``(B, 1, W, P + W)`` bool: what each place sees of the ``P`` tokens of the shared prefix and of its row."""
+        """``(B, 1, W, P + W)`` bool: what each position sees of the ``P`` tokens of the shared prefix and of its row."""
         segments, width = self.segments.to(device), self.segments.shape[1]
-        # A place sees places of the segments that its own sees, if they stand before it: parents precede their children.
+        # A position sees those of the segments that its own sees, if they stand before it: parents precede their children.
         causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
         visible = self.sees.to(device)[segments[:, :, None], segments[:, None, :]] & causal
         return torch.nn.functional.pad(visible, (len(self.prefix), 0), value=True).unsqueeze(1)

@@ -19,7 +19,7 @@ BLOCK_BYTES = 1 << 20
 SETTLED_NS = 2_000_000_000
 """Age of a file's last change, in nanoseconds, from which on its digest is kept: file systems tell times in steps of up to
 two seconds, so that a second change within one may leave them as they were."""
-MOST_KEPT = 4096
+CACHE_SIZE = 4096
 """Digests that are kept, the last ones asked for."""
 
 
@@ -71,7 +71,7 @@ def _digest(kind: str, paths: list[Path]) -> str:
     return _kept_digest(kind, files) if all(file.is_settled for file in files) else _read_digest(kind, files)
 
 
-@lru_cache(maxsize=MOST_KEPT)
+@lru_cache(maxsize=CACHE_SIZE)
 def _kept_digest(kind: str, files: tuple[FileIdentity, ...]) -> str:
     return _read_digest(kind, files)
 

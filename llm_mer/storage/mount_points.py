@@ -30,6 +30,6 @@ def _unescape(place: bytes) -> str:
 
 
 def refuse_mount_point(folder: Path) -> None:
-    """Raises :class:`UserError` for a folder that is to be replaced when its successor is whole, and cannot be."""
+    """Raises :class:`UserError` for a folder that is to be replaced when its successor is complete, and cannot be."""
     if is_mount_point(folder):
         raise UserError(f"{folder}: it is a mount point, which no folder can replace; name a folder in it")

@@ -37,7 +37,7 @@ PLACE_ERRORS: dict[int, str] = {
 
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 TEMPORARY_NAME = re.compile(r"\.(.+)\.(?:\d+\.[0-9a-f]{8}\.tmp|staging-[0-9a-f]{12}(?:\.lock|\.old)?)")
-"""Names that files and folders have before they are whole (:mod:`llm_mer.storage.atomic_files`), around the final one."""
+"""Names that files and folders have before they are complete (:mod:`llm_mer.storage.atomic_files`), around the final one."""
 
 
 def system_error_number(error: BaseException) -> int | None:
@@ -75,7 +75,7 @@ def reason_and_remedy(error: OSError) -> str:
 
 
 def final_place(path: str | Path) -> Path:
-    """The path under which something that is being written will stand when it is whole."""
+    """The path under which something that is being written will stand when it is complete."""
     parts = (found[1] if (found := TEMPORARY_NAME.fullmatch(part)) else part for part in Path(path).parts)
     return Path(*parts)
 

@@ -117,7 +117,7 @@ class AnswerCollator(MerCollator):
         """Where the answers' tokens are read, and how they add up to answers.
 
         Returns:
-            ``(N, 2)`` row and place of each node, ``(N, K)`` the tokens that may follow it, and what is made of their
+            ``(N, 2)`` row and position of each node, ``(N, K)`` the tokens that may follow it, and what is made of their
             log-probabilities. Where fewer than ``K`` follow, token 0 stands, which nobody reads.
         """
         most = max(len(tokens) for answers in sets for tokens in answers.children)
@@ -129,14 +129,14 @@ class AnswerCollator(MerCollator):
         values = torch.full((len(questions), count), torch.nan)
         for row, (sample, answers) in enumerate(zip(samples, sets, strict=True)):
             assert sample.prompt is not None
-            places = {
+            indices = {
                 edge: (len(nodes) + edge[0]) * most + answers.children[edge[0]].index(edge[1]) for edge in answers.tree.edges
             }
             for answer, path in enumerate(answers.tree.paths):
-                paths[row, answer, : len(path)] = torch.tensor([places[answers.tree.edges[edge]] for edge in path])
+                paths[row, answer, : len(path)] = torch.tensor([indices[answers.tree.edges[edge]] for edge in path])
             if answers.values is not None:
                 values[row, : len(answers.values)] = torch.tensor(answers.values)
-            # Node 0 is the prompt's last place; the others follow it in the row as they do in the tree.
+            # Node 0 is the prompt's last position; the others follow it in the row as they do in the tree.
             nodes += [(row, len(sample.prompt.ids) - 1 + node) for node in range(len(answers.children))]
             tokens += [children + [0] * (most - len(children)) for children in answers.children]
         truth = [

@@ -89,7 +89,9 @@ def last_complete_checkpoint(output: Path, processes: ProcessGroup, first_on_nod
         corrupted[name] = found[0]
     if processes.is_first:
         for name, reason in corrupted.items():
-            logger.warning("resume_from_checkpoint: %s is not whole (%s); the one before it is taken", output / name, reason)
+            logger.warning(
+                "resume_from_checkpoint: %s is incomplete (%s); the one before it is taken", output / name, reason
+            )
     return complete
 
 
@@ -156,8 +158,8 @@ def describe_last_checkpoint(output: Path) -> str:
     """The checkpoint to resume from, as part of a message."""
     last = next((path for path in list_checkpoints(output) if find_corruption(path) is None), None)
     if last is None:
-        return f"{output} holds no whole checkpoint yet"
-    return f"{last} is whole; go on from there with --resume_from_checkpoint true"
+        return f"{output} holds no complete checkpoint yet"
+    return f"{last} is complete; go on from there with --resume_from_checkpoint true"
 
 
 def disk_full_error(error: Exception, output: Path) -> UserError | None:

@@ -56,7 +56,7 @@ def options_of(group: type) -> list[Option]:
         choices = entry.metadata.get("choices")
         hint = hints[entry.name]
         if entry.name == "resume_from_checkpoint":
-            hint = bool | str | None  # true is the last whole checkpoint, a text is a folder
+            hint = bool | str | None  # true is the last complete checkpoint, a text is a folder
         help_text = " ".join(str(entry.metadata.get("help", "")).split())
         closed = None if choices is None else tuple(choices)
         found.append(Option(entry.name, hint, default, help_text, closed, entry.metadata.get("group")))

@@ -144,6 +144,6 @@ def with_missing_steps(config: RunConfig, run: RunData) -> RunData:
 
 
 def missing_steps(dataset: MerDataset) -> dict[str, float] | None:
-    """Rate and seed of the steps missing from a dataset, None where it is whole."""
+    """Rate and seed of the steps missing from a dataset, None where it is complete."""
     found = next((c for c in dataset.corruptions if isinstance(c, MissingSteps)), None)
     return None if found is None else {"rate": found.amount, "seed": found.seed}

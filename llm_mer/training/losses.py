@@ -26,7 +26,7 @@ class StepTargets:
 
     local: tuple[int, int]
     """Of one micro-batch on this process."""
-    whole: tuple[int, int]
+    total: tuple[int, int]
     """Of all micro-batches of the step, on all processes."""
     questions: tuple[int, int] = (0, 0)
     """Questions of the micro-batch, and of the step on all processes."""
@@ -70,13 +70,13 @@ def auxiliary_share(
     ``steps`` is ``g``, the micro-batches of the step. ``averaged``: the trainer divides by ``g`` itself.
     """
     # 1. How many samples the loss is a mean over, here and in the whole step.
-    local, whole = adapter.loss_count(name, *targets.local), adapter.loss_count(name, *targets.whole)
+    local, total = adapter.loss_count(name, *targets.local), adapter.loss_count(name, *targets.total)
     # 2. A loss of the batch as a whole weighs the same in each micro-batch.
     share = 1.0 / steps
     # 3. A mean over samples weighs by its samples, so that all means together are the mean over the whole batch;
     #    times n, because gradients are averaged over the processes.
-    if local is not None and whole is not None:
-        share = processes * local / max(whole, 1)
+    if local is not None and total is not None:
+        share = processes * local / max(total, 1)
     # 4. What the trainer is going to divide by is taken out beforehand.
     return share * steps if averaged else share
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def train_seeds(config: RunConfig, command: Sequence[str]) -> Path:
     """Train with each seed into ``OUTPUT/seed-N``, one after another; a finished seed with the same options is kept.
 
-    A seed that was begun goes on from its last whole checkpoint.
+    A seed that was begun goes on from its last complete checkpoint.
 
     The table of the final evaluations, mean ± std, is printed and written to ``OUTPUT/seeds.json``.
 
@@ -84,7 +84,7 @@ def for_seed(config: RunConfig, seed: int, place: Path) -> RunConfig:
 
 
 def finished_seeds(output: Path, runs: Mapping[int, RunConfig]) -> dict[int, RunManifest]:
-    """Manifests of the seeds that are whole.
+    """Manifests of the seeds that are complete.
 
     Raises:
         UserError: one that was trained with other options, on other data, or whose weights have changed since.

@@ -332,7 +332,7 @@ class TrainingOptions:
         default=None,
         metadata={
             "group": RUN,
-            "help": "go on from OUTPUT_DIR/checkpoint-N; true takes the last whole one in output_dir, or begins",
+            "help": "go on from OUTPUT_DIR/checkpoint-N; true takes the last complete one in output_dir, or begins",
         },
     )
     overwrite_output_dir: bool = field(
@@ -340,7 +340,7 @@ class TrainingOptions:
         metadata={
             "group": RUN,
             "help": "replace the model or run in OUTPUT_DIR; the new run is written beside it and takes the place when it "
-            "is whole",
+            "is complete",
         },
     )
     num_train_epochs: float = field(

@@ -1,7 +1,7 @@
 """The folder a training writes: refused where something finished would be lost, built beside where it is replaced.
 
 A new run goes into an empty ``OUTPUT``, one that goes on stays in its own. With ``overwrite_output_dir`` the new run is
-written in ``.OUTPUT.overwriting`` beside it, and takes the place when it is whole; until then ``OUTPUT`` is as it was.
+written in ``.OUTPUT.overwriting`` beside it, and takes the place when it is complete; until then ``OUTPUT`` is as it was.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def finished_content(output: Path, resuming: bool = False) -> str | None:
     """What a folder holds that a new run would spoil; None where it is empty or holds a beginning without a checkpoint.
 
     Args:
-        resuming: the new run goes on from the last whole checkpoint, or begins the unfinished one that is there again.
+        resuming: the new run goes on from the last complete checkpoint, or begins the unfinished one that is there again.
     """
     if not output.is_dir():
         return None
@@ -106,7 +106,7 @@ class TrainingOutput:
     """The place of one training, held by its lock.
 
     Attributes:
-        target: the folder that was asked for. working: where the run is written, until it is whole.
+        target: the folder that was asked for. working: where the run is written, until it is complete.
         first_on_node: whether this process renames on its node.
     """
 
@@ -125,7 +125,7 @@ class TrainingOutput:
 
     def _exchange(self) -> None:
         if self.working != self.target and self.working.is_dir():
-            set_card_aside(self.target)
+            rename_outdated_model_card(self.target)
             install_folder(self.working, self.target, is_run_file)
 
 
@@ -167,7 +167,7 @@ def claim_output(config: RunConfig) -> Iterator[TrainingOutput]:
         overwrite = bool(training.overwrite_output_dir)
         processes.run_together(lambda: begin_anew(target, working, overwrite), not own and first_on_node)
         if working != target and processes.is_first:
-            logger.info("%s %s; the new run is written in %s until it is whole", target, content or "is gone", working)
+            logger.info("%s %s; the new run is written in %s until it is complete", target, content or "is gone", working)
         yield TrainingOutput(target, working, processes, first_on_node)
 
 
@@ -177,8 +177,8 @@ def is_inside(checkpoint: Any, folder: Path) -> bool:
 
 
 def refusal(target: Path, content: str, resuming: bool) -> str:
-    """Why a run does not begin, and what would be right. ``resuming``: it was to go on from the last whole checkpoint."""
-    choices = ["name another folder", "--overwrite_output_dir replaces it when the new run is whole"]
+    """Why a run does not begin, and what would be right. ``resuming``: it was to go on from the last complete checkpoint."""
+    choices = ["name another folder", "--overwrite_output_dir replaces it when the new run is complete"]
     if not resuming and list_checkpoints(target):
         choices.insert(0, "--resume_from_checkpoint true goes on with it")
     beside = overwriting_folder(target)
@@ -198,7 +198,7 @@ def begin_anew(target: Path, working: Path, overwrite: bool) -> None:
         shutil.rmtree(working / STAGING_FOLDER, ignore_errors=True)
 
 
-def set_card_aside(target: Path) -> None:
+def rename_outdated_model_card(target: Path) -> None:
     """Rename the card that ``llm-mer card`` wrote for a model that is replaced; one that a user wrote stays as it is."""
     card = target / CARD_FILE
     if not card.is_file():

@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 
 def resumed_folder(training: MerTrainingArguments) -> Path | None:
-    """The checkpoint ``resume_from_checkpoint`` names; true means the last whole one in ``output_dir``, if there is one.
+    """The checkpoint ``resume_from_checkpoint`` names; true means the last complete one in ``output_dir``, if there is one.
 
-    Collective. True without a whole checkpoint begins anew, so that one command both starts a run and goes on with it.
+    Collective. True without a complete checkpoint begins anew, so that one command both starts a run and goes on with it.
 
     Raises:
-        UserError: a named folder that is not there, holds no state of a training, or is not whole.
+        UserError: a named folder that is not there, holds no state of a training, or is incomplete.
     """
     wanted: Any = training.resume_from_checkpoint  # YAML's true is no text, the command line's is
     if not wanted or wanted in ("false", "False"):
@@ -45,7 +45,7 @@ def resumed_folder(training: MerTrainingArguments) -> Path | None:
         processes = ProcessGroup(training.process_index, training.world_size)
         found = last_complete_checkpoint(output, processes, training.local_process_index == 0)
         if found is None and processes.is_first:
-            logger.warning("resume_from_checkpoint: %s holds no whole checkpoint-N; the run begins anew", output)
+            logger.warning("resume_from_checkpoint: %s holds no complete checkpoint-N; the run begins anew", output)
         return found
     folder = Path(wanted)
     if not folder.is_dir():
@@ -58,9 +58,9 @@ def resumed_folder(training: MerTrainingArguments) -> Path | None:
     if (reason := find_corruption(folder)) is not None:
         others = ", ".join(path.name for path in list_checkpoints(folder.parent) if path.name != folder.name)
         raise UserError(
-            f"resume_from_checkpoint: {folder} is not whole: {reason}; "
+            f"resume_from_checkpoint: {folder} is incomplete: {reason}; "
             + (f"beside it are {others}, and " if others else "")
-            + "true takes the last that is whole"
+            + "true takes the last that is complete"
         )
     return folder
 

@@ -83,7 +83,7 @@ def prepare_data(arguments: DataArguments, with_prompts: bool = True, use_votes:
             )
     evaluation = dataset(arguments.eval_split, arguments.limit_eval) if arguments.eval_split in splits else None
     check_texts([train] if evaluation is None else [train, evaluation])
-    warn_of_data(train, evaluation, arguments)
+    report_data_problems(train, evaluation, arguments)
     if with_prompts:
         check_prompts(train, load_prompts(arguments.prompts))
     normalisation = parse_normalisation(arguments.normalisation)
@@ -96,7 +96,7 @@ def prepare_data(arguments: DataArguments, with_prompts: bool = True, use_votes:
     return RunData(train, evaluation, tasks, sizes, statistics, fingerprint, description, normalisation, effects)
 
 
-def warn_of_data(train: MerDataset, evaluation: MerDataset | None, arguments: DataArguments) -> None:
+def report_data_problems(train: MerDataset, evaluation: MerDataset | None, arguments: DataArguments) -> None:
     """Say what makes scores of the evaluation split mean less than they seem to, and what cannot be learnt or chosen by."""
     for task in train.tasks:
         truths = set(train.truths(task))
@@ -177,9 +177,9 @@ def fit_speaker_effects(train: MerDataset, modalities: Sequence[str], data: str)
 
 
 def measure_features(train: MerDataset) -> tuple[dict[str, int], dict[str, FeatureStatistics]]:
-    """Feature sizes, and statistics over the training rows only (read from a store's description when it is whole)."""
-    whole = len(train.rows) == len(train.utterances) and train.speakers_known is None
-    if isinstance(train.utterances, UtteranceTable) and whole and train.utterances.split == "train":
+    """Feature sizes, and statistics over the training rows only (read from a store's description when it is complete)."""
+    all_rows = len(train.rows) == len(train.utterances) and train.speakers_known is None
+    if isinstance(train.utterances, UtteranceTable) and all_rows and train.utterances.split == "train":
         # Sizes are of the whole store; what no training utterance has cannot be learnt to be read.
         info = train.utterances.info
         for modality in info.feature_sizes.keys() - info.statistics.keys():

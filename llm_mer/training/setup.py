@@ -114,7 +114,7 @@ def _log_data(config: RunConfig, run: RunData) -> None:
     """Log what is made of votes, and which utterances a limit kept."""
     if config.training.local_process_index != 0:
         return
-    for line in say_votes(run.train, config.model.objective):
+    for line in report_votes(run.train, config.model.objective):
         logger.warning(line)
     for split, dataset in ((config.data.train_split, run.train), (config.data.eval_split, run.evaluation)):
         if dataset is not None and dataset.drawn is not None:
@@ -216,7 +216,7 @@ def _create_trainer(
     return trainer
 
 
-def say_votes(train: MerDataset, objective: str) -> list[str]:
+def report_votes(train: MerDataset, objective: str) -> list[str]:
     """What is learnt of a task's votes, where it is not their distribution."""
     how = "; objective: answers can learn their distribution" if objective == TOKENS else ""
     return [

@@ -186,9 +186,9 @@ class MerTraining(Trainer):
             read = torch.tensor([[questions_read(batch)] for batch in batches], device=device)
             local = torch.stack([known_targets(batch, device) for batch in batches])
             local = torch.cat([local, read], dim=1)  # (g, 3)
-            whole = trainer.accelerator.reduce(local.sum(dim=0), reduction="sum")
+            total = trainer.accelerator.reduce(local.sum(dim=0), reduction="sum")
             # Read once a step, for all its micro-batches.
-            *rows, (classes, scores, questions) = torch.cat([local, whole.unsqueeze(0)]).tolist()
+            *rows, (classes, scores, questions) = torch.cat([local, total.unsqueeze(0)]).tolist()
             for batch, row in zip(batches, rows, strict=True):
                 batch[STEP_TARGETS] = StepTargets((row[0], row[1]), (classes, scores), (row[2], questions))
         return batches, count
@@ -303,7 +303,7 @@ class MerTraining(Trainer):
     # --- saving ---------------------------------------------------------------------------------------------------
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: TRL's would tell of a fine-tuned language model, without the adapter and without what it came from."""
+        """Do nothing: TRL's card describes a fine-tuned language model and leaves the adapter out; see ``llm-mer card``."""
 
     def _get_output_dir(self, trial: Any) -> str:
         """The folder of ``checkpoint-N``: while one is being written, that of unfinished ones."""
@@ -312,7 +312,7 @@ class MerTraining(Trainer):
         return str(super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """``checkpoint-N`` appears under its name when it is whole; only then are older ones deleted."""
+        """``checkpoint-N`` appears under its name when it is complete; only then are older ones deleted."""
         trainer: Any = self
         args, state = trainer.args, trainer.state
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

@@ -1,4 +1,4 @@
-"""Tiny backbones: deterministic, cached, written whole or not at all."""
+"""Tiny backbones: deterministic, cached, written completely or not at all."""
 
 from __future__ import annotations
 

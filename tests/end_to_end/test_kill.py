@@ -155,4 +155,4 @@ def test_two_ranks_told_to_stop_say_in_one_line_what_to_go_on_from(
     said = [line for line in (tmp_path / "errors").read_text().splitlines() if line.startswith("finetune.py: ")]
     assert len(said) == 1
     assert "stopped by SIGTERM; " in said[0]
-    assert f"{list_checkpoints(tmp_path / 'run')[0]} is whole" in said[0]
+    assert f"{list_checkpoints(tmp_path / 'run')[0]} is complete" in said[0]

@@ -182,7 +182,7 @@ def test_a_sharded_run_goes_on_from_the_last_whole_checkpoint_with_the_weights_o
     part.write_bytes(part.read_bytes()[:1000])
     result = launch(command, argv)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert f"checkpoint-4 is not whole ({part.relative_to(output / 'checkpoint-4')}" in result.stderr
+    assert f"checkpoint-4 is incomplete ({part.relative_to(output / 'checkpoint-4')}" in result.stderr
     found = adapter_weights(output / "checkpoint-4")
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert find_corruption(output / "checkpoint-4") is None

@@ -5,7 +5,7 @@ import pytest
 
 from llm_mer.evaluation.clusters import Clusters
 from llm_mer.evaluation.conditions import ADAPTER, AS_IS, Condition
-from llm_mer.evaluation.dependence import MOVED, READ, UNSEEN, Dependence, find_dependence
+from llm_mer.evaluation.dependence import MOVED, NO_EFFECT, READ, Dependence, find_dependence
 from llm_mer.evaluation.resampling import mean_interval
 from llm_mer.inference.prediction import Prediction
 from llm_mer.prompting.tasks import get_task
@@ -47,7 +47,7 @@ def test_the_sentence_names_the_one_part_that_tells_and_is_read(tells: str, word
 def test_a_part_that_is_read_but_tells_nothing_moves_the_answers_without_a_gain() -> None:
     found = find_dependence(EMOTION, answers({"transcript": 0.6, "audio": 0.4}, ("transcript",)), SWAPS, 300, 0)
     assert found is not None
-    assert [swap.verdict for swap in found.swaps] == [READ, MOVED, UNSEEN]
+    assert [swap.verdict for swap in found.swaps] == [READ, MOVED, NO_EFFECT]
     assert "reads the words; it lets the sound move its answers without a gain; it is not seen" in found.sentence
 
 

@@ -22,7 +22,7 @@ from llm_mer.evaluation.vote_scores import (
     VoteTable,
     accuracy_against_others,
     annotator_scores,
-    extremes,
+    best_possible,
     utterance_scores,
     vote_scores,
 )
@@ -92,10 +92,10 @@ def test_answers_that_are_the_votes_reach_every_extreme_and_none_does_better() -
     with np.errstate(divide="ignore"):
         exact = np.log(votes.shares)
     for metric in (CROSS_ENTROPY, JS_DIVERGENCE, AGREEMENT):
-        np.testing.assert_allclose(utterance_scores(metric, votes, exact), extremes(metric, votes), atol=1e-12)
+        np.testing.assert_allclose(utterance_scores(metric, votes, exact), best_possible(metric, votes), atol=1e-12)
     others = np.array([p.log_probabilities for p in given])
-    assert (utterance_scores(CROSS_ENTROPY, votes, others) >= extremes(CROSS_ENTROPY, votes)).all()
-    assert (utterance_scores(AGREEMENT, votes, others) <= extremes(AGREEMENT, votes)).all()
+    assert (utterance_scores(CROSS_ENTROPY, votes, others) >= best_possible(CROSS_ENTROPY, votes)).all()
+    assert (utterance_scores(AGREEMENT, votes, others) <= best_possible(AGREEMENT, votes)).all()
 
 
 def test_no_constant_distribution_has_a_lower_cross_entropy_than_the_one_compared_with() -> None:
@@ -175,13 +175,13 @@ def test_the_entropy_lies_between_that_of_the_votes_and_the_cross_entropy_left_o
     counts, weights = every_outcome(size)
     above = annotator_scores(CROSS_ENTROPY, table(counts), np.full(3, 1 / 3))
     assert above is not None
-    below = weights @ extremes(CROSS_ENTROPY, table(counts))
+    below = weights @ best_possible(CROSS_ENTROPY, table(counts))
     assert below < entropy(TRUE) < weights @ above
     # Who knows the true probabilities is at the entropy, and has the agreement of the likeliest label, not above the most.
     known = np.log(np.tile(TRUE, (len(counts), 1)))
     assert weights @ utterance_scores(CROSS_ENTROPY, table(counts), known) == pytest.approx(entropy(TRUE), rel=1e-12)
     assert weights @ utterance_scores(AGREEMENT, table(counts), known) == pytest.approx(TRUE.max(), rel=1e-12)
-    assert weights @ extremes(AGREEMENT, table(counts)) >= TRUE.max()
+    assert weights @ best_possible(AGREEMENT, table(counts)) >= TRUE.max()
 
 
 def test_an_utterance_with_one_annotator_is_left_out_of_what_annotators_reach() -> None:

@@ -43,7 +43,7 @@ class Ground:
         return Path(self.request.getfixturevalue("other_backbone"))
 
     def checkpoint(self) -> Path:
-        """A copy of a whole checkpoint."""
+        """A copy of a complete checkpoint."""
         return Path(shutil.copytree(self.request.getfixturevalue("trained"), self.folder / "checkpoint"))
 
     def write(self, name: str, content: bytes | str) -> Path:

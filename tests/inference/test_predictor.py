@@ -128,7 +128,7 @@ def test_one_utterance_takes_one_pass_and_a_stream_computes_what_prompts_begin_w
     widths.clear()
     with pipeline.predictor.evaluating():
         together = [pipeline([u], ["emotion"])[0] for u in english]
-    assert len(widths) == 4, "a beginning and three questions"
+    assert len(widths) == 4, "a prefix and three questions"
     assert close(alone, together)
 
 

@@ -187,7 +187,7 @@ def test_after_scoring_a_forward_computes_every_position_again() -> None:
         output = model(ids, next_tokens=asked)
     assert output.last_hidden_state is None, "it would be right at the positions that were read alone"
     torch.testing.assert_close(output.answer_log_probs, before[:, -1].log_softmax(-1)[:, 5:7])
-    with pytest.raises(RuntimeError, match="stop"), feed_forward_at(model.model.language_model, asked.places):
+    with pytest.raises(RuntimeError, match="stop"), feed_forward_at(model.model.language_model, asked.positions):
         raise RuntimeError("stop")
     assert torch.equal(model(ids).logits, before)
 
@@ -212,7 +212,7 @@ def test_normalisers_of_the_vocabulary_are_logsumexp_in_parts_as_in_one(monkeypa
     hidden = 30 * torch.randn(4, 6, 32, generator=torch.Generator().manual_seed(5))
     asked = NextTokens(torch.tensor([[0, 3], [1, 2], [5, 5], [4, 0]]), torch.tensor([0, 1, 1]), torch.tensor([7, 8, 9]))
     expected = []
-    for row, positions in enumerate(asked.places):
+    for row, positions in enumerate(asked.positions):
         logits = (hidden[row, positions].double() @ model.lm_head.weight.detach().double().T).numpy()
         high = logits.max(-1, keepdims=True)
         normaliser = np.log(np.exp(logits - high).sum(-1)) + high[:, 0]

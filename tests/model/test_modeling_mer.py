@@ -147,7 +147,7 @@ def test_the_embedding_of_the_filler_is_never_read(pair: tuple[Any, MerForCondit
 def test_a_prompt_with_too_few_places_is_refused(model: MerForConditionalGeneration) -> None:
     inputs = prompts()
     inputs["pseudo_token_mask"][1] = False
-    with pytest.raises(ValueError, match=r"3 pseudo-token places, found \[3, 0\]"):
+    with pytest.raises(ValueError, match=r"3 pseudo-token positions, found \[3, 0\]"):
         model(**inputs, **features(2))
 
 

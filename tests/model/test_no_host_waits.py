@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llm_mer.adapters import base
 from llm_mer.adapters.layers import class_loss, score_loss
 from llm_mer.model import modeling_mer
-from llm_mer.model.outputs import find_answer_places
+from llm_mer.model.outputs import find_label_positions
 
 WAITING = (
     "_local_scalar_dense",
@@ -82,7 +82,7 @@ def test_forward_and_backward_of_a_training_step_read_nothing_back(backbones: di
     _, model = wrap(backbones["llama"], audio_visual_encoder="transformer")
     model.train()
     batch = answered()
-    batch["answer_places"] = find_answer_places(batch["labels"])
+    batch["label_positions"] = find_label_positions(batch["labels"])
     batch["attention_mask"] = torch.ones(2, 1, 11, 11, dtype=torch.bool).tril()  # transformers reads a padding mask itself
     with NoHostWaits():
         output = model(**batch, use_cache=False)
@@ -127,17 +127,17 @@ def test_places_from_the_collator_give_the_loss_and_gradient_of_boolean_indexing
     backbones: dict[str, Path],
 ) -> None:
     batch = answered()
-    places = find_answer_places(batch["labels"])
+    positions = find_label_positions(batch["labels"])
     hidden = torch.randn(2, 11, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     behind = batch["labels"][:, 1:] != -100
     old = hidden[:, :-1][behind]
-    new = hidden.flatten(0, 1)[places - 1]
+    new = hidden.flatten(0, 1)[positions - 1]
     assert torch.equal(old, new)
-    assert torch.equal(batch["labels"][:, 1:][behind], batch["labels"].flatten()[places])
+    assert torch.equal(batch["labels"][:, 1:][behind], batch["labels"].flatten()[positions])
     gradients = [torch.autograd.grad(part.pow(2).sum(), hidden)[0] for part in (old, new)]
     assert torch.equal(*gradients)
     _, model = wrap(backbones["llama"])
-    assert torch.equal(model(**batch).loss, model(**batch, answer_places=places).loss)
+    assert torch.equal(model(**batch).loss, model(**batch, label_positions=positions).loss)
 
 
 @pytest.mark.parametrize("known", [[3, -100, 0, 1], [-100] * 4], ids=["some", "none"])

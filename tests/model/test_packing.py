@@ -88,8 +88,8 @@ def test_loss_and_gradients_stay_where_samples_stand_behind_one_copy_of_what_the
     assert groups >= 2, "two tasks have two instructions"
     whole = sum(collator.length(collator.dataset.questions[row["question"]]) for row in ROWS)
     places = int((packed["sample_ids"] >= 0).sum())
-    beginnings = int((packed["sample_ids"] >= len(ROWS)).sum())
-    assert groups * SHARED_FROM <= beginnings
+    prefixes = int((packed["sample_ids"] >= len(ROWS)).sum())
+    assert groups * SHARED_FROM <= prefixes
     assert places < 0.7 * whole
 
 
@@ -114,7 +114,7 @@ def test_attention_that_reads_positions_is_never_given_a_shared_prefix(
     trainer = built(arguments, prompts="preamble", packing_length=300)
     batch = doubled(trainer.data_collator.collator(ROWS))
     monkeypatch.setattr(llm_mer.model.modeling_mer, "attends_by_positions", lambda implementation: True)
-    with pytest.raises(ValueError, match="cannot let samples share a beginning"):
+    with pytest.raises(ValueError, match="cannot let samples share a prefix"):
         trainer.model(**batch, use_cache=False)
     monkeypatch.setattr(llm_mer.training.setup, "attends_by_positions", lambda implementation: True)
     other = built(arguments, prompts="preamble", packing_length=300)
@@ -209,8 +209,8 @@ def test_a_place_sees_what_stands_before_it_in_its_own_sample() -> None:
 
 
 def test_a_place_sees_the_beginning_of_its_sample_too_and_nothing_of_those_who_share_it() -> None:
-    samples, beginnings = torch.tensor([[2, 2, 0, 1, 1, -1]]), torch.tensor([[-2, -2, 2, 2, 2, -2]])
-    mask = block_causal_mask(samples, None, beginnings)[0, 0]
+    samples, prefixes = torch.tensor([[2, 2, 0, 1, 1, -1]]), torch.tensor([[-2, -2, 2, 2, 2, -2]])
+    mask = block_causal_mask(samples, None, prefixes)[0, 0]
     expected = [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0]]
     assert mask.int().tolist() == [*expected, [0, 0, 0, 0, 0, 1]]
 
@@ -220,7 +220,7 @@ def test_a_packed_prompt_with_too_few_places_is_refused(arguments: Callable[...,
     batch = doubled(trainer.data_collator.collator(ROWS))
     row, column = torch.nonzero(batch["pseudo_token_mask"])[0].tolist()
     batch["pseudo_token_mask"][row, column] = False
-    with pytest.raises(ValueError, match=r"2 pseudo-token places, found \[1, 2, 2"):
+    with pytest.raises(ValueError, match=r"2 pseudo-token positions, found \[1, 2, 2"):
         trainer.model(**batch, use_cache=False)
 
 

@@ -102,13 +102,13 @@ def test_packed_scores_equal_one_forward_per_answer(architecture: str, attention
 @pytest.mark.parametrize("architecture", ["llama", "glm"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("pseudo", [False, True])
-def test_a_beginning_that_all_prompts_share_is_computed_once_and_scores_stay_the_same(
+def test_a_prefix_that_all_prompts_share_is_computed_once_and_scores_stay_the_same(
     architecture: str, attention: str, pseudo: bool
 ) -> None:
     model = build(architecture, attention)
-    beginning = torch.randint(3, 50, (12,))
-    prompts = [torch.cat([beginning, torch.tensor([3 + i]), torch.randint(3, 50, (n,))]) for i, n in enumerate((4, 7, 0))]
-    # What stands at pseudo-token places is not read as ids, so nothing from there on is shared.
+    prefix = torch.randint(3, 50, (12,))
+    prompts = [torch.cat([prefix, torch.tensor([3 + i]), torch.randint(3, 50, (n,))]) for i, n in enumerate((4, 7, 0))]
+    # What stands at pseudo-token positions is not read as ids, so nothing from there on is shared.
     given = asked(prompts, start=9, count=PSEUDO) if pseudo else asked(prompts)
     shared = 9 if pseudo else 12
     assert shared_prefix(given.prompts) == shared
@@ -117,10 +117,10 @@ def test_a_beginning_that_all_prompts_share_is_computed_once_and_scores_stay_the
 
     def watch(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         seen.append(tuple(kwargs["input_ids"].shape))
-        places = kwargs.get("pseudo_token_mask")
-        if places is not None:  # the model must be given each pseudo-token place once
-            assert places.shape == kwargs["input_ids"].shape
-            assert places.sum(dim=1).tolist() == [2, 2, 2]
+        positions = kwargs.get("pseudo_token_mask")
+        if positions is not None:  # the model must be given each pseudo-token position once
+            assert positions.shape == kwargs["input_ids"].shape
+            assert positions.sum(dim=1).tolist() == [2, 2, 2]
 
     handle = model.model.register_forward_pre_hook(watch, with_kwargs=True)
     (found,) = AnswerTreeScorer(model).score([given], {"fusion": fusion} if pseudo else {})
@@ -133,14 +133,14 @@ def test_a_beginning_that_all_prompts_share_is_computed_once_and_scores_stay_the
 
 
 @pytest.mark.parametrize("architecture", ["llama", "glm"])
-def test_a_kept_beginning_is_not_computed_again_and_a_batch_scores_the_same_whatever_came_before(architecture: str) -> None:
+def test_a_kept_prefix_is_not_computed_again_and_a_batch_scores_the_same_whatever_came_before(architecture: str) -> None:
     model = build(architecture, "sdpa")
-    beginning, other = torch.randint(3, 50, (2, 12))
+    prefix, other = torch.randint(3, 50, (2, 12))
 
     def batch(start: torch.Tensor, *lengths: int) -> list[torch.Tensor]:
         return [torch.cat([start, torch.tensor([3 + i]), torch.randint(3, 50, (n,))]) for i, n in enumerate(lengths)]
 
-    batches = [batch(beginning, 4, 2), batch(beginning, 3, 5, 1), batch(other, 4, 2), batch(beginning, 2, 6)]
+    batches = [batch(prefix, 4, 2), batch(prefix, 3, 5, 1), batch(other, 4, 2), batch(prefix, 2, 6)]
     passes: list[int] = []
     model.model.register_forward_hook(lambda module, args, kwargs, output: passes.append(1), with_kwargs=True)
     kept = PrefixCache()
@@ -187,9 +187,9 @@ def test_two_tasks_score_as_each_alone_and_what_they_share_is_computed_once(
     model, fusion = build(architecture, attention), pseudo_tokens(3)
     one, other, prompts = two_tasks(instruction)
     assert group_tasks([one, other]) == ([[0], [1]] if instruction else [[0, 1]])
-    places: list[int] = []
+    positions: list[int] = []
     handle = model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: places.append(kwargs["input_ids"].numel()), with_kwargs=True
+        lambda module, args, kwargs: positions.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     scorer = AnswerTreeScorer(model)
     both = scorer.score([one, other], {"fusion": fusion})
@@ -200,7 +200,7 @@ def test_two_tasks_score_as_each_alone_and_what_they_share_is_computed_once(
             len(a.ids) + len(b.ids) - 20 - 2 * t for a, b, t in zip(one.prompts, other.prompts, trunks, strict=True)
         ]
         nodes = len(one.answers.tokens) + len(other.answers.tokens)
-        assert places == [10, 3 * (max(t + q for t, q in zip(trunks, questions, strict=True)) + nodes)]
+        assert positions == [10, 3 * (max(t + q for t, q in zip(trunks, questions, strict=True)) + nodes)]
     for own, found, texts, answers in zip((one, other), both, prompts, (ANSWERS, OTHER_ANSWERS), strict=True):
         (alone,) = scorer.score([own], {"fusion": fusion})
         torch.testing.assert_close(found.log_probabilities.exp(), alone.log_probabilities.exp(), atol=1e-6, rtol=0)
@@ -210,7 +210,7 @@ def test_two_tasks_score_as_each_alone_and_what_they_share_is_computed_once(
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_in_float64_two_tasks_behind_a_kept_beginning_score_as_one_forward_per_answer(attention: str) -> None:
+def test_in_float64_two_tasks_behind_a_kept_prefix_score_as_one_forward_per_answer(attention: str) -> None:
     """Weights and attention are float64; norms, rotations and the scores are float32, and set the tolerance."""
     model, fusion = build("llama", attention).double(), pseudo_tokens(3)
     one, other, prompts = two_tasks(instruction=False)
@@ -269,7 +269,7 @@ def test_under_autocast_the_sums_over_an_answers_tokens_are_not_rounded(monkeypa
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        (["full_attention", "sliding_attention"], r"take up to 15 places, and layers of this llama see the last 12"),
+        (["full_attention", "sliding_attention"], r"take up to 15 positions, and layers of this llama see the last 12"),
         (["full_attention", "linear_attention"], r"has layers of linear_attention, which do not take a mask"),
     ],
 )
@@ -285,7 +285,7 @@ def test_a_backbone_that_would_not_keep_to_the_mask_is_refused(layers: list[str]
         score(model, prompts)
 
 
-def test_nothing_is_shared_by_a_single_prompt_or_different_beginnings() -> None:
+def test_nothing_is_shared_by_a_single_prompt_or_different_prefixes() -> None:
     ids = list(range(3, 15))
     alike = [PromptIds(ids, 0, 0), PromptIds(list(ids), 0, 0)]
     assert shared_prefix(alike) == 11, "the last token stays, or there would be nothing to predict from"
@@ -333,7 +333,7 @@ def test_answers_one_of_which_begins_another_are_in_conflict() -> None:
     assert not has_prefix_conflict(OTHER_ANSWERS)
 
 
-def test_shared_prefixs_are_stored_once() -> None:
+def test_shared_prefixes_are_stored_once() -> None:
     tree = AnswerTree.build([[5], [5, 6], [5, 6, 7], [5, 9]], END)
     assert tree.tokens == [5, 6, 7, 9]
     assert tree.parents == [0, 1, 2, 1]

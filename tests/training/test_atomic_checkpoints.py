@@ -1,4 +1,4 @@
-"""Checkpoints to resume from: whole under their name or not there, damaged ones named, a full disk loses nothing."""
+"""Checkpoints to resume from: complete under their name or not there, damaged ones named, a full disk loses nothing."""
 
 from __future__ import annotations
 
@@ -83,10 +83,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     training = parse_arguments(arguments(backbone="none", output=copy, resume_from_checkpoint="true", **SAVING)).training
     with caplog.at_level(logging.WARNING):
         assert resumed_folder(training) == copy / "checkpoint-2"
-    (warning,) = [record.message for record in caplog.records if "not whole" in record.message]
+    (warning,) = [record.message for record in caplog.records if "is incomplete" in record.message]
     assert "checkpoint-3" in warning
     training.resume_from_checkpoint = str(copy / "checkpoint-3")
-    with pytest.raises(UserError, match=rf"checkpoint-3 is not whole: {reason}.*; beside it are checkpoint-2, checkpoint-1"):
+    with pytest.raises(
+        UserError, match=rf"checkpoint-3 is incomplete: {reason}.*; beside it are checkpoint-2, checkpoint-1"
+    ):
         resumed_folder(training)
 
 
@@ -111,8 +113,8 @@ def test_true_without_a_whole_checkpoint_begins_anew_and_says_so(
     training.resume_from_checkpoint = value
     with caplog.at_level(logging.WARNING):
         assert resumed_folder(training) is None
-    assert "checkpoint-1 is not whole (no complete.json" in caplog.text
-    assert "holds no whole checkpoint-N; the run begins anew" in caplog.text
+    assert "checkpoint-1 is incomplete (no complete.json" in caplog.text
+    assert "holds no complete checkpoint-N; the run begins anew" in caplog.text
 
 
 def test_the_best_checkpoint_is_recorded_where_it_lies_and_not_where_it_was_written(
@@ -219,7 +221,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before_whole_and_the_messag
     output = small_disk / "run"
     changes = {**SAVING, "max_steps": 12, "save_total_limit": 12}
     with pytest.raises(
-        UserError, match=r"no space left on the disk of .*checkpoint-[0-9]+ is whole; go on from there"
+        UserError, match=r"no space left on the disk of .*checkpoint-[0-9]+ is complete; go on from there"
     ) as told:
         finetune(arguments(backbone="none", output=output, **changes))
     assert "\n" not in str(told.value)
@@ -248,7 +250,7 @@ def test_a_full_disk_in_the_middle_of_saving_keeps_the_checkpoint_before_althoug
         save(content, target, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match=r"no space left on the disk.*checkpoint-1 is whole"):
+    with pytest.raises(UserError, match=r"no space left on the disk.*checkpoint-1 is complete"):
         finetune(arguments(backbone="none", **{**SAVING, "save_total_limit": 1}))
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
     assert find_corruption(tmp_path / "run" / "checkpoint-1") is None
@@ -320,7 +322,9 @@ def test_a_signal_ends_training_with_a_checkpoint_from_which_it_goes_on_exactly(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "training_step", interrupted)
-        with pytest.raises(Interrupted, match=rf"stopped by {number.name} after step {step}; .*checkpoint-{step} is whole"):
+        with pytest.raises(
+            Interrupted, match=rf"stopped by {number.name} after step {step}; .*checkpoint-{step} is complete"
+        ):
             finetune(arguments(**changes))
     assert signal.getsignal(number) is before
     resumed = finetune(arguments(resume_from_checkpoint="true", **changes))

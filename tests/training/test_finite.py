@@ -52,7 +52,7 @@ def test_a_loss_that_is_nan_in_one_micro_batch_stops_its_step_and_keeps_the_chec
 
     monkeypatch.setattr(llm_mer.training.trainer, "language_model_share", spoilt)
     with pytest.raises(
-        NotFiniteError, match=r"step 3: the loss is not finite \(loss_lm nan.*checkpoint-2 is whole"
+        NotFiniteError, match=r"step 3: the loss is not finite \(loss_lm nan.*checkpoint-2 is complete"
     ) as caught:
         finetune(
             arguments(gradient_accumulation_steps=2, per_device_train_batch_size=4, save_strategy="steps", save_steps=1)
@@ -84,7 +84,7 @@ def test_a_loss_that_is_nan_on_one_of_two_processes_stops_both_at_once(
     done = torchrun(2, driver, *options, "--save_strategy", "steps", "--save_steps", "1")
     assert done.returncode != 0
     assert done.stderr.count("training stopped at step 3: the loss is not finite") == 2, done.stderr[-3000:]
-    assert "checkpoint-2 is whole" in done.stderr
+    assert "checkpoint-2 is complete" in done.stderr
     assert 'driver.py", line' not in done.stderr  # the launcher shows a traceback of its own
 
 

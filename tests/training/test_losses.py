@@ -35,7 +35,7 @@ def test_weighted_means_of_unequal_micro_batches_are_the_mean_of_the_whole_batch
     found = 0.0
     for process in losses:
         for part in process:
-            targets = StepTargets(local=(len(part), 0), whole=(len(whole), 0))
+            targets = StepTargets(local=(len(part), 0), total=(len(whole), 0))
             share = auxiliary_share(ADAPTER, "ce", targets, steps=2, processes=2, averaged=averaged)
             found += share * float(part.mean()) / 2 / (2 if averaged else 1)
     assert found == pytest.approx(float(whole.mean()), rel=1e-12)

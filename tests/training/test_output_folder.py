@@ -1,4 +1,4 @@
-"""A finished model is never lost to a run that is not whole: refused, built beside, and told in one line."""
+"""A finished model is never lost to a run that is incomplete: refused, built beside, and told in one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llm_mer.errors import UserError
 from llm_mer.inference.pipeline import MerPipeline
 from llm_mer.storage.locks import lock_output
 from llm_mer.training.atomic_checkpoints import list_checkpoints
-from llm_mer.training.output_folder import finished_content, is_run_file, overwriting_folder, set_card_aside
+from llm_mer.training.output_folder import finished_content, is_run_file, overwriting_folder, rename_outdated_model_card
 
 Arguments = Callable[..., list[str]]
 SAVING: dict[str, Any] = {
@@ -278,7 +278,7 @@ def test_the_card_of_a_replaced_model_is_set_aside_and_a_users_own_stays(
         folder.mkdir()
         (folder / "README.md").write_text(text)
         with caplog.at_level(logging.WARNING, "llm_mer"):
-            set_card_aside(folder)
+            rename_outdated_model_card(folder)
         assert (folder / "README.md").exists() is kept
         assert (folder / "README.before.md").exists() is not kept
         assert (str(folder / "README.md") in caplog.text) is not kept

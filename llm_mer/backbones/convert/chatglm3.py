@@ -66,7 +66,7 @@ def convert_chatglm3(source: Path, target: Path, max_shard_bytes: int = DEFAULT_
 
     Args:
         source: folder with ``config.json``, ``tokenizer.model`` and the weights (``.safetensors`` or ``.bin``, one file or
-            several with their index). target: a folder that is new or empty; it appears whole or not at all.
+            several with their index). target: a folder that is new or empty; it appears completely or not at all.
         max_shard_bytes: size the written weight files stay below.
 
     Raises:

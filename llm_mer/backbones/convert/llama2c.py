@@ -86,7 +86,7 @@ def convert_llama2c(source: Path, target: Path, tokenizer: Path | None = None) -
     reordered alike.
 
     Args:
-        source: the ``.bin``. target: a folder that is new or empty; it appears whole or not at all.
+        source: the ``.bin``. target: a folder that is new or empty; it appears completely or not at all.
         tokenizer: ``tokenizer.bin`` or a SentencePiece ``.model``; None looks beside the source for ``tokenizer.*`` and
             ``tok<vocabulary>.*``.
 

@@ -77,7 +77,7 @@ def read_result(path: Path) -> RunResult:
     try:
         entry = read_json_object(path)
     except UserError as error:
-        raise UserError(f"{path} is not whole ({error}); delete {path.parent}") from None
+        raise UserError(f"{path} is incomplete ({error}); delete {path.parent}") from None
     names = {f.name for f in dataclasses.fields(RunResult)}
     differing = sorted((names ^ set(entry)) - {"predictions_sha256", "fold", "baselines"})
     if differing:

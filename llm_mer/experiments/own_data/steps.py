@@ -94,7 +94,7 @@ def describe_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str
 
 
 def remove_unfinished_model(folders: Folders) -> None:
-    """Delete what a training of another plan left unfinished; a finished model stays until the new one is whole."""
+    """Delete what a training of another plan left unfinished; a finished model stays until the new one is complete."""
     shutil.rmtree(overwriting_folder(folders.model), ignore_errors=True)
     if folders.model.is_dir() and not is_finished(folders.model):
         shutil.rmtree(folders.model)

@@ -30,12 +30,12 @@ class TransformersEngine(AnswerTreeScorer):
         max_tokens: int,
     ) -> list[list[int]]:
         """Greedy free generation. What ``generate`` returns is cut at the prompt's own ids, not at a fixed offset."""
-        ids, mask, places = (tensor.to(self.device) for tensor in pad_prompts(prompts, filler_id, left=True))
+        ids, mask, pseudo_tokens = (tensor.to(self.device) for tensor in pad_prompts(prompts, filler_id, left=True))
         model: Any = self.model  # transformers declares generate for its own models alone
         output = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            pseudo_token_mask=places,
+            pseudo_token_mask=pseudo_tokens,
             **inputs,
             max_new_tokens=max_tokens,
             do_sample=False,

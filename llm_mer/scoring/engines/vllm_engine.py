@@ -70,7 +70,7 @@ class LanguageModel(Protocol):
 class NodeQuestion:
     """What one request asks: the log-probabilities of ``tokens`` after the answer tokens of ``path``.
 
-    ``edges`` are their places among the edges of the answer tree.
+    ``edges`` are their indices among the edges of the answer tree.
     """
 
     path: tuple[int, ...]
@@ -84,8 +84,8 @@ def questions_of(tree: AnswerTree, limit: int = TOKENS_ASKED) -> list[NodeQuesti
     for token, parent in zip(tree.tokens, tree.parents, strict=True):
         paths.append((*paths[parent], token))
     following: dict[int, list[int]] = {}
-    for place, (parent, _) in enumerate(tree.edges):
-        following.setdefault(parent, []).append(place)
+    for edge, (parent, _) in enumerate(tree.edges):
+        following.setdefault(parent, []).append(edge)
     return [
         NodeQuestion(paths[node], tuple(tree.edges[i][1] for i in part), tuple(part))
         for node, edges in following.items()
@@ -118,9 +118,9 @@ class VLLMEngine:
         edges = torch.zeros(len(prompts), len(tree.edges))
         # First the prompts by themselves, so that all other requests find their blocks in the prefix cache.
         for part in ([q for q in questions if not q.path], [q for q in questions if q.path]):
-            places = [(row, question) for row in range(len(prompts)) for question in part]
-            found = self.ask([(prompts[row], question) for row, question in places])
-            for (row, question), values in zip(places, found, strict=True):
+            asked_about = [(row, question) for row in range(len(prompts)) for question in part]
+            found = self.ask([(prompts[row], question) for row, question in asked_about])
+            for (row, question), values in zip(asked_about, found, strict=True):
                 edges[row, list(question.edges)] = torch.tensor(values)
         return edges @ tree.path_matrix.T
 

@@ -272,7 +272,7 @@ def test_a_run_that_an_older_version_wrote_is_refused_in_words(store: Path, tmp_
     with pytest.raises(UserError, match=r"run.json was written by another version of this program \(split\)"):
         run(config)
     path.write_text(json.dumps(entry)[:40], encoding="utf-8")
-    with pytest.raises(UserError, match="is not whole"):
+    with pytest.raises(UserError, match="is incomplete"):
         run(config)
 
 
