@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
+from threading import RLock
 
 from llm_mer.errors import UserError
 from llm_mer.experiments.comparison.results import RunResult, RunSettings
@@ -59,8 +60,10 @@ def train_in_parallel(
 
 def _start_worker(config: CompareConfig, scratch: str, threads: int) -> None:
     import torch
+    from tqdm import tqdm
 
     end_with_parent()
+    tqdm.set_lock(RLock())  # its own is one of processes, which a worker that is ended would leave in the system
     tempfile.tempdir = scratch
     torch.set_num_threads(threads)
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # the logs of several trainings in one another
