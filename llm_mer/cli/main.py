@@ -60,7 +60,11 @@ COMMANDS: dict[str, Command] = {
         "convert_chatglm3", "turn published ChatGLM3 weights and tokenizer into a GLM folder of transformers"
     ),
     "convert-llama2c": Command("convert_llama2c", "turn a llama2.c model and tokenizer into a Llama folder of transformers"),
-    "train": Command("train", "fine-tune: from a YAML file and options to a checkpoint", takes_arguments=True),
+    "train": Command(
+        "train",
+        "fine-tune: from a YAML file, or a table of your own clips (--manifest), to a checkpoint",
+        takes_arguments=True,
+    ),
     "infer": Command("infer", "answer about clips, text, features or a whole manifest, as JSONL"),
     "card": Command("card", "write a checkpoint's model card from its manifest and evaluations"),
     "push": Command("push", "upload a checkpoint with its model card to the Hugging Face hub; private by default"),

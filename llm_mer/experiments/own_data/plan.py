@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_mer.data.dataset import MerDataset
 from llm_mer.data.feature_settings import NGRAMS, NONE, FeatureSettings
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.column_names import ColumnNames
@@ -20,8 +21,10 @@ from llm_mer.experiments.own_data.splitting import Splits, find_splits
 from llm_mer.experiments.own_data.table import Table, find_fields, read_table
 from llm_mer.experiments.own_data.targets import Targets, find_targets
 from llm_mer.experiments.own_data.values import file_name
+from llm_mer.prompting.templates import load_prompts
 from llm_mer.storage.fingerprints import json_sha256
 from llm_mer.training.run_config import RunConfig
+from llm_mer.training.run_data import check_prompts
 
 FIXED = ("data", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "train_split", "eval_split")
 """Options of the training that follow from the plan."""
@@ -154,6 +157,10 @@ def make_plan(options: OwnDataOptions, given: Mapping[str, Any]) -> Plan:
     }
     features = _features(options, utterances, backbone)
     config = RunConfig.build(training)
+    if backbone != "none":  # here, and not when features are extracted
+        tasks = [target.task for target in targets.learnt]
+        train = MerDataset([u for u in utterances if u.split == "train"], tasks, languages=config.data.languages)
+        check_prompts(train, load_prompts(config.data.prompts))
     return Plan(
         options, table, fields, names, utterances, targets, splits, features, training, config, questions, folders
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def _make_target(column: str, found: Scores | Classes, cells: Sequence[Cell], la
     same_kind = known is not None and known.kind == entry["kind"] and known.question
     entry["question"] = dict(known.question) if same_kind and known is not None else neutral_question(name, entry["kind"])
     entry["question"] = {language: text for language, text in entry["question"].items() if language in languages}
-    task = Task.from_dict(name, {**entry, "target": column}, f"column {column!r}")
+    task = Task.from_dict(name, entry, f"column {column!r}")
     return Target(column, task, tuple(cells), origin, tuple(notes))
 
 
@@ -162,7 +163,7 @@ def _own_tasks(names: Sequence[str], table: Table) -> dict[str, list[Task]]:
 
 
 def _with_own_task(task: Task, cells: Sequence[Cell], languages: Sequence[str]) -> Target:
-    """A task of the user's, every value of its column checked against it."""
+    """A task of the user's, every value of its column checked against it, and asked in every language of the rows."""
     for cell in cells:
         if task.kind == "regression":
             task.score(cell.value, f"{cell.where}: column {task.target!r}")
@@ -171,7 +172,13 @@ def _with_own_task(task: Task, cells: Sequence[Cell], languages: Sequence[str]) 
     for language in languages:
         if task.kind == "classification":
             task.words(language)
-    return Target(task.target, task, tuple(cells), "--tasks")
+    unasked = [language for language in languages if language not in task.question]
+    if not unasked:
+        return Target(task.target, task, tuple(cells), "--tasks")
+    neutral = {language: neutral_question(task.name, task.kind)[language] for language in unasked}
+    asked = dataclasses.replace(task, question={**task.question, **neutral})
+    note = f"its file has no question in {' and '.join(unasked)}, so this one is asked"
+    return Target(task.target, asked, tuple(cells), "--tasks", (note,))
 
 
 def _is_label(task: Task, cell: Cell) -> bool:

@@ -219,3 +219,30 @@ def test_options_that_are_named_stand_over_the_defaults_and_a_plan_changes_with_
     table[0][1] = "another sentence"
     write_table(path, COLUMNS, table)
     assert plan_of(path, {"num_train_epochs": 2.0, "hidden_size": 16}).inputs()["the table"] != plan.inputs()["the table"]
+
+
+def test_a_name_with_white_space_around_it_is_its_columns_and_tasks_without(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "clips.csv", ("id", "text", " mood "), [[*row[:2], f" {row[2]}"] for row in rows()])
+    plan = plan_of(path)
+    (target,) = plan.targets.learnt
+    assert (target.column, target.task.name, target.task.target) == (" mood ", "mood", "mood")
+    assert plan.names.renamed == {" mood ": "mood"}
+    assert plan.questions == plan.splits.names.count("train")
+
+
+def test_a_task_file_without_a_question_gets_one_and_prompts_are_checked_before_anything_is_made(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "clips.csv", COLUMNS, rows())
+    task = {
+        "kind": "classification",
+        "labels": [{"name": m, "en": m, "zh": m} for m in MOODS],
+        "question": {"en": "How is it?"},
+    }
+    (tmp_path / "mood.yaml").write_text(to_yaml({"mood": task}))
+    plan = plan_of(path, {"backbone": "tiny:llama"}, tasks=[str(tmp_path / "mood.yaml")])
+    assert plan.targets.learnt[0].task.question == {"en": "How is it?", "zh": "mood是什么？"}
+    assert "its file has no question in zh, so this one is asked" in describe_plan(plan)
+    table = [[*row, ("yes", "no")[n % 2]] for n, row in enumerate(rows())]
+    both = write_table(tmp_path / "both.csv", (*COLUMNS, "agreed"), table)
+    assert len(plan_of(both, {"backbone": "tiny:llama"}).targets.learnt) == 3
+    with pytest.raises(UserError, match=r"mood.*agreed"):
+        plan_of(both, {"backbone": "tiny:llama", "prompts": ["short"]})
