@@ -19,6 +19,8 @@ from llm_mer.storage.urls import is_url
 
 MIN_SECONDS = 0.1
 MAX_SECONDS = 600.0
+MAX_PIXEL_SHAPE = 8
+"""Times that a pixel may be wider than high, or higher than wide."""
 MAX_PIXELS = 8192 * 4608
 """Of a picture as stored; 8K video has 33 million."""
 MAX_DECODED_FRAMES = 600 * 240
@@ -48,7 +50,7 @@ REASONS: dict[str, str] = {
     "corrupt": "decoding failed",
     "not_finite": "the audio track holds NaN or infinity",
     "too_large": "its pictures are too large",
-    "odd_pictures": "its display matrix is not supported",
+    "odd_pictures": "the form of its pictures is not supported",
     "odd_sound": "its audio format is not supported",
     "no_samples": "the audio track holds no samples",
     "no_frames": "the video track holds no frames",
@@ -231,7 +233,8 @@ def read_frames(path: Path | str, fps: float, max_side: int = 256) -> Frames:
     """Sample the first video track at regular times: the frame displayed at ``0, 1/fps, 2/fps, …``.
 
     Times come from the frames' own timestamps, so a variable frame rate is sampled correctly. Pictures larger than
-    ``max_side`` are scaled down while decoding, which limits memory. They are rotated and mirrored by the file's display
+    ``max_side`` are scaled down while decoding, which limits memory. Pixels that are not square (DV, DVD, some cameras) are
+    stretched to what is displayed. Pictures are rotated and mirrored by the file's display
     matrix: a phone held upright stores pictures that lie on their side.
 
     Raises:
@@ -247,7 +250,7 @@ def read_frames(path: Path | str, fps: float, max_side: int = 256) -> Frames:
         _check_picture_size(path, stream.width, stream.height)
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         _check_not_truncated(path, stream)
-        rate = float(stream.average_rate or 25)
+        rate, pixel_shape = float(stream.average_rate or 25), _pixel_shape(path, stream)
         start: float | None = None
         displayed: np.ndarray | None = None
         end = 0.0
@@ -274,7 +277,7 @@ def read_frames(path: Path | str, fps: float, max_side: int = 256) -> Frames:
             if displayed is not None:
                 repeat_displayed_until(seconds)
             _check_picture_size(path, frame.width, frame.height)
-            displayed = _orient(_to_rgb(frame, max_side), _display_matrix(frame), path)
+            displayed = _orient(_to_rgb(frame, max_side, pixel_shape), _display_matrix(frame), path)
             end = seconds + 1 / rate
         if displayed is None:
             raise MediaError(path, "no_frames")
@@ -304,10 +307,27 @@ def _check_audio_format(path: Path, frame: Any) -> None:
         raise MediaError(path, "odd_sound", f"{frame.layout.nb_channels} channels; at most {MAX_CHANNELS} are supported")
 
 
-def _to_rgb(frame: Any, max_side: int) -> np.ndarray:
-    scale = min(1.0, max_side / max(frame.width, frame.height))
-    if scale < 1.0:
-        frame = frame.reformat(width=max(round(frame.width * scale), 1), height=max(round(frame.height * scale), 1))
+def _pixel_shape(path: Path, stream: Any) -> float:
+    """How many times as wide as high a pixel is displayed (the sample aspect ratio): 1 where the file does not say.
+
+    Raises:
+        MediaError: more than :data:`MAX_PIXEL_SHAPE` or its inverse.
+    """
+    ratio = float(stream.sample_aspect_ratio or 1)
+    if not 1 / MAX_PIXEL_SHAPE <= ratio <= MAX_PIXEL_SHAPE:
+        raise MediaError(
+            path, "odd_pictures", f"pixels {ratio:g} times as wide as high; at most {MAX_PIXEL_SHAPE} are supported"
+        )
+    return ratio
+
+
+def _to_rgb(frame: Any, max_side: int, pixel_shape: float) -> np.ndarray:
+    """``(h, w, 3)`` of square pixels: the shorter side of a pixel is stretched to the longer one."""
+    width, height = frame.width * max(pixel_shape, 1.0), frame.height * max(1 / pixel_shape, 1.0)
+    scale = min(1.0, max_side / max(width, height))
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    if size != (frame.width, frame.height):
+        frame = frame.reformat(width=size[0], height=size[1])
     return frame.to_ndarray(format="rgb24")
 
 
