@@ -38,17 +38,22 @@ def run(options: Options) -> str:
     from llm_mer.evaluation.evaluate import output_folder
     from llm_mer.evaluation.rows import save_predictions
     from llm_mer.reporting.prompt_figure import draw_prompt_scores
-    from llm_mer.storage.atomic_files import open_atomically, write_json_atomically, write_text_atomically
+    from llm_mer.storage.atomic_files import open_atomically, replaced_folder, write_json_atomically, write_text_atomically
     from llm_mer.storage.locks import lock_output
+    from llm_mer.storage.mount_points import refuse_mount_point
     from llm_mer.storage.watched_folder import watch_folder
 
     folder = output_folder(options.output, Path(options.checkpoint) / "prompts")
-    with lock_output(folder), watch_folder(folder):
-        comparison, by_variant = compare_prompts(options)
-        text = markdown(comparison)
-        save_predictions(folder / PREDICTIONS, by_variant)
-        write_json_atomically(folder / COMPARISON, asdict(comparison))
-        write_text_atomically(folder / TABLE, text + "\n")
-        with open_atomically(folder / FIGURE, "wb") as stream:
-            draw_prompt_scores(comparison).savefig(stream, metadata={"Software": None})
+    with lock_output(folder):
+        refuse_mount_point(folder)
+        with watch_folder(folder):
+            comparison, by_variant = compare_prompts(options)
+            text = markdown(comparison)
+        # One comparison's table, figure and predictions take the place of another's together.
+        with replaced_folder(folder, lambda name: name in (PREDICTIONS, COMPARISON, TABLE, FIGURE)) as staging:
+            save_predictions(staging / PREDICTIONS, by_variant)
+            write_json_atomically(staging / COMPARISON, asdict(comparison))
+            write_text_atomically(staging / TABLE, text + "\n")
+            with open_atomically(staging / FIGURE, "wb") as stream:
+                draw_prompt_scores(comparison).savefig(stream, metadata={"Software": None})
     return f"{text}\nwritten to {folder}"

@@ -247,3 +247,31 @@ def test_temperatures_of_one_prompt_are_not_taken_for_the_others(copied: Path, s
     found = [p for answers in load_predictions(tmp_path / "out" / "predictions.jsonl").values() for p in answers]
     assert {p.temperature for p in found} == {None}
     assert {p.temperature is None for p in MerPipeline.from_pretrained(copied)(text="hello")} == {False}
+
+
+def test_a_comparison_takes_the_place_of_another_as_a_whole_and_keeps_what_is_not_its_own(
+    trained: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    config = PromptComparisonConfig(
+        str(trained), data=str(store), output=str(folder), prompts=["short"], label_orders=0, limit=2, resamples=5
+    )
+    run(config)
+    names = ["predictions.jsonl", "prompts.json", "prompts.md", "prompts.png"]
+    (folder / "notes.txt").write_text("mine")
+    before = {name: (folder / name).read_bytes() for name in names}
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "notes.txt"])
+
+    def fail(*_: Any) -> None:
+        assert {name: (folder / name).read_bytes() for name in names} == before
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("llm_mer.reporting.prompt_figure.draw_prompt_scores", fail)  # the last of the four
+        with pytest.raises(UserError, match="No space left"):
+            run(PromptComparisonConfig(**{**vars(config), "prompts": ["notext"]}))
+    assert {name: (folder / name).read_bytes() for name in names} == before
+    run(PromptComparisonConfig(**{**vars(config), "prompts": ["notext"]}))
+    assert "notext" in (folder / "prompts.md").read_text()
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "notes.txt"])
