@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +135,7 @@ def known_options(kind: type, options: dict[str, Any]) -> tuple[dict[str, Any], 
     return {name: value for name, value in options.items() if name in settable}, notes
 
 
-def locate_backbone(then: RunManifest, folder: Path, override: str) -> str:
+def place_of_backbone(then: RunManifest, folder: Path, override: str) -> str:
     """Where to load the backbone from: an override, where it lay, or the copy in the checkpoint."""
     name = override or str(then.options["model"]["backbone"])
     copies = (folder / "backbone", folder.parent / "backbone")
@@ -157,8 +159,6 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
     Raises:
         UserError: no finished run, data that are missing or have changed, a changed backbone, or an output that exists.
     """
-    import torch
-
     from llm_mer.training.atomic_checkpoints import list_checkpoints
     from llm_mer.training.output_folder import claim_output
     from llm_mer.training.run import prepare_run, train_run
@@ -171,9 +171,8 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
     _check_reproducible(then, folder)
     output = _new_output(config, folder)
     source = _check_data(config, then)
-    backbone = locate_backbone(then, folder, config.backbone)
+    backbone = place_of_backbone(then, folder, config.backbone)
     given, notes = _recorded_options(then)
-    torch.set_num_threads(then.hardware.threads)  # the order of summation depends on it
     moved = {"data": source, "backbone": backbone, "output_dir": str(output)}
     if (folds := config.folds or then.options["data"].get("folds")) is not None:
         moved["folds"] = str(folds)
@@ -181,7 +180,7 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
     repeated = RunConfig.build(
         {**given, **moved, "resume_from_checkpoint": resume, "overwrite_output_dir": False, "seeds": None}
     )
-    with claim_output(repeated) as place:
+    with _threads(then.hardware.threads), claim_output(repeated) as place:
         run = prepare_run(repeated, then.command)
         notes += _setup_differences(then, run.manifest, backbone)
         if weights_file(folder) is not None and weights_digest(folder) != then.weights_sha256:
@@ -195,6 +194,19 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
     if not first:
         return None
     return Reproduction(compare_runs(then, now, folder, output, config.tolerance), output)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """As many threads as the run had: the order of summation depends on it. Whatever this process does next has its own."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_reproducible(then: RunManifest, folder: Path) -> None:

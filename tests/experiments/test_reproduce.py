@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import adapter_weights, make_utterances, training_options
 
 from llm_mer.checkpoints.run_manifest import MANIFEST, RunManifest
@@ -59,6 +61,25 @@ def test_a_run_is_reproduced_bit_for_bit_with_exit_code_0(place: Path, capsys: p
     first, second = RunManifest.load(place), RunManifest.load(Path(f"{place}-reproduced"))
     assert first.metrics == second.metrics
     assert first.setup().settings() == second.setup().settings()
+
+
+def test_a_reproduction_has_the_threads_of_the_run_and_leaves_the_process_its_own(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, during = torch.get_num_threads(), list[int]()
+    manifest = json.loads((place / MANIFEST).read_text())
+    manifest["hardware"]["threads"] = before + 1
+    (place / MANIFEST).write_text(json.dumps(manifest))
+
+    def stop(*_: object) -> None:
+        during.append(torch.get_num_threads())
+        raise UserError("stopped")
+
+    monkeypatch.setattr("llm_mer.training.run.prepare_run", stop)
+    with pytest.raises(UserError, match="stopped"):
+        reproduce(ReproduceConfig(run=str(place)))
+    assert during == [before + 1]
+    assert torch.get_num_threads() == before
 
 
 def test_a_recorded_metric_that_was_tampered_with_does_not_agree(
