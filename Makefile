@@ -1,4 +1,4 @@
-.PHONY: setup quickstart test test-slow test-gpu fuzz kills interrupts lint docs wheel clean
+.PHONY: setup quickstart test test-slow test-gpu fuzz fuzz-coverage kills interrupts lint docs wheel clean
 
 quickstart:
 	scripts/setup.sh media,dev
@@ -18,6 +18,9 @@ test-gpu: setup
 
 fuzz: setup
 	OMP_NUM_THREADS=1 .venv/bin/python tests/security/fuzz.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(TARGETS)
+
+fuzz-coverage: setup
+	OMP_NUM_THREADS=1 .venv/bin/python tests/security/fuzz_by_coverage.py --seconds $(or $(SECONDS),60) $(or $(TARGET),manifest)
 
 kills: setup
 	OMP_NUM_THREADS=1 .venv/bin/python tests/faults/kills.py --rounds $(or $(ROUNDS),20) --seed $(or $(SEED),0) $(COMMANDS)
