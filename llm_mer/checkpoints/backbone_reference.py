@@ -49,6 +49,11 @@ def is_backbone_file(name: str) -> bool:
     return name.endswith(BACKBONE_SUFFIXES)
 
 
+def is_copied(backbone: LocalBackbone, save: str) -> bool:
+    """Whether a training copies a backbone of this machine into its checkpoint, as ``save_backbone`` says."""
+    return save == "always" or (save == "auto" and backbone.bytes <= COPY_LIMIT and not backbone.packaged)
+
+
 def save_backbone_reference(source: str, output: Path, save: str, quantization: str, dtype: str) -> BackboneReference:
     """Describe the backbone, copying a local folder or GGUF file into ``output/backbone`` as ``save`` says.
 
@@ -59,7 +64,7 @@ def save_backbone_reference(source: str, output: Path, save: str, quantization: 
         return BackboneReference(source, None, None, quantization, dtype)
     fingerprint = fingerprint_of(found)
     folder = None
-    if save == "always" or (save == "auto" and found.bytes <= COPY_LIMIT and not found.packaged):
+    if is_copied(found, save):
         target = output / BACKBONE_COPY
         if _fingerprint_of_copy(target) != fingerprint:
             with replaced_folder(target, is_backbone_file) as staging:

@@ -8,7 +8,7 @@ from pathlib import Path
 from llm_mer.errors import UserError, first_line
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w-][\w.-]*")
-READ_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "backbone/*")
+READ_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "vocab.*", "backbone/*")
 """What is fetched of a repository: nothing that would have to be unpickled or executed."""
 NEVER_READ = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 

@@ -44,6 +44,23 @@ ANSWERING_FILES: tuple[str, ...] = (
     "*.model",
 )
 """What answers come from, apart from the backbone. The rest, such as an optimizer's state, may be deleted."""
+READ_ELSEWHERE: tuple[str, ...] = ("config.json", "generation_config.json")
+"""What transformers' ``AutoConfig`` and ``AutoModel`` read of a checkpoint; this program reads ``llm_mer.json``."""
+READ_WHERE_THERE: tuple[str, ...] = (
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "adapter_config.json",
+    "generation_config.json",
+)
+"""Files that libraries read where they lie in a checkpoint: one that was not written with it changes what it computes."""
 
 
 def answering_files(folder: Path) -> list[Path]:
@@ -55,9 +72,14 @@ def _answers(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in ANSWERING_FILES)
 
 
+def _decides(name: str) -> bool:
+    """Whether a file decides what a checkpoint computes, here or in another program."""
+    return _answers(name) or name in READ_ELSEWHERE
+
+
 def write_checksums(folder: Path, without: str | None = None) -> None:
-    """Write :data:`CHECKSUMS_FILE` over the files that answers come from, except the one of this name."""
-    paths = [path for path in answering_files(folder) if path.name != without]
+    """Write :data:`CHECKSUMS_FILE` over the files that decide what a checkpoint computes, except the one of this name."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and _decides(path.name) and path.name != without)
     files: dict[str, dict[str, Any]] = {
         path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in paths
     }
@@ -78,10 +100,10 @@ def known_weights_digest(folder: Path) -> str | None:
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Compare the files that answers come from with every digest that the checkpoint records.
+    """Compare the files that decide what a checkpoint computes with every digest that it records.
 
     Raises:
-        UserError: naming the file that is missing or is not the one written, with both digests.
+        UserError: naming the file that is missing, is not the one written, with both digests, or was added since.
     """
     records = [record for record in (CHECKSUMS_FILE, COMPLETION_MARKER) if (folder / record).is_file()]
     for record in records:
@@ -108,9 +130,14 @@ def verify_checkpoint(folder: Path) -> None:
 def _verify_record(folder: Path, record: str) -> None:
     try:
         files: dict[str, Any] = read_json_object(folder / record)["files"]
-        recorded = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items() if _answers(name)}
+        recorded = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items() if _decides(name)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder / record}: damaged or edited: {error!r}") from None
+    for name in READ_WHERE_THERE:
+        if name not in recorded and (folder / name).is_file():
+            raise UserError(
+                f"{folder / name}: it was not written with the checkpoint, and would change what it computes; move it away"
+            )
     for name, (size, digest) in recorded.items():
         path = folder / name
         if not path.is_file():

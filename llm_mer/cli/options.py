@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from llm_mer.errors import UserError
+from llm_mer.storage.repeated_options import given_options, refuse_repeated_options
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -94,14 +95,22 @@ def build_parser(config: type, program: str, description: str = "", examples: Se
     return parser
 
 
+def check_given_once(config: type, arguments: Sequence[str]) -> None:
+    """Raises :class:`UserError` for an option that is given twice with different values."""
+    hints = {name: _unwrap_optional(hint) for name, hint in get_type_hints(config).items()}
+    lists = [name for name, hint in hints.items() if get_origin(hint) is list]
+    refuse_repeated_options(arguments, lists, [name for name, hint in hints.items() if hint is bool])
+
+
 def parse(config: type[T], arguments: Sequence[str], program: str, description: str = "", examples: Sequence[str] = ()) -> T:
     """Build the dataclass from a command line; a field marked ``required`` in its metadata must be given.
 
     Raises:
-        UserError: a required option is missing.
+        UserError: a required option is missing, or one is given twice with different values.
         SystemExit: 2 with one line on standard error for an unknown option or value; 0 after ``--help``.
     """
     parser = build_parser(config, program, description, examples)
+    check_given_once(config, arguments)
     # Intermixed, so that options may appear between positional arguments.
     namespace, unknown = parser.parse_known_intermixed_args(list(arguments))
     if unknown:
@@ -112,6 +121,11 @@ def parse(config: type[T], arguments: Sequence[str], program: str, description: 
         parser.error(f"unknown option {option}{suggestion(option, known)}")
     values = vars(namespace)
     for field in dataclasses.fields(config):
+        named = given_options(arguments, (), ()).get(field.name) if field.metadata.get("positional") else None
+        if named and named[-1] != (values[field.name],):
+            raise UserError(
+                f"--{field.name}: {' '.join(named[-1])} and, without the option's name, {values[field.name]}; name one"
+            )
         if field.metadata.get("required") and values[field.name] in (None, "", []):
             raise UserError(f"--{field.name} is required: {field.metadata.get('help', '')}")
     return config(**values)

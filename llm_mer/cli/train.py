@@ -6,9 +6,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm_mer.cli.train_help import EXAMPLES, names_manifest, requested_help
 from llm_mer.cli.train_manifest import train_manifest
+from llm_mer.errors import UserError
+
+if TYPE_CHECKING:
+    from llm_mer.training.run_config import RunConfig
 
 __all__ = ["EXAMPLES", "Options", "finetune", "run"]
 
@@ -50,5 +55,43 @@ def finetune(argv: Sequence[str] | None = None, program: str = "finetune.py") ->
     if config.training.seeds is not None:
         return train_seeds(config, command)
     output = Path(str(config.training.output_dir))
+    repository = _checked_repository(config)
     train(config, command)
+    if repository is not None and config.training.process_index == 0:
+        from llm_mer.reporting.hub_upload import push_finished
+
+        print(f"pushed to {push_finished(output, repository, _is_private(config))}")
     return output
+
+
+def _is_private(config: RunConfig) -> bool:
+    """``hub_private_repo``; as with `llm-mer push`, what is not said to be public is private."""
+    return config.training.hub_private_repo is not False
+
+
+def _checked_repository(config: RunConfig) -> str | None:
+    """Where the finished checkpoint is pushed to; None without ``push_to_hub``.
+
+    Raises:
+        UserError: it could not be pushed there, or would load nowhere else.
+    """
+    if not config.training.given["push_to_hub"]:
+        return None
+    from llm_mer.backbones.sources import find_local_backbone
+    from llm_mer.checkpoints.backbone_reference import is_copied
+    from llm_mer.reporting.hub_upload import prepare_push
+
+    local = find_local_backbone(config.model.backbone) if config.model.backbone != "none" else None
+    if local is not None and not is_copied(local, config.model.save_backbone):
+        raise UserError(
+            f"push_to_hub: the local backbone {config.model.backbone!r} would not be copied into the checkpoint, which "
+            "could then be loaded nowhere else; say save_backbone: always, or name the backbone by its hub name"
+        )
+    repository = str(config.training.hub_model_id)
+    try:
+        prepare_push(repository, _is_private(config))
+    except UserError as error:
+        raise UserError(
+            f"push_to_hub: {error}; or leave push_to_hub out and push the finished checkpoint with `llm-mer push`"
+        ) from error
+    return repository

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llm_mer.adapters.base import FusionAdapter
 from llm_mer.data.speaker_effects import FEW_UTTERANCES
 from llm_mer.inference.prediction import Prediction
+from llm_mer.inference.unread import describe_unread
 
 
 def diagnose(adapter: nn.Module, predictions: Sequence[Prediction]) -> list[str]:
@@ -50,3 +51,13 @@ def find_little_known_speakers(predictions: Sequence[Prediction]) -> list[str]:
         f"the speakers of {few} of {len(known)} utterances are known from fewer than {FEW_UTTERANCES} utterances each: "
         "features were normalised by speaker with little to go by"
     ]
+
+
+def find_unread(predictions: Sequence[Prediction]) -> list[str]:
+    """What to say of features and transcripts that are given and not read, one line for all of them."""
+    utterances = {(p.language, p.id): p.unread for p in predictions}
+    parts = sorted({part for unread in utterances.values() for part in unread})
+    if not parts:
+        return []
+    count, what = sum(bool(unread) for unread in utterances.values()), describe_unread(parts)
+    return [f"{what} of {count} of {len(utterances)} utterances are given, and this checkpoint reads none of it"]

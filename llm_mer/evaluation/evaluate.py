@@ -38,6 +38,7 @@ from llm_mer.evaluation.untuned import PRIOR_CORRECTED, correct_for_prior, load_
 from llm_mer.inference.answer_values import pooled_answer
 from llm_mer.inference.dialogues import decode_dialogues
 from llm_mer.inference.prediction import Prediction
+from llm_mer.model.prompt_lengths import backbone_positions, check_prompt_lengths
 from llm_mer.prompting.tasks import Task
 from llm_mer.storage.watched_folder import watch_folder
 
@@ -153,6 +154,10 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
         raise UserError(f"{place}, split {config.split!r}: no utterance has a label for {', '.join(t.name for t in tasks)}")
     for identifier, _, text in dataset.transcripts():
         check_transcript(text, f"utterance {identifier!r}")
+    predictor = pipeline.predictor
+    if predictor.processor.tokenizer is not None:
+        positions = backbone_positions(predictor.core.config)
+        check_prompt_lengths(predictor.processor, dataset, positions, f"{place}, split {config.split!r}")
     available = modalities_of(pipeline)
     reader = input_spec_of(description, available, folder / NOISY_FEATURES)
     conditions = parse_conditions(config.conditions, available, description.backbone is not None)
@@ -216,7 +221,7 @@ def score(
 ) -> Evaluation:
     """The scores of predictions; those of the dialogue decoder are added to ``by_condition``."""
     from llm_mer.checkpoints.run_manifest import read_manifest
-    from llm_mer.evaluation.adapter_warnings import diagnose, find_cut, find_little_known_speakers
+    from llm_mer.evaluation.adapter_warnings import diagnose, find_cut, find_little_known_speakers, find_unread
 
     description, backbone = pipeline.description, pipeline.description.backbone
     adapter, class_task = pipeline.predictor.adapter, pipeline.predictor.processor.class_task
@@ -244,7 +249,9 @@ def score(
             *diagnose(pipeline.predictor.adapter, by_condition[AS_IS]),
             *find_cut(by_condition[AS_IS]),
             *find_little_known_speakers(by_condition[AS_IS]),
+            *find_unread(by_condition[AS_IS]),
             *_calibration_warnings(pipeline, planned, config.split),
+            *filter(None, [pipeline.predictor.rounded_logits()]),
             *([SEEN_IN_TRAINING] if config.split == "train" else []),
         ],
         conditions=planned.conditions,

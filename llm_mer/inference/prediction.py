@@ -38,6 +38,8 @@ class Prediction:
             of its own transcript (characters of Chinese), whatever a condition made of it. None where there is none.
         cut: ``{modality: (read, given)}`` where more is given than the adapter reads: steps, or tokens of the transcript,
             which prompts show whole. Empty where it read everything.
+        unread: ``audio``, ``vision``, ``text`` (features) and ``transcript``, where they are given and neither the adapter
+            nor a prompt reads them.
         read_out: what a checkpoint that has a read-out reads off the hidden state: a label name, or a score inside its
             range. read_out_log_probabilities: of the labels, in their order; None for scores.
         head_value: the adapter head's own prediction, where it has one. head_log_probabilities: of the labels, in their
@@ -74,6 +76,7 @@ class Prediction:
     position: int | None = None
     length: int | None = None
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
     read_out: str | float | None = None
     read_out_log_probabilities: list[float] | None = None
     head_value: str | float | None = None

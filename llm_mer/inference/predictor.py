@@ -31,6 +31,7 @@ from llm_mer.inference.answer_values import (
     pooled_answer,
 )
 from llm_mer.inference.prediction import Prediction
+from llm_mer.inference.unread import describe_unread, unread_parts
 from llm_mer.model.collator import MerCollator, UtteranceBatch
 from llm_mer.model.context_vectors import attach_context
 from llm_mer.model.modeling_mer import (
@@ -39,6 +40,7 @@ from llm_mer.model.modeling_mer import (
     conditional_generation_of,
     fusion_adapter_of,
 )
+from llm_mer.model.output_head import reads_in_float32
 from llm_mer.model.processing_mer import MerProcessor, PromptIds
 from llm_mer.model.read_out import columns_of
 from llm_mer.prompting.tasks import Task
@@ -110,6 +112,7 @@ class Predictor:
     temperatures: Mapping[tuple[str, str], float] = field(default_factory=dict)
     pool_weights: PoolWeights = field(default_factory=dict)
     _trees: dict[tuple[str, str], AnswerTree] = field(default_factory=dict, repr=False)
+    _said_unread: set[str] = field(default_factory=set, repr=False)
     _kept: dict[tuple[str, ...], PrefixCache] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -134,6 +137,8 @@ class Predictor:
         self.device = next(self.core.parameters()).device
         core: Any = self.core  # an adapter alone is never asked
         self.answering: Engine = TransformersEngine(core) if self.engine is None else self.engine
+        if (note := self.rounded_logits()) is not None:
+            logger.warning(note)
 
     def batches(self, dataset: MerDataset, questions: Sequence[int] | None = None) -> list[Batch]:
         """The questions (default: all of the dataset) in batches of one language and the same tasks, sorted by length."""
@@ -224,6 +229,8 @@ class Predictor:
         began = time.perf_counter()
         read = collator.utterances([question.row for question in questions[:: len(tasks)]], tasks)
         inputs: dict[str, Any] = dict(read.inputs.to(self.device).model_inputs())
+        unread = [unread_parts(self.processor, utterance, tasks) for utterance in read.utterances]
+        self._warn_of_unread(unread)
         answers = self._score(read, inputs, batch)
         fusion = answers[0].fusion
         inputs = {name: value for name, value in inputs.items() if name not in FUSION_KEYS}
@@ -252,6 +259,7 @@ class Predictor:
                 turn=utterance.turn,
                 speaker=utterance.speaker,
                 cut=read.cut[row],
+                unread=unread[row],
                 seconds=round(seconds, 6),
             )
             prediction.precision = precision
@@ -280,6 +288,12 @@ class Predictor:
             predictions.append(prediction)
         return predictions
 
+    def _warn_of_unread(self, unread: Sequence[Sequence[str]]) -> None:
+        """Say once what is given and not read."""
+        if new := sorted({part for parts in unread for part in parts} - self._said_unread):
+            self._said_unread.update(new)
+            logger.warning("%s are given, and this checkpoint reads none of it", describe_unread(new))
+
     @property
     def precision(self) -> str | None:
         """``float32``, ``bfloat16`` …: what the language model computes with, autocast included; None without one."""
@@ -291,6 +305,15 @@ class Predictor:
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         return str(dtype).removeprefix("torch.")
+
+    def rounded_logits(self) -> str | None:
+        """What to say where logits are rounded to half precision before they are normalised; None where they are not."""
+        if self.precision in (None, "float32", "float64") or reads_in_float32(self.core.lm_head):
+            return None
+        return (
+            "the output head cannot be computed in float32 here (it is sharded, quantised or another engine's), so logits "
+            f"are rounded to {self.precision} and probabilities may be several per cent off"
+        )
 
     def _score(self, read: UtteranceBatch, inputs: dict[str, Any], batch: Batch) -> list[_Answers]:
         """The answers to each task, on the CPU: the language model's, or those of an adapter's own head."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from llm_mer.adapters import adapter_class, build_adapter
@@ -34,6 +34,7 @@ from llm_mer.backbones.language_lora import LanguageRouter
 from llm_mer.distributed.sharded_parameters import full_numel
 from llm_mer.model.configuration_mer import MerConfig
 from llm_mer.model.last_feed_forward import feed_forward_at
+from llm_mer.model.output_head import CHUNK_ELEMENTS, next_token_log_probs
 from llm_mer.model.outputs import MerOutput, NextTokens, find_label_positions
 from llm_mer.model.packing import block_causal_mask
 from llm_mer.model.read_out import ReadOut, prompt_ends
@@ -49,10 +50,6 @@ FUSION_KEYS: tuple[str, ...] = (
     "score_targets",
 )
 """Flat tensor names under which a batch carries :class:`FusionInputs` through trainers, DDP and ``generate``."""
-
-
-CHUNK_ELEMENTS = 2**26
-"""Logit values held at once (256 MB in float32); longer work is cut into chunks of rows."""
 
 
 def fusion_inputs(tensors: dict[str, Tensor | None], embed: nn.Module | None = None) -> FusionInputs:
@@ -291,8 +288,10 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         body = backbone.base_model
         assert isinstance(body, PreTrainedModel)
         model = cls(config, body, backbone.get_output_embeddings())
-        if backbone.generation_config is not None:
-            model.generation_config = backbone.generation_config
+        if (published := backbone.generation_config) is not None:
+            # Its tokens and no more: a repetition penalty or a banned word of that file would make a greedy answer another.
+            names = ("bos_token_id", "eos_token_id", "pad_token_id")
+            model.generation_config = GenerationConfig(**{name: getattr(published, name) for name in names})
         model.model.fusion_adapter.to(backbone.device)
         if model.read_out is not None:
             model.read_out.to(backbone.device)
@@ -386,19 +385,9 @@ class MerForConditionalGeneration(MerPreTrainedModel, GenerationMixin):
         )
 
     def _log_probs(self, hidden: Tensor, asked: NextTokens) -> Tensor:
-        """``(B, L, H) -> (B, E)`` log-probabilities of the tokens asked for; a bounded part of the logits at a time."""
+        """``(B, L, H) -> (B, E)`` log-probabilities of the tokens asked for, of a head in float32."""
         rows = torch.arange(hidden.shape[0], device=hidden.device).unsqueeze(1)
-        predicting = hidden[rows, asked.positions]  # (B, N, H)
-        size = max(1, CHUNK_ELEMENTS // max(self.config.get_text_config().vocab_size * predicting.shape[1], 1))
-        parts = []
-        for chunk in predicting.split(size):
-            logits = self.lm_head(chunk).float()  # (b, N, V)
-            wanted = logits[:, asked.nodes, asked.tokens]  # (b, E)
-            # logsumexp in position: without it, a second tensor as large takes as long to allocate as this one to compute.
-            highest = logits.amax(dim=-1, keepdim=True)
-            normaliser = logits.sub_(highest).exp_().sum(dim=-1).log_() + highest.squeeze(-1)  # (b, N)
-            parts.append(wanted - normaliser[:, asked.nodes])
-        return torch.cat(parts)
+        return next_token_log_probs(self.lm_head, hidden[rows, asked.positions], asked.nodes, asked.tokens)
 
     def _answer_log_probs(self, hidden: Tensor, nodes: Tensor, tokens: Tensor) -> Tensor:
         """``(B, L, H) -> (N, K)`` log-probabilities of ``tokens (N, K)`` behind ``nodes (N, 2)``, with their gradient.

@@ -166,8 +166,13 @@ class MerProcessor:
         history: Sequence[HistoryTurn],
         where: str = "",
         speaker: str | None = None,
+        any_length: bool = False,
     ) -> PromptIds:
-        """``[E_prefix; T_pseudo; E_suffix; P_task]`` as ids; loses the earliest turns to fit ``max_prompt_tokens``."""
+        """``[E_prefix; T_pseudo; E_suffix; P_task]`` as ids; loses the earliest turns to fit ``max_prompt_tokens``.
+
+        Raises:
+            UserError: it does not fit without any, unless ``any_length`` is asked for.
+        """
         template = select_prompt(self.prompts, task, language)
         turns = list(history)[-template.context_turns :] if template.context_turns else []
         end = Piece(self.find_answer_start(task, language).prompt_end)
@@ -176,7 +181,7 @@ class MerProcessor:
             before = self._encode(rendered.before_pieces)
             head = before if self.uses_chat else self.prefix_ids() + before
             ids = head + [self.filler_id] * self.num_pseudo_tokens + self._encode((*rendered.after_pieces, end))
-            if len(ids) <= self.max_prompt_tokens:
+            if len(ids) <= self.max_prompt_tokens or any_length:
                 return PromptIds(ids, len(head), self.num_pseudo_tokens)
             if not turns:
                 raise UserError(

@@ -18,6 +18,7 @@ from llm_mer.evaluation.metrics import is_lower_better
 from llm_mer.resources.files import resolve_file
 from llm_mer.storage.json_text import parse_json
 from llm_mer.training.bounds import NOT_NEGATIVE, POSITIVE, SEED, Interval, check_bounds
+from llm_mer.training.optimizers import check_optimizer
 from llm_mer.training.options import SECRETS, TrainingOptions
 
 IGNORED: dict[str, str] = {
@@ -47,6 +48,9 @@ IGNORED: dict[str, str] = {
     "do_eval": "say eval_strategy",
     "do_predict": "use llm-mer evaluate",
     "activation_offloading": "say activation_checkpointing",
+    "hub_strategy": "with push_to_hub the finished checkpoint is pushed, once",
+    "hub_always_push": "with push_to_hub the finished checkpoint is pushed, once",
+    "hub_revision": "with push_to_hub the checkpoint goes to the main branch",
 }
 """TRL's and transformers' options that have no effect here, and what does; any other value than the default is refused."""
 
@@ -89,6 +93,7 @@ class MerTrainingArguments(TrainingOptions, SFTConfig):  # type: ignore[misc]
             raise UserError(f"max_steps: {self.max_steps}; it must be at least 1, or -1 to train by num_train_epochs")
         self._check_selection()
         self._check_machine()
+        self._check_push()
         if isinstance(self.deepspeed, str):
             self.deepspeed = resolve_file(self.deepspeed)
         if self.deepspeed is not None and "RANK" not in os.environ:
@@ -123,6 +128,7 @@ class MerTrainingArguments(TrainingOptions, SFTConfig):  # type: ignore[misc]
 
     def _check_machine(self) -> None:
         """Refuse what this machine or this launch has not."""
+        check_optimizer(str(getattr(self.optim, "value", self.optim)))
         if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
             raise UserError("fp16: true needs a GPU; on a CPU it would compute in float32 and say nothing: leave it out")
         if self.fsdp and "RANK" not in os.environ:
@@ -133,6 +139,16 @@ class MerTrainingArguments(TrainingOptions, SFTConfig):  # type: ignore[misc]
             raise UserError(f"report_to: {missing[0]!r} is not installed here; choose from {', '.join(available)}")
         if self.save_strategy == "steps" and self.save_steps <= 0:
             raise UserError(f"save_steps: {self.save_steps:g}; it must be above 0, or no checkpoint is saved")
+
+    def _check_push(self) -> None:
+        """The trainer itself pushes nothing: :mod:`llm_mer.cli.train` pushes the finished checkpoint."""
+        if not self.push_to_hub:
+            return
+        if self.hub_model_id is None:
+            raise UserError("push_to_hub: true, but no repository is named; say hub_model_id: OWNER/NAME")
+        if self.seeds is not None:
+            raise UserError("push_to_hub: with seeds there are several checkpoints; push one of them with `llm-mer push`")
+        self.push_to_hub = False
 
     def _check_selection(self) -> None:
         """What chooses a checkpoint, or ends the run early, needs evaluations and a metric seen the right way round."""

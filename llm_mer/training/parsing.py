@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from llm_mer.adapters import use_adapter
 from llm_mer.errors import UserError
 from llm_mer.resources.files import resolve_file
+from llm_mer.storage.repeated_options import refuse_repeated_options
 from llm_mer.storage.yaml_text import MAX_BYTES, parse_yaml
 from llm_mer.training.declared_options import Option
 from llm_mer.training.options import SECRETS, ModelArguments
@@ -87,7 +88,8 @@ def parse_options(options: Sequence[Option], written: Mapping[str, Any], argumen
     """The values that were given, by name: those of the YAML file, ``written``, under those of the command line.
 
     Raises:
-        UserError: an option that is not known (abbreviations are not), a value of another type, NaN or infinity.
+        UserError: an option that is not known (abbreviations are not) or given twice with different values, a value of
+            another type, NaN or infinity.
     """
     known = {option.name: option for option in options}
     for name in SECRETS:
@@ -96,6 +98,8 @@ def parse_options(options: Sequence[Option], written: Mapping[str, Any], argumen
                 f"{name}: a token on a command line or in a file is seen by others; set it in the environment: "
                 "export HF_TOKEN=…"
             )
+    lists = [option.name for option in options if option.item is not None]
+    refuse_repeated_options(arguments, lists, [option.name for option in options if option.kinds == (bool,)])
     unknown = [f"--{name}" for name in written if name not in known]
     if unknown:
         raise UserError(f"Unknown arguments from config file: {unknown}{suggest(unknown[0], known)}")

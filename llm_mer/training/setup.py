@@ -29,6 +29,7 @@ from llm_mer.model.collator import MerCollator
 from llm_mer.model.liger_kernels import check_liger, use_liger
 from llm_mer.model.modeling_mer import MerHeadModel, conditional_generation_of, fusion_adapter_of
 from llm_mer.model.packing import check_packing
+from llm_mer.model.prompt_lengths import backbone_positions, check_prompt_lengths
 from llm_mer.prompting.templates import load_prompts
 from llm_mer.training.answer_batches import AnswerCollator
 from llm_mer.training.checks import (
@@ -46,8 +47,9 @@ from llm_mer.training.describe import describe_run, with_missing_steps
 from llm_mer.training.injection_schedule import InjectionSchedule
 from llm_mer.training.model_builder import BuiltModel, build_model, resolve_backbone
 from llm_mer.training.objectives import TOKENS
+from llm_mer.training.optimizers import check_optimizer_arguments
 from llm_mer.training.progress import log_progress_without_terminal
-from llm_mer.training.resume import check_resume, find_resume_checkpoint
+from llm_mer.training.resume import check_resume, resumed_folder
 from llm_mer.training.run_config import RunConfig
 from llm_mer.training.run_data import RunData, check_prompts, prepare_data
 from llm_mer.training.sampling import _BothSplits, question_lengths
@@ -65,7 +67,7 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
     """
     model, training = config.model, config.training
     loss_weights = _check_options(config)
-    resumed = find_resume_checkpoint(training)
+    resumed = resumed_folder(training)
     prepared = prepare_data(config.data, with_prompts=model.backbone != "none", use_votes=learns_votes(model))
     run = with_missing_steps(config, prepared)
     _log_data(config, run)
@@ -76,6 +78,7 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
     description = describe_run(config, run, built, loss_weights)
     if is_deepspeed_zero3_enabled():
         fill_zero3_auto_sizes(built.model, fusion_adapter_of(built.model), training.hf_deepspeed_config.config)
+    _check_prompt_lengths(config, run, built)
     collator = build_collator(config, run, built)
     rows, evaluation_rows = _question_rows(config, run, collator)
     trainer = _create_trainer(config, run, built, collator, rows, evaluation_rows)
@@ -97,6 +100,7 @@ def _check_options(config: RunConfig) -> dict[str, float]:
             f"one process sees {training.n_gpu} GPUs; start one for each: torchrun --standalone --nproc_per_node "
             f"{training.n_gpu} finetune.py …, or show it one: CUDA_VISIBLE_DEVICES=0"
         )
+    check_optimizer_arguments(training)
     loss_weights = check_loss_weights(model)
     check_objective(model, training)
     check_learning_rates(model, training)
@@ -162,6 +166,18 @@ def _build_model_for_training(config: RunConfig, run: RunData) -> BuiltModel:
     if training.packing_length is not None:
         check_packing(built.model.config.get_text_config(), config.data.max_prompt_tokens)
     return built
+
+
+def _check_prompt_lengths(config: RunConfig, run: RunData, built: BuiltModel) -> None:
+    """Refuse prompts that are too long for the run or its backbone, of both splits, before the first step."""
+    if config.model.backbone == "none":
+        return
+    data, positions = config.data, backbone_positions(built.model.config)
+    splits = [(run.train, data.train_split)]
+    if run.evaluation is not None and config.training.eval_strategy != "no":
+        splits.append((run.evaluation, data.eval_split))
+    for dataset, split in splits:
+        check_prompt_lengths(built.processor, dataset, positions, f"{data.data}, split {split!r}")
 
 
 def _question_rows(config: RunConfig, run: RunData, collator: MerCollator) -> tuple[Dataset, Dataset | None]:

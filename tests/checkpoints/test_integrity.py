@@ -31,6 +31,7 @@ from llm_mer.cli.main import main
 from llm_mer.cli.train import finetune
 from llm_mer.errors import UserError
 from llm_mer.inference.pipeline import MerPipeline
+from llm_mer.model.modeling_mer import conditional_generation_of
 from llm_mer.storage import fingerprints
 from llm_mer.storage.fingerprints import files_sha256
 from llm_mer.training.parsing import parse_arguments
@@ -256,3 +257,50 @@ def test_checksums_of_a_version_before_have_no_digest_of_tensors_and_are_read(co
     assert is_fingerprint_of(checkpoint_fingerprint(copied), copied)
     flip(copied / WEIGHTS)
     assert not is_fingerprint_of(before, copied)
+
+
+def test_what_other_programs_read_of_a_checkpoint_is_recorded_and_an_edit_is_refused(copied: Path) -> None:
+    assert "config.json" in answered(copied)
+    content = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**content, "num_pseudo_tokens": 3}))
+    with pytest.raises(UserError, match=r"config\.json: damaged or edited: it has"):
+        MerPipeline.from_pretrained(copied)
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "generation_config.json", "vocab.json", "chat_template.json"])
+def test_a_file_that_was_added_and_would_be_read_is_refused(name: str, copied: Path) -> None:
+    assert name not in answered(copied)
+    (copied / name).write_text("{}")
+    with pytest.raises(
+        UserError, match=rf"{name}: it was not written with the checkpoint, and would change what it computes"
+    ):
+        load_checkpoint(copied)
+    (copied / name).unlink()
+    (copied / "notes.txt").write_text("the user's own")
+    verify_checkpoint(copied)
+
+
+def test_a_record_of_an_earlier_version_without_config_json_is_read(copied: Path) -> None:
+    record = json.loads((copied / CHECKSUMS_FILE).read_text())
+    del record["files"]["config.json"]
+    (copied / CHECKSUMS_FILE).write_text(json.dumps(record))
+    verify_checkpoint(copied)
+
+
+def test_the_backbones_settings_of_generation_do_not_change_a_greedy_answer(
+    backbones: dict[str, Path], copied: Path, tmp_path: Path
+) -> None:
+    plain = load_checkpoint(copied).model
+    path = copied / "backbone" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 3.0, "suppress_tokens": [5]}))
+    settings = [conditional_generation_of(model).generation_config for model in (plain, load_checkpoint(copied).model)]
+    assert settings[0].to_diff_dict() == settings[1].to_diff_dict()
+    assert settings[1].eos_token_id == 2
+
+
+def test_a_merged_checkpoint_records_what_it_computes_with_too(copied: Path, tmp_path: Path) -> None:
+    merged = merge_checkpoint(copied, tmp_path / "merged")
+    assert {"config.json", "llm_mer.json", "tokenizer.json"} <= set(answered(merged))
+    (merged / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json: damaged or edited"):
+        load_checkpoint(merged)

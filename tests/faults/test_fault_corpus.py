@@ -10,10 +10,11 @@ import broken_inputs
 import pytest
 from broken_inputs import Fault, Ground
 from broken_json import JSON_FAULTS
+from broken_setups import SETUP_FAULTS
 
 from llm_mer.errors import UserError
 
-FAULTS = (*broken_inputs.FAULTS, *JSON_FAULTS)
+FAULTS = (*broken_inputs.FAULTS, *JSON_FAULTS, *SETUP_FAULTS)
 LONGEST = 700
 
 

@@ -101,6 +101,8 @@ def read_options(texts: Sequence[str] | None) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"--engine_options: {text!r} is not NAME=VALUE, e.g. tensor_parallel_size=2")
+        if name in found:
+            raise UserError(f"--engine_options: {name} is given twice; name it once")
         try:
             found[name] = parse_yaml(value, "--engine_options")
         except UserError:
