@@ -80,7 +80,7 @@ class CheckpointDescription:
 
         Folders of this machine say nothing elsewhere and are left out.
         """
-        written = self if self.run is None else replace(self, run=self.run.without_places())
+        written = self if self.run is None else replace(self, run=self.run.without_paths())
         write_json_atomically(folder / DESCRIPTION_FILE, asdict(written))
         write_json_atomically(folder / "config.json", MerConfig(**self.model).to_dict())
 

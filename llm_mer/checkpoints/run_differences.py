@@ -134,7 +134,7 @@ class RunSetup:
             flat |= {name: value for name, value in self.options[group].items() if name not in left_out}
         return flat
 
-    def without_places(self) -> RunSetup:
+    def without_paths(self) -> RunSetup:
         """The same setup without the folders of one machine, see :func:`without_folders`."""
         return replace(self, options=without_folders(self.options))
 

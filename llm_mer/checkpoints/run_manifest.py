@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_mer.checkpoints.description import CheckpointDescription, stack_versions
-from llm_mer.checkpoints.places import read_places, write_places
+from llm_mer.checkpoints.portable_paths import make_paths_portable, resolve_portable_paths
 from llm_mer.checkpoints.run_differences import OPTION_GROUPS, RunSetup, without_folders
 from llm_mer.errors import UserError
 from llm_mer.storage.atomic_files import write_json_atomically
@@ -101,10 +101,10 @@ class RunManifest:
         self.save(folder)
 
     def save(self, folder: Path) -> None:
-        """Write ``run_manifest.json``, completely or not at all; its paths are told from ``folder`` (:mod:`.places`)."""
+        """Write ``run_manifest.json``, completely or not at all; its paths go from ``folder`` (:mod:`.portable_paths`)."""
         folder.mkdir(parents=True, exist_ok=True)
-        places = {"command": write_places(self.command, folder), "options": write_places(self.options, folder)}
-        write_json_atomically(folder / MANIFEST, {**asdict(self), **places})
+        paths = {"command": make_paths_portable(self.command, folder), "options": make_paths_portable(self.options, folder)}
+        write_json_atomically(folder / MANIFEST, {**asdict(self), **paths})
 
     @classmethod
     def load(cls, folder: Path) -> RunManifest:
@@ -116,8 +116,8 @@ class RunManifest:
         path = folder / MANIFEST
         missing = f"{folder}: no {MANIFEST}; name a folder that finetune.py of this version wrote"
         manifest = cls.from_dict(read_json(path, missing), str(path))
-        manifest.command = read_places(manifest.command, folder)
-        manifest.options = read_places(manifest.options, folder)
+        manifest.command = resolve_portable_paths(manifest.command, folder)
+        manifest.options = resolve_portable_paths(manifest.options, folder)
         return manifest
 
     @classmethod
@@ -140,7 +140,7 @@ class RunManifest:
         """What the result follows from."""
         return RunSetup(self.options, str(self.data.get("fingerprint")), self.questions_sha256, self.backbone)
 
-    def without_places(self) -> RunManifest:
+    def without_paths(self) -> RunManifest:
         """The same manifest without the folders of one machine (:func:`without_folders`), to be given away."""
         return replace(self, command=without_folders(self.command), options=without_folders(self.options))
 
@@ -155,7 +155,7 @@ class RunManifest:
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest beside a checkpoint as plain values, without folders of one machine; None where there is none."""
-    return asdict(RunManifest.load(folder).without_places()) if (folder / MANIFEST).is_file() else None
+    return asdict(RunManifest.load(folder).without_paths()) if (folder / MANIFEST).is_file() else None
 
 
 def begin(

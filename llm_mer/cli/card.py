@@ -29,11 +29,11 @@ def run(options: Options) -> str:
 
     from llm_mer.reporting.model_card import model_card
     from llm_mer.storage.atomic_files import write_text_atomically
-    from llm_mer.storage.system_errors import naming_place
+    from llm_mer.storage.system_errors import naming_path
 
     path = Path(options.folder) / "README.md" if options.output is None else Path(options.output)
     text = model_card(Path(options.folder), [Path(place) for place in options.evaluations], options.license)
-    with naming_place(path):
+    with naming_path(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(path, text)
     return str(path)

@@ -16,7 +16,7 @@ from llm_mer.inference.prediction import Prediction, require_finite_answers
 from llm_mer.storage.atomic_files import write_text_atomically
 from llm_mer.storage.json_lines import parse_json_object
 from llm_mer.storage.json_text import dump_json
-from llm_mer.storage.system_errors import naming_place
+from llm_mer.storage.system_errors import naming_path
 
 if TYPE_CHECKING:
     from llm_mer.data.dataset import MerDataset
@@ -79,7 +79,7 @@ class Journal:
         if not self.path.is_file():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lines.insert(0, {"settings": self.settings})
-        with naming_place(self.path), self.path.open("a", encoding="utf-8") as stream:
+        with naming_path(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.writelines(dump_json(line) + "\n" for line in lines)
 
     def finished(self, condition: str) -> dict[tuple[int, ...], list[Prediction]]:

@@ -89,7 +89,7 @@ def stage_for_hub(
         entry = read_json(target / "adapter_config.json", f"{folder}: no adapter_config.json")
         write_json_atomically(target / "adapter_config.json", {**entry, "base_model_name_or_path": repository})
     if (folder / MANIFEST).is_file():
-        write_json_atomically(target / MANIFEST, asdict(RunManifest.load(folder).without_places()))
+        write_json_atomically(target / MANIFEST, asdict(RunManifest.load(folder).without_paths()))
     if (folder / CARD_FILE).is_file():
         shutil.copyfile(folder / CARD_FILE, target / CARD_FILE)
     else:

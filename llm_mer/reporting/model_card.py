@@ -41,7 +41,7 @@ def model_card(
     from huggingface_hub import ModelCard
 
     description = CheckpointDescription.load(folder)
-    manifest = RunManifest.load(folder).without_places() if (folder / MANIFEST).is_file() else None
+    manifest = RunManifest.load(folder).without_paths() if (folder / MANIFEST).is_file() else None
     folders = list(evaluations) or sorted(path.parent for path in (folder / "evaluation").rglob(EVALUATION))
     evaluations_found = [Evaluation.load(place) for place in folders]
     for place, evaluation in zip(folders, evaluations_found, strict=True):

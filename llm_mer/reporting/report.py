@@ -28,7 +28,7 @@ from llm_mer.reporting.sections.systems import precisions_of, run_section, seed_
 from llm_mer.reporting.sections.training import training_section
 from llm_mer.reporting.sections.votes import votes_section
 from llm_mer.storage.atomic_files import write_text_atomically
-from llm_mer.storage.system_errors import naming_place
+from llm_mer.storage.system_errors import naming_path
 
 SYNTHETIC_NOTE = (
     "The data are the synthetic corpus of synthesised speech and rendered faces. It is a test bench for this program; "
@@ -127,7 +127,7 @@ def run(config: ReportConfig) -> str:
     if output.is_dir():
         raise UserError(f"--output {output}: is a folder; name the HTML file to write")
     page, facts = build_page(config)
-    with naming_place(output):
+    with naming_path(output):
         output.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(output, page)
     written = f"written to {output} ({len(page.encode('utf-8')) / 1024:.0f} KiB)"

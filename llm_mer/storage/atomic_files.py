@@ -19,7 +19,7 @@ from typing import IO, Any
 from llm_mer.errors import UserError
 from llm_mer.storage.json_text import dump_json
 from llm_mer.storage.mount_points import refuse_mount_point
-from llm_mer.storage.system_errors import TEMPORARY_NAME, naming_place
+from llm_mer.storage.system_errors import TEMPORARY_NAME, naming_path
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def open_atomically(path: Path, mode: str = "w", fsync: bool = False) -> Iterato
         UserError: the disk is full, read-only or otherwise refuses; ``path`` is then what it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-    with naming_place(path):
+    with naming_path(path):
         try:
             with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as stream:
                 yield stream
@@ -78,7 +78,7 @@ def new_folder(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already; name a folder that is new or empty")
-    with naming_place(target):
+    with naming_path(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
         if needed_bytes > free:
@@ -114,7 +114,7 @@ def replaced_folder(target: Path, is_ours: Callable[[str], bool]) -> Iterator[Pa
         UserError: the disk is full, read-only or otherwise refuses, or a file of the user's has the name of a new one.
     """
     try:
-        with naming_place(target), staging_folder(target) as staging:
+        with naming_path(target), staging_folder(target) as staging:
             yield staging
             install_folder(staging, target, is_ours)
     except FileNotFoundError as error:

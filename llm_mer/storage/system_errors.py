@@ -74,7 +74,7 @@ def reason_and_remedy(error: OSError) -> str:
     return f"{error.strerror}; {advice}" if advice else str(error.strerror)
 
 
-def final_place(path: str | Path) -> Path:
+def final_path(path: str | Path) -> Path:
     """The path under which something that is being written will stand when it is complete."""
     parts = (found[1] if (found := TEMPORARY_NAME.fullmatch(part)) else part for part in Path(path).parts)
     return Path(*parts)
@@ -95,7 +95,7 @@ def describe_system_error(error: BaseException, place: str | Path | None = None)
         if isinstance(named, bytes):
             named = os.fsdecode(named)
         if isinstance(named, str | Path):
-            return f"{final_place(named)}: {os.strerror(number)}; {PLACE_ERRORS[number]}"
+            return f"{final_path(named)}: {os.strerror(number)}; {PLACE_ERRORS[number]}"
         if place is not None:
             return f"{place}: {os.strerror(number)}; {PLACE_ERRORS[number]}"
         return f"a file cannot be written or read: {first_line(each)}; {PLACE_ERRORS[number]}"
@@ -103,7 +103,7 @@ def describe_system_error(error: BaseException, place: str | Path | None = None)
 
 
 @contextmanager
-def naming_place(place: str | Path) -> Iterator[None]:
+def naming_path(place: str | Path) -> Iterator[None]:
     """A block that writes or reads one place: what the system refuses in it is told with that place's name.
 
     Raises:

@@ -16,7 +16,7 @@ from llm_mer.storage.atomic_files import write_text_atomically
 from llm_mer.storage.json_lines import parse_json_object
 from llm_mer.storage.json_text import dump_json
 from llm_mer.storage.quoting import quote
-from llm_mer.storage.system_errors import naming_place
+from llm_mer.storage.system_errors import naming_path
 from llm_mer.training.state_file import find_best_checkpoint
 
 
@@ -28,7 +28,7 @@ def epoch_of(line: bytes, where: str) -> float:
     return float(epoch)
 
 
-def keep_until(path: Path, epoch: float) -> None:
+def truncate_trajectories(path: Path, epoch: float) -> None:
     """Keep the lines of trajectories up to an epoch. Raises :class:`UserError` for a line that no training wrote."""
     # A line without its end was being written when the run was killed.
     lines = path.read_bytes().split(b"\n")[:-1]
@@ -64,7 +64,7 @@ class _EpochEnd(TrainerCallback):
                 path.unlink(missing_ok=True)
             self.follow(args, state)
         elif state.is_world_process_zero and path.is_file():  # a resumed run walks the epochs after its checkpoint again
-            keep_until(path, state.epoch or 0)
+            truncate_trajectories(path, state.epoch or 0)
 
     def follow(self, args: Any, state: Any) -> None:
         """Append where the followed vectors stand now. Every rank comes here: they may be sharded."""
@@ -75,7 +75,7 @@ class _EpochEnd(TrainerCallback):
             return
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         path = Path(args.output_dir) / TRAJECTORIES
-        with naming_place(path), path.open("a") as stream:
+        with naming_path(path), path.open("a") as stream:
             for name, values in vectors.items():
                 points = [[round(v, 5) for v in row] for row in values.float().cpu().tolist()]
                 stream.write(dump_json({"epoch": state.epoch or 0, "name": name, "points": points}) + "\n")

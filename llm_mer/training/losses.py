@@ -44,7 +44,7 @@ def known_targets(batch: Mapping[str, Any], device: torch.device) -> Tensor:
     )
 
 
-def questions_read(batch: Mapping[str, Any]) -> int:
+def count_read_out_questions(batch: Mapping[str, Any]) -> int:
     """How many questions of a batch a read-out learns from."""
     targets = batch.get("read_out_targets")
     return 0 if targets is None else int(targets.shape[0])

@@ -57,7 +57,7 @@ def train_seeds(config: RunConfig, command: Sequence[str]) -> Path:
 def _train_seeds(config: RunConfig, command: Sequence[str], output: Path) -> Path:
     training = config.training
     assert training.seeds is not None
-    runs = {seed: for_seed(config, seed, output / f"seed-{seed}") for seed in training.seeds}
+    runs = {seed: config_for_seed(config, seed, output / f"seed-{seed}") for seed in training.seeds}
     done = finished_seeds(output, runs)
     manifests: dict[int, RunManifest] = {}
     for number, seed in enumerate(training.seeds, start=1):
@@ -67,7 +67,7 @@ def _train_seeds(config: RunConfig, command: Sequence[str], output: Path) -> Pat
             logger.info("[%d/%d] seed %d%s", number, len(training.seeds), seed, kept)
         if seed not in done:
             # Built anew: the trainer before has reset what these arguments stand on.
-            own = for_seed(config, seed, output / f"seed-{seed}")
+            own = config_for_seed(config, seed, output / f"seed-{seed}")
             manifests[seed] = train(own, command)
             gc.collect()  # the trainer and its model refer to one another
         else:
@@ -77,10 +77,10 @@ def _train_seeds(config: RunConfig, command: Sequence[str], output: Path) -> Pat
     return output
 
 
-def for_seed(config: RunConfig, seed: int, place: Path) -> RunConfig:
+def config_for_seed(config: RunConfig, seed: int, folder: Path) -> RunConfig:
     """The run of one of the seeds; one that was begun goes on from its last checkpoint."""
-    resume = True if config.training.resume_from_checkpoint or (place / MANIFEST).is_file() else None
-    return config.replace(seed=seed, seeds=None, output_dir=str(place), resume_from_checkpoint=resume)
+    resume = True if config.training.resume_from_checkpoint or (folder / MANIFEST).is_file() else None
+    return config.replace(seed=seed, seeds=None, output_dir=str(folder), resume_from_checkpoint=resume)
 
 
 def finished_seeds(output: Path, runs: Mapping[int, RunConfig]) -> dict[int, RunManifest]:
@@ -103,18 +103,18 @@ def finished_seeds(output: Path, runs: Mapping[int, RunConfig]) -> dict[int, Run
     questions = questions_digest([get_task(name) for name in one.data.tasks], prompts)
     backbone = identify_backbone(None if one.model.backbone == "none" else resolve_backbone(one.model.backbone))
     for seed, manifest in found.items():
-        place = output / f"seed-{seed}"
+        folder = output / f"seed-{seed}"
         different = run_differences(manifest.setup(), RunSetup(runs[seed].options(), fingerprint, questions, backbone))
         if different:
             listed = "; ".join(map(str, different))
-            raise UserError(f"{place} holds a finished run that differs: {listed}; name another output_dir or delete it")
-        if weights_digest(place) != manifest.weights_sha256:
+            raise UserError(f"{folder} holds a finished run that differs: {listed}; name another output_dir or delete it")
+        if weights_digest(folder) != manifest.weights_sha256:
             raise UserError(
-                f"{place}: its weights are not those its {MANIFEST} tells of; delete it to train this seed again"
+                f"{folder}: its weights are not those its {MANIFEST} tells of; delete it to train this seed again"
             )
         newer = compare_settings(manifest.versions, stack_versions())
         if newer and one.training.process_index == 0:
-            logger.warning("%s is kept, though made with other versions: %s", place, "; ".join(map(str, newer)))
+            logger.warning("%s is kept, though made with other versions: %s", folder, "; ".join(map(str, newer)))
     return found
 
 

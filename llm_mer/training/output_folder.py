@@ -27,7 +27,7 @@ from llm_mer.storage.atomic_files import backup_folder, install_folder, is_tempo
 from llm_mer.storage.locks import check_output_path, is_lock_file
 from llm_mer.storage.mount_points import is_mount_point
 from llm_mer.training.atomic_checkpoints import STAGING_FOLDER, list_checkpoints, remove_checkpoints
-from llm_mer.training.resume import resumed_folder
+from llm_mer.training.resume import find_resume_checkpoint
 from llm_mer.training.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def claim_output(config: RunConfig) -> Iterator[TrainingOutput]:
 
     Raises:
         UserError: on every rank: another process trains there, the folder holds something a new run would spoil, or as
-            :func:`~llm_mer.training.resume.resumed_folder`.
+            :func:`~llm_mer.training.resume.find_resume_checkpoint`.
     """
     training: Any = config.training
     check_output_path(training.output_dir)
@@ -158,14 +158,14 @@ def claim_output(config: RunConfig) -> Iterator[TrainingOutput]:
         if working != target and is_mount_point(target):
             raise UserError(f"overwrite_output_dir: {target} is a mount point, which no folder can replace; name one in it")
         training.output_dir = str(working)
-        resumed = resumed_folder(training)
+        resumed = find_resume_checkpoint(training)
         training.resume_from_checkpoint = resumed  # a path: it is checked
         own = resumed is not None and resumed.resolve().parent == working.resolve()
         if not own and working == target and content is not None:
-            raise UserError(refusal(target, content, resuming))
+            raise UserError(describe_refusal(target, content, resuming))
         processes.barrier()
         overwrite = bool(training.overwrite_output_dir)
-        processes.run_together(lambda: begin_anew(target, working, overwrite), not own and first_on_node)
+        processes.run_together(lambda: remove_unfinished_run(target, working, overwrite), not own and first_on_node)
         if working != target and processes.is_first:
             logger.info("%s %s; the new run is written in %s until it is complete", target, content or "is gone", working)
         yield TrainingOutput(target, working, processes, first_on_node)
@@ -176,7 +176,7 @@ def is_inside(checkpoint: Any, folder: Path) -> bool:
     return isinstance(checkpoint, str | Path) and Path(checkpoint).resolve().parent == folder.resolve()
 
 
-def refusal(target: Path, content: str, resuming: bool) -> str:
+def describe_refusal(target: Path, content: str, resuming: bool) -> str:
     """Why a run does not begin, and what would be right. ``resuming``: it was to go on from the last complete checkpoint."""
     choices = ["name another folder", "--overwrite_output_dir replaces it when the new run is complete"]
     if not resuming and list_checkpoints(target):
@@ -189,7 +189,7 @@ def refusal(target: Path, content: str, resuming: bool) -> str:
     return f"output_dir: {target} {content}; {'; '.join(choices)}"
 
 
-def begin_anew(target: Path, working: Path, overwrite: bool) -> None:
+def remove_unfinished_run(target: Path, working: Path, overwrite: bool) -> None:
     """Delete what a run left that came to no end, where a new one is written."""
     if overwrite:
         shutil.rmtree(overwriting_folder(target), ignore_errors=True)

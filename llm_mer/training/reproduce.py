@@ -135,7 +135,7 @@ def known_options(kind: type, options: dict[str, Any]) -> tuple[dict[str, Any], 
     return {name: value for name, value in options.items() if name in settable}, notes
 
 
-def place_of_backbone(then: RunManifest, folder: Path, override: str) -> str:
+def locate_backbone(then: RunManifest, folder: Path, override: str) -> str:
     """Where to load the backbone from: an override, where it lay, or the copy in the checkpoint."""
     name = override or str(then.options["model"]["backbone"])
     copies = (folder / "backbone", folder.parent / "backbone")
@@ -171,7 +171,7 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
     _check_reproducible(then, folder)
     output = _new_output(config, folder)
     source = _check_data(config, then)
-    backbone = place_of_backbone(then, folder, config.backbone)
+    backbone = locate_backbone(then, folder, config.backbone)
     given, notes = _recorded_options(then)
     moved = {"data": source, "backbone": backbone, "output_dir": str(output)}
     if (folds := config.folds or then.options["data"].get("folds")) is not None:

@@ -27,7 +27,7 @@ from llm_mer.training.run_data import RunData
 logger = logging.getLogger(__name__)
 
 
-def resumed_folder(training: MerTrainingArguments) -> Path | None:
+def find_resume_checkpoint(training: MerTrainingArguments) -> Path | None:
     """The checkpoint ``resume_from_checkpoint`` names; true means the last complete one in ``output_dir``, if there is one.
 
     Collective. True without a complete checkpoint begins anew, so that one command both starts a run and goes on with it.
@@ -84,10 +84,10 @@ def check_resume(folder: Path, config: RunConfig, run: RunData, backbone: str | 
     now = run_setup(config, run, prompts, identify_backbone(backbone))
     different = run_differences(saved, now, resume_may_differ(saved.options))
     if different:
-        raise another_run(folder, different)
+        raise incompatible_run_error(folder, different)
 
 
-def another_run(folder: Path, different: Sequence[Difference]) -> UserError:
+def incompatible_run_error(folder: Path, different: Sequence[Difference]) -> UserError:
     """Why a run cannot go on from a checkpoint, and for another number of processes what would be right."""
     listed = "; ".join(f"{d.name}: {d.before!r} there, {d.now!r} here" for d in different)
     before = next((d.before for d in different if d.name == "processes"), None)

@@ -49,7 +49,7 @@ from llm_mer.training.model_builder import BuiltModel, build_model, resolve_back
 from llm_mer.training.objectives import TOKENS
 from llm_mer.training.optimizers import check_optimizer_arguments
 from llm_mer.training.progress import log_progress_without_terminal
-from llm_mer.training.resume import check_resume, resumed_folder
+from llm_mer.training.resume import check_resume, find_resume_checkpoint
 from llm_mer.training.run_config import RunConfig
 from llm_mer.training.run_data import RunData, check_prompts, prepare_data
 from llm_mer.training.sampling import _BothSplits, question_lengths
@@ -67,7 +67,7 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
     """
     model, training = config.model, config.training
     loss_weights = _check_options(config)
-    resumed = resumed_folder(training)
+    resumed = find_resume_checkpoint(training)
     prepared = prepare_data(config.data, with_prompts=model.backbone != "none", use_votes=learns_votes(model))
     run = with_missing_steps(config, prepared)
     _log_data(config, run)

@@ -37,9 +37,9 @@ from llm_mer.training.losses import (
     LossNotes,
     StepTargets,
     auxiliary_share,
+    count_read_out_questions,
     known_targets,
     language_model_share,
-    questions_read,
 )
 from llm_mer.training.objectives import CRPS
 from llm_mer.training.sampling import GroupedByLength
@@ -183,7 +183,7 @@ class MerTraining(Trainer):
         trainer: Any = self
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:  # every process has as many
-            read = torch.tensor([[questions_read(batch)] for batch in batches], device=device)
+            read = torch.tensor([[count_read_out_questions(batch)] for batch in batches], device=device)
             local = torch.stack([known_targets(batch, device) for batch in batches])
             local = torch.cat([local, read], dim=1)  # (g, 3)
             total = trainer.accelerator.reduce(local.sum(dim=0), reduction="sum")

@@ -29,6 +29,7 @@ from llm_mer.cli.train import finetune
 from llm_mer.data.store import UtteranceStore
 from llm_mer.errors import UserError
 from llm_mer.inference.pipeline import MerPipeline
+from llm_mer.reporting.hub_upload import stage_for_hub
 from llm_mer.resources import model_packages as packages
 
 TEXTS = ("the train leaves at nine, isn't it 2024?", "情绪：高兴", "<|im_start|>user\njoy<|im_end|>", " two  spaces")
@@ -145,7 +146,8 @@ def packaged(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         packages.LANGUAGE_MODEL, "Small", "llm-small", "1.0", place.name, "model.gguf", "0" * 64, 1, "MIT", "English"
     )
     monkeypatch.setattr("llm_mer.resources.model_packages.model_packages", lambda: {"small": entry})
-    for room in ("llm_mer.backbones.sources", "llm_mer.checkpoints.backbone_reference"):
+    rooms = ("llm_mer.backbones.sources", "llm_mer.checkpoints.backbone_reference", "llm_mer.reporting.hub_upload")
+    for room in rooms:
         monkeypatch.setattr(f"{room}.model_packages", lambda: {"small": entry})
     return place
 
@@ -156,7 +158,10 @@ def test_a_checkpoint_remembers_a_packages_model_by_its_name(packaged: Path, sto
     reference = CheckpointDescription.load(output).backbone
     assert reference is not None
     assert (reference.name, reference.folder) == ("small", None)
-    assert len(answers(output, store)) == 3
+    before = answers(output, store)
+    (tmp_path / "staged").mkdir()
+    staged = stage_for_hub(output, tmp_path / "staged", "someone/model")  # no copy is needed, the name is enough
+    assert answers(staged, store) == before
     packaged.joinpath("model.gguf").rename(tmp_path / "aside.gguf")
     with pytest.raises(UserError, match=r"package llm-small, which is not installed: llm-mer get small"):
         load_checkpoint(output)

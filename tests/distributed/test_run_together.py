@@ -118,7 +118,7 @@ def test_a_folder_of_answers_that_one_rank_cannot_make_is_told_by_every_rank(
     )
 
 
-@pytest.mark.parametrize("step", ["finish_exchange", "finished_content", "begin_anew"])
+@pytest.mark.parametrize("step", ["finish_exchange", "finished_content", "remove_unfinished_run"])
 def test_an_output_folder_that_one_rank_cannot_use_is_told_by_every_rank(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

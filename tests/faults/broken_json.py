@@ -24,9 +24,9 @@ def continue_evaluation(path: Path, ground: Ground) -> None:
 
 def go_on_after(path: Path, ground: Ground) -> None:
     """What a resumed training makes of its trajectories."""
-    from llm_mer.training.epoch_end import keep_until
+    from llm_mer.training.epoch_end import truncate_trajectories
 
-    keep_until(path, 1.0)
+    truncate_trajectories(path, 1.0)
 
 
 def read_log(path: Path, ground: Ground) -> None:

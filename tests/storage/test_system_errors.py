@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_mer.errors import UserError
-from llm_mer.storage.system_errors import describe_system_error, final_place, is_disk_full, naming_place
+from llm_mer.storage.system_errors import describe_system_error, final_path, is_disk_full, naming_path
 
 FULL = os.strerror(errno.ENOSPC)
 
@@ -27,7 +27,7 @@ FULL = os.strerror(errno.ENOSPC)
 )
 def test_every_librarys_full_disk_is_one_and_names_the_place(error: Exception, tmp_path: Path) -> None:
     assert is_disk_full(error)
-    with pytest.raises(UserError, match=r"/out: .*; make room on its disk, and the same command"), naming_place("/out"):
+    with pytest.raises(UserError, match=r"/out: .*; make room on its disk, and the same command"), naming_path("/out"):
         raise error
 
 
@@ -54,12 +54,12 @@ def test_of_a_copy_the_file_that_is_written_is_named_and_not_the_one_that_is_rea
     ],
 )
 def test_a_place_is_called_by_the_name_it_will_have(written: str, final: str) -> None:
-    assert final_place(written) == Path(final)
+    assert final_path(written) == Path(final)
     assert str(describe_system_error(OSError(errno.EROFS, "x", written))).startswith(f"{final}: Read-only file system; ")
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), FileNotFoundError(errno.ENOENT, "No such file", "x"), UserError("mine")])
 def test_what_the_system_does_not_refuse_goes_on_as_it_is(error: Exception) -> None:
-    with pytest.raises(type(error)) as caught, naming_place("/out"):
+    with pytest.raises(type(error)) as caught, naming_path("/out"):
         raise error
     assert caught.value is error

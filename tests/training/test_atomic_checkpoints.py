@@ -35,7 +35,7 @@ from llm_mer.training.atomic_checkpoints import (
 )
 from llm_mer.training.interruption import Interrupted
 from llm_mer.training.parsing import parse_arguments
-from llm_mer.training.resume import resumed_folder
+from llm_mer.training.resume import find_resume_checkpoint
 from llm_mer.training.setup import build_trainer
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "dropout": 0.2, "save_total_limit": 3}
@@ -82,14 +82,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     spoil(copy / "checkpoint-3" / file)
     training = parse_arguments(arguments(backbone="none", output=copy, resume_from_checkpoint="true", **SAVING)).training
     with caplog.at_level(logging.WARNING):
-        assert resumed_folder(training) == copy / "checkpoint-2"
+        assert find_resume_checkpoint(training) == copy / "checkpoint-2"
     (warning,) = [record.message for record in caplog.records if "is incomplete" in record.message]
     assert "checkpoint-3" in warning
     training.resume_from_checkpoint = str(copy / "checkpoint-3")
     with pytest.raises(
         UserError, match=rf"checkpoint-3 is incomplete: {reason}.*; beside it are checkpoint-2, checkpoint-1"
     ):
-        resumed_folder(training)
+        find_resume_checkpoint(training)
 
 
 def test_going_on_from_before_a_damaged_checkpoint_replaces_it_and_ends_with_the_same_weights(
@@ -112,7 +112,7 @@ def test_true_without_a_whole_checkpoint_begins_anew_and_says_so(
     training = parse_arguments(arguments(backbone="none")).training
     training.resume_from_checkpoint = value
     with caplog.at_level(logging.WARNING):
-        assert resumed_folder(training) is None
+        assert find_resume_checkpoint(training) is None
     assert "checkpoint-1 is incomplete (no complete.json" in caplog.text
     assert "holds no complete checkpoint-N; the run begins anew" in caplog.text
 

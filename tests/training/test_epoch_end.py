@@ -12,7 +12,7 @@ from llm_mer.evaluation.rows import Evaluation
 from llm_mer.reporting.facts import LoadedEvaluation
 from llm_mer.storage.json_files import read_json
 from llm_mer.storage.json_text import dump_json
-from llm_mer.training.epoch_end import keep_until
+from llm_mer.training.epoch_end import truncate_trajectories
 
 
 def line(epoch: float, name: str = "labels") -> str:
@@ -24,13 +24,13 @@ def test_lines_after_the_checkpoint_and_one_that_broke_off_are_cut_away(tmp_path
     # A name may hold what some readers take for the end of a line.
     kept = line(0) + line(0, "a\u2028b") + line(1.0) + line(1.5)
     path.write_text(kept + line(2.0) + line(3.0)[:-9], encoding="utf-8")
-    keep_until(path, 1.5)
+    truncate_trajectories(path, 1.5)
     assert path.read_text(encoding="utf-8") == kept
-    keep_until(path, 1.5)
+    truncate_trajectories(path, 1.5)
     assert path.read_text(encoding="utf-8") == kept
     loaded = LoadedEvaluation(Evaluation("x", {}, "data", "test", 0, 10), {}, tmp_path, tmp_path)
     assert [epoch for epoch, _ in loaded.read_trajectories()["labels"]] == [0.0, 1.0, 1.5]
-    keep_until(path, -1)
+    truncate_trajectories(path, -1)
     assert path.read_text() == ""
 
 
@@ -39,7 +39,7 @@ def test_a_line_that_no_training_wrote_ends_the_resume_and_leaves_the_file(tmp_p
     path.write_text(line(0) + '{"epoch": true}\n' + line(1))
     before = path.read_bytes()
     with pytest.raises(UserError, match=r"trajectories\.jsonl:2: field 'epoch' is True; a training writes a number"):
-        keep_until(path, 5)
+        truncate_trajectories(path, 5)
     assert path.read_bytes() == before
 
 

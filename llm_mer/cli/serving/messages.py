@@ -20,10 +20,10 @@ def message_of(error: Exception, names: Mapping[str, str]) -> str | None:
         names: places of this machine, and what to call them on the page.
     """
     told = str(error) if isinstance(error, UserError) else explain_failure(error)
-    return None if told is None else without_places(" ".join(told.split()), names)
+    return None if told is None else without_paths(" ".join(told.split()), names)
 
 
-def without_places(message: str, names: Mapping[str, str]) -> str:
+def without_paths(message: str, names: Mapping[str, str]) -> str:
     """A message with places of this machine called by their names, and of any other absolute path the last part."""
     for place in sorted(names, key=len, reverse=True):
         message = message.replace(place, names[place])

@@ -39,7 +39,7 @@ class ColumnNames:
         """One row as an entry of a manifest. ``folder``: what paths are relative to.
 
         Raises:
-            UserError: a field in two columns, a clip beside ``audio`` or ``video``, or no file to name the row after.
+            UserError: a field in two columns, a clip beside ``video``, or no file to name the row after.
         """
         found: dict[str, Any] = {}
         for column, value in entry.items():
@@ -67,15 +67,15 @@ class ColumnNames:
 
     def _read_clip(self, found: dict[str, Any], where: str, folder: Path) -> None:
         file = found.pop(CLIP)
-        if both := [name for name in ("video", "audio") if name in found]:
-            raise UserError(
-                f"{where}: the row names a clip {quote(file)} and {' and '.join(both)}; a clip is both, leave one out"
-            )
+        if "video" in found:
+            raise UserError(f"{where}: the row names a clip {quote(file)} and a video; a clip is both, leave one out")
         if not isinstance(file, str):
             raise UserError(f"{where}: field 'clip' is {quote(file)}; it must be the path of a file")
         assert self.tracks is not None, "whoever reads clips says how their tracks are found"
         has_pictures, has_sound = self.tracks(folder / file)
-        found.update({"video": file} if has_pictures else {}, **({"audio": file} if has_sound else {}))
+        found |= {"video": file} if has_pictures else {}
+        if has_sound and "audio" not in found:  # a sound file of its own takes the place of the clip's sound
+            found["audio"] = file
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, for a store and a checkpoint."""

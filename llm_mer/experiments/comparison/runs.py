@@ -32,7 +32,7 @@ from llm_mer.experiments.options import CompareConfig
 from llm_mer.inference.dialogues import decode_dialogues
 from llm_mer.storage.atomic_files import write_json_atomically
 from llm_mer.storage.fingerprints import file_sha256
-from llm_mer.storage.system_errors import naming_place
+from llm_mer.storage.system_errors import naming_path
 from llm_mer.storage.temporary_folders import temporary_folder
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _train_and_predict(
                 by_condition.setdefault(DIALOGUE, []).extend(decode_dialogues(own, task, shifts[task.name]))
     folder.mkdir(parents=True, exist_ok=True)
     if config.keep_models:
-        with naming_place(folder):
+        with naming_path(folder):
             save_final(trainer, folder)
     _save_compact_predictions(by_condition, folder / PREDICTIONS)
     result = RunResult(

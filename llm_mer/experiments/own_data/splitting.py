@@ -90,8 +90,10 @@ def draw_splits(groups: Sequence[Hashable], strata: Sequence[Hashable], seed: in
         warnings.simplefilter("ignore", UserWarning)
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         parts = [held for _, held in splitter.split(rows, labels, [numbers[group] for group in groups])]
-    # A large group makes its fold larger than the others: what is held out is nearest to an even share.
-    held_out = sorted(range(folds), key=lambda number: abs(len(parts[number]) - len(groups) / folds))[:2]
+    # A large group makes its fold unlike the others: what is held out is nearest to an even share of every stratum.
+    share = np.bincount(labels) / folds
+    distances = [float(np.abs(np.bincount(labels[part], minlength=len(share)) - share).sum()) for part in parts]
+    held_out = sorted((number for number in range(folds) if len(parts[number])), key=lambda number: distances[number])[:2]
     for name, number in zip(("test", "valid"), held_out, strict=True):
         names[parts[number]] = name
     return tuple(names)

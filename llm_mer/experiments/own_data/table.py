@@ -108,6 +108,9 @@ def find_fields(table: Table, given: Sequence[str]) -> dict[str, str]:
                 f"{table.path}:1: columns {first!r} and {column!r} are both read as {field!r}; "
                 f"say --columns {column}=ignore, or which field it is"
             )
+    alone = next((column for column, field in fields.items() if field == "video"), None)
+    if alone is not None and "audio" not in fields.values() and CLIP not in fields.values() and not is_given(given, alone):
+        fields[alone] = CLIP  # whoever names one file of a clip means its sound as well
     cut = [column for column in table.columns if _plain(column) in SEGMENTS and column not in fields]
     if cut:
         ignored = " ".join(f"{column}=ignore" for column in cut)
@@ -121,6 +124,11 @@ def find_fields(table: Table, given: Sequence[str]) -> dict[str, str]:
             "audio or text, or say --columns NAME=clip"
         )
     return fields
+
+
+def is_given(pairs: Sequence[str], column: str) -> bool:
+    """Whether ``NAME=FIELD`` of a command line names the column."""
+    return any(pair.rpartition("=")[0] == column for pair in pairs)
 
 
 def read_pairs(given: Sequence[str], table: Table, option: str, example: str) -> dict[str, str]:

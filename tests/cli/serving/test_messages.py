@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from llm_mer.cli.serving.messages import message_of, without_places
+from llm_mer.cli.serving.messages import message_of, without_paths
 from llm_mer.errors import UserError
 
 UPLOAD = "/tmp/llm-mer-demo-x/ab/my clip.mp4"
@@ -26,7 +26,7 @@ NAMES = {UPLOAD: "the video", "/home/jane": "~", "/home/jane/my runs/egmf": "egm
     ],
 )
 def test_places_are_called_by_their_names_or_their_last_part(message: str, shown: str) -> None:
-    assert without_places(message, NAMES) == shown
+    assert without_paths(message, NAMES) == shown
     assert message_of(UserError(message), NAMES) == shown
 
 

@@ -45,7 +45,7 @@ def test_rows_without_ids_are_named_by_their_line(tmp_path: Path) -> None:
     ("table", "columns", "message"),
     [
         ("text,sentence,id\na,b,1\n", {"sentence": "text"}, r":2: 'text' is in two columns, 'sentence' is one of them"),
-        ("id,file,audio\n1,both.mp4,b.wav\n", {"file": "clip"}, r":2: the row names a clip 'both.mp4' and audio"),
+        ("id,file,video\n1,both.mp4,b.mp4\n", {"file": "clip"}, r":2: the row names a clip 'both.mp4' and a video"),
     ],
 )
 def test_a_field_that_is_given_twice_is_refused(tmp_path: Path, table: str, columns: dict[str, str], message: str) -> None:
@@ -53,3 +53,12 @@ def test_a_field_that_is_given_twice_is_refused(tmp_path: Path, table: str, colu
     path.write_text(table)
     with pytest.raises(UserError, match=message):
         list(stream_manifest(path, columns=ColumnNames(columns, tracks=tracks)))
+
+
+def test_a_sound_file_beside_a_clip_takes_the_place_of_its_sound(tmp_path: Path) -> None:
+    path = tmp_path / "clips.csv"
+    path.write_text("id,video,audio,language\n1,both.mp4,b.wav,en\n2,both.mp4,,en\n")
+    one, two = stream_manifest(path, columns=ColumnNames({"video": "clip"}, tracks=tracks))
+    assert [Path(str(file)).name for file in (one.vision, one.audio, two.vision, two.audio)] == [
+        "both.mp4", "b.wav", "both.mp4", "both.mp4",
+    ]  # fmt: skip

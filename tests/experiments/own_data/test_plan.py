@@ -13,6 +13,7 @@ from llm_mer.experiments.own_data.description import describe_plan
 from llm_mer.experiments.own_data.options import OwnDataOptions
 from llm_mer.experiments.own_data.plan import Plan, make_plan
 from llm_mer.experiments.own_data.steps import to_yaml, write_tasks
+from llm_mer.experiments.own_data.table import find_fields, read_table
 from llm_mer.prompting.tasks import builtin_tasks, get_task
 
 COLUMNS = ("id", "text", "mood", "pleasure")
@@ -102,6 +103,22 @@ def test_columns_are_found_in_any_case_and_those_that_describe_a_clip_are_left_o
     both = plan_of(tmp_path / "clips.csv", targets=["gender", "Mood"], given={"backbone": "tiny:llama"})
     assert [target.task.name for target in both.targets.learnt] == ["Mood", "gender"]
     assert both.targets.left_out["comment"] == "not among --targets"
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "field"),
+    [
+        (("video", "text", "mood"), {}, "clip"),
+        (("video", "text", "mood"), {"columns": ["video=video"]}, "video"),
+        (("video", "audio", "mood"), {}, "video"),
+        (("Clip Path", "text", "mood"), {}, "clip"),
+    ],
+)
+def test_a_video_alone_is_a_clip_whose_sound_is_read(
+    columns: tuple[str, ...], options: dict[str, Any], field: str, tmp_path: Path
+) -> None:
+    table = read_table(write_table(tmp_path / "clips.csv", columns, [["a", "b", "calm"]]))
+    assert find_fields(table, options.get("columns", []))[columns[0]] == field
 
 
 def test_classes_and_range_decide_about_numbers(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_mer.checkpoints.places import read_places, write_places
+from llm_mer.checkpoints.portable_paths import make_paths_portable, resolve_portable_paths
 
 RUN = Path("/home/ann/work/runs/one")
 
@@ -28,19 +28,19 @@ RUN = Path("/home/ann/work/runs/one")
     ],
 )
 def test_a_path_is_told_from_the_runs_folder(path: str, written: str) -> None:
-    assert write_places(path, RUN) == written
+    assert make_paths_portable(path, RUN) == written
     if "{run}" in written or path == written:
-        assert read_places(written, RUN) == path
-        moved = read_places({"a": [written]}, Path("/srv/x/y/z/runs/one"))["a"][0]
+        assert resolve_portable_paths(written, RUN) == path
+        moved = resolve_portable_paths({"a": [written]}, Path("/srv/x/y/z/runs/one"))["a"][0]
         assert moved == path.replace("/home/ann/work", "/srv/x/y/z").replace("/home/ann", "/srv/x/y")
 
 
 def test_the_users_name_below_what_is_shared_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(getpass, "getuser", lambda: "ann")
-    assert write_places("/data/shared/ann/store", Path("/data/shared/runs/one")) == "store"
-    assert write_places("/data/shared/ann/store", Path("/data/shared/ann/run")) == "{run}/../store"
+    assert make_paths_portable("/data/shared/ann/store", Path("/data/shared/runs/one")) == "store"
+    assert make_paths_portable("/data/shared/ann/store", Path("/data/shared/ann/run")) == "{run}/../store"
 
 
 def test_other_values_are_left_as_they_are() -> None:
     options = {"seed": 1, "prompts": ["short"], "none": None, "rate": 0.5}
-    assert write_places(options, RUN) == read_places(options, RUN) == options
+    assert make_paths_portable(options, RUN) == resolve_portable_paths(options, RUN) == options
