@@ -27,6 +27,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "demo": ("llm-mer demo", ("gradio",)),
     "vllm": ("--engine vllm", ("vllm",)),
     "liger": ("--use_liger_kernel", ("liger-kernel",)),
+    "fuzz": ("make fuzz-coverage, for developers", ("atheris", "hypothesis")),
 }
 """Optional packages by extra: what they are for, and their names."""
 FEATURES: dict[str, tuple[str, str]] = {

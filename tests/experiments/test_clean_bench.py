@@ -68,7 +68,15 @@ def test_the_table_has_each_share(bench: object, tmp_path: Path) -> None:
             features = (sign + 0.01 * rng.standard_normal((3, 2))).astype(np.float32)
             labels: dict[str, str | float] = {"emotion": truth[row]}
             utterances.append(
-                Utterance(identifier(split, row), split, "en", "words", audio_features=features, labels=labels)
+                Utterance(
+                    identifier(split, row),
+                    split,
+                    "en",
+                    "words",
+                    speaker=f"actor-{row // 4}",
+                    audio_features=features,
+                    labels=labels,
+                )
             )
     store = write_store(utterances, tmp_path / "store")
     unsure, right = [0.50001] * 8, [0.9 if t == "anger" else 0.1 for t in truth]
@@ -85,6 +93,7 @@ def test_the_table_has_each_share(bench: object, tmp_path: Path) -> None:
         if line
     }
     assert rows["logistic regression on the voice"][1].startswith("1.000 ")
+    assert rows["logistic regression on the voice, normalised by speaker"][1].startswith("1.000 ")
     assert rows["product of that and `words`"][1].startswith("1.000 ")  # the sure voice outweighs unsure words
     assert rows["`words`"][:4] == ["0.500", "0.500 [0.000, 1.000]", "0.000", "1.000"]
     assert rows["`words`"][6] == "1.000"

@@ -19,7 +19,8 @@ PAGE = 4096
 NOT_TRIED = {
     *("quickstart", "push", "convert-chatglm3"),  # the others one by one; no network; tests/backbones/convert
     *("validate", "prompts list", "prompts preview", "tasks", "files", "completion"),  # standard output alone
-    "demo",
+    *("demo", "doctor"),
+    "get",  # pip writes, into the environment
 }
 
 

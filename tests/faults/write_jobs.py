@@ -44,6 +44,8 @@ class Inputs:
         (self / "clips.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in clips), encoding="utf-8")
         texts = [{"id": f"t{i}", "text": f"we meet at {i} " * 40, "emotion": ("joy", "anger")[i % 2]} for i in range(24)]
         (self / "texts.jsonl").write_text("".join(f"{json.dumps(text)}\n" for text in texts), encoding="utf-8")
+        answers = [{"id": u.id, "text": "joy"} for u in make_utterances("test", 24)]
+        (self / "answers.jsonl").write_text("".join(f"{json.dumps(answer)}\n" for answer in answers), encoding="utf-8")
         write_checkpoint(self / "llama2c.bin")
         write_tokenizer_bin(self / "tokenizer.bin", pieces())
         values = yaml_values(training_options(self / "store", "none", "unused", auxiliary_head="true"))
@@ -115,6 +117,14 @@ WRITE_JOBS: dict[str, WriteJob] = {
         lambda i, out: ["evaluate", *options(checkpoint=i.checkpoint, data=i / "store", output=out, resamples=20)],
         slow=False,
         keeps=("predictions.partial.jsonl",),
+    ),
+    "audit": WriteJob(
+        lambda i, out: [
+            "audit",
+            str(i / "answers.jsonl"),
+            *options(data=i / "store", task="emotion", output=out, resamples=20),
+        ],
+        slow=False,
     ),
     "calibrate": WriteJob(
         lambda i, out: ["calibrate", *options(checkpoint=out, data=i / "store")], copy_of_checkpoint, slow=False

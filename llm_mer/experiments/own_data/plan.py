@@ -42,7 +42,7 @@ class Folders:
 
     @property
     def splits(self) -> Path:
-        return self.root / "splits.csv"
+        return self.root / "splits.json"
 
     @property
     def tasks(self) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 import logging
 import shutil
@@ -18,7 +17,7 @@ from llm_mer.errors import UserError
 from llm_mer.experiments.own_data.plan import FIXED, Folders, Plan
 from llm_mer.features.extract import ExtractConfig, extract
 from llm_mer.prompting.tasks import Task
-from llm_mer.storage.atomic_files import open_atomically, write_json_atomically, write_text_atomically
+from llm_mer.storage.atomic_files import write_json_atomically, write_text_atomically
 from llm_mer.storage.json_files import read_json_object
 from llm_mer.training.atomic_checkpoints import list_checkpoints
 from llm_mer.training.interruption import Interrupted
@@ -122,8 +121,7 @@ def write_inputs(plan: Plan) -> None:
     folders = plan.folders
     write_tasks(plan, folders.tasks)
     write_manifest(plan.utterances, folders.manifest)
-    with open_atomically(folders.splits) as stream:
-        csv.writer(stream, lineterminator="\n").writerows([("id", "split"), *((u.id, u.split) for u in plan.utterances)])
+    write_json_atomically(folders.splits, {utterance.id: utterance.split for utterance in plan.utterances})
     head = "# The training of this folder; `finetune.py --config` takes it, and any other option with it.\n"
     write_text_atomically(folders.config, head + to_yaml(plan.training))
 
