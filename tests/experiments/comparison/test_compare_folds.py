@@ -122,6 +122,7 @@ def test_every_fold_is_trained_and_tested_and_the_answers_are_pooled(
         run(asked(spoken, tmp_path, fold_seed=1))
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_in_other_processes_and_from_its_file_it_comes_to_the_same(
     spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
