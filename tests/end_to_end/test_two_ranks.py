@@ -16,7 +16,6 @@ from llm_mer.checkpoints.run_manifest import RunManifest
 from llm_mer.cli.train import finetune
 
 
-@pytest.mark.slow
 def test_two_ranks_end_with_the_weights_of_one_process_with_twice_the_batch(
     backbones: dict[str, Path], store: Path, tmp_path: Path
 ) -> None:
