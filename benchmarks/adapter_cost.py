@@ -10,11 +10,12 @@ import statistics
 from pathlib import Path
 
 import torch
-from common import Size, alternate, backbone, in_fork, mer_batch, mer_model, options, ratio, report, threads
+from common import Size, alternate, backbone, in_fork, mer_batch, mer_model, options, ratio, report
 from training_step import Step, optimiser_step
 from vocabulary_memory import resident
 
 from llm_mer.adapters import adapter_class, adapter_names
+from llm_mer.distributed.torch_threads import torch_threads
 from llm_mer.model.modeling_mer import fusion_adapter_of
 
 BARE = "gated_projector"
@@ -64,7 +65,7 @@ def main() -> None:
     for name in names:
         single[name], _, _ = answer_and_step(name, 1)
         batched[name], steps[name], parameters[name] = answer_and_step(name, arguments.rows)
-    with threads(arguments.threads):
+    with torch_threads(arguments.threads):
         taken = [alternate(side, repetitions) for side in (single, batched, steps)]
     table = []
     for name in names:

@@ -24,11 +24,11 @@ from common import (
     options,
     ratio,
     report,
-    threads,
 )
 from label_scoring import END, LABELS, prefill, scores
 from torch import Tensor
 
+from llm_mer.distributed.torch_threads import torch_threads
 from llm_mer.model.modeling_mer import FUSION_KEYS, MerForConditionalGeneration
 from llm_mer.model.processing_mer import PromptIds
 from llm_mer.scoring.answer_scorer import AnswerTreeScorer
@@ -134,7 +134,7 @@ def main() -> None:
     if arguments.quick:
         plan, rows, repetitions = [(Size(2, 128, 4000), 64)], 4, 2
     table = []
-    with threads(arguments.threads):
+    with torch_threads(arguments.threads):
         for size, tokens in plan:
             table.append([str(size), *measure(size, rows, tokens, repetitions)])
             print(*table[-1], sep=" | ", file=sys.stderr, flush=True)

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import torch
-from common import options, report, threads
+from common import options, report
 
 from llm_mer.backbones.loading import load_backbone
+from llm_mer.distributed.torch_threads import torch_threads
 from llm_mer.model.configuration_mer import MerConfig, build_adapter_config
 from llm_mer.model.modeling_mer import MerForConditionalGeneration
 from llm_mer.model.processing_mer import MerProcessor
@@ -64,7 +65,7 @@ def main() -> None:
     model = MerForConditionalGeneration.from_backbone(loaded.model, config).eval()
     asked = [("emotion", "en"), ("sims", "en"), ("emotion", "zh")]
     table = []
-    with threads(arguments.threads):
+    with torch_threads(arguments.threads):
         for chat in ("never", "auto")[: 1 if arguments.quick else 2]:
             for task, language in asked[: 1 if arguments.quick else None]:
                 for start in ANSWER_STARTS[::-1]:

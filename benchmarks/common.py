@@ -8,8 +8,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from multiprocessing import get_context
@@ -182,17 +181,6 @@ def alternate(
 def ratio(of: Sequence[float], to: Sequence[float]) -> float:
     """Median of the ratios within each turn: what both shared of the machine's load divides out."""
     return statistics.median(a / b for a, b in zip(of, to, strict=True))
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Torch threads inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def milliseconds(seconds: Sequence[float]) -> str:

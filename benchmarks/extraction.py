@@ -18,12 +18,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from common import options, report, threads
+from common import options, report
 
 from llm_mer.data.feature_settings import NONE, FeatureSettings
 from llm_mer.data.schema import SAMPLE_RATE, Utterance
 from llm_mer.data.sources.manifest import read_manifest
 from llm_mer.data.sources.synthetic.corpus import CorpusConfig, make_corpus, write_clip
+from llm_mer.distributed.torch_threads import torch_threads
 from llm_mer.features.extract import ExtractConfig, extract
 from llm_mer.features.extractor import Extractor
 from llm_mer.features.media import read_audio, read_frames
@@ -88,7 +89,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     copies, quick = arguments.copies, arguments.quick
     table = []
-    with tempfile.TemporaryDirectory() as scratch, threads(arguments.threads):
+    with tempfile.TemporaryDirectory() as scratch, torch_threads(arguments.threads):
         config = CorpusConfig(output=f"{scratch}/corpus", utterances_per_language=60, languages=["en"], workers=1)
         utterances = list(read_manifest(make_corpus(config, progress=False)))
         utterances = utterances[:8] if quick else utterances

@@ -26,7 +26,8 @@ from reference_recipe import Setting, inference_sides, optimised, our_loss, padd
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GlmConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
-from llm_mer.backbones.loading import disable_packed_nf4, lora_targets
+from llm_mer.backbones.loading import disable_packed_nf4
+from llm_mer.backbones.lora_targets import find_lora_targets
 from llm_mer.model.collator import MerBatch
 from llm_mer.model.liger_kernels import use_liger
 from llm_mer.model.modeling_mer import conditional_generation_of
@@ -159,7 +160,7 @@ def layer_weights(config: PreTrainedConfig) -> int:
     """Weights of all linear layers of the decoder, counted on a model without memory."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    names = tuple(lora_targets(model))
+    names = tuple(find_lora_targets(model))
     return sum(m.weight.numel() for n, m in model.named_modules() if n.rsplit(".", 1)[-1] in names and "layers" in n)
 
 

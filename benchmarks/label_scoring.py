@@ -25,10 +25,10 @@ from common import (
     options,
     ratio,
     report,
-    threads,
 )
 from torch import Tensor
 
+from llm_mer.distributed.torch_threads import torch_threads
 from llm_mer.model.modeling_mer import MerForConditionalGeneration
 from llm_mer.prompting.tasks import builtin_tasks
 from llm_mer.scoring.answer_scorer import AnswerTreeScorer
@@ -109,7 +109,7 @@ def main() -> None:
     if arguments.quick:
         plan, rows, repetitions = [(Size(2, 128, 4000), 64)], 4, 2
     table = []
-    with threads(arguments.threads):
+    with torch_threads(arguments.threads):
         for size, tokens in plan:
             model = mer_model(backbone(size)).eval()
             inputs = mer_batch(size, rows, tokens, answer=False)

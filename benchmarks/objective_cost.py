@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import FEATURES, Size, alternate, backbone, milliseconds, options, ratio, report, threads
+from common import FEATURES, Size, alternate, backbone, milliseconds, options, ratio, report
 
 from llm_mer.backbones.tiny import generate_lines, train_tokenizer
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import write_store
+from llm_mer.distributed.torch_threads import torch_threads
 from llm_mer.training.parsing import parse_arguments
 from llm_mer.training.setup import build_trainer
 
@@ -92,7 +93,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = [Size(2, 128, 4000)] if arguments.quick else [Size(), Size(8, 512)]
     table: list[list[str]] = []
-    with threads(arguments.threads), tempfile.TemporaryDirectory() as name:
+    with torch_threads(arguments.threads), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_store(utterances(arguments.rows), folder / "store")
         for size in sizes:

@@ -13,10 +13,11 @@ import sys
 
 import numpy as np
 import torch
-from common import Size, options, ratio, report, threads
+from common import Size, options, ratio, report
 from reference_recipe import Setting, in_turn, optimised, our_loss
 from torch import Tensor
 
+from llm_mer.distributed.torch_threads import torch_threads
 from llm_mer.training.model_builder import add_lora
 from llm_mer.training.options import ModelArguments
 from llm_mer.training.sampling import GroupedByLength
@@ -69,7 +70,7 @@ def main() -> None:
     rows, turns, count = (4, 2, 48) if arguments.quick else (arguments.rows, arguments.turns, 512)
     table = []
     for style in ("short", "instruct", "preamble"):
-        with threads(arguments.threads):
+        with torch_threads(arguments.threads):
             table += measure(Setting.build(size, count, style), style, rows, turns)
     head = ["prompts", "batches", "padding", "rows × places, e.g.", "questions / processor s", "range", "× padded"]
     notes = (

@@ -13,10 +13,11 @@ import sys
 import time
 
 import numpy as np
-from common import report, threads
+from common import report
 
 from llm_mer.checkpoints.precision import PRECISIONS
 from llm_mer.data.reading import find_split, read_utterances
+from llm_mer.distributed.torch_threads import torch_threads
 from llm_mer.inference.pipeline import MerPipeline
 from llm_mer.inference.prediction import Prediction
 
@@ -51,7 +52,7 @@ def main() -> None:
     asked = [utterance for _, utterance in zip(range(arguments.limit or len(utterances)), utterances, strict=False)]
     answers: dict[tuple[str, int], list[Prediction]] = {}
     seconds: dict[str, float] = {}
-    with threads(1):
+    with torch_threads(1):
         for precision in PRECISIONS[1:]:
             for size in BATCHES:
                 pipeline = MerPipeline.from_pretrained(

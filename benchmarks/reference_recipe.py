@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Size, backbone, in_fork, options, ratio, report, threads
+from common import Size, backbone, in_fork, options, ratio, report
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -33,6 +33,7 @@ from llm_mer.backbones.tiny import train_tokenizer
 from llm_mer.backbones.tiny_text import generate_lines
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.schema import Utterance
+from llm_mer.distributed.torch_threads import torch_threads
 from llm_mer.inference.predictor import Predictor
 from llm_mer.model.collator import MerBatch, MerCollator
 from llm_mer.model.configuration_mer import MerConfig, build_adapter_config
@@ -373,7 +374,7 @@ def main() -> None:
     peaks = {(*case, side): in_fork(memory, side, *case, 64, rows) for case in cases for side in TRAINING}
     for size, style in cases:
         asked = 8 if arguments.quick else 32 if size.hidden > 256 else 128
-        with threads(arguments.threads):
+        with torch_threads(arguments.threads):
             setting = Setting.build(size, count, style)
             random = np.random.default_rng(1)
             order = random.permutation(len(setting.collator.dataset)).tolist()

@@ -11,10 +11,11 @@ import statistics
 import sys
 
 import torch
-from common import Size, alternate, mer_batch, milliseconds, options, report, threads
+from common import Size, alternate, mer_batch, milliseconds, options, report
 from training_step import mer_step
 
 from llm_mer.adapters import adapter_names
+from llm_mer.distributed.torch_threads import torch_threads
 
 CORPORA = {"1 000": 1_000, "10 000": 10_000}
 """Utterances, each with two questions."""
@@ -52,7 +53,7 @@ def main() -> None:
         size, batch, repetitions, adapters = Size(2, 128, 4000), 8, 2, adapters[:1]
     shares = {name: repeated_share(count, batch, EPOCHS) for name, count in CORPORA.items()}
     table = []
-    with threads(arguments.threads):
+    with torch_threads(arguments.threads):
         for adapter in adapters:
             table.append([adapter, *measure(size, adapter, batch, repetitions, shares)])
             print(*table[-1], sep=" | ", file=sys.stderr, flush=True)

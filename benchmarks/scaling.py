@@ -28,12 +28,12 @@ from common import (
     mer_model,
     options,
     report,
-    threads,
 )
 from torch import nn
 from training_step import mer_step, optimiser_step
 from vocabulary_memory import resident
 
+from llm_mer.distributed.torch_threads import torch_threads
 from llm_mer.scoring.answer_scorer import AnswerTreeScorer
 from llm_mer.training.model_builder import add_lora
 from llm_mer.training.options import ModelArguments
@@ -170,7 +170,7 @@ def main() -> None:
                 cells[0] = cells[2] = ""
             table.append([name, f"{values[name](point):,}", *cells])
             print(*table[-1], file=sys.stderr, flush=True)
-    with threads(1):
+    with torch_threads(1):
         for world in (1, 2):
             found = ranks(world, middle, repetitions)
             processor, wall = sum(f[0] for f in found), max(f[1] for f in found)

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import torch
-from common import FEATURES, Size, backbone, mer_model, options, report, threads
+from common import FEATURES, Size, backbone, mer_model, options, report
 
 from llm_mer.adapters.base import ConversationContext, FusionInputs, ModalitySequence
 from llm_mer.adapters.gated_xlstm import GatedXLSTMAdapter, GatedXLSTMStream, HeardUtterance
+from llm_mer.distributed.torch_threads import torch_threads
 from llm_mer.model.modeling_mer import fusion_adapter_of
 
 PLACES = (10, 100, 1_000, 10_000)
@@ -60,7 +61,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = {name: torch.randn(places[-1] + AROUND, width, generator=generator) for name, width in widths.items()}
     stream, at_once, table = adapter.stream(), adapter.stream(recurrent=False), []
-    with threads(arguments.threads), torch.no_grad():
+    with torch_threads(arguments.threads), torch.no_grad():
         taken: list[float] = []
         quick: list[float] = []
         for turn in range(places[-1] + AROUND):

@@ -23,13 +23,13 @@ from common import (
     options,
     ratio,
     report,
-    threads,
 )
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from llm_mer.adapters import adapter_class, adapter_names
-from llm_mer.backbones.loading import lora_targets
+from llm_mer.backbones.lora_targets import find_lora_targets
+from llm_mer.distributed.torch_threads import torch_threads
 from llm_mer.model.modeling_mer import conditional_generation_of, fusion_adapter_of
 from llm_mer.training.model_builder import add_lora
 from llm_mer.training.options import ModelArguments
@@ -54,7 +54,7 @@ def optimiser_step(model: nn.Module, loss: Callable[[], Tensor]) -> Step:
 def bare_lora(size: Size) -> nn.Module:
     """The backbone with LoRA as :func:`llm_mer.training.model_builder.add_lora` puts it, and nothing else."""
     llama, defaults = backbone(size), ModelArguments()
-    targets = r"model\.layers\..*\.(" + "|".join(lora_targets(llama)) + ")"
+    targets = r"model\.layers\..*\.(" + "|".join(find_lora_targets(llama)) + ")"
     config = LoraConfig(
         r=defaults.lora_r, lora_alpha=defaults.lora_alpha, lora_dropout=defaults.lora_dropout, target_modules=targets
     )
@@ -127,7 +127,7 @@ def main() -> None:
         plan = [(Size(2, 128, 4000), 48, ["egmf", "gated_projector"])]
     repetitions = 2 if arguments.quick else arguments.repetitions
     table = []
-    with threads(arguments.threads):
+    with torch_threads(arguments.threads):
         for size, tokens, adapters in plan:
             table += measure(size, arguments.rows, tokens, adapters, repetitions)
     head = ["adapter", "layers × size", "positions", "ours, ms", "bare LoRA, logits at answers, ms"]

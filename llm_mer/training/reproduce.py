@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from llm_mer.adapters import use_adapter
 from llm_mer.checkpoints.run_differences import compare_settings, run_differences
 from llm_mer.checkpoints.run_manifest import RunManifest, weights_digest, weights_file
+from llm_mer.distributed.torch_threads import torch_threads
 from llm_mer.errors import UserError
 from llm_mer.training.declared_options import options_of
 from llm_mer.training.options import SECRETS
@@ -180,7 +179,7 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
     repeated = RunConfig.build(
         {**given, **moved, "resume_from_checkpoint": resume, "overwrite_output_dir": False, "seeds": None}
     )
-    with _threads(then.hardware.threads), claim_output(repeated) as place:
+    with torch_threads(then.hardware.threads), claim_output(repeated) as place:
         run = prepare_run(repeated, then.command)
         notes += _setup_differences(then, run.manifest, backbone)
         if weights_file(folder) is not None and weights_digest(folder) != then.weights_sha256:
@@ -194,19 +193,6 @@ def reproduce(config: ReproduceConfig) -> Reproduction | None:
     if not first:
         return None
     return Reproduction(compare_runs(then, now, folder, output, config.tolerance), output)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """As many threads as the run had: the order of summation depends on it. Whatever this process does next has its own."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check_reproducible(then: RunManifest, folder: Path) -> None:

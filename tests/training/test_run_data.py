@@ -17,6 +17,7 @@ from llm_mer.data.dataset import MerDataset
 from llm_mer.data.fold_rules import make_folds
 from llm_mer.data.folds import Folds
 from llm_mer.data.reading import find_split, read_utterances
+from llm_mer.data.schema import Utterance
 from llm_mer.data.sources import split_source
 from llm_mer.data.store import UtteranceStore, write_store
 from llm_mer.errors import UserError
@@ -25,7 +26,7 @@ from llm_mer.prompting.templates import load_prompts
 from llm_mer.training.model_builder import model_feature_sizes
 from llm_mer.training.options import DataArguments, ModelArguments
 from llm_mer.training.parsing import parse_arguments
-from llm_mer.training.run_data import check_prompts, measure_features, prepare_data
+from llm_mer.training.run_data import check_prompts, fit_speaker_effects, measure_features, prepare_data
 from llm_mer.training.setup import build_trainer
 
 ONE_LANGUAGE = ["prompts/short_en_classification.yaml"]
@@ -140,6 +141,17 @@ def test_features_are_measured_over_training_rows_only(tmp_path: Path) -> None:
     _, limited = measure_features(drawn)
     steps = np.concatenate([utterances[row].audio_features for row in drawn.rows])
     assert np.allclose(limited["audio"].mean, steps.mean(axis=0), atol=1e-5)
+
+
+def test_speakers_are_looked_for_only_where_features_are_normalised_by_them(store: Path) -> None:
+    class Unread(MerDataset):
+        def utterance(self, row: int) -> Utterance:
+            raise AssertionError("read")
+
+    unread = Unread(UtteranceStore.open(store).split("train"), [get_task("emotion")])
+    assert fit_speaker_effects(unread, [], "data") == {}
+    with pytest.raises(AssertionError, match="read"):
+        fit_speaker_effects(unread, ["audio"], "data")
 
 
 def test_what_no_training_utterance_has_is_not_read_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
