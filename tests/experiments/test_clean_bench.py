@@ -109,3 +109,43 @@ def test_the_table_has_each_share(bench: object, tmp_path: Path) -> None:
     assert beside["pooled"][0].startswith("| `default`, pooled | 0.500 | 0.500 ")
     assert beside["pooled"][1].startswith("| `default`, pooled | +0.000 ")
     assert [line[:50] for line in beside["the adapter's own head"]] == ["| `default`, the adapter's own head | 0.500 | 0.50"]
+
+
+def test_over_seeds_the_spread_of_training_widens_the_interval(bench: object, tmp_path: Path) -> None:
+    import clean_bench_seeds
+
+    from llm_mer.prompting.tasks import get_task
+
+    truth = ["anger", "joy"] * 20
+    rng = np.random.default_rng(3)
+    chance = {  # of a right answer, by run and seed
+        "words": (0.5, 0.5, 0.5),
+        "default": (0.9, 0.7, 0.8),
+    }
+    right = {name: [rng.random(len(truth)) < p for p in seeds] for name, seeds in chance.items()}
+    folders = [tmp_path / str(seed) for seed in range(3)]
+    for name, seeds in right.items():
+        for folder, hits in zip(folders, seeds, strict=True):
+            answers = [0.9 if (t == "anger") == bool(h) else 0.1 for t, h in zip(truth, hits, strict=True)]
+            for split in ("valid", "test"):
+                evaluation(folder / name, split, truth, {"as is": answers})
+    task = get_task(str(clean_bench_seeds.HERE / "task.yaml"))
+    found, clips, ways = clean_bench_seeds.collect(folders)
+    assert (found.tolist(), len(set(clips))) == (truth, 4)
+    scored = {way.name: way for way in ways if way.name.endswith("scored")}
+    assert list(scored) == ["`words`, scored", "`default`, scored"]
+    shares = [float(hits.mean()) for hits in right["default"]]
+    assert scored["`default`, scored"].validation == pytest.approx(shares)
+    clusters = Clusters.named("clip", clips)
+    text = clean_bench_seeds.estimate(task, found, clusters, scored["`default`, scored"], scored["`words`, scored"])
+    difference = np.mean(shares) - np.mean([hits.mean() for hits in right["words"]])
+    assert text.startswith(f"{difference:+.3f} [")
+    single = clean_bench_seeds.Way("one", scored["`default`, scored"].test[:1], shares[:1])
+
+    def width(way: object) -> float:
+        low, high = clean_bench_seeds.estimate(task, found, clusters, way).split("[")[1].rstrip("]").split(", ")
+        return float(high) - float(low)
+
+    same = clean_bench_seeds.Way("thrice the same", single.test * 3, shares[:1] * 3)
+    assert width(same) == pytest.approx(width(single), abs=2e-3)  # the same answers thrice are no more evidence than once
+    assert width(scored["`default`, scored"]) > width(single)
