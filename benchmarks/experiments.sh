@@ -48,6 +48,12 @@ mosi) # MOSI, with the tiny backbone
   mosi_store
   compare --config configs/mosi.yaml --adapters all --backbones tiny:llama
   ;;
+mosi_smollm2) # MOSI's polarity in English with SmolLM2: the sentence alone, and with features as pseudo tokens in four ways
+  mosi_store
+  metrics=(--metrics accuracy)
+  compare --config configs/mosi_smollm2.yaml --adapters egmf --twins text --conditions shuffle:audio,vision shuffle:transcript \
+    --ablations "egmf:use_text=false" "egmf:use_text=false,token_expansion=labels" "egmf:token_expansion=labels"
+  ;;
 objectives) # MOSI in English, with the tiny backbone: tokens, the distribution of answers, and a read-out, at equal training
   mosi_store
   compare --config configs/mosi.yaml --adapters gated_projector --backbones tiny:llama --overrides languages=en \
