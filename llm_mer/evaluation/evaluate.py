@@ -34,7 +34,13 @@ from llm_mer.evaluation.journal import JOURNAL, Journal, predict_all
 from llm_mer.evaluation.options import EvaluateConfig, check_least
 from llm_mer.evaluation.rows import Evaluation, save_evaluation, score_rows, table
 from llm_mer.evaluation.subsets import check_groupings
-from llm_mer.evaluation.untuned import PRIOR_CORRECTED, correct_for_prior, load_untuned_pipeline, untuned_digest
+from llm_mer.evaluation.untuned import (
+    PRIOR_CORRECTED,
+    correct_for_prior,
+    draw_untuned_examples,
+    load_untuned_pipeline,
+    untuned_digest,
+)
 from llm_mer.inference.answer_values import pooled_answer
 from llm_mer.inference.dialogues import decode_dialogues
 from llm_mer.inference.prediction import Prediction
@@ -103,6 +109,8 @@ def load_pipeline(config: EvaluateConfig, processes: ProcessGroup) -> MerPipelin
     check_groupings(config.by)
     if not config.checkpoint:
         return load_untuned_pipeline(config, processes.device)
+    if config.examples:
+        raise UserError("--examples: a checkpoint is asked as it was trained, without; they are for --backbone alone")
     if config.prompts:
         raise UserError(
             "--prompts: a checkpoint is asked with the prompts it was trained with; `llm-mer prompts compare` tries others"
@@ -155,6 +163,7 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
     for identifier, _, text in dataset.transcripts():
         check_transcript(text, f"utterance {identifier!r}")
     predictor = pipeline.predictor
+    examples = draw_untuned_examples(config, pipeline, dataset, splits, place) if config.examples else {}
     if predictor.processor.tokenizer is not None:
         positions = backbone_positions(predictor.core.config)
         check_prompt_lengths(predictor.processor, dataset, positions, f"{place}, split {config.split!r}")
@@ -182,6 +191,8 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
         "precision": pipeline.predictor.precision,
         "versions": stack_versions(),
     }
+    if examples:
+        settings["examples"] = examples
     if not config.calibration:  # with it, its file is part of the checkpoint's digest
         settings["calibration"] = False
     return EvaluationPlan(place, folder, dataset, changed, list(conditions.values()), tasks, fingerprint, settings)
@@ -238,6 +249,7 @@ def score(
             "versions": description.versions,
             "shift_probability": description.shift_probability,
             "run": read_manifest(pipeline.folder),
+            **({"examples": planned.settings["examples"]} if config.examples else {}),
         },
         data=f"{Path(planned.place).name} ({planned.fingerprint[:12]})",
         split=config.split,

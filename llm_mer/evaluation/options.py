@@ -62,6 +62,15 @@ class EvaluateConfig:
     prompts: list[str] = field(
         default_factory=list, metadata={"help": "styles, files or folders of prompts, for an untuned --backbone"}
     )
+    examples: int = field(
+        default=0,
+        metadata={
+            "help": "so many answered utterances of --examples_split before each prompt of an untuned --backbone "
+            "(few-shot), drawn by --examples_seed, labels in turn"
+        },
+    )
+    examples_split: str = field(default="train", metadata={"help": "where --examples come from"})
+    examples_seed: int = field(default=0, metadata={"help": "draws --examples; the scored rows stay"})
     languages: list[str] | None = field(default=None, metadata={"help": "only these languages"})
     limit: int | None = field(default=None, metadata={"help": "only so many utterances, drawn over languages by --seed"})
     conditions: list[str] = field(
@@ -111,7 +120,7 @@ class EvaluateConfig:
     keep_features: bool = field(default=False, metadata={"help": "keep fused vectors, for the report's t-SNE"})
 
     def __post_init__(self) -> None:
-        check_least(self, {"resamples": 1, "batch_size": 1, "seed": 0})
+        check_least(self, {"resamples": 1, "batch_size": 1, "seed": 0, "examples": 0, "examples_seed": 0})
         check_seeds_differ(self.seeds)
         check_fold_is_named(self.folds, self.fold)
         if isinstance(self.data, str):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from llm_mer.data.dataset import MerDataset
+from llm_mer.data.reading import find_split
+from llm_mer.data.schema import Utterance
 from llm_mer.errors import UserError
 from llm_mer.evaluation.options import EvaluateConfig
 from llm_mer.inference.prediction import Prediction
+from llm_mer.model.prompt_lengths import backbone_positions
 from llm_mer.prompting.tasks import Task
 from llm_mer.storage.fingerprints import json_sha256
 
@@ -62,6 +66,26 @@ def load_untuned_pipeline(config: EvaluateConfig, device: str | None) -> MerPipe
         generate=config.generate,
         score_statistic=config.score_statistic,
     )
+
+
+def draw_untuned_examples(
+    config: EvaluateConfig, pipeline: MerPipeline, asked: MerDataset, splits: Mapping[str, Sequence[Utterance]], place: str
+) -> dict[str, dict[str, list[str]]]:
+    """Put the examples of the options before the prompts; returns their ids by task and language.
+
+    Raises:
+        UserError: the scored split itself, or as :func:`~llm_mer.inference.few_shot.add_examples`.
+    """
+    from llm_mer.inference.few_shot import add_examples
+
+    where = f"{place}, split {config.examples_split!r}"
+    if config.examples_split == config.split:
+        raise UserError(f"--examples_split {config.split}: that split is scored; examples come from another one")
+    if len(config.data) > 1:
+        raise UserError("--examples: each store has examples of its own; evaluate stores one by one")
+    known = pipeline.questions(find_split(splits, config.examples_split, place), asked.tasks, languages=config.languages)
+    positions = backbone_positions(pipeline.predictor.core.config)
+    return add_examples(pipeline.predictor.processor, asked, known, config.examples, config.examples_seed, positions, where)
 
 
 def untuned_digest(pipeline: MerPipeline) -> str:

@@ -31,6 +31,7 @@ from llm_mer.inference.predictor import Predictor
 from llm_mer.model.configuration_mer import MerConfig
 from llm_mer.model.modeling_mer import MerForConditionalGeneration
 from llm_mer.model.processing_mer import MerProcessor
+from llm_mer.model.prompt_lengths import backbone_positions
 from llm_mer.prompting.languages import LANGUAGES
 from llm_mer.prompting.tasks import Task, get_task
 from llm_mer.prompting.templates import load_prompts
@@ -114,10 +115,21 @@ def load_untuned(
         max_prompt_tokens=LONGEST_PROMPT,
     )
     processor.check_answer_starts()
+    limit_prompts(processor, backbone_positions(loaded.model.config))
     placed: nn.Module = model
     predictor = Predictor(placed.to(device).eval(), processor, **options)
     description = CheckpointDescription(model_entry, processor.to_dict(), reference, versions=stack_versions())
     return MerPipeline(predictor, description, Path(backbone))
+
+
+def limit_prompts(processor: MerProcessor, positions: int | None, examples: int = 0) -> None:
+    """Let prompts have :data:`LONGEST_PROMPT` tokens and those of their ``examples``, as far as the backbone reads them."""
+    processor.max_prompt_tokens = LONGEST_PROMPT + examples
+    if positions is None:
+        return
+    asked = [(t, p.language) for t in processor.tasks for p in processor.prompts if p.can_ask(t)]
+    longest = max((len(answer) for task, language in asked for answer in processor.answers(task, language)), default=0)
+    processor.max_prompt_tokens = min(processor.max_prompt_tokens, positions - longest - 1)
 
 
 def content_free_probabilities(predictor: Predictor, task: Task, language: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from llm_mer.prompting.answer_start import (
     AnswerStart,
     template_answer_start,
 )
-from llm_mer.prompting.rendering import HistoryTurn, RenderedPrompt, render, render_chat, render_plain
+from llm_mer.prompting.rendering import AnsweredPrompt, HistoryTurn, RenderedPrompt, render, render_chat, render_plain
 from llm_mer.prompting.tasks import Task
 from llm_mer.prompting.templates import PromptTemplate, select_prompt
 from llm_mer.prompting.verbatim import Piece, VerbatimEncoder
@@ -84,6 +84,8 @@ class MerProcessor:
         speaker_effects: of the modalities that are normalised by speaker, which a dataset does as it is read.
         answer_start: ``joined`` or ``bare``, see :mod:`llm_mer.prompting.answer_start`; checkpoints that do not say are
             ``bare``.
+        examples: answered prompts that stand before each prompt, by task and language; a trained model is asked without.
+        answer_end_id: the token that ends an answer where examples end theirs otherwise than by the end of the sequence.
         filler_id: token id at pseudo-token positions; its embedding is never read.
     """
 
@@ -102,6 +104,8 @@ class MerProcessor:
     answer_start: str = JOINED
     normalisation: dict[str, str] = field(default_factory=dict)
     speaker_effects: dict[str, SpeakerEffects] = field(default_factory=dict)
+    examples: dict[tuple[str, str], tuple[AnsweredPrompt, ...]] = field(init=False, default_factory=dict)
+    answer_end_id: int | None = field(init=False, default=None)
     filler_id: int = field(init=False, default=0)
     _encoder: VerbatimEncoder | None = field(init=False, default=None, repr=False)
     _answer_starts: dict[tuple[str, PromptTemplate], AnswerStart] = field(init=False, default_factory=dict, repr=False)
@@ -153,10 +157,12 @@ class MerProcessor:
     ) -> RenderedPrompt:
         """The prompt's text before and after the pseudo tokens: chat markup included, or the system message in front."""
         rendered = render(template, task, text, history, speaker)
+        examples = self.examples.get((task.name, template.language), ())
         if self.uses_chat:
             assert self.tokenizer is not None
-            return render_chat(rendered, self.tokenizer)
-        return render_plain(rendered)
+            return render_chat(rendered, self.tokenizer, examples=examples)
+        start = self.find_answer_start(task, template.language) if examples else AnswerStart()
+        return render_plain(rendered, examples, start.prompt_end + start.answer_prefix)
 
     def encode_prompt(
         self,
@@ -253,7 +259,13 @@ class MerProcessor:
 
     @property
     def end_token_id(self) -> int:
-        """The token that ends an answer."""
+        """The token that ends an answer: ``answer_end_id``, else the end of the sequence.
+
+        Raises:
+            UserError: the tokenizer has none.
+        """
+        if self.answer_end_id is not None:
+            return self.answer_end_id
         assert self.tokenizer is not None
         eos = self.tokenizer.eos_token_id
         if eos is None:

@@ -19,6 +19,9 @@ PSEUDO_TOKENS_MARKER = "\u2060pseudo\u2060tokens\u2060"
 QUOTED_TEXT_MARKER = re.compile("\u2060words\u2060(\\d+)\u2060")
 """Replaces a user's text while a chat template is applied, so that the template cannot change it."""
 
+EXAMPLE_SEPARATOR = "\n\n"
+"""Ends an example in a prompt without a chat template, and what such a prompt's answer is expected to end with."""
+
 
 @dataclass(frozen=True)
 class HistoryTurn:
@@ -50,6 +53,19 @@ class RenderedPrompt:
     @property
     def system(self) -> str:
         return join_pieces(self.system_pieces)
+
+
+@dataclass(frozen=True)
+class AnsweredPrompt:
+    """A prompt about another utterance with its true answer, shown before the one that is asked."""
+
+    prompt: RenderedPrompt
+    answer: str
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The prompt without its system message."""
+        return (*self.prompt.before_pieces, *self.prompt.after_pieces)
 
 
 def render(
@@ -144,18 +160,33 @@ def check_prompts_differ(templates: Sequence[PromptTemplate], tasks: Sequence[Ta
             )
 
 
-def render_plain(rendered: RenderedPrompt) -> RenderedPrompt:
-    """A prompt for a backbone without a chat template: the system message is its first line."""
+def render_plain(
+    rendered: RenderedPrompt, examples: Sequence[AnsweredPrompt] = (), answer_start: str = ""
+) -> RenderedPrompt:
+    """A prompt for a backbone without a chat template: the system message is its first line.
+
+    Args:
+        examples: each stands before it with its answer and a blank line. answer_start: what stands between a prompt and its
+            answer.
+    """
     head = (*rendered.system_pieces, Piece("\n")) if rendered.system else ()
+    for example in examples:
+        head += (*example.pieces, Piece(answer_start + example.answer + EXAMPLE_SEPARATOR))
     return RenderedPrompt(head + rendered.before_pieces, rendered.after_pieces)
 
 
-def render_chat(rendered: RenderedPrompt, tokenizer: PreTrainedTokenizerBase, answer: str | None = None) -> RenderedPrompt:
+def render_chat(
+    rendered: RenderedPrompt,
+    tokenizer: PreTrainedTokenizerBase,
+    answer: str | None = None,
+    examples: Sequence[AnsweredPrompt] = (),
+) -> RenderedPrompt:
     """Put a prompt into the tokenizer's chat template; the pseudo tokens stay inside the user's turn.
 
     A template without a system role gets the system message at the head of the user's turn. One that lets the model think
     first (Qwen3) is told not to: the answer begins where the prompt ends. A user's text is inserted after the chat template
     has been applied. With an ``answer``, the prompt ends with the assistant's complete turn, not with its beginning.
+    Each of the ``examples`` is a turn of the user and one of the assistant before it.
     """
     quoted: list[Piece] = []
 
@@ -168,6 +199,10 @@ def render_chat(rendered: RenderedPrompt, tokenizer: PreTrainedTokenizerBase, an
         return text
 
     system = mark_quoted_text(rendered.system_pieces)
+    earlier: list[dict[str, str]] = []
+    for example in examples:
+        earlier.append({"role": "user", "content": mark_quoted_text(example.pieces)})
+        earlier.append({"role": "assistant", "content": example.answer})
     user = mark_quoted_text(rendered.before_pieces) + PSEUDO_TOKENS_MARKER + mark_quoted_text(rendered.after_pieces)
 
     def apply(messages: list[dict[str, str]]) -> str:
@@ -181,7 +216,7 @@ def render_chat(rendered: RenderedPrompt, tokenizer: PreTrainedTokenizerBase, an
 
     text = ""
     if system:
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        messages = [{"role": "system", "content": system}, *earlier, {"role": "user", "content": user}]
         try:
             text = apply(messages)
         except Exception as error:  # chat templates refuse a role by raising jinja2's TemplateError
@@ -190,8 +225,10 @@ def render_chat(rendered: RenderedPrompt, tokenizer: PreTrainedTokenizerBase, an
         if system not in text:
             text = ""
     if not text:
-        head = system + "\n" if system else ""
-        text = apply([{"role": "user", "content": head + user}])
+        messages = [*earlier, {"role": "user", "content": user}]
+        if system:
+            messages[0] = {"role": "user", "content": system + "\n" + messages[0]["content"]}
+        text = apply(messages)
     places = [int(place) for place in QUOTED_TEXT_MARKER.findall(text)]
     if text.count(PSEUDO_TOKENS_MARKER) != 1 or places != list(range(len(quoted))):
         raise UserError("the tokenizer's chat template does not carry the user's text through once")
