@@ -1,4 +1,4 @@
-"""``llm-mer evaluate`` on two processes, as its users start it."""
+"""``llm-mer evaluate`` on two processes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_utterances, options, torchrun
+from conftest import make_utterances, options
+from forked import run_ranks
 
+from llm_mer.cli.main import main
 from llm_mer.data.store import write_store
 from llm_mer.evaluation.evaluate import EvaluateConfig
 from llm_mer.evaluation.journal import JOURNAL
@@ -42,10 +44,12 @@ def test_two_processes_give_the_files_of_one_to_the_last_digit_and_finish_what_o
     with pytest.raises(KeyboardInterrupt):
         run(EvaluateConfig(**given, output=str(tmp_path / "two")))
     assert (tmp_path / "two" / "store" / JOURNAL).is_file()
-    result = torchrun(2, "-m", "llm_mer", "evaluate", *options(**given, output=tmp_path / "two"))
-    assert result.returncode == 0, result.stderr[-3000:]
+    monkeypatch.undo()
+    command = ["evaluate", *options(**given, output=tmp_path / "two")]
+    first, second = run_ranks(2, lambda: main(command), tmp_path)
     # Printed once, so the two processes knew of one another.
-    assert result.stdout.strip() == str(one).replace(str(tmp_path / "one"), str(tmp_path / "two"))
+    assert first.strip() == str(one).replace(str(tmp_path / "one"), str(tmp_path / "two"))
+    assert second == ""
     for name in ("store", "other"):
         first, second = tmp_path / "one" / name, tmp_path / "two" / name
         assert lines(first) == lines(second)

@@ -17,7 +17,7 @@ from llm_mer.cli.train import finetune
 
 
 def test_two_ranks_end_with_the_weights_of_one_process_with_twice_the_batch(
-    backbones: dict[str, Path], store: Path, tmp_path: Path
+    backbones: dict[str, Path], store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = {
         "auxiliary_head": "true",
@@ -29,11 +29,15 @@ def test_two_ranks_end_with_the_weights_of_one_process_with_twice_the_batch(
         "eval_steps": 6,
     }
     outputs = {ranks: tmp_path / f"ranks-{ranks}" for ranks in (1, 2)}
-    for ranks, output in outputs.items():
-        argv = training_options(store, backbones["llama"], output, per_device_train_batch_size=8 // ranks, **shared)
-        result = launch([*TORCHRUN, str(ranks)], argv)
-        assert result.returncode == 0, result.stderr[-3000:]
-        assert result.stdout.count("emotion [en] n=3: accuracy") == 1
+    argv = {
+        ranks: training_options(store, backbones["llama"], output, per_device_train_batch_size=8 // ranks, **shared)
+        for ranks, output in outputs.items()
+    }
+    finetune(argv[1])
+    result = launch([*TORCHRUN, "2"], argv[2])
+    assert result.returncode == 0, result.stderr[-3000:]
+    for printed in (capsys.readouterr().out, result.stdout):
+        assert printed.count("emotion [en] n=3: accuracy") == 1
     state = [json.loads((output / "trainer_state.json").read_text()) for output in outputs.values()]
     assert state[0]["train_batch_size"] == 2 * state[1]["train_batch_size"] == 8
     assert state[0]["epoch"] == state[1]["epoch"], "the second run was no run of two ranks"

@@ -8,23 +8,23 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, run_environment
+from conftest import options
+from file_limit import file_size_limit
+from lock_holder import held_by_another
 
 from llm_mer.cli.infer import infer
+from llm_mer.cli.main import main
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.manifest import write_manifest
 from llm_mer.errors import UserError
 from llm_mer.inference.inputs import InferConfig
 from llm_mer.inference.output_file import LineFile, StandardOutput
 from llm_mer.inference.provenance import Provenance, input_digest
-from llm_mer.storage.locks import lock_output
 
 
 def texts(folder: Path, *said: str) -> Path:
@@ -148,19 +148,16 @@ def test_a_line_of_a_stream_with_a_known_id_and_another_text_is_said_to_be_anoth
 
 
 def test_a_second_process_on_one_file_is_refused_with_the_name_of_the_first(
-    trained: Path, ask: Callable[..., list[dict[str, Any]]], tmp_path: Path
+    trained: Path, ask: Callable[..., list[dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ask("the book")
-    before = (tmp_path / "out.jsonl").read_bytes()
-    argv = ["--checkpoint", trained, "--manifest", texts(tmp_path, "the book", "the table"), "--tasks", "emotion"]
-    with lock_output(tmp_path / "out.jsonl"):
-        second = subprocess.run(
-            [sys.executable, "infer.py", *map(str, argv), "--output", str(tmp_path / "out.jsonl")],
-            cwd=ROOT, env=run_environment(), capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-    assert second.returncode == 2, second.stderr
-    assert f"is being written by process {os.getpid()} on " in second.stderr
-    assert len(second.stderr.strip().splitlines()) == 1, second.stderr
+    before, _ = (tmp_path / "out.jsonl").read_bytes(), capsys.readouterr()
+    given = {"checkpoint": trained, "manifest": texts(tmp_path, "the book", "the table"), "tasks": "emotion"}
+    with held_by_another(tmp_path / "out.jsonl") as first:
+        assert main(["infer", *options(**given, output=tmp_path / "out.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert f"is being written by process {first} on " in error
+    assert len(error.strip().splitlines()) == 1, error
     assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
@@ -194,20 +191,16 @@ def test_what_fits_on_a_full_disk_is_whole_lines(room: int, tmp_path: Path) -> N
     assert (tmp_path / "out").read_text() == "first\n" + "two\n" * (room > 3)
 
 
-def test_a_disk_that_fills_up_costs_one_line_and_no_answer(trained: Path, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_costs_one_line_and_no_answer(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     manifest, output = texts(tmp_path, *(f"we meet on monday {i}" for i in range(12))), tmp_path / "out.jsonl"
-    argv = ["--checkpoint", trained, "--manifest", manifest, "--output", output, "--batch_size", "2", "--read_ahead", "1"]
-    limited = (
-        "import resource, runpy, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))\n"
-        "runpy.run_path('infer.py', run_name='__main__')"
-    )
-    full = subprocess.run(
-        [sys.executable, "-c", limited, *map(str, argv)],
-        cwd=ROOT, env=run_environment(), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert full.returncode == 2, full.stderr
-    assert [line for line in full.stderr.splitlines() if "cannot be written" in line] == full.stderr.splitlines()[-1:]
-    assert "Traceback" not in full.stderr
+    given = {"checkpoint": trained, "manifest": manifest, "output": output, "batch_size": 2, "read_ahead": 1}
+    with file_size_limit(4000):
+        assert main(["infer", *options(**given)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert [line for line in errors if "cannot be written" in line] == errors[-1:]
+    assert not any("Traceback" in line for line in errors)
     kept = output.read_bytes()
     assert 1000 < len(kept) <= 4000
     assert kept.endswith(b"\n")

@@ -103,22 +103,32 @@ time.sleep(1)  # a report is sent by a thread of its own
     assert recorded.run("-c", program) == []
 
 
-def test_inference_evaluation_and_report_ask_no_network(
+def test_inference_evaluation_report_and_extraction_ask_no_network(
     recorded: Recorded, trained: Path, small_store: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "evaluation"
-    assert recorded.run("infer.py", "--checkpoint", trained, "--text", "the train leaves at nine") == []
-    evaluate = options(checkpoint=trained, data=small_store, output=output, resamples=10)
-    assert recorded.run("-m", "llm_mer", "evaluate", *evaluate) == []
-    assert recorded.run("-m", "llm_mer", "report", *options(evaluations=output, output=tmp_path / "report.html")) == []
-
-
-def test_extraction_asks_no_network(recorded: Recorded, tmp_path: Path) -> None:
+    """One after the other in one process: the first that asks fails."""
     clip(tmp_path / "a.mp4", 1)
-    manifest = tmp_path / "manifest.jsonl"
+    manifest, scores = tmp_path / "manifest.jsonl", tmp_path / "evaluation"
     manifest.write_text('{"id": "a", "video": "a.mp4", "audio": "a.mp4", "text": "I am here", "language": "en"}\n')
-    extract = options(manifest=manifest, output=tmp_path / "store", workers=1)
-    assert recorded.run("-m", "llm_mer", "extract", *extract) == []
+    commands = [
+        ["infer", *options(checkpoint=trained, text="the train leaves at nine")],
+        ["evaluate", *options(checkpoint=trained, data=small_store, output=scores, resamples=10)],
+        ["report", *options(evaluations=scores, output=tmp_path / "report.html")],
+        ["extract", *options(manifest=manifest, output=tmp_path / "store", workers=1)],
+    ]
+    program = f"""
+import sys, time
+from llm_mer.cli.main import main
+if __name__ == "__main__":  # workers import this file again
+    for command in {commands!r}:
+        if code := main(command):
+            sys.exit(f"{{command[0]}}: {{code}}")
+    time.sleep(1)  # a report is sent by a thread of its own
+"""
+    (tmp_path / "commands.py").write_text(program, encoding="utf-8")
+    assert recorded.run(tmp_path / "commands.py") == []
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "store" / "store.json").is_file()
 
 
 @pytest.mark.slow

@@ -13,31 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from lock_holder import hold
 
 from llm_mer.errors import UserError
 from llm_mer.storage.locks import LockOwner, is_lock_file, lock_output, lock_path
-
-HOLD = """
-import os, sys, time
-from pathlib import Path
-from llm_mer.storage.locks import lock_output
-with lock_output(Path(sys.argv[1])):
-    if "fork" in sys.argv and os.fork() == 0:
-        time.sleep(float(sys.argv[3]))
-        os._exit(0)
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def hold(target: Path, *words: str) -> subprocess.Popen[str]:
-    """Another process that holds the lock until its standard input ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(target), *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    return process
 
 
 @pytest.mark.parametrize("name", ["folder", "answers.jsonl"])

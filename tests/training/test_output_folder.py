@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import signal
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, adapter_weights, run_environment, training_options
+from conftest import adapter_weights, training_options
+from forked import Copy
+from lock_holder import held_by_another
 
 import llm_mer.training.run
 from llm_mer.checkpoints.run_manifest import RunManifest
@@ -203,18 +202,12 @@ def test_a_finished_run_that_goes_on_keeps_its_manifest_until_its_end(
     assert RunManifest.load(output).complete
 
 
-def test_a_second_training_into_the_same_folder_is_refused(tmp_path: Path, arguments: Arguments) -> None:
-    with lock_output(tmp_path / "run"):
-        code = (
-            "import sys; from llm_mer.cli.entry_point import run_program; from llm_mer.cli.train import finetune;"
-            "sys.exit(run_program('finetune.py', lambda: [finetune(sys.argv[1:]), 0][1]))"
-        )
-        result = subprocess.run(
-            [sys.executable, "-c", code, *arguments(backbone="none", **SAVING)],
-            cwd=ROOT, env=run_environment(), capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-    assert result.returncode == 2
-    assert f"run is being written by process {os.getpid()} on " in result.stderr.splitlines()[-1]
+def test_a_second_training_into_the_same_folder_is_refused(
+    tmp_path: Path, arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with held_by_another(tmp_path / "run") as first:
+        assert main(["train", *arguments(backbone="none", **SAVING)]) == 2
+    assert f"run is being written by process {first} on " in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
     assert not list(tmp_path.glob(".*"))
 
@@ -252,16 +245,16 @@ def test_a_symbolic_link_leads_to_the_disk_where_the_new_run_is_built(output: Pa
 
 
 def test_a_killed_training_holds_nothing(tmp_path: Path, arguments: Arguments) -> None:
-    command = [sys.executable, "-u", "finetune.py", *arguments(backbone="none", **{**SAVING, "max_steps": 10000})]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=run_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert process.stdout is not None
-    next(line for line in process.stdout if line.startswith("{'loss'"))
-    with pytest.raises(UserError, match=f"is being written by process {process.pid} on "), lock_output(tmp_path / "run"):
+    command = ["train", *arguments(backbone="none", **{**SAVING, "max_steps": 10000})]
+    training = Copy.start(lambda: main(command), tmp_path / "printed")
+    while not (training.output.is_file() and "{'loss'" in training.output.read_text()):
+        assert training.process.is_alive(), training.errors.read_text()
+        time.sleep(0.01)
+    pid = training.process.pid
+    with pytest.raises(UserError, match=f"is being written by process {pid} on "), lock_output(tmp_path / "run"):
         pass
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    training.process.kill()
+    training.process.join()
     with lock_output(tmp_path / "run"):
         pass
     assert not list(tmp_path.glob(".*"))
