@@ -15,6 +15,13 @@ import numpy as np
 
 from llm_mer.data.schema import SAMPLE_RATE, Frames
 from llm_mer.errors import UserError
+from llm_mer.features.truncation import (
+    PacketTimes,
+    decode_to_the_end,
+    find_missing_bytes,
+    find_missing_samples,
+    states_duration,
+)
 from llm_mer.storage.urls import is_url
 
 MIN_SECONDS = 0.1
@@ -28,6 +35,8 @@ MAX_DECODED_FRAMES = 600 * 240
 MAX_KEPT_BYTES = 2 << 30
 """Total size of the scaled-down pictures kept of one clip."""
 MAX_CHANNELS = 64
+AV_TIME_BASE = 1_000_000
+"""Units of a container's duration in a second."""
 SAMPLE_RATES = (1_000, 768_000)
 """Lowest and highest sample rate. At 1 Hz each stored sample would be resampled to 16,000."""
 CONTAINERS = (
@@ -39,8 +48,6 @@ and still images are not among them."""
 MAX_CANCELLED = 0.1
 """The mean of ``N`` independent channels has ``1 / N`` of their power. Less than this share of that is left only of channels
 of opposite polarity, which cancel one another."""
-UNKNOWN_RIFF_LENGTH = 0x7FFF0000
-"""A RIFF header (WAV, AVI) that declares this many bytes or more was written before the size was known."""
 REASONS: dict[str, str] = {
     "no_file": "no such file",
     "empty_file": "the file has no bytes",
@@ -145,21 +152,27 @@ def check_length(path: Path | str, max_seconds: float) -> None:
                 raise MediaError(path, "over_limit", f"at most {max_seconds:g} s")
 
 
-def _check_not_truncated(path: Path, stream: Any) -> None:
-    """Detect a truncated mp4 by its index: with the index first, it decodes without an error up to the cut."""
-    entries = stream.index_entries
-    if len(entries) and (end := entries[-1].pos + entries[-1].size) > path.stat().st_size:
-        raise MediaError(path, "corrupt", f"it is cut off: {path.stat().st_size} bytes of at least {end}")
+def _decode(container: Any, stream: Any, path: Path) -> Iterator[Any]:
+    """The frames of a stream.
 
+    Raises:
+        MediaError: before the first one or after the last, for a file that is cut off.
+    """
 
-def _check_riff_length(path: Path) -> None:
-    """Detect a truncated WAV or AVI by its header: it decodes without an error up to the cut."""
-    with path.open("rb") as file:
-        head = file.read(8)
-    declared = int.from_bytes(head[4:], "little") + 8
-    # One missing byte is accepted: some writers declare a padding byte that they do not write.
-    if head[:4] == b"RIFF" and path.stat().st_size + 1 < declared < UNKNOWN_RIFF_LENGTH:
-        raise MediaError(path, "corrupt", f"it is cut off: {path.stat().st_size} bytes of at least {declared}")
+    def refuse(cut_off: str | None) -> None:
+        if cut_off is not None:
+            raise MediaError(path, "corrupt", cut_off)
+
+    refuse(find_missing_samples(path, stream))
+    times, found_any = PacketTimes(), False
+    for frame in decode_to_the_end(container, stream, times):
+        found_any = True
+        yield frame
+    if not found_any:  # the reader says that there is nothing
+        return
+    refuse(find_missing_bytes(path))
+    if states_duration(container, path):
+        refuse(times.find_missing_seconds(container.duration / AV_TIME_BASE))
 
 
 def read_audio(path: Path | str, rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -183,11 +196,10 @@ def read_audio(path: Path | str, rate: int = SAMPLE_RATE) -> np.ndarray:
     with _open_container(path) as container:
         if not container.streams.audio:
             raise MediaError(path, "no_audio_track")
-        _check_not_truncated(path, container.streams.audio[0])
         import av
 
         resampler = av.AudioResampler(format="flt", rate=rate)  # its own mono down-mix is 3 dB too loud and clips
-        for frame in container.decode(container.streams.audio[0]):
+        for frame in _decode(container, container.streams.audio[0], path):
             _check_audio_format(path, frame)
             if total + frame.samples / frame.sample_rate * rate > (MAX_SECONDS + 1) * rate:
                 raise MediaError(path, "too_long")
@@ -200,7 +212,6 @@ def read_audio(path: Path | str, rate: int = SAMPLE_RATE) -> np.ndarray:
     samples = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
     if not len(samples):
         raise MediaError(path, "no_samples")
-    _check_riff_length(path)
     if len(samples) < MIN_SECONDS * rate:
         raise MediaError(path, "too_short", f"{len(samples) / rate:.3f} s of sound")
     non_finite = int(np.count_nonzero(~np.isfinite(samples)))
@@ -249,7 +260,6 @@ def read_frames(path: Path | str, fps: float, max_side: int = 256) -> Frames:
             raise MediaError(path, "no_video_track")
         _check_picture_size(path, stream.width, stream.height)
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-        _check_not_truncated(path, stream)
         rate, pixel_shape = float(stream.average_rate or 25), _pixel_shape(path, stream)
         start: float | None = None
         displayed: np.ndarray | None = None
@@ -266,7 +276,7 @@ def read_frames(path: Path | str, fps: float, max_side: int = 256) -> Frames:
                     )
                 frames.append(displayed)
 
-        for number, frame in enumerate(container.decode(stream)):
+        for number, frame in enumerate(_decode(container, stream, path)):
             if number >= MAX_DECODED_FRAMES:
                 raise MediaError(path, "too_long", f"more than {MAX_DECODED_FRAMES} pictures")
             seconds = float(frame.time) if frame.time is not None else number / rate
@@ -281,7 +291,6 @@ def read_frames(path: Path | str, fps: float, max_side: int = 256) -> Frames:
             end = seconds + 1 / rate
         if displayed is None:
             raise MediaError(path, "no_frames")
-        _check_riff_length(path)
         repeat_displayed_until(min(end, MAX_SECONDS + 1 / fps))
     return Frames(np.stack(frames), fps)
 
