@@ -303,6 +303,12 @@ class FusionAdapter(nn.Module, ABC):
         return self.config.modalities
 
     @property
+    def step_limit(self) -> int | None:
+        """Most steps that are read of a feature sequence: None for all it is given, 0 where utterance vectors are read
+        alone, which are made of a whole clip."""
+        return None
+
+    @property
     def output_size(self) -> int:
         """Width of the vector that :meth:`fuse` returns."""
         return self.config.hidden_size

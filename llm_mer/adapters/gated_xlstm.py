@@ -269,6 +269,10 @@ class GatedXLSTMAdapter(FusionAdapter):
         return ()
 
     @property
+    def step_limit(self) -> int | None:
+        return self.config.max_frames if self.config.level == "frame" else 0
+
+    @property
     def streams(self) -> tuple[tuple[str, str], ...]:
         """``(role, modality)`` of every stream, in the order of ``stream_gates``."""
         roles = ("speaker", "interlocutor") if self.config.use_interlocutor else ("speaker",)

@@ -196,6 +196,10 @@ class LPGNetAdapter(FusionAdapter):
         return self.config.modalities if self.config.level == "frame" else ()
 
     @property
+    def step_limit(self) -> int | None:
+        return self.config.max_frames if self.config.level == "frame" else 0
+
+    @property
     def paths(self) -> tuple[tuple[str, str], ...]:
         """Pairs (query modality, key modality) that attend, grouped by query."""
         return tuple(

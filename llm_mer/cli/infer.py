@@ -94,6 +94,9 @@ def load_pipeline(config: InferConfig, checkpoint: Path, processes: ProcessGroup
         answer_end=config.answer_end,
         calibration=config.calibration,
         answer=config.answer,
+        long_clips=config.long_clips,
+        windows=config.windows,
+        window_overlap=config.window_overlap,
     )
     if config.dialogue_decoder != "none" and not pipeline.description.shift_probability:
         raise UserError(

@@ -225,6 +225,13 @@ class MerDataset:
         """``(id, language, text)`` of every utterance of the table, unchanged and in order."""
         return list(zip(self._id, self._language, self._column("text"), strict=True))
 
+    def steps(self, modality: str) -> list[int]:
+        """Steps of a modality's feature sequence of every utterance of the table, unchanged; 0 where there is none."""
+        if isinstance(self.utterances, UtteranceTable):
+            return self.utterances.steps(modality)
+        sequences = (getattr(utterance, FEATURE_COLUMNS[modality]) for utterance in self.utterances)
+        return [0 if sequence is None else len(sequence) for sequence in sequences]
+
     def text_length(self, row: int) -> int:
         """Number of characters of a row's original transcript; 0 without one."""
         if self._text_lengths is None:
@@ -373,6 +380,11 @@ class MerDataset:
         return [entry[2] for entry in found], [entry[3] for entry in found], [entry[0] for entry in found]
 
 
+def utterance_vector(steps: np.ndarray) -> np.ndarray:
+    """Mean and standard deviation over time of a normalised sequence: ``(T, D) -> (2 D,)``."""
+    return np.concatenate([steps.mean(axis=0), steps.std(axis=0)])
+
+
 def build_context_vectors(
     dataset: MerDataset,
     normalise: Callable[[str, np.ndarray], np.ndarray],
@@ -415,7 +427,7 @@ def build_context_vectors(
                 )
             normal = normalise(modality, features)
             single[modality] &= normal.shape[0] == 1
-            collected[modality][row] = np.concatenate([normal.mean(axis=0), normal.std(axis=0)])
+            collected[modality][row] = utterance_vector(normal)
     vectors, present = {}, {}
     for modality in modalities:
         known = np.array([v is not None for v in collected[modality]], dtype=bool)

@@ -89,6 +89,25 @@ SOURCES_WITH_FEATURES = ("mmsa", "mosi", "mosi_csv", "mse_adapter", "casia")
 """Sources whose published files already contain features."""
 DESCRIPTORS = ("egemaps", "librosa")
 """Acoustic features that use ``audio_rate``; an encoder has its own rate."""
+ENCODER_STEPS_PER_SECOND = 50.0
+"""Of the speech encoders that keep time (WavLM, HuBERT, wav2vec 2.0, …): a step every 20 ms."""
+
+
+def steps_per_second(settings: Mapping[str, Any] | None) -> dict[str, float]:
+    """``{modality: steps a second}`` of features that ``llm-mer extract`` made with these settings.
+
+    Args:
+        settings: as :meth:`FeatureSettings.to_dict`; None where nobody knows how the features were made.
+    """
+    if not settings:
+        return {}
+    rates: dict[str, float] = {}
+    if settings.get("audio") not in (None, NONE):
+        described = settings["audio"] in DESCRIPTORS
+        rates["audio"] = float(settings["audio_rate"]) if described else ENCODER_STEPS_PER_SECOND
+    if settings.get("vision") not in (None, NONE):
+        rates["vision"] = float(settings["vision_fps"])
+    return rates
 
 
 def check_same_features(

@@ -364,6 +364,16 @@ class UtteranceTable(Sequence[Utterance]):
         for index in range(len(self)):
             yield self[index]
 
+    def steps(self, modality: str) -> list[int]:
+        """Steps of a modality's feature sequence in every row, 0 where there is none; no feature is read."""
+        import pyarrow.compute as pc
+
+        size = self.info.feature_sizes.get(modality)
+        if not size:
+            return [0] * len(self)
+        values = pc.list_value_length(self._rows.data.column(FEATURE_COLUMNS[modality])).to_pylist()
+        return [(count or 0) // size for count in values]
+
     def column(self, name: str) -> list[Any]:
         """One descriptive column of every row: ``id``, ``language``, ``dialogue_id``, ``turn``, ``speaker``, ``labels`` …"""
         if name == "votes" and name not in self._rows.column_names:  # a store of a version before there were any

@@ -56,6 +56,8 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     pipeline.check_features(utterances, made, where)
     tasks = pipeline.named_tasks(config.tasks)
     dataset = pipeline.questions(utterances, tasks, languages=config.languages)
+    pipeline.long_clips = config.long_clips or pipeline.predictor.processor.long_clips
+    pipeline.check_dataset_lengths(dataset, where)
     with lock_output(pipeline.folder / "calibration"):
         predictions = pipeline.predictor.predict(dataset, progress="calibrate")
         require_finite_answers(predictions)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_mer.adapters.base import MODALITIES, FusionAdapter
 from llm_mer.data.dataset import MerDataset
+from llm_mer.data.long_clips import REFUSE
 from llm_mer.data.missing_values import check_transcript
 from llm_mer.distributed.output_lock import lock_outputs
 from llm_mer.distributed.process_group import ProcessGroup
@@ -127,7 +128,12 @@ def load_pipeline(config: EvaluateConfig, processes: ProcessGroup) -> MerPipelin
         answer="scored" if config.answer == "all" else config.answer,
         keep_features=config.keep_features,
         calibration=config.calibration,
+        long_clips=config.long_clips or REFUSE,
+        windows=config.windows,
+        window_overlap=config.window_overlap,
     )
+    if config.long_clips is None and config.windows is None:
+        pipeline.long_clips = pipeline.predictor.processor.long_clips
     if config.answer == "all" and not (pipeline.description.model.get("read_out") or pipeline.predictor.pool_weights):
         raise UserError(
             f"--answer all: {config.checkpoint} has its scored answers alone; train with read_out: true, or with "
@@ -160,6 +166,7 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
         raise UserError(f"{place}, split {config.split!r}: no utterance in --languages {wanted}; it holds {spoken}")
     if not len(dataset):
         raise UserError(f"{place}, split {config.split!r}: no utterance has a label for {', '.join(t.name for t in tasks)}")
+    pipeline.check_dataset_lengths(dataset, f"{place}, split {config.split!r}")
     for identifier, _, text in dataset.transcripts():
         check_transcript(text, f"utterance {identifier!r}")
     predictor = pipeline.predictor
@@ -193,6 +200,8 @@ def plan(config: EvaluateConfig, pipeline: MerPipeline, place: str, folder: Path
     }
     if examples:
         settings["examples"] = examples
+    if config.windows is not None:
+        settings["windows"] = [config.windows, config.window_overlap]
     if not config.calibration:  # with it, its file is part of the checkpoint's digest
         settings["calibration"] = False
     return EvaluationPlan(place, folder, dataset, changed, list(conditions.values()), tasks, fingerprint, settings)

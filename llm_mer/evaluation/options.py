@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llm_mer.checkpoints.precision import precision_option
+from llm_mer.data.long_clips import long_clips_as_trained_option, window_overlap_option, windows_option
 from llm_mer.errors import UserError
 
 
@@ -109,6 +110,9 @@ class EvaluateConfig:
     calibration: bool = field(
         default=True, metadata={"help": "use what `llm-mer calibrate` left in the checkpoint, where it did"}
     )
+    windows: float | None = windows_option()
+    window_overlap: float = window_overlap_option()
+    long_clips: str | None = long_clips_as_trained_option()
     resamples: int = field(default=1000, metadata={"help": "bootstrap resamples for the 95 % intervals"})
     seed: int = field(default=0, metadata={"help": "of the bootstrap, of shuffling and of --limit"})
     batch_size: int = field(default=64, metadata={"help": "questions per forward"})
@@ -142,6 +146,7 @@ class CalibrateConfig:
     split: str = field(default="valid", metadata={"help": "which split to fit on; any but valid is refused"})
     tasks: list[str] | None = field(default=None, metadata={"help": "only these tasks of the checkpoint"})
     languages: list[str] | None = field(default=None, metadata={"help": "only these languages"})
+    long_clips: str | None = long_clips_as_trained_option()
     batch_size: int = field(default=64, metadata={"help": "questions per forward"})
     backbone: str | None = field(default=None, metadata={"help": "use this backbone instead of the recorded one"})
     dtype: str = precision_option()

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from llm_mer.checkpoints.precision import precision_option
+from llm_mer.data.long_clips import long_clips_option, window_overlap_option, windows_option
 from llm_mer.data.missing_values import check_values
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources.column_names import ColumnNames
@@ -77,6 +78,9 @@ class InferConfig:
     calibration: bool = field(
         default=True, metadata={"help": "use what `llm-mer calibrate` left in the checkpoint, where it did"}
     )
+    windows: float | None = windows_option()
+    window_overlap: float = window_overlap_option()
+    long_clips: str = long_clips_option()
     on_bad_input: str = field(
         default="report",
         metadata={"help": "an input that cannot be used: a line with its error, or stop", "choices": ["report", "stop"]},

@@ -310,5 +310,11 @@ def shorten(entry: dict[str, Any]) -> dict[str, Any]:
     for name in ("log_probabilities", "head_log_probabilities"):
         entry.pop(name, None)
     if "probabilities" in entry and "interval" in entry:
-        entry["probabilities"] = {k: v for k, v in entry["probabilities"].items() if v >= PROBABILITY_FLOOR}
+        entry["probabilities"] = _without_floor(entry["probabilities"])
+        if "windows" in entry:
+            entry["windows"] = [w | {"probabilities": _without_floor(w["probabilities"])} for w in entry["windows"]]
     return entry
+
+
+def _without_floor(probabilities: dict[str, float]) -> dict[str, float]:
+    return {answer: p for answer, p in probabilities.items() if p >= PROBABILITY_FLOOR}

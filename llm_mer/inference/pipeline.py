@@ -7,6 +7,7 @@ import logging
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from llm_mer.checkpoints.precision import AUTO
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.feature_scale import check_scale
 from llm_mer.data.feature_settings import check_same_features
+from llm_mer.data.long_clips import REFUSE, check_long_clips
 from llm_mer.data.missing_values import check_transcript
 from llm_mer.data.reading import read_utterances
 from llm_mer.data.schema import Utterance
@@ -29,6 +31,8 @@ from llm_mer.errors import UserError, first_line
 from llm_mer.inference.clips import as_utterance, utterance_from_fields
 from llm_mer.inference.prediction import Prediction, require_finite_answers
 from llm_mer.inference.predictor import Predictor
+from llm_mer.inference.windows import ClipWindows, windows_remedy
+from llm_mer.model.step_limits import StepLimits, check_dataset_lengths
 from llm_mer.prompting.languages import LANGUAGES, require_language
 from llm_mer.prompting.tasks import Task
 from llm_mer.scoring.engines.base import open_engine
@@ -77,7 +81,8 @@ class MerPipeline:
     """A checkpoint ready to answer about clips, texts and features; ``folder`` is where it lies on this machine.
 
     A checkpoint that normalises features by speaker knows those of :meth:`know_speakers`; of anybody else it knows the
-    utterance it is asked about, so answers do not depend on what is asked beside it.
+    utterance it is asked about, so answers do not depend on what is asked beside it. A clip that is longer than the
+    checkpoint reads is refused, unless it is asked about in windows or ``long_clips`` is ``cut``.
 
     Example:
         >>> pipeline = MerPipeline.from_pretrained("runs/quickstart/egmf")
@@ -89,6 +94,7 @@ class MerPipeline:
     description: CheckpointDescription
     folder: Path
     speakers: KnownSpeakers | None = None
+    long_clips: str = REFUSE
 
     @classmethod
     def from_pretrained(
@@ -103,6 +109,9 @@ class MerPipeline:
         engine_options: Mapping[str, Any] | None = None,
         adapter: str | None = None,
         calibration: bool = True,
+        long_clips: str = REFUSE,
+        windows: float | None = None,
+        window_overlap: float = 0.0,
         **options: Any,
     ) -> MerPipeline:
         """Load a checkpoint; ``options`` are those of :class:`Predictor`.
@@ -118,6 +127,9 @@ class MerPipeline:
             engine_options: its own options.
             calibration: take what ``llm-mer calibrate`` left in the checkpoint, where it did: temperatures, and the weights
                 of ``answer="pooled"``.
+            long_clips: ``refuse`` a clip that is longer than the checkpoint reads, or ``cut`` it: read its beginning alone.
+            windows: seconds of the windows in which longer clips are asked about; the answer is their mean and holds that
+                of each (:mod:`llm_mer.inference.windows`). window_overlap: seconds that neighbours share at least.
 
         Raises:
             UserError: an option that is unknown or of another kind; a folder that is no checkpoint, or one of another
@@ -125,6 +137,7 @@ class MerPipeline:
                 weights.
         """
         check_options({"calibration": calibration, **options})
+        check_long_clips(long_clips, windows, window_overlap)
         if adapter is not None:
             use_adapter(adapter)
         if device is not None:
@@ -141,7 +154,32 @@ class MerPipeline:
         predictor = Predictor(loaded.model, loaded.processor, engine=opened.engine, **options)
         if fitted is not None and (note := fitted.other_precision(predictor.precision)) is not None:
             logger.warning(note)
-        return cls(predictor, loaded.description, folder)
+        pipeline = cls(predictor, loaded.description, folder, long_clips=long_clips)
+        if windows is not None:
+            predictor.windows = ClipWindows(windows, window_overlap, pipeline.step_limits)
+        return pipeline
+
+    @property
+    def step_limits(self) -> StepLimits:
+        """How much of a clip the checkpoint reads."""
+        made = self.description.data.get("features")
+        return StepLimits.of(self.predictor.processor, self.predictor.adapter, made)
+
+    def check_length(self, utterance: Utterance) -> None:
+        """Refuse an utterance of which only the beginning would be read, unless windows or cutting were asked for.
+
+        Raises:
+            UserError: what would be lost, and what to do.
+        """
+        limits = self.step_limits
+        excess = limits.excess(limits.lengths(utterance))
+        if excess and self.long_clips == REFUSE and self.predictor.windows is None:
+            raise UserError(f"utterance {utterance.id!r}: {limits.describe(excess)}; {windows_remedy(limits)}")
+
+    def check_dataset_lengths(self, dataset: MerDataset, where: str) -> None:
+        """As :meth:`check_length`, of all utterances that are asked about; their features are not read for it."""
+        if self.long_clips == REFUSE and self.predictor.windows is None:
+            check_dataset_lengths(dataset, self.step_limits, where, partial(windows_remedy, self.step_limits))
 
     @property
     def tasks(self) -> list[Task]:
@@ -332,6 +370,7 @@ class MerPipeline:
             UserError: saying what the adapter reads, what is wrong with the features, or that the language is not told.
         """
         self.predictor.processor.check_features(utterance)
+        self.check_length(utterance)
         check_transcript(utterance.text, f"utterance {utterance.id!r}")
         self.check_features([utterance], {}, f"utterance {utterance.id!r}")
         read = self.predictor.adapter.config.modalities

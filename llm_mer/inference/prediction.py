@@ -12,6 +12,18 @@ import numpy as np
 from llm_mer.errors import UserError
 
 
+@dataclass(frozen=True)
+class WindowAnswer:
+    """The answer about one window of a long clip, ``start`` to ``end`` in seconds; its fields are those of a prediction."""
+
+    start: float
+    end: float
+    value: str | float
+    probabilities: dict[str, float] = field(default_factory=dict)
+    generated: str | None = None
+    parsed: str | float | None = None
+
+
 @dataclass
 class Prediction:
     """An answer that is always valid, with its probabilities.
@@ -40,6 +52,8 @@ class Prediction:
             which prompts show whole. Empty where it read everything.
         unread: ``audio``, ``vision``, ``text`` (features) and ``transcript``, where they are given and neither the adapter
             nor a prompt reads them.
+        windows: the answers about the windows of a long clip, whose mean this is (:mod:`llm_mer.inference.windows`); empty
+            for a clip that was read whole.
         read_out: what a checkpoint that has a read-out reads off the hidden state: a label name, or a score inside its
             range. read_out_log_probabilities: of the labels, in their order; None for scores.
         head_value: the adapter head's own prediction, where it has one. head_log_probabilities: of the labels, in their
@@ -77,6 +91,7 @@ class Prediction:
     length: int | None = None
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
+    windows: list[WindowAnswer] = field(default_factory=list)
     read_out: str | float | None = None
     read_out_log_probabilities: list[float] | None = None
     head_value: str | float | None = None
@@ -110,7 +125,10 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for a JSONL line; fields that are None or empty are left out."""
-        return {k: v for k, v in asdict(self).items() if v is not None and v != {} and v != [] and v != ()}
+        entry = {k: v for k, v in asdict(self).items() if v is not None and v != {} and v != [] and v != ()}
+        if self.windows:
+            entry["windows"] = [{k: v for k, v in window.items() if v is not None} for window in entry["windows"]]
+        return entry
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Prediction:
@@ -123,6 +141,8 @@ class Prediction:
             entry["interval"] = (low, high)
         if "cut" in entry:
             entry["cut"] = {name: (read, given) for name, (read, given) in entry["cut"].items()}
+        if "windows" in entry:
+            entry["windows"] = [WindowAnswer(**window) for window in entry["windows"]]
         if "diagnostics" in entry:
             entry["diagnostics"] = _with_nan(entry["diagnostics"])
         return cls(**entry)

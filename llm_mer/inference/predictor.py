@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import nn
 from llm_mer.adapters.base import FusionOutput
 from llm_mer.adapters.context_window import vector_sizes
 from llm_mer.data.dataset import MerDataset
+from llm_mer.data.schema import Utterance
 from llm_mer.distributed.progress import track_progress
 from llm_mer.distributed.sharded_parameters import is_sharded
 from llm_mer.errors import UserError, first_line, is_out_of_memory
@@ -32,6 +34,7 @@ from llm_mer.inference.answer_values import (
 )
 from llm_mer.inference.prediction import Prediction
 from llm_mer.inference.unread import describe_unread, unread_parts
+from llm_mer.inference.windows import ClipWindow, ClipWindows, pool_windows
 from llm_mer.model.collator import MerCollator, UtteranceBatch
 from llm_mer.model.context_vectors import attach_context
 from llm_mer.model.modeling_mer import (
@@ -43,6 +46,7 @@ from llm_mer.model.modeling_mer import (
 from llm_mer.model.output_head import reads_in_float32
 from llm_mer.model.processing_mer import MerProcessor, PromptIds
 from llm_mer.model.read_out import columns_of
+from llm_mer.model.step_limits import StepLimits
 from llm_mer.prompting.tasks import Task
 from llm_mer.scoring.answer_tree import AnswerTree, has_prefix_conflict
 from llm_mer.scoring.engines.base import MAX_ANSWER_TOKENS, Engine
@@ -66,6 +70,8 @@ class Batch:
     questions: tuple[int, ...]
     tasks: tuple[Task, ...]
     language: str
+    windows: tuple[ClipWindow | None, ...] = ()
+    """The part of each utterance that is read, None for the whole; empty where all are read whole."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class Predictor:
         engine: what runs the language model; the model itself when None.
         temperatures: ``{(task, language): T}``, of the distributions over answers; none where a question is not named.
         pool_weights: what the distributions that are pooled weigh.
+        windows: in which windows long clips are asked about; None asks about each as a whole.
     """
 
     model: nn.Module
@@ -111,8 +118,10 @@ class Predictor:
     engine: Engine | None = None
     temperatures: Mapping[tuple[str, str], float] = field(default_factory=dict)
     pool_weights: PoolWeights = field(default_factory=dict)
+    windows: ClipWindows | None = None
     _trees: dict[tuple[str, str], AnswerTree] = field(default_factory=dict, repr=False)
     _said_unread: set[str] = field(default_factory=set, repr=False)
+    _said_cut: set[str] = field(default_factory=set, repr=False)
     _kept: dict[tuple[str, ...], PrefixCache] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -134,6 +143,7 @@ class Predictor:
                 "answer: pooled, but there are no weights to pool by; `llm-mer calibrate` fits them on validation data, for "
                 "a language model with auxiliary_head: true or read_out: true"
             )
+        self.limits = StepLimits.of(self.processor, self.adapter, None)
         self.device = next(self.core.parameters()).device
         core: Any = self.core  # an adapter alone is never asked
         self.answering: Engine = TransformersEngine(core) if self.engine is None else self.engine
@@ -167,7 +177,7 @@ class Predictor:
         found: dict[int, Prediction] = {}
         quiet, batches = progress is None, self.batches(dataset, indices)
         with (
-            self.evaluating(len(batches) > 1),
+            self.evaluating(len(batches) > 1 or self.windows is not None),
             track_progress(total=len(indices), description=progress or "", unit="answer", hidden=quiet, keep=False) as bar,
         ):
             for batch in batches:
@@ -192,11 +202,43 @@ class Predictor:
             self.model.train(was_training)
 
     def predict_batch(self, dataset: MerDataset, batch: Batch) -> list[Prediction]:
-        """Predictions of one batch, in its order. Where memory is exhausted it is answered in halves, and that is said.
+        """Predictions of one batch, in its order; of a clip that is longer than a window, those of its windows pooled.
+
+        Where memory is exhausted it is answered in halves, and that is said.
 
         Raises:
             UserError: memory is exhausted by one utterance alone.
         """
+        if self.windows is not None and not batch.windows:
+            return self._predict_windows(self.windows, dataset, batch)
+        return self._predict_or_halve(dataset, batch)
+
+    def _predict_windows(self, windows: ClipWindows, dataset: MerDataset, batch: Batch) -> list[Prediction]:
+        """The windows of all utterances of a batch in batches of their own, pooled by utterance and task."""
+        asked = len(batch.tasks)
+        per_utterance = [batch.questions[place : place + asked] for place in range(0, len(batch.questions), asked)]
+        parts = [windows.windows_of(dataset.utterance(dataset.questions[own[0]].row)) for own in per_utterance]
+        expanded = [
+            (own, window if len(found) > 1 else None)
+            for own, found in zip(per_utterance, parts, strict=True)
+            for window in found
+        ]
+        answers: list[Prediction] = []
+        for start in range(0, len(expanded), self.batch_size):
+            chunk = expanded[start : start + self.batch_size]
+            questions = tuple(question for own, _ in chunk for question in own)
+            part = dataclasses.replace(batch, questions=questions, windows=tuple(window for _, window in chunk))
+            answers += self._predict_or_halve(dataset, part)
+        pooled, begin = [], 0
+        for found in parts:
+            own_answers = answers[begin : begin + len(found) * asked]
+            begin += len(own_answers)
+            for number, task in enumerate(batch.tasks):
+                of_task = own_answers[number::asked]
+                pooled.append(of_task[0] if len(found) == 1 else pool_windows(of_task, found, task, self.score_statistic))
+        return pooled
+
+    def _predict_or_halve(self, dataset: MerDataset, batch: Batch) -> list[Prediction]:
         try:
             return self._predict_whole(dataset, batch)
         except (MemoryError, RuntimeError) as error:
@@ -212,11 +254,13 @@ class Predictor:
             name = dataset.utterance(dataset.questions[batch.questions[0]].row).id
             raise UserError(f"utterance {name!r} alone exhausts the memory ({reason}); shorten it, or use a larger machine")
         logger.warning("memory is exhausted by %d utterances at once; they are answered in halves", count)
-        middle = count // 2 * len(batch.tasks)
+        middle = count // 2
+        cut = middle * len(batch.tasks)
         halves = (
-            dataclasses.replace(batch, questions=part) for part in (batch.questions[:middle], batch.questions[middle:])
+            dataclasses.replace(batch, questions=batch.questions[:cut], windows=batch.windows[:middle]),
+            dataclasses.replace(batch, questions=batch.questions[cut:], windows=batch.windows[middle:]),
         )
-        return [prediction for half in halves for prediction in self.predict_batch(dataset, half)]
+        return [prediction for half in halves for prediction in self._predict_or_halve(dataset, half)]
 
     @torch.no_grad()
     def _predict_whole(self, dataset: MerDataset, batch: Batch) -> list[Prediction]:
@@ -227,10 +271,13 @@ class Predictor:
         collator = MerCollator(dataset, self.processor, self.adapter.uses_context)
         questions, tasks = [dataset.questions[i] for i in batch.questions], batch.tasks
         began = time.perf_counter()
-        read = collator.utterances([question.row for question in questions[:: len(tasks)]], tasks)
+        rows = [question.row for question in questions[:: len(tasks)]]
+        read = collator.utterances(rows, tasks, self._cutters(batch))
         inputs: dict[str, Any] = dict(read.inputs.to(self.device).model_inputs())
         unread = [unread_parts(self.processor, utterance, tasks) for utterance in read.utterances]
         self._warn_of_unread(unread)
+        cuts = [self._cut(utterance, cut) for utterance, cut in zip(read.utterances, read.cut, strict=True)]
+        self._warn_of_cut(cuts)
         answers = self._score(read, inputs, batch)
         fusion = answers[0].fusion
         inputs = {name: value for name, value in inputs.items() if name not in FUSION_KEYS}
@@ -258,7 +305,7 @@ class Predictor:
                 dialogue_id=utterance.dialogue_id,
                 turn=utterance.turn,
                 speaker=utterance.speaker,
-                cut=read.cut[row],
+                cut=cuts[row],
                 unread=unread[row],
                 seconds=round(seconds, 6),
             )
@@ -288,11 +335,33 @@ class Predictor:
             predictions.append(prediction)
         return predictions
 
+    def _cut(self, utterance: Utterance, prepared: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+        """What of an utterance the adapter does not read; ``prepared``: what was cut before it.
+
+        An adapter that reads vectors of whole utterances loses no step of theirs.
+        """
+        steps = self.limits.excess(self.limits.lengths(utterance))
+        reads_words = self.adapter.step_limit != 0 or self.processor.text_source == "backbone"
+        return steps | ({"text": prepared["text"]} if "text" in prepared and reads_words else {})
+
+    def _cutters(self, batch: Batch) -> list[Callable[[Utterance], Utterance] | None] | None:
+        """What takes a window out of each utterance of a batch; None where all are read whole."""
+        windows = self.windows
+        if windows is None or not any(batch.windows):
+            return None
+        return [None if window is None else partial(windows.cut_out, window=window) for window in batch.windows]
+
     def _warn_of_unread(self, unread: Sequence[Sequence[str]]) -> None:
         """Say once what is given and not read."""
         if new := sorted({part for parts in unread for part in parts} - self._said_unread):
             self._said_unread.update(new)
             logger.warning("%s are given, and this checkpoint reads none of it", describe_unread(new))
+
+    def _warn_of_cut(self, cuts: Sequence[Mapping[str, tuple[int, int]]]) -> None:
+        """Say once of each modality that only the beginning of a longer one is read."""
+        for modality in sorted({name for cut in cuts for name in cut} - self._said_cut):
+            self._said_cut.add(modality)
+            logger.warning("only the beginning of a long %s is read; `cut` of an answer says how much", modality)
 
     @property
     def precision(self) -> str | None:

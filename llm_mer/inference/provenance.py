@@ -18,6 +18,7 @@ import numpy as np
 
 from llm_mer.checkpoints.integrity import checkpoint_fingerprint
 from llm_mer.checkpoints.run_differences import compare_settings
+from llm_mer.data.long_clips import OPTION_DEFAULTS
 from llm_mer.data.schema import Utterance
 from llm_mer.errors import UserError
 from llm_mer.inference.inputs import InferConfig
@@ -80,6 +81,9 @@ class Provenance:
         options = {name: getattr(config, name) for name in ANSWERING_OPTIONS}
         if not config.calibration:  # with it, its file is part of the checkpoint's digest
             options["calibration"] = False
+        for name, default in OPTION_DEFAULTS.items():  # noted where they are others, as files before them have none
+            if getattr(config, name) != default:
+                options[name] = getattr(config, name)
         if speaker_data is not None:
             options["speaker_data"] = speaker_data
         return cls(

@@ -53,6 +53,10 @@ class LanguageModelAlone(FusionAdapter):
         return ()
 
     @property
+    def step_limit(self) -> int | None:
+        return 0
+
+    @property
     def output_size(self) -> int:
         return 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_mer.data.dataset import MerDataset, Question
+from llm_mer.data.dataset import MerDataset, Question, utterance_vector
 from llm_mer.data.schema import Utterance
 from llm_mer.model.outputs import find_label_positions
 from llm_mer.model.packing import Group, pack_groups
@@ -202,9 +202,20 @@ class MerCollator:
             samples.append(self.processor.prepare(utterance, question.task, truth, history, prepared))
         return samples
 
-    def utterances(self, rows: Sequence[int], tasks: Sequence[Task]) -> UtteranceBatch:
-        """Utterances by their rows, each read once, and a prompt of each task about each."""
+    def utterances(
+        self,
+        rows: Sequence[int],
+        tasks: Sequence[Task],
+        cutters: Sequence[Callable[[Utterance], Utterance] | None] | None = None,
+    ) -> UtteranceBatch:
+        """Utterances by their rows, each read once, and a prompt of each task about each.
+
+        Args:
+            cutters: what takes the part of each utterance that is read; None for the whole.
+        """
         read = [self.dataset.utterance(row) for row in rows]
+        if cutters is not None:
+            read = [u if cutter is None else cutter(u) for u, cutter in zip(read, cutters, strict=True)]
         inputs = MerBatch()
         checked = self.dataset.checked
         prepared = [self.processor.prepare_utterance(utterance, checked) for utterance in read]
@@ -221,6 +232,8 @@ class MerCollator:
                     found.append(prompt)
         if self.uses_context:
             self._pad_context(inputs, rows)
+            if cutters is not None:
+                self._set_target_vectors(inputs, prepared, [cutter is not None for cutter in cutters])
         return UtteranceBatch(read, inputs, prompts, [found.cut for found in prepared])
 
     def length(self, question: Question) -> int:
@@ -345,6 +358,21 @@ class MerCollator:
         batch.sample_ids, batch.position_ids = padded("samples", -1), padded("positions", 0)
         if prefix_number > len(samples):
             batch.shared_prefix_ids = padded("prefixes", -2)
+
+    @staticmethod
+    def _set_target_vectors(batch: MerBatch, samples: Sequence[PreparedUtterance], cut_out: Sequence[bool]) -> None:
+        """Vectors of the part that is read in place of those of the whole, for utterances of which a part is cut out."""
+        assert batch.context_target is not None
+        for i, sample in enumerate(samples):
+            target = int(batch.context_target[i])
+            for modality in ("audio", "vision") if cut_out[i] else ():
+                values, mask = getattr(batch, f"context_{modality}"), getattr(batch, f"context_{modality}_mask")
+                if values is None:
+                    continue
+                steps = sample.features.get(modality)
+                mask[i, target] = steps is not None
+                vector = torch.zeros(values.shape[-1]) if steps is None else torch.from_numpy(utterance_vector(steps))
+                values[i, target] = vector[: values.shape[-1]]
 
     def _pad_context(self, batch: MerBatch, rows: Sequence[int]) -> None:
         context = self.dataset.context

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from llm_mer.data.long_clips import REFUSE
 from llm_mer.data.missing_values import check_sequence
 from llm_mer.data.normalisation import GLOBAL, NONE, UTTERANCE
 from llm_mer.data.schema import Utterance
@@ -82,6 +83,7 @@ class MerProcessor:
         statistics: of the training split, applied to every feature sequence whose ``normalisation`` is by them.
         normalisation: ``{modality: kind}`` where it is not global (:mod:`llm_mer.data.normalisation`).
         speaker_effects: of the modalities that are normalised by speaker, which a dataset does as it is read.
+        long_clips: what became of longer clips in training (:mod:`llm_mer.data.long_clips`).
         answer_start: ``joined`` or ``bare``, see :mod:`llm_mer.prompting.answer_start`; checkpoints that do not say are
             ``bare``.
         examples: answered prompts that stand before each prompt, by task and language; a trained model is asked without.
@@ -101,6 +103,7 @@ class MerProcessor:
     max_audio_steps: int = 400
     max_vision_steps: int = 200
     max_prompt_tokens: int = 1024
+    long_clips: str = REFUSE
     answer_start: str = JOINED
     normalisation: dict[str, str] = field(default_factory=dict)
     speaker_effects: dict[str, SpeakerEffects] = field(default_factory=dict)
@@ -386,6 +389,7 @@ class MerProcessor:
             "max_audio_steps": self.max_audio_steps,
             "max_vision_steps": self.max_vision_steps,
             "max_prompt_tokens": self.max_prompt_tokens,
+            "long_clips": self.long_clips,
             "answer_start": self.answer_start,
             "normalisation": dict(self.normalisation),
             "speaker_effects": {m: effects.to_dict() for m, effects in self.speaker_effects.items()},

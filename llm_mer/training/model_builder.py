@@ -257,6 +257,7 @@ def _build_processor(
         max_audio_steps=data.max_audio_steps,
         max_vision_steps=data.max_vision_steps,
         max_prompt_tokens=data.max_prompt_tokens,
+        long_clips=data.long_clips,
         answer_start=_answer_start(config),
         normalisation=run.normalisation,
         speaker_effects=run.speaker_effects,

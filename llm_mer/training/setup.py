@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from llm_mer.backbones.attention import (
     check_mask,
 )
 from llm_mer.data.dataset import MerDataset
+from llm_mer.data.long_clips import REFUSE
 from llm_mer.distributed.deepspeed import fill_zero3_auto_sizes, init_deepspeed_process_group
 from llm_mer.distributed.fsdp import fsdp_requested
 from llm_mer.distributed.process_group import check_launch
@@ -30,6 +32,7 @@ from llm_mer.model.liger_kernels import check_liger, use_liger
 from llm_mer.model.modeling_mer import MerHeadModel, conditional_generation_of, fusion_adapter_of
 from llm_mer.model.packing import check_packing
 from llm_mer.model.prompt_lengths import backbone_positions, check_prompt_lengths
+from llm_mer.model.step_limits import StepLimits, check_dataset_lengths, training_remedy
 from llm_mer.prompting.templates import load_prompts
 from llm_mer.training.answer_batches import AnswerCollator
 from llm_mer.training.checks import (
@@ -78,7 +81,7 @@ def build_trainer(config: RunConfig) -> MerTrainer | HeadTrainer:
     description = describe_run(config, run, built, loss_weights)
     if is_deepspeed_zero3_enabled():
         fill_zero3_auto_sizes(built.model, fusion_adapter_of(built.model), training.hf_deepspeed_config.config)
-    _check_prompt_lengths(config, run, built)
+    _check_lengths(config, run, built)
     collator = build_collator(config, run, built)
     rows, evaluation_rows = _question_rows(config, run, collator)
     trainer = _create_trainer(config, run, built, collator, rows, evaluation_rows)
@@ -168,16 +171,19 @@ def _build_model_for_training(config: RunConfig, run: RunData) -> BuiltModel:
     return built
 
 
-def _check_prompt_lengths(config: RunConfig, run: RunData, built: BuiltModel) -> None:
-    """Refuse prompts that are too long for the run or its backbone, of both splits, before the first step."""
-    if config.model.backbone == "none":
-        return
-    data, positions = config.data, backbone_positions(built.model.config)
+def _check_lengths(config: RunConfig, run: RunData, built: BuiltModel) -> None:
+    """Refuse clips and prompts that are too long for the run or its backbone, of both splits, before the first step."""
+    data, adapter = config.data, fusion_adapter_of(built.model)
+    limits = StepLimits.of(built.processor, adapter, run.description.get("features"))
     splits = [(run.train, data.train_split)]
     if run.evaluation is not None and config.training.eval_strategy != "no":
         splits.append((run.evaluation, data.eval_split))
     for dataset, split in splits:
-        check_prompt_lengths(built.processor, dataset, positions, f"{data.data}, split {split!r}")
+        where = f"{data.data}, split {split!r}"
+        if data.long_clips == REFUSE:
+            check_dataset_lengths(dataset, limits, where, partial(training_remedy, limits, dataset, adapter))
+        if config.model.backbone != "none":
+            check_prompt_lengths(built.processor, dataset, backbone_positions(built.model.config), where)
 
 
 def _question_rows(config: RunConfig, run: RunData, collator: MerCollator) -> tuple[Dataset, Dataset | None]:

@@ -772,12 +772,11 @@ def test_an_answer_says_the_precision_it_was_computed_in(trained: Path, utteranc
     assert {p.precision for p in pipeline.predictor.predict(dataset)} == {"bfloat16"}
 
 
-def test_what_is_longer_than_the_adapter_reads_stands_in_the_answer_and_as_a_warning(
-    trained: Path, tmp_path: Path, pipeline: MerPipeline
-) -> None:
+def test_what_is_longer_than_the_adapter_reads_stands_in_the_answer_and_as_a_warning(trained: Path, tmp_path: Path) -> None:
     from llm_mer.data.store import write_store
     from llm_mer.evaluation.evaluate import EvaluateConfig, evaluate
 
+    pipeline = MerPipeline.from_pretrained(trained, long_clips="cut")
     first, second = make_utterances("test", 2)
     assert first.audio_features is not None
     limit = pipeline.predictor.processor.max_audio_steps
@@ -793,7 +792,7 @@ def test_what_is_longer_than_the_adapter_reads_stands_in_the_answer_and_as_a_war
     assert spoken.cut["text"][0] == pipeline.predictor.processor.max_text_tokens < spoken.cut["text"][1]
 
     data = write_store([long, second], tmp_path / "long")
-    evaluation, _ = evaluate(EvaluateConfig(str(trained), data=[str(data)], resamples=10), progress=False)
+    evaluation, _ = evaluate(EvaluateConfig(str(trained), data=[str(data)], resamples=10, long_clips="cut"), progress=False)
     told_once = f"audio of 1 of 2 utterances is longer than the {limit} steps that the adapter reads, at most {given[0]}"
     assert [told_once in text for text in evaluation.warnings].count(True) == 1
 

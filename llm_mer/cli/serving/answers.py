@@ -110,6 +110,7 @@ def remarks(prediction: Prediction) -> list[str]:
         lines.append(f"calibrated with temperature {prediction.temperature:.3g}")
     if prediction.read_out is not None:
         lines.append(f"read off the hidden state: {_text(prediction.read_out)}")
+    lines += [f"{w.start:.1f} to {w.end:.1f} s: {_text(w.value)}" for w in prediction.windows]
     if prediction.head_value is not None and prediction.precision is not None:
         lines.append(f"the adapter's own head: {_text(prediction.head_value)}")
     return lines

@@ -15,6 +15,7 @@ from llm_mer.checkpoints.precision import precision_option
 from llm_mer.cli.serving.gate import Gate, allowed_hosts, parse_address
 from llm_mer.cli.serving.page import build_page, check_gradio
 from llm_mer.cli.serving.uploads import clean_up_on_signals, private_folder
+from llm_mer.data.long_clips import window_overlap_option, windows_option
 from llm_mer.errors import UserError
 from llm_mer.features.media import MAX_SECONDS
 
@@ -46,6 +47,8 @@ class DemoConfig:
     )
     max_upload_mb: int = field(default=100, metadata={"help": "largest file that is taken, in MB"})
     max_seconds: float = field(default=120.0, metadata={"help": "longest clip that is taken"})
+    windows: float | None = windows_option()
+    window_overlap: float = window_overlap_option()
     backbone: str | None = field(default=None, metadata={"help": "use this backbone folder instead of the recorded one"})
     adapter: str | None = field(
         default=None, metadata={"help": "package.module:Class, where the checkpoint's adapter is a class of yours"}
@@ -144,7 +147,12 @@ def run(config: DemoConfig) -> None:
         from llm_mer.inference.pipeline import MerPipeline
 
         pipeline = MerPipeline.from_pretrained(
-            config.checkpoint, backbone=config.backbone, adapter=config.adapter, dtype=config.dtype
+            config.checkpoint,
+            backbone=config.backbone,
+            adapter=config.adapter,
+            dtype=config.dtype,
+            windows=config.windows,
+            window_overlap=config.window_overlap,
         )
         if not parse_address(config.host).is_loopback:
             logger.warning("others reach %s, and no password is asked for", config.host)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llm_mer.data.feature_settings import DESCRIPTORS, steps_per_second
 from llm_mer.data.schema import Utterance
 from llm_mer.data.sources import read_source, split_source
 from llm_mer.data.store import UtteranceStore
@@ -57,12 +58,9 @@ def _rates(description: dict[str, Any]) -> dict[str, float]:
     settings = description.get("features")
     if not isinstance(settings, dict):
         return {}
-    rates = {}
-    # A pretrained speech encoder has its own rate.
-    if settings.get("audio") in ("egemaps", "librosa"):
-        rates["audio"] = float(settings["audio_rate"])
-    if settings.get("vision") not in (None, "none"):
-        rates["vision"] = float(settings["vision_fps"])
+    rates = steps_per_second(settings)
+    if settings.get("audio") not in DESCRIPTORS:  # an encoder may give one vector for the whole clip
+        rates.pop("audio", None)
     return rates
 
 
