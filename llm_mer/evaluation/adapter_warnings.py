@@ -13,6 +13,9 @@ from llm_mer.data.speaker_effects import FEW_UTTERANCES
 from llm_mer.inference.prediction import Prediction
 from llm_mer.inference.unread import describe_unread
 
+EXPECTED_FAR = 0.1
+"""Share of a split like the training data that may lie far from it; by construction 0.01 of the validation split does."""
+
 
 def diagnose(adapter: nn.Module, predictions: Sequence[Prediction]) -> list[str]:
     """What the adapter finds worth warning about in its own diagnostics over a dataset."""
@@ -51,6 +54,21 @@ def find_little_known_speakers(predictions: Sequence[Prediction]) -> list[str]:
         f"the speakers of {few} of {len(known)} utterances are known from fewer than {FEW_UTTERANCES} utterances each: "
         "features were normalised by speaker with little to go by"
     ]
+
+
+def find_far(predictions: Sequence[Prediction]) -> list[str]:
+    """What to say of utterances far from the training data, one line a modality, if they are many."""
+    utterances = {(p.language, p.id): p.training_distance for p in predictions if p.training_distance}
+    found = []
+    for modality in sorted({name for distances in utterances.values() for name in distances}):
+        known = [distances[modality] for distances in utterances.values() if modality in distances]
+        far = sum(distance > 1 for distance in known)
+        if far > EXPECTED_FAR * len(known):
+            found.append(
+                f"{modality} of {far} of {len(known)} utterances is farther from the training data than 99 % of the "
+                "validation utterances: see the rows by distance"
+            )
+    return found
 
 
 def find_unread(predictions: Sequence[Prediction]) -> list[str]:

@@ -34,7 +34,7 @@ from llm_mer.evaluation.dialogue import check_dialogues
 from llm_mer.evaluation.journal import JOURNAL, Journal, predict_all
 from llm_mer.evaluation.options import EvaluateConfig, check_least
 from llm_mer.evaluation.rows import Evaluation, save_evaluation, score_rows, table
-from llm_mer.evaluation.subsets import check_groupings
+from llm_mer.evaluation.subsets import DISTANCE, check_groupings
 from llm_mer.evaluation.untuned import (
     PRIOR_CORRECTED,
     correct_for_prior,
@@ -224,6 +224,7 @@ def predict_conditions(
 ) -> dict[str, list[Prediction]]:
     """Answers as is and under every condition, on every process."""
     predictor = pipeline.predictor
+    predictor.warns_of_distance = False  # of a whole split, the share that is far is told
     conditions = {condition.name: condition for condition in planned.conditions}
     by_condition = {}
     for name, dataset in {AS_IS: planned.dataset, **planned.changed}.items():
@@ -241,7 +242,7 @@ def score(
 ) -> Evaluation:
     """The scores of predictions; those of the dialogue decoder are added to ``by_condition``."""
     from llm_mer.checkpoints.run_manifest import read_manifest
-    from llm_mer.evaluation.adapter_warnings import diagnose, find_cut, find_little_known_speakers, find_unread
+    from llm_mer.evaluation.adapter_warnings import diagnose, find_cut, find_far, find_little_known_speakers, find_unread
 
     description, backbone = pipeline.description, pipeline.description.backbone
     adapter, class_task = pipeline.predictor.adapter, pipeline.predictor.processor.class_task
@@ -271,6 +272,7 @@ def score(
             *find_cut(by_condition[AS_IS]),
             *find_little_known_speakers(by_condition[AS_IS]),
             *find_unread(by_condition[AS_IS]),
+            *find_far(by_condition[AS_IS]),
             *_calibration_warnings(pipeline, planned, config.split),
             *filter(None, [pipeline.predictor.rounded_logits()]),
             *([SEEN_IN_TRAINING] if config.split == "train" else []),
@@ -278,7 +280,10 @@ def score(
         conditions=planned.conditions,
         diagnostics=adapter.diagnostic_info(() if class_task is None else class_task.label_names),
     )
-    shared: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed, "by": config.by}
+    by = list(config.by)
+    if DISTANCE not in by and any(find_far(answers) for answers in by_condition.values()):
+        by.append(DISTANCE)
+    shared: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed, "by": by}
     for task in planned.tasks:
         for name in [AS_IS, *planned.changed]:
             evaluation.rows += score_rows(name, by_condition[name], task, **shared)

@@ -85,7 +85,10 @@ class EvaluateConfig:
     )
     by: list[str] = field(
         default_factory=list,
-        metadata={"help": "also score by length of the transcript, turn of the conversation, or both: length turn"},
+        metadata={
+            "help": "also score by length of the transcript, turn of the conversation, distance from the training "
+            "data: length turn distance"
+        },
     )
     generate: bool = field(default=False, metadata={"help": "also answer by free generation, unparseable rate measured"})
     answer: str = field(

@@ -8,10 +8,16 @@ from llm_mer.data.utterance_fields import EVERYTHING as EVERYTHING
 from llm_mer.errors import UserError
 from llm_mer.inference.prediction import Prediction
 
-TAG, LENGTH, TURN = "tag", "length", "turn"
-GROUPINGS: tuple[str, ...] = (LENGTH, TURN)
+TAG, LENGTH, TURN, DISTANCE = "tag", "length", "turn", "distance"
+GROUPINGS: tuple[str, ...] = (LENGTH, TURN, DISTANCE)
 LENGTHS: tuple[tuple[int, int | None], ...] = ((1, 5), (6, 10), (11, 20), (21, 40), (41, None))
 TURNS: tuple[tuple[int, int | None], ...] = ((1, 1), (2, 4), (5, 9), (10, None))
+DISTANCES: tuple[tuple[float, str], ...] = (
+    (1.0, "within the training range"),
+    (1.5, "up to 1.5 × the training range"),
+    (float("inf"), "beyond 1.5 × the training range"),
+)
+"""Upper bounds of the distance from the training data, and what lies below each."""
 NO_TRANSCRIPT = "no transcript"
 
 
@@ -46,12 +52,34 @@ def turn_group(prediction: Prediction) -> str | None:
     return f"turn{'' if low == high else 's'} {_span(low, high)}"
 
 
+def _distance_bin(prediction: Prediction) -> int | None:
+    """Which of :data:`DISTANCES`, by the modality that is farthest; None where no distance is known."""
+    if not prediction.training_distance:
+        return None
+    farthest = max(prediction.training_distance.values())
+    return next(number for number, (bound, _) in enumerate(DISTANCES) if farthest <= bound)
+
+
+def distance_group(prediction: Prediction) -> str | None:
+    """``within the training range`` and farther, of the modality that is farthest; None where no distance is known."""
+    number = _distance_bin(prediction)
+    return None if number is None else DISTANCES[number][1]
+
+
 def subset_names(prediction: Prediction, by: str) -> tuple[str, ...]:
-    """The subsets of a grouping (``tag``, ``length``, ``turn``) that an answer belongs to."""
+    """The subsets of a grouping (``tag``, ``length``, ``turn``, ``distance``) that an answer belongs to."""
     if by == TAG:
         return prediction.tags
-    found = length_group(prediction) if by == LENGTH else turn_group(prediction)
+    group = {LENGTH: length_group, TURN: turn_group, DISTANCE: distance_group}[by]
+    found = group(prediction)
     return () if found is None else (found,)
+
+
+def _rank(prediction: Prediction, by: str) -> tuple[bool, int]:
+    """Where the group of an answer stands among the others of its grouping."""
+    if by == LENGTH:
+        return prediction.language == "zh", prediction.length or 0
+    return False, (prediction.position if by == TURN else _distance_bin(prediction)) or 0
 
 
 def subsets_of(predictions: Sequence[Prediction], by: Sequence[str] = ()) -> list[tuple[str, str]]:
@@ -59,10 +87,6 @@ def subsets_of(predictions: Sequence[Prediction], by: Sequence[str] = ()) -> lis
     tags = sorted({tag for p in predictions for tag in p.tags})
     found = [(TAG, tag) for tag in tags]
     for grouping in by:
-        measure = {
-            name: (p.language == "zh", p.length or 0) if grouping == LENGTH else (False, p.position or 0)
-            for p in predictions
-            for name in subset_names(p, grouping)
-        }
-        found += [(grouping, name) for name in sorted(measure, key=lambda name: measure[name])]
+        ranks = {name: _rank(p, grouping) for p in predictions for name in subset_names(p, grouping)}
+        found += [(grouping, name) for name in sorted(ranks, key=lambda name: ranks[name])]
     return found

@@ -54,6 +54,8 @@ class Prediction:
             nor a prompt reads them.
         windows: the answers about the windows of a long clip, whose mean this is (:mod:`llm_mer.inference.windows`); empty
             for a clip that was read whole.
+        training_distance: ``{modality: distance}`` of the features from the training data; 1 is the distance within which
+            99 % of the validation utterances lie. Empty where the checkpoint does not know.
         read_out: what a checkpoint that has a read-out reads off the hidden state: a label name, or a score inside its
             range. read_out_log_probabilities: of the labels, in their order; None for scores.
         head_value: the adapter head's own prediction, where it has one. head_log_probabilities: of the labels, in their
@@ -92,6 +94,7 @@ class Prediction:
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
     windows: list[WindowAnswer] = field(default_factory=list)
+    training_distance: dict[str, float] = field(default_factory=dict)
     read_out: str | float | None = None
     read_out_log_probabilities: list[float] | None = None
     head_value: str | float | None = None
@@ -99,6 +102,11 @@ class Prediction:
     pool_weights: dict[str, float] | None = None
     speaker_utterances: int | None = None
     seconds: float | None = None
+
+    @property
+    def far_from_training(self) -> list[str]:
+        """Modalities beyond the training range (:attr:`training_distance` above 1)."""
+        return sorted(modality for modality, distance in self.training_distance.items() if distance > 1)
 
     @property
     def is_finite(self) -> bool:

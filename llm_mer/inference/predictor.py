@@ -32,8 +32,9 @@ from llm_mer.inference.answer_values import (
     fill_read_out,
     pooled_answer,
 )
+from llm_mer.inference.input_warnings import InputWarnings
 from llm_mer.inference.prediction import Prediction
-from llm_mer.inference.unread import describe_unread, unread_parts
+from llm_mer.inference.unread import unread_parts
 from llm_mer.inference.windows import ClipWindow, ClipWindows, pool_windows
 from llm_mer.model.collator import MerCollator, UtteranceBatch
 from llm_mer.model.context_vectors import attach_context
@@ -96,6 +97,7 @@ class Predictor:
         batch_size: utterances per forward, whatever is asked about them.
         score_statistic: which point of a score's distribution is its value: median, mean or mode.
         generate: also generate freely; the text is kept and parsed, never mapped to a class when it cannot be.
+        warns_of_distance: log the first utterance of each modality that is far from the training data.
         answer_end: score the token that ends an answer too. Without it a label is as probable as its own tokens, whatever
             would follow them, and the vocabulary is read once a question in place of once a label.
         answer: ``scored`` answers; in their place the ``read_out`` (:class:`~llm_mer.model.read_out.ReadOut`); or all that a
@@ -113,6 +115,7 @@ class Predictor:
     score_statistic: str = "median"
     generate: bool = False
     answer_end: bool = True
+    warns_of_distance: bool = True
     answer: str = SCORED
     keep_features: bool = False
     engine: Engine | None = None
@@ -120,8 +123,7 @@ class Predictor:
     pool_weights: PoolWeights = field(default_factory=dict)
     windows: ClipWindows | None = None
     _trees: dict[tuple[str, str], AnswerTree] = field(default_factory=dict, repr=False)
-    _said_unread: set[str] = field(default_factory=set, repr=False)
-    _said_cut: set[str] = field(default_factory=set, repr=False)
+    _warnings: InputWarnings = field(default_factory=InputWarnings, repr=False)
     _kept: dict[tuple[str, ...], PrefixCache] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -275,9 +277,11 @@ class Predictor:
         read = collator.utterances(rows, tasks, self._cutters(batch))
         inputs: dict[str, Any] = dict(read.inputs.to(self.device).model_inputs())
         unread = [unread_parts(self.processor, utterance, tasks) for utterance in read.utterances]
-        self._warn_of_unread(unread)
+        self._warnings.unread(unread)
         cuts = [self._cut(utterance, cut) for utterance, cut in zip(read.utterances, read.cut, strict=True)]
-        self._warn_of_cut(cuts)
+        self._warnings.cut(cuts)
+        if self.warns_of_distance:
+            self._warnings.distance([u.id for u in read.utterances], read.training_distances)
         answers = self._score(read, inputs, batch)
         fusion = answers[0].fusion
         inputs = {name: value for name, value in inputs.items() if name not in FUSION_KEYS}
@@ -307,6 +311,7 @@ class Predictor:
                 speaker=utterance.speaker,
                 cut=cuts[row],
                 unread=unread[row],
+                training_distance=read.training_distances[row],
                 seconds=round(seconds, 6),
             )
             prediction.precision = precision
@@ -350,18 +355,6 @@ class Predictor:
         if windows is None or not any(batch.windows):
             return None
         return [None if window is None else partial(windows.cut_out, window=window) for window in batch.windows]
-
-    def _warn_of_unread(self, unread: Sequence[Sequence[str]]) -> None:
-        """Say once what is given and not read."""
-        if new := sorted({part for parts in unread for part in parts} - self._said_unread):
-            self._said_unread.update(new)
-            logger.warning("%s are given, and this checkpoint reads none of it", describe_unread(new))
-
-    def _warn_of_cut(self, cuts: Sequence[Mapping[str, tuple[int, int]]]) -> None:
-        """Say once of each modality that only the beginning of a longer one is read."""
-        for modality in sorted({name for cut in cuts for name in cut} - self._said_cut):
-            self._said_cut.add(modality)
-            logger.warning("only the beginning of a long %s is read; `cut` of an answer says how much", modality)
 
     @property
     def precision(self) -> str | None:

@@ -146,12 +146,14 @@ class UtteranceBatch:
         inputs: what the adapter reads of them, and their languages.
         prompts: of each task, one an utterance; empty for an adapter alone.
         cut: what of each utterance is longer than the adapter reads (:class:`PreparedUtterance`).
+        training_distances: how far each is from the training data (:meth:`MerProcessor.training_distances`).
     """
 
     utterances: list[Utterance]
     inputs: MerBatch
     prompts: list[list[PromptIds]]
     cut: list[dict[str, tuple[int, int]]]
+    training_distances: list[dict[str, float]]
 
 
 @dataclass
@@ -234,7 +236,8 @@ class MerCollator:
             self._pad_context(inputs, rows)
             if cutters is not None:
                 self._set_target_vectors(inputs, prepared, [cutter is not None for cutter in cutters])
-        return UtteranceBatch(read, inputs, prompts, [found.cut for found in prepared])
+        distances = [self.processor.training_distances(utterance) for utterance in read]
+        return UtteranceBatch(read, inputs, prompts, [found.cut for found in prepared], distances)
 
     def length(self, question: Question) -> int:
         """Tokens of a question with its answer; 0 for an adapter alone."""

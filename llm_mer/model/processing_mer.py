@@ -16,6 +16,7 @@ from llm_mer.data.schema import Utterance
 from llm_mer.data.speaker_effects import SpeakerEffects
 from llm_mer.data.statistics import FeatureStatistics, normalise_by_own_steps
 from llm_mer.data.store import FEATURE_COLUMNS
+from llm_mer.data.training_range import TrainingRange
 from llm_mer.errors import UserError
 from llm_mer.prompting.answer_start import (
     ANSWER_STARTS,
@@ -84,6 +85,7 @@ class MerProcessor:
         normalisation: ``{modality: kind}`` where it is not global (:mod:`llm_mer.data.normalisation`).
         speaker_effects: of the modalities that are normalised by speaker, which a dataset does as it is read.
         long_clips: what became of longer clips in training (:mod:`llm_mer.data.long_clips`).
+        training_ranges: where the training utterances of each modality lie; none in checkpoints older than this.
         answer_start: ``joined`` or ``bare``, see :mod:`llm_mer.prompting.answer_start`; checkpoints that do not say are
             ``bare``.
         examples: answered prompts that stand before each prompt, by task and language; a trained model is asked without.
@@ -107,6 +109,7 @@ class MerProcessor:
     answer_start: str = JOINED
     normalisation: dict[str, str] = field(default_factory=dict)
     speaker_effects: dict[str, SpeakerEffects] = field(default_factory=dict)
+    training_ranges: dict[str, TrainingRange] = field(default_factory=dict)
     examples: dict[tuple[str, str], tuple[AnsweredPrompt, ...]] = field(init=False, default_factory=dict)
     answer_end_id: int | None = field(init=False, default=None)
     filler_id: int = field(init=False, default=0)
@@ -324,6 +327,14 @@ class MerProcessor:
         limits = self._limits()
         return {m: self.normalise(m, f[: limits[m]]) for m, f in self._given_features(utterance).items()}
 
+    def training_distances(self, utterance: Utterance) -> dict[str, float]:
+        """How far the features that the model reads are from the training data, in limits (:class:`TrainingRange`).
+
+        ``{modality: distance}`` of three decimals; a modality whose range is not known is absent.
+        """
+        given = self._given_features(utterance)
+        return {m: round(found.distance(given[m]), 3) for m, found in self.training_ranges.items() if m in given}
+
     # --- a whole sample -------------------------------------------------------------------------------------------
 
     def prepare_utterance(self, utterance: Utterance, checked: bool = False) -> PreparedUtterance:
@@ -393,6 +404,7 @@ class MerProcessor:
             "answer_start": self.answer_start,
             "normalisation": dict(self.normalisation),
             "speaker_effects": {m: effects.to_dict() for m, effects in self.speaker_effects.items()},
+            "training_ranges": {m: found.to_dict() for m, found in self.training_ranges.items()},
         }
 
     @classmethod
@@ -404,4 +416,6 @@ class MerProcessor:
         entry["statistics"] = {m: FeatureStatistics.from_dict(s) for m, s in entry["statistics"].items()}
         effects = entry.pop("speaker_effects", {})
         entry["speaker_effects"] = {m: SpeakerEffects.from_dict(e) for m, e in effects.items()}
+        ranges = entry.pop("training_ranges", {})
+        entry["training_ranges"] = {m: TrainingRange.from_dict(r, f"training_ranges of {m}") for m, r in ranges.items()}
         return cls(tokenizer=tokenizer, **entry)

@@ -261,6 +261,7 @@ def _build_processor(
         answer_start=_answer_start(config),
         normalisation=run.normalisation,
         speaker_effects=run.speaker_effects,
+        training_ranges=run.training_ranges,
     )
     check_normalised_modalities(run.normalisation, processor.read_as_features)
     processor.check_answer_starts()

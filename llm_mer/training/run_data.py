@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.missing_values import check_transcript
-from llm_mer.data.normalisation import SPEAKER, parse_normalisation
+from llm_mer.data.normalisation import SPEAKER, UTTERANCE, parse_normalisation
 from llm_mer.data.reading import find_split, read_utterances
 from llm_mer.data.speaker_effects import SpeakerEffects, collect_means
 from llm_mer.data.statistics import FeatureStatistics, RunningStatistics
 from llm_mer.data.store import FEATURE_COLUMNS, UtteranceTable, check_utterance
+from llm_mer.data.training_range import TrainingRange, fit_training_ranges
 from llm_mer.errors import UserError
 from llm_mer.prompting.rendering import HistoryTurn, check_prompts_differ, render
 from llm_mer.prompting.tasks import Task, get_task
@@ -40,6 +41,7 @@ class RunData:
     normalisation: dict[str, str] = field(default_factory=dict)
     """``{modality: kind}`` where it is not global."""
     speaker_effects: dict[str, SpeakerEffects] = field(default_factory=dict)
+    training_ranges: dict[str, TrainingRange] = field(default_factory=dict)
 
 
 def prepare_data(arguments: DataArguments, with_prompts: bool = True, use_votes: bool = False) -> RunData:
@@ -93,7 +95,9 @@ def prepare_data(arguments: DataArguments, with_prompts: bool = True, use_votes:
             if part is not None:
                 part.know_speakers(effects)
     sizes, statistics = measure_features(train)
-    return RunData(train, evaluation, tasks, sizes, statistics, fingerprint, description, normalisation, effects)
+    # Means over time are all zero where each utterance is normalised by its own steps.
+    ranges = fit_training_ranges(train, evaluation, [m for m in sizes if normalisation.get(m) != UTTERANCE])
+    return RunData(train, evaluation, tasks, sizes, statistics, fingerprint, description, normalisation, effects, ranges)
 
 
 def report_data_problems(train: MerDataset, evaluation: MerDataset | None, arguments: DataArguments) -> None:

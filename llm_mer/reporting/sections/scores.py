@@ -5,7 +5,7 @@ from __future__ import annotations
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, GENERATION
 from llm_mer.evaluation.curves import curve
 from llm_mer.evaluation.metrics import class_scores, headline_metric
-from llm_mer.evaluation.subsets import EVERYTHING, LENGTH, TAG, TURN
+from llm_mer.evaluation.subsets import DISTANCE, EVERYTHING, LENGTH, TAG, TURN
 from llm_mer.prompting.tasks import Task
 from llm_mer.reporting import plots
 from llm_mer.reporting.blocks import Cell, Picture, Section, Table, Verdict
@@ -79,11 +79,12 @@ SUBSET_DESCRIPTIONS: dict[str, str] = {
     TAG: "the subsets named by the data's tags",
     LENGTH: "by length of the transcript, in words of English and characters of Chinese",
     TURN: "by position in the conversation",
+    DISTANCE: "by distance of the features from the training data, of the modality that is farthest",
 }
 
 
 def subset_section(main: LoadedEvaluation) -> Section:
-    """Subsets by tag, length and turn, by language."""
+    """Subsets by tag, length, turn and distance, by language."""
     section = Section("subsets", "Subsets")
     for task in main.tasks:
         section.blocks += [subset_table(main, task, by) for by in SUBSET_DESCRIPTIONS if subset_names_of(main, task, by)]

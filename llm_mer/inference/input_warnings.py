@@ -1,0 +1,45 @@
+"""What is worth a warning in what a model is given, each said once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from llm_mer.inference.unread import describe_unread
+
+logger = logging.getLogger(__name__)
+
+
+class InputWarnings:
+    """Remembers what it has said, so that a long list of utterances is not a long list of warnings."""
+
+    def __init__(self) -> None:
+        self._unread: set[str] = set()
+        self._cut: set[str] = set()
+        self._far: set[str] = set()
+
+    def unread(self, unread: Sequence[Sequence[str]]) -> None:
+        """Say what is given and not read."""
+        if new := sorted({part for parts in unread for part in parts} - self._unread):
+            self._unread.update(new)
+            logger.warning("%s are given, and this checkpoint reads none of it", describe_unread(new))
+
+    def cut(self, cuts: Sequence[Mapping[str, tuple[int, int]]]) -> None:
+        """Say of each modality that only the beginning of a longer one is read."""
+        for modality in sorted({name for cut in cuts for name in cut} - self._cut):
+            self._cut.add(modality)
+            logger.warning("only the beginning of a long %s is read; `cut` of an answer says how much", modality)
+
+    def distance(self, ids: Sequence[str], distances: Sequence[Mapping[str, float]]) -> None:
+        """Name the first utterance whose modality is far from the training data."""
+        for identifier, found in zip(ids, distances, strict=True):
+            new = {m: distance for m, distance in found.items() if distance > 1 and m not in self._far}
+            self._far.update(new)
+            for modality, distance in new.items():
+                logger.warning(
+                    "utterance %r: its %s is %.1f times as far from the training data as 99 %% of the validation utterances "
+                    "lie; no score says how well such are answered (said once, training_distance tells of each answer)",
+                    identifier,
+                    modality,
+                    distance,
+                )
