@@ -20,7 +20,7 @@ from llm_mer.adapters.diagnostics import DiagnosticInfo
 from llm_mer.adapters.layers import MultiHeadAttention, masked_mean, real_steps_first
 
 FEWEST_SAMPLES = 10
-"""Of fewer nobody can say that their gates do not differ."""
+"""Fewest samples from which a collapse of the gates is told."""
 COLLAPSE_MARGIN = 0.02
 REDUNDANT_COSINE = 0.9
 EXPERT_PAIRS = ((0, 1), (0, 2), (1, 2))
@@ -197,7 +197,7 @@ class EGMFAdapter(FusionAdapter):
         return gate, torch.softmax(self.context_gate(torch.cat([fused, gate], dim=-1)), dim=-1)
 
     def spread(self, values: Tensor) -> Tensor:
-        """Experts that exist at their places among the three, zeros for the others: ``(B, E, ...) -> (B, 3, ...)``."""
+        """Experts that exist at their indices among the three, zeros for the others: ``(B, E, ...) -> (B, 3, ...)``."""
         if len(self.chosen) == 3:
             return values
         spread = values.new_zeros(values.shape[0], 3, *values.shape[2:])

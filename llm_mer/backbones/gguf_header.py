@@ -144,7 +144,7 @@ def _read(data: mmap.mmap, size: int) -> GgufHeader:
     version = reader.scalar("<I")
     if version not in VERSIONS:
         order = "; it is of the other byte order" if version and version & 0xFFFF == 0 else ""
-        raise _Damaged(f"its version is {version}, this program reads {' and '.join(map(str, VERSIONS))}{order}")
+        raise _Damaged(f"its version is {version}, this version reads {' and '.join(map(str, VERSIONS))}{order}")
     tensor_count, value_count = reader.scalar("<Q"), reader.scalar("<Q")
     # A key has 8 bytes of length, 4 of type and at least 1 of value; a tensor at least 32 in all.
     if value_count * 13 + tensor_count * 32 > size:

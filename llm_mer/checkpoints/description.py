@@ -1,4 +1,4 @@
-"""A checkpoint describes itself: what it was trained on, how to ask it, and where its backbone is."""
+"""A checkpoint describes itself: what it was trained on, how to prompt it, and where its backbone is."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from llm_mer.storage.atomic_files import write_json_atomically
 from llm_mer.storage.json_files import read_json
 
 TRAJECTORIES = "trajectories.jsonl"
-"""Where the vectors that an adapter follows stood at the start and after each epoch, beside the checkpoint."""
+"""Positions of the vectors that an adapter tracks at the start and after each epoch, saved beside the checkpoint."""
 DESCRIPTION_FILE = "llm_mer.json"
 FORMAT_VERSION = 1
 REQUIRED: dict[str, tuple[str, ...]] = {
     "model": ("adapter", "adapter_config", "text_source"),
     "processor": ("tasks", "prompts", "feature_sizes", "statistics", "num_pseudo_tokens"),
 }
-"""What a description cannot do without."""
+"""Required keys."""
 
 
 @dataclass
@@ -53,10 +53,10 @@ class CheckpointDescription:
         model: :class:`~llm_mer.model.configuration_mer.MerConfig` as plain values (backbone configuration included).
         processor: :meth:`MerProcessor.to_dict`. backbone: None for an adapter alone.
         data: fingerprint, counts and feature settings of the training data.
-        baselines: ``{task: {"truths": …}}`` what the trivial answers need: label counts or score mean.
+        baselines: ``{task: {"truths": …}}`` statistics for the trivial baselines: label counts or score mean.
         shift_probability: ``{task: p0}`` of the Dialogical Emotion Decoder, from the training dialogues.
-        context: window size and direction. training: loss weights, seed, LoRA. versions: of the stack.
-        run: all that the result follows from, every option included; None in a checkpoint of an earlier version.
+        context: window size and direction. training: loss weights, seed, LoRA. versions: of the libraries.
+        run: everything that determines the result, every option included; None in a checkpoint of an earlier version.
         merged: language, sharing and quantisation of the LoRA that is in the backbone's weights; None where LoRA is apart.
         adapter: where the adapter's class came from; None in checkpoints older than this entry.
     """
@@ -78,7 +78,7 @@ class CheckpointDescription:
     def save(self, folder: Path) -> None:
         """Write ``llm_mer.json``, and ``config.json`` for transformers' ``AutoConfig``.
 
-        Folders of this machine say nothing elsewhere and are left out.
+        Local paths are meaningless on other machines and are left out.
         """
         written = self if self.run is None else replace(self, run=self.run.without_paths())
         write_json_atomically(folder / DESCRIPTION_FILE, asdict(written))
@@ -86,12 +86,12 @@ class CheckpointDescription:
 
     @classmethod
     def load(cls, folder: Path) -> CheckpointDescription:
-        """Read ``llm_mer.json``. Raises :class:`UserError` when the folder is no checkpoint of ours."""
+        """Read ``llm_mer.json``. Raises :class:`UserError` when the folder is no llm_mer checkpoint."""
         path = folder / DESCRIPTION_FILE
         entry = read_json(path, f"{folder}: no {DESCRIPTION_FILE}; it is not a checkpoint written by finetune.py")
         found = entry.get("format") if isinstance(entry, dict) else None
         if found != FORMAT_VERSION:
-            raise UserError(f"{path}: format {found!r}, this program reads {FORMAT_VERSION}")
+            raise UserError(f"{path}: format {found!r}, this version reads {FORMAT_VERSION}")
         try:
             for part, names in REQUIRED.items():
                 lacking = [name for name in names if name not in entry[part]]

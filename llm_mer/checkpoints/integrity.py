@@ -45,7 +45,7 @@ ANSWERING_FILES: tuple[str, ...] = (
 )
 """What answers come from, apart from the backbone. The rest, such as an optimizer's state, may be deleted."""
 READ_ELSEWHERE: tuple[str, ...] = ("config.json", "generation_config.json")
-"""What transformers' ``AutoConfig`` and ``AutoModel`` read of a checkpoint; this program reads ``llm_mer.json``."""
+"""What transformers' ``AutoConfig`` and ``AutoModel`` read of a checkpoint; llm_mer itself reads ``llm_mer.json``."""
 READ_WHERE_THERE: tuple[str, ...] = (
     "chat_template.jinja",
     "chat_template.json",

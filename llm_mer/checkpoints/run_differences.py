@@ -16,12 +16,12 @@ from llm_mer.prompting.templates import PromptTemplate
 OPTION_GROUPS = ("data", "model", "training", "adapter")
 
 BOOKKEEPING: dict[str, str] = {
-    "output_dir": "where a run lies; a folder may be moved",
+    "output_dir": "where a run is stored; a folder may be moved",
     "seeds": "each seed is a run of its own, and its own seed is compared",
-    "overwrite_output_dir": "what lay in the folder before",
-    "resume_from_checkpoint": "where a run went on from, which ends with the same weights",
+    "overwrite_output_dir": "previous content of the folder",
+    "resume_from_checkpoint": "the checkpoint a run resumed from, which ends with the same weights",
     "disable_tqdm": "how progress is shown",
-    "run_name": "how a tracker calls the run",
+    "run_name": "the run's name in the tracker",
     "logging_dir": "where a tracker writes",
 }
 """Options that may differ between two runs of the same result, each with its reason."""
@@ -33,7 +33,7 @@ COMPARED_BY_CONTENT: dict[str, str] = {
     "tasks": "by their names in order, and what they say",
     "prompts": "by what the templates say",
 }
-"""Options that name a place, whose content is compared instead: files may be moved."""
+"""Options that are paths, whose content is compared instead: files may be moved."""
 
 RESUME_MAY_DIFFER: dict[str, str] = {
     "logging_strategy": "what is logged does not change what is trained",
@@ -60,19 +60,19 @@ RESUME_MAY_DIFFER: dict[str, str] = {
     "hub_always_push": "where checkpoints go",
     "hub_revision": "where checkpoints go",
 }
-"""Options that may differ between a checkpoint and the run that goes on from it, on top of :data:`BOOKKEEPING`."""
+"""Options that may differ between a checkpoint and the run that resumes from it, besides :data:`BOOKKEEPING`."""
 
 LENGTH_MAY_DIFFER: dict[str, str] = {
     "num_train_epochs": "with a constant learning rate, a longer run begins as the shorter one did",
     "max_steps": "with a constant learning rate, a longer run begins as the shorter one did",
 }
-"""What may differ on top where the schedule does not depend on the run's length."""
+"""What may also differ where the schedule does not depend on the run's length."""
 
 SAVING_MAY_DIFFER: dict[str, str] = {
     "save_strategy": "when checkpoints are written, as long as none is chosen as the best",
     "save_steps": "when checkpoints are written, as long as none is chosen as the best",
 }
-"""What may differ on top without ``load_best_model_at_end``."""
+"""What may also differ without ``load_best_model_at_end``."""
 
 
 def without_folders(value: Any) -> Any:
@@ -83,8 +83,8 @@ def without_folders(value: Any) -> Any:
         return {name: without_folders(entry) for name, entry in value.items()}
     if not isinstance(value, str):
         return value
-    path = re.fullmatch(r"(?P<before>(?:--[\w-]+=)?(?:\w+:)?)(?P<place>[/~].*)", value, flags=re.DOTALL)
-    return path["before"] + Path(path["place"]).name if path else value
+    path = re.fullmatch(r"(?P<before>(?:--[\w-]+=)?(?:\w+:)?)(?P<path>[/~].*)", value, flags=re.DOTALL)
+    return path["before"] + Path(path["path"]).name if path else value
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Difference:
 
 @dataclass
 class RunSetup:
-    """All that the result of a run follows from, apart from versions and hardware.
+    """Everything that determines the result of a run, apart from versions and hardware.
 
     Attributes:
         options: ``{"data" | "model" | "training" | "adapter": {option: value}}``, every one as given by YAML file, command
@@ -120,7 +120,7 @@ class RunSetup:
     processes: int | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Everything that is compared, flat, in the order in which differences are told."""
+        """Everything that is compared, flat, in the order in which differences are reported."""
         left_out = {*BOOKKEEPING, *COMPARED_BY_CONTENT}
         flat: dict[str, Any] = {
             "data (fingerprint)": self.data_fingerprint[:12],
@@ -180,7 +180,7 @@ def compare_settings(
 
 
 def _same(before: Any, now: Any) -> bool:
-    """Equality; a place of which only its last part was written down is the same as one with this last part."""
+    """Equality; a path recorded by its last component only equals any path that ends in it."""
     if isinstance(before, str) and isinstance(now, str) and "/" in now and "/" not in before:
         return bool(before) and without_folders(now) == before
     return bool(before == now)

@@ -125,7 +125,7 @@ class RunManifest:
         """From plain values. Raises :class:`UserError` naming ``where`` for another format or missing fields."""
         found = entry.get("format") if isinstance(entry, dict) else None
         if found != MANIFEST_FORMAT:
-            raise UserError(f"{where}: format {found!r}, this program reads {MANIFEST_FORMAT}")
+            raise UserError(f"{where}: format {found!r}, this version reads {MANIFEST_FORMAT}")
         try:
             values = {**entry, "hardware": Hardware(**entry["hardware"])}
             values["git"] = None if entry["git"] is None else GitState(**entry["git"])

@@ -1,4 +1,4 @@
-"""``llm-mer train --manifest``: from a table of one's own clips to a model, its scores and a report, in one command."""
+"""``llm-mer train --manifest``: from a table of your own clips to a model, its scores and a report, in one command."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def train_manifest(arguments: Sequence[str], program: str) -> Path:
         if options.write_tasks:
             files = " ".join(str(path) for path in write_tasks(plan, Path(options.write_tasks)))
             print(f"task files, to be changed and given as --tasks: {files}")
-        print("nothing was done; without --dry_run this is what is done")
+        print("nothing was done; without --dry_run this plan is run")
         return plan.folders.model
     with lock_output(plan.folders.root):
         run_steps(plan, [program, *arguments], lambda text: print(f"\n== {text}", flush=True))
@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str], program: str) -> tuple[OwnDataOptions, dict[
 
 
 def report(plan: Plan) -> None:
-    """The page of the evaluation."""
+    """Write the HTML report of the evaluation."""
     from llm_mer.reporting.options import ReportConfig
     from llm_mer.reporting.report import run
 

@@ -403,7 +403,7 @@ class UtteranceStore:
         path = folder / STORE_FILE
         entry = read_json_object(path, f"{folder}: no {STORE_FILE} here; a store is written by `llm-mer extract`")
         if entry.get("version") != STORE_VERSION:
-            raise UserError(f"{path}: version {entry.get('version')!r}, this program reads {STORE_VERSION}")
+            raise UserError(f"{path}: version {entry.get('version')!r}, this version reads {STORE_VERSION}")
         try:
             info = StoreInfo.from_dict(entry)
         except (KeyError, TypeError, AttributeError) as error:

@@ -84,7 +84,7 @@ def new_folder(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
         if needed_bytes > free:
             raise UserError(
                 f"{target}: needs {_readable(needed_bytes)}, but {_readable(free)} are free on that disk; make room there, "
-                "or name another place"
+                "or name another path"
             )
         with staging_folder(target) as staging:
             yield staging

@@ -19,18 +19,18 @@ from llm_mer.errors import UserError, first_line
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 _MAKE_ROOM = "make room on its disk, and the same command can be run again"
-_NO_ACCESS = "give this user access to it, or name another place"
+_NO_ACCESS = "give this user access to it, or name another path"
 PLACE_ERRORS: dict[int, str] = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,
     errno.EFBIG: "no file of that size is allowed there (`ulimit -f` tells a limit); raise it, or name another disk",
     errno.EACCES: _NO_ACCESS,
     errno.EPERM: _NO_ACCESS,
-    errno.EROFS: "name a place on a disk that can be written",
-    errno.ENOTDIR: "there is a file where a folder is needed; name another place",
-    errno.EBUSY: "something is mounted there, or holds it; name a folder in it, or another place",
+    errno.EROFS: "name a path on a disk that can be written",
+    errno.ENOTDIR: "there is a file where a folder is needed; name another path",
+    errno.EBUSY: "something is mounted there, or holds it; name a folder in it, or another path",
     errno.EISDIR: "it is a folder; name a file",
-    errno.EEXIST: "something of that name is there; name another place",
+    errno.EEXIST: "something of that name is there; name another path",
     errno.ENAMETOOLONG: "name a shorter one",
 }
 """Errors that say that a file or folder cannot be used, whatever the program does with it; each with what would be right."""

@@ -1,4 +1,4 @@
-"""One training for each of many seeds, and what they come to together."""
+"""One training for each of many seeds, and their results together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def train_seeds(config: RunConfig, command: Sequence[str]) -> Path:
     """Train with each seed into ``OUTPUT/seed-N``, one after another; a finished seed with the same options is kept.
 
-    A seed that was begun goes on from its last complete checkpoint.
+    A seed that was begun resumes from its last complete checkpoint.
 
     The table of the final evaluations, mean ± std, is printed and written to ``OUTPUT/seeds.json``.
 
@@ -41,7 +41,7 @@ def train_seeds(config: RunConfig, command: Sequence[str]) -> Path:
     wanted: object = training.resume_from_checkpoint
     if wanted and wanted not in (True, "true", "True"):
         raise UserError(
-            f"resume_from_checkpoint: {wanted!r} with seeds; only true is right there: each seed goes on from its own last "
+            f"resume_from_checkpoint: {wanted!r} with seeds; only true is possible: each seed resumes from its own last "
             "checkpoint"
         )
     if training.overwrite_output_dir:
@@ -66,7 +66,7 @@ def _train_seeds(config: RunConfig, command: Sequence[str], output: Path) -> Pat
             kept = ", finished before" if seed in done else ""
             logger.info("[%d/%d] seed %d%s", number, len(training.seeds), seed, kept)
         if seed not in done:
-            # Built anew: the trainer before has reset what these arguments stand on.
+            # Built again: the trainer before has reset the global state that these arguments depend on.
             own = config_for_seed(config, seed, output / f"seed-{seed}")
             manifests[seed] = train(own, command)
             gc.collect()  # the trainer and its model refer to one another
@@ -78,7 +78,7 @@ def _train_seeds(config: RunConfig, command: Sequence[str], output: Path) -> Pat
 
 
 def config_for_seed(config: RunConfig, seed: int, folder: Path) -> RunConfig:
-    """The run of one of the seeds; one that was begun goes on from its last checkpoint."""
+    """The run of one of the seeds; one that was begun resumes from its last checkpoint."""
     resume = True if config.training.resume_from_checkpoint or (folder / MANIFEST).is_file() else None
     return config.replace(seed=seed, seeds=None, output_dir=str(folder), resume_from_checkpoint=resume)
 

@@ -32,7 +32,7 @@ from llm_mer.training.epoch_end import _EpochEnd
 from llm_mer.training.evaluation import summarise
 from llm_mer.training.finite import StopWhenNotFinite
 from llm_mer.training.injection_schedule import InjectionSchedule
-from llm_mer.training.losses import (
+from llm_mer.training.loss_weighting import (
     STEP_TARGETS,
     LossNotes,
     StepTargets,
@@ -59,7 +59,7 @@ class MerTraining(Trainer):
         L = w_lm · n · Σ_local nll / N_global  +  Σ_i w_i · n · aux_i · C_i,local / C_i,global
 
     A loss without such a count (GIA-MIC's contrast, LPGNet's distillation) weighs the same in each of ``g`` micro-batches:
-    ``aux_i / g``. The terms are computed in :mod:`~llm_mer.training.losses`.
+    ``aux_i / g``. The terms are computed in :mod:`~llm_mer.training.loss_weighting`.
 
     Attributes:
         number_objective: what is minimised for a number where batches bring all admissible answers.
@@ -102,7 +102,11 @@ class MerTraining(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The weighted sum of the language-model loss and the adapter's auxiliary losses."""
+        """The weighted sum of the language model's loss, the adapter's auxiliary losses and the read-out's.
+
+        The language model's is the cross-entropy of the answer tokens (``MerForConditionalGeneration.forward``), or with
+        ``objective: answers`` a loss over the answer distribution (:mod:`llm_mer.training.answer_objectives`).
+        """
         trainer: Any = self
         inputs = dict(inputs)
         targets = inputs.pop(STEP_TARGETS, None)

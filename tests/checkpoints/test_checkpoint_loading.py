@@ -163,7 +163,7 @@ def test_a_folder_that_is_no_checkpoint_and_a_newer_format_are_refused(copied: P
         load_checkpoint(tmp_path)
     entry = json.loads((copied / "llm_mer.json").read_text())
     (copied / "llm_mer.json").write_text(json.dumps({**entry, "format": 99}))
-    with pytest.raises(UserError, match="format 99, this program reads 1"):
+    with pytest.raises(UserError, match="format 99, this version reads 1"):
         load_checkpoint(copied)
     (copied / "llm_mer.json").write_text(json.dumps({**entry, "colour": "red"}))
     with pytest.raises(UserError, match="damaged or edited"):

@@ -117,7 +117,7 @@ def test_saving_and_loading_gives_the_same_manifest(manifest: RunManifest, tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "format 99, this program reads 1"),
+        ({"format": 99}, "format 99, this version reads 1"),
         ({"hardware": {"cpu": "x"}}, "damaged or edited"),
         ({"options": {"training": {}}}, "damaged or edited"),
         ({"surprise": 1}, "damaged or edited"),

@@ -88,7 +88,7 @@ def test_work_that_goes_well_ends_with_its_own_code() -> None:
         (
             PermissionError(errno.EACCES, "Permission denied", "/locked/out"),
             2,
-            "p: /locked/out: Permission denied; give this user access to it, or name another place",
+            "p: /locked/out: Permission denied; give this user access to it, or name another path",
         ),
         (
             OSError(errno.EROFS, "Read-only file system", "/ro/out"),

@@ -91,7 +91,7 @@ def test_a_dry_run_shows_the_plan_and_makes_nothing(folder: Path, capsys: pytest
     assert (
         "clips.csv: 24 clips (12 en, 12 zh); read as 'file' as clip, text, speaker; ids are the names of the files" in output
     )
-    assert output.endswith("nothing was done; without --dry_run this is what is done\n")
+    assert output.endswith("nothing was done; without --dry_run this plan is run\n")
     assert sorted(folder.rglob("*")) == before
 
 

@@ -802,7 +802,7 @@ STORES = (
         "store: a newer version",
         copied_store(lambda f: edit(f / "store.json", lambda e: e.update(version=9))),
         store_splits,
-        "version 9, this program reads 1",
+        "version 9, this version reads 1",
     ),
     Fault(
         "store: a field is missing",
@@ -994,12 +994,12 @@ CHECKPOINTS = (
         checkpoint,
         "damaged or cut off, not JSON",
     ),
-    Fault("checkpoint: description is a list", described(lambda e: [e]), checkpoint, "format None, this program reads 1"),
+    Fault("checkpoint: description is a list", described(lambda e: [e]), checkpoint, "format None, this version reads 1"),
     Fault(
         "checkpoint: of a newer version",
         described(lambda e: e.update(format=7)),
         checkpoint,
-        "format 7, this program reads 1",
+        "format 7, this version reads 1",
     ),
     Fault("checkpoint: unknown field", described(lambda e: e.update(colour=1)), checkpoint, "damaged or edited: .*colour"),
     Fault("checkpoint: no model", described(lambda e: e.pop("model") and None), checkpoint, "damaged or edited: .*model"),
@@ -1128,7 +1128,7 @@ CHECKPOINTS = (
         "run: manifest of a newer version",
         lambda g: edit(g.checkpoint() / "run_manifest.json", lambda e: e.update(format=7)),
         reproduced,
-        "format 7, this program reads 1",
+        "format 7, this version reads 1",
     ),
     Fault(
         "run: not finished",

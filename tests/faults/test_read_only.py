@@ -36,7 +36,7 @@ def test_a_read_only_place_costs_one_line_and_nothing_else(
             line = refused_in_one_line(job.words(write_inputs, output), capfd)
         assert str(output) in line, line
         assert any(reason in line for reason in REFUSED), line
-        assert "name " in line, line  # another place
+        assert "name " in line, line  # another path
         assert ".tmp" not in line, line
         assert ".staging-" not in line, line
         left = content(output.parent)

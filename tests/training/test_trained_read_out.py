@@ -25,7 +25,7 @@ from llm_mer.evaluation.options import EvaluateConfig
 from llm_mer.inference.pipeline import MerPipeline
 from llm_mer.model.read_out import read_out_of
 from llm_mer.training.answer_objectives import AnswerTargets
-from llm_mer.training.losses import StepTargets
+from llm_mer.training.loss_weighting import StepTargets
 from llm_mer.training.parsing import parse_arguments
 from llm_mer.training.setup import build_trainer
 

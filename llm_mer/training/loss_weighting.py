@@ -33,7 +33,7 @@ class StepTargets:
 
 
 def known_targets(batch: Mapping[str, Any], device: torch.device) -> Tensor:
-    """How many samples of a batch have a class, and how many a score: ``(2,)``, on the device, which is not waited for."""
+    """How many samples of a batch have a class, and how many a score: ``(2,)``, on the device, without waiting for it."""
     classes, scores = batch.get("class_targets"), batch.get("score_targets")
     none = torch.zeros((), dtype=torch.long, device=device)
     return torch.stack(

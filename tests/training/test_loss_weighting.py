@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from llm_mer.adapters.base import IGNORE_CLASS, FusionAdapter
-from llm_mer.training.losses import LossNotes, StepTargets, auxiliary_share, known_targets, language_model_share
+from llm_mer.training.loss_weighting import LossNotes, StepTargets, auxiliary_share, known_targets, language_model_share
 
 
 class Counting:
