@@ -93,7 +93,7 @@ def test_work_that_goes_well_ends_with_its_own_code() -> None:
         (
             OSError(errno.EROFS, "Read-only file system", "/ro/out"),
             2,
-            "p: /ro/out: Read-only file system; name a place on a disk that can be written",
+            "p: /ro/out: Read-only file system; name a path on a disk that can be written",
         ),
         (
             OSError(errno.ENOSPC, "No space left on device", "/full/out"),
@@ -124,7 +124,7 @@ def test_a_file_in_a_folders_place_is_named(tmp_path: Path, capsys: pytest.Captu
         return 0
 
     assert run_program("p", work) == 2
-    advice = "there is a file where a folder is needed; name another place"
+    advice = "there is a file where a folder is needed; name another path"
     assert capsys.readouterr().err == f"p: {place}: Not a directory; {advice}\n"
 
 
