@@ -13,6 +13,8 @@ from llm_mer.errors import UserError
 REFUSE, CUT = "refuse", "cut"
 LONG_CLIPS: tuple[str, ...] = (REFUSE, CUT)
 """A longer clip is refused, or only its beginning is read."""
+MAX_STEPS: dict[str, int] = {"audio": 400, "vision": 200}
+"""Steps that a training reads unless it is told otherwise."""
 OPTION_DEFAULTS: dict[str, Any] = {"windows": None, "window_overlap": 0.0, "long_clips": REFUSE}
 
 

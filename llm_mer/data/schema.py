@@ -35,6 +35,7 @@ class Utterance:
         votes: ``{task's target: annotators' votes}`` (:mod:`llm_mer.data.votes`); without a label the majority is the truth.
         dialogue_id, turn, speaker: position in a conversation; ``turn`` orders utterances within ``dialogue_id``.
         tags: named subsets this utterance belongs to, e.g. ``neutral_words``, ``conflict``.
+        flags: what extraction found wrong with its recording (:data:`llm_mer.data.flags.FLAGS`), e.g. ``silence``.
 
     Raises:
         UserError: a field of another kind (:func:`llm_mer.data.utterance_fields.read_fields`), or a transcript whose
@@ -56,6 +57,7 @@ class Utterance:
     speaker: str | None = None
     tags: tuple[str, ...] = ()
     votes: dict[str, Votes] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in read_fields(vars(self)).items():

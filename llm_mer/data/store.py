@@ -49,6 +49,7 @@ DESCRIPTIVE_COLUMNS: tuple[str, ...] = (
     "speaker",
     "tags",
     "votes",
+    "flags",
 )
 FEATURE_COLUMNS: dict[str, str] = {"text": "text_features", "audio": "audio_features", "vision": "vision_features"}
 
@@ -61,7 +62,7 @@ class StoreInfo:
         feature_sizes: ``{modality: D_m}``; a modality that no utterance has is absent.
         statistics: ``{modality: FeatureStatistics}`` of the training split.
         counts: utterances per split. fingerprint: SHA-256 over every id, label, vote, text, position in a dialogue,
-            speaker, tag and feature value.
+            speaker, tag and feature value; flags, which no model reads, are not part of it.
         checksums: of each split's file; None in stores of versions without checksums.
         feature_names: names of the feature dimensions where known. description: how the features were extracted.
     """
@@ -145,6 +146,7 @@ def _arrow_row(utterance: Utterance) -> dict[str, Any]:
         "speaker": utterance.speaker,
         "tags": list(utterance.tags),
         "votes": _votes_text(utterance),
+        "flags": list(utterance.flags),
     }
     features = _features(utterance)
     for modality, column in FEATURE_COLUMNS.items():
@@ -169,7 +171,7 @@ def _arrow_features() -> Any:
         ("id", "language", "text", "audio", "vision", "labels", "dialogue_id", "speaker", "votes"), text
     )
     columns["turn"] = Value("int64")
-    columns["tags"] = List(text)
+    columns["tags"], columns["flags"] = List(text), List(text)
     for column in FEATURE_COLUMNS.values():
         columns[column] = LargeList(Value("float32"))
     return Features(columns)
@@ -357,6 +359,7 @@ class UtteranceTable(Sequence[Utterance]):
             speaker=value["speaker"],
             tags=tuple(value["tags"] or ()),
             votes=_votes_from_text(value.get("votes")),
+            flags=tuple(value.get("flags") or ()),
             **features,
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_mer.data.flags import FLAGS
 from llm_mer.errors import UserError
 from llm_mer.prompting.text_forms import compose
 from llm_mer.storage.quoting import quote
@@ -46,6 +47,7 @@ def read_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = as_features(fields[name], f"{where}: {name}")
     found["turn"] = _read_turn(fields["turn"], where)
     found["tags"] = _read_tags(fields["tags"], where)
+    found["flags"] = _read_flags(fields["flags"], where)
     found["labels"] = _read_labels(fields["labels"], where)
     return found
 
@@ -103,6 +105,12 @@ def _read_tags(value: Any, where: str) -> tuple[str, ...]:
         if tag == EVERYTHING:
             raise UserError(f"{where}: tag {tag!r} is the name of scores over all utterances; choose another one")
     return tuple(map(compose, value))
+
+
+def _read_flags(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(flag in FLAGS for flag in value):
+        raise UserError(f"{where}: flags is {quote(value)}; it must be a list of any of {', '.join(FLAGS)}")
+    return tuple(value)
 
 
 def _read_labels(value: Any, where: str) -> dict[str, str | float]:

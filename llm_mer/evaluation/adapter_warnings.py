@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_mer.adapters.base import FusionAdapter
+from llm_mer.data.flags import count_flags
 from llm_mer.data.speaker_effects import FEW_UTTERANCES
 from llm_mer.inference.prediction import Prediction
 from llm_mer.inference.unread import describe_unread
@@ -79,3 +80,9 @@ def find_unread(predictions: Sequence[Prediction]) -> list[str]:
         return []
     count, what = sum(bool(unread) for unread in utterances.values()), describe_unread(parts)
     return [f"{what} of {count} of {len(utterances)} utterances are given, and this checkpoint reads none of it"]
+
+
+def find_flags(predictions: Sequence[Prediction]) -> list[str]:
+    """What to say of recordings that are flagged, one line for all of them."""
+    counted = count_flags({(p.language, p.id): p.flags for p in predictions}.values())
+    return [f"flags of {counted}; their scores stand apart"] if counted else []

@@ -242,7 +242,14 @@ def score(
 ) -> Evaluation:
     """The scores of predictions; those of the dialogue decoder are added to ``by_condition``."""
     from llm_mer.checkpoints.run_manifest import read_manifest
-    from llm_mer.evaluation.adapter_warnings import diagnose, find_cut, find_far, find_little_known_speakers, find_unread
+    from llm_mer.evaluation.adapter_warnings import (
+        diagnose,
+        find_cut,
+        find_far,
+        find_flags,
+        find_little_known_speakers,
+        find_unread,
+    )
 
     description, backbone = pipeline.description, pipeline.description.backbone
     adapter, class_task = pipeline.predictor.adapter, pipeline.predictor.processor.class_task
@@ -273,6 +280,7 @@ def score(
             *find_little_known_speakers(by_condition[AS_IS]),
             *find_unread(by_condition[AS_IS]),
             *find_far(by_condition[AS_IS]),
+            *find_flags(by_condition[AS_IS]),
             *_calibration_warnings(pipeline, planned, config.split),
             *filter(None, [pipeline.predictor.rounded_logits()]),
             *([SEEN_IN_TRAINING] if config.split == "train" else []),

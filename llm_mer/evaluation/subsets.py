@@ -8,7 +8,7 @@ from llm_mer.data.utterance_fields import EVERYTHING as EVERYTHING
 from llm_mer.errors import UserError
 from llm_mer.inference.prediction import Prediction
 
-TAG, LENGTH, TURN, DISTANCE = "tag", "length", "turn", "distance"
+TAG, LENGTH, TURN, DISTANCE, FLAG = "tag", "length", "turn", "distance", "flag"
 GROUPINGS: tuple[str, ...] = (LENGTH, TURN, DISTANCE)
 LENGTHS: tuple[tuple[int, int | None], ...] = ((1, 5), (6, 10), (11, 20), (21, 40), (41, None))
 TURNS: tuple[tuple[int, int | None], ...] = ((1, 1), (2, 4), (5, 9), (10, None))
@@ -19,6 +19,8 @@ DISTANCES: tuple[tuple[float, str], ...] = (
 )
 """Upper bounds of the distance from the training data, and what lies below each."""
 NO_TRANSCRIPT = "no transcript"
+FLAGGED, UNFLAGGED = "flagged recordings", "other recordings"
+"""Utterances with a flag (:mod:`llm_mer.data.flags`), and those without any."""
 
 
 def check_groupings(by: Sequence[str]) -> None:
@@ -67,9 +69,11 @@ def distance_group(prediction: Prediction) -> str | None:
 
 
 def subset_names(prediction: Prediction, by: str) -> tuple[str, ...]:
-    """The subsets of a grouping (``tag``, ``length``, ``turn``, ``distance``) that an answer belongs to."""
+    """The subsets of a grouping (``tag``, ``flag``, ``length``, ``turn``, ``distance``) that an answer belongs to."""
     if by == TAG:
         return prediction.tags
+    if by == FLAG:
+        return (FLAGGED if prediction.flags else UNFLAGGED,)
     group = {LENGTH: length_group, TURN: turn_group, DISTANCE: distance_group}[by]
     found = group(prediction)
     return () if found is None else (found,)
@@ -83,9 +87,13 @@ def _rank(prediction: Prediction, by: str) -> tuple[bool, int]:
 
 
 def subsets_of(predictions: Sequence[Prediction], by: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """``(grouping, subset)``: every tag that occurs, then every group of the groupings asked for, from low to high."""
+    """``(grouping, subset)``: every tag that occurs, flagged recordings and the others where some are flagged, then every
+    group of the groupings asked for, from low to high."""
     tags = sorted({tag for p in predictions for tag in p.tags})
     found = [(TAG, tag) for tag in tags]
+    flagged = {bool(p.flags) for p in predictions}
+    if True in flagged:
+        found += [(FLAG, FLAGGED), *([(FLAG, UNFLAGGED)] if False in flagged else [])]
     for grouping in by:
         ranks = {name: _rank(p, grouping) for p in predictions for name in subset_names(p, grouping)}
         found += [(grouping, name) for name in sorted(ranks, key=lambda name: ranks[name])]

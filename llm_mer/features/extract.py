@@ -21,6 +21,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from llm_mer.data.feature_settings import FeatureSettings
+from llm_mer.data.flags import count_flags
+from llm_mer.data.long_clips import MAX_STEPS
 from llm_mer.data.schema import Utterance
 from llm_mer.data.store import QUARANTINE_FILE, check_store_place, write_store
 from llm_mer.distributed.progress import track_progress
@@ -40,6 +42,8 @@ TASKS_PER_WORKER = 8
 """Utterances queued for each worker."""
 PART_FILE = re.compile(r"\.?[0-9a-f]{32}\.(npz|(npz\.)?\d+(\.[0-9a-f]{8})?\.tmp)")
 """Names of finished and unfinished result files of single utterances."""
+PART_VERSION = 2
+"""Of what such a file holds; those of another version are not read."""
 
 
 @dataclass
@@ -100,7 +104,7 @@ def _extract_one(utterance: Utterance, part: Path) -> None:
 
 def _part_path(folder: Path, utterance: Utterance, settings: FeatureSettings) -> Path:
     """Path of one utterance's intermediate result; a changed setting, file or text changes the name."""
-    key: list[Any] = [utterance.id, utterance.text, settings.to_dict()]
+    key: list[Any] = [PART_VERSION, utterance.id, utterance.text, settings.to_dict()]
     for media in (utterance.audio, utterance.vision):
         state = os.stat(media) if media is not None and os.path.isfile(media) else None
         key.append([media, state.st_size, state.st_mtime_ns] if state else [media])
@@ -110,15 +114,17 @@ def _part_path(folder: Path, utterance: Utterance, settings: FeatureSettings) ->
 def _save_part(path: Path, found: Extracted) -> None:
     rejected = json.dumps([asdict(r) for r in found.rejected], ensure_ascii=False)
     with open_atomically(path, "wb") as stream:
-        np.savez(stream, rejected=np.array(rejected), **found.features)  # type: ignore[arg-type]
+        flags = np.array(found.flags, dtype=str)
+        np.savez(stream, rejected=np.array(rejected), flags=flags, **found.features)  # type: ignore[arg-type]
 
 
 def load_part(path: Path) -> Extracted:
     """One utterance's waiting result. Raises :class:`UserError` for a file that no extraction wrote whole."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            features = {name: stored[name] for name in stored.files if name != "rejected"}
-            return Extracted(features, [Rejected(**entry) for entry in parse_json(str(stored["rejected"]), "rejected")])
+            features = {name: stored[name] for name in stored.files if name not in ("rejected", "flags")}
+            rejected = [Rejected(**entry) for entry in parse_json(str(stored["rejected"]), "rejected")]
+            return Extracted(features, rejected, stored["flags"].tolist())
     except (UserError, ValueError, TypeError, KeyError, OSError, EOFError, BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: damaged ({error}); delete it, and the same command extracts this clip again") from None
 
@@ -177,30 +183,60 @@ def _extract_into(
         hidden=not progress,
     ) as bar:
         _extract_all(missing, settings, config.workers, bar)
-    rejected: list[Rejected] = []
+    tally = _Tally()
 
     def stored() -> Iterator[Utterance]:
         for utterance, part_path in zip(utterances, part_paths, strict=True):
             found = load_part(part_path)
-            rejected.extend(found.rejected)
-            kept = with_features(utterance, found.features)
+            tally.rejected.extend(found.rejected)
+            kept = with_features(utterance, found)
             has_any = kept.text is not None or bool(found.features)
             if has_any and not (found.rejected and config.on_bad_media == "drop"):
+                tally.add(found)
                 yield kept
 
     def quarantine() -> dict[str, str]:
-        lines = [json.dumps(asdict(r), ensure_ascii=False) for r in rejected]
+        lines = [json.dumps(asdict(r), ensure_ascii=False) for r in tally.rejected]
         return {QUARANTINE_FILE: "".join(f"{line}\n" for line in lines)}
 
     description = {"source": Path(config.manifest).name, "features": settings.to_dict(), **noted}
     try:
         write_store(stored(), output, names, description, quarantine)
     except UserError as error:
-        if rejected:
-            raise UserError(f"{error}; {len(rejected)} files were rejected, the first: {rejected[0].message}") from None
+        if tally.rejected:
+            first = tally.rejected[0].message
+            raise UserError(f"{error}; {len(tally.rejected)} files were rejected, the first: {first}") from None
         raise
-    if rejected:
-        logger.warning("%d files could not be used; %s names each with its reason", len(rejected), output / QUARANTINE_FILE)
+    tally.say(output)
+
+
+@dataclass
+class _Tally:
+    """What is worth a word of the utterances that are stored: files not used, flags, clips longer than trainings read."""
+
+    rejected: list[Rejected] = field(default_factory=list)
+    flags: list[list[str]] = field(default_factory=list)
+    long: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, found: Extracted) -> None:
+        self.flags.append(found.flags)
+        for modality, limit in MAX_STEPS.items():
+            steps = len(found.features.get(modality, ()))
+            if steps > limit:
+                self.long.setdefault(modality, []).append(steps)
+
+    def say(self, output: Path) -> None:
+        if self.rejected:
+            place = output / QUARANTINE_FILE
+            logger.warning("%d files could not be used; %s names each with its reason", len(self.rejected), place)
+        for modality, steps in self.long.items():
+            option = f"max_{modality}_steps"
+            logger.warning(
+                "%s of %d clips has more steps than the %d that a training reads by default: say %s: %d, or split the clips",
+                *(modality, len(steps), MAX_STEPS[modality], option, max(steps)),
+            )
+        if flagged := count_flags(self.flags):
+            logger.warning("flags of %s; `llm-mer validate %s` names them", flagged, output)
 
 
 def remove_parts(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from llm_mer.data.feature_settings import NGRAMS, NONE, FeatureSettings
 from llm_mer.data.schema import Utterance
 from llm_mer.errors import UserError
 from llm_mer.features.acoustic import EXTRACTORS, AcousticExtractor
+from llm_mer.features.flags import find_picture_flags, find_sound_flags
 from llm_mer.features.media import MediaError, read_audio, read_frames
 from llm_mer.features.visual import HogFlow, Landmarks, VisualExtractor
 
@@ -31,10 +32,11 @@ class Rejected:
 
 @dataclass
 class Extracted:
-    """Features of one utterance by modality, and the files that were rejected."""
+    """Features of one utterance by modality, the files that were rejected, and what is wrong with those that were not."""
 
     features: dict[str, np.ndarray]
     rejected: list[Rejected]
+    flags: list[str] = field(default_factory=list)
 
 
 class Extractor:
@@ -80,10 +82,22 @@ class Extractor:
         found = Extracted({}, [])
         if self.audio is not None and utterance.audio is not None:
             audio, path = self.audio, utterance.audio
-            self._try_extract(found, utterance, "audio", path, lambda: audio(read_audio(path)))
+
+            def hear() -> np.ndarray:
+                samples = read_audio(path)
+                found.flags += find_sound_flags(samples)
+                return audio(samples)
+
+            self._try_extract(found, utterance, "audio", path, hear)
         if self.vision is not None and utterance.vision is not None:
             vision, file, fps = self.vision, utterance.vision, self.settings.vision_fps
-            self._try_extract(found, utterance, "vision", file, lambda: vision(read_frames(file, fps)))
+
+            def look() -> np.ndarray:
+                frames = read_frames(file, fps)
+                found.flags += find_picture_flags(frames)
+                return vision(frames)
+
+            self._try_extract(found, utterance, "vision", file, look)
         if self.text is not None and utterance.text:
             encoder, words = self.text, utterance.text
             self._try_extract(found, utterance, "text", "transcript", lambda: encoder(words))
@@ -111,11 +125,11 @@ class Extractor:
                 found.features[name] = features
 
 
-def with_features(utterance: Utterance, features: dict[str, np.ndarray]) -> Utterance:
-    """The utterance with features filled in."""
+def with_features(utterance: Utterance, found: Extracted) -> Utterance:
+    """The utterance with features and flags filled in."""
     # Any: the fields are known by name only.
-    changes: dict[str, Any] = {f"{modality}_features": values for modality, values in features.items()}
-    return dataclasses.replace(utterance, **changes)
+    changes: dict[str, Any] = {f"{modality}_features": values for modality, values in found.features.items()}
+    return dataclasses.replace(utterance, flags=(*utterance.flags, *found.flags), **changes)
 
 
 _extractors: dict[str, Extractor] = {}
@@ -134,4 +148,4 @@ def extract_one(utterance: Utterance, settings: FeatureSettings) -> Utterance:
     found = _extractors[key](utterance)
     if found.rejected:
         raise UserError(f"utterance {utterance.id!r}: {found.rejected[0].message}")
-    return with_features(utterance, found.features)
+    return with_features(utterance, found)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
+from llm_mer.data.flags import FLAGS
+from llm_mer.data.schema import Utterance
 from llm_mer.inference.unread import describe_unread
 
 logger = logging.getLogger(__name__)
@@ -16,6 +18,7 @@ class InputWarnings:
     def __init__(self) -> None:
         self._unread: set[str] = set()
         self._cut: set[str] = set()
+        self._flags: set[str] = set()
         self._far: set[str] = set()
 
     def unread(self, unread: Sequence[Sequence[str]]) -> None:
@@ -29,6 +32,14 @@ class InputWarnings:
         for modality in sorted({name for cut in cuts for name in cut} - self._cut):
             self._cut.add(modality)
             logger.warning("only the beginning of a long %s is read; `cut` of an answer says how much", modality)
+
+    def flags(self, utterances: Sequence[Utterance]) -> None:
+        """Say what each flag means, and of which utterance it was said first."""
+        for utterance in utterances:
+            for flag in utterance.flags:
+                if flag not in self._flags:
+                    self._flags.add(flag)
+                    logger.warning("utterance %r: %s (%s); `flags` of an answer says so", utterance.id, flag, FLAGS[flag])
 
     def distance(self, ids: Sequence[str], distances: Sequence[Mapping[str, float]]) -> None:
         """Name the first utterance whose modality is far from the training data."""

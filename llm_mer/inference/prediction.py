@@ -52,6 +52,7 @@ class Prediction:
             which prompts show whole. Empty where it read everything.
         unread: ``audio``, ``vision``, ``text`` (features) and ``transcript``, where they are given and neither the adapter
             nor a prompt reads them.
+        flags: what is wrong with the recording (:data:`llm_mer.data.flags.FLAGS`), as its extraction found.
         windows: the answers about the windows of a long clip, whose mean this is (:mod:`llm_mer.inference.windows`); empty
             for a clip that was read whole.
         training_distance: ``{modality: distance}`` of the features from the training data; 1 is the distance within which
@@ -93,6 +94,7 @@ class Prediction:
     length: int | None = None
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
     windows: list[WindowAnswer] = field(default_factory=list)
     training_distance: dict[str, float] = field(default_factory=dict)
     read_out: str | float | None = None

@@ -280,6 +280,7 @@ class Predictor:
         self._warnings.unread(unread)
         cuts = [self._cut(utterance, cut) for utterance, cut in zip(read.utterances, read.cut, strict=True)]
         self._warnings.cut(cuts)
+        self._warnings.flags(read.utterances)
         if self.warns_of_distance:
             self._warnings.distance([u.id for u in read.utterances], read.training_distances)
         answers = self._score(read, inputs, batch)
@@ -312,6 +313,7 @@ class Predictor:
                 cut=cuts[row],
                 unread=unread[row],
                 training_distance=read.training_distances[row],
+                flags=list(utterance.flags),
                 seconds=round(seconds, 6),
             )
             prediction.precision = precision

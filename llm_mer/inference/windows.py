@@ -109,8 +109,8 @@ def pool_windows(answers: Sequence[Prediction], windows: Sequence[ClipWindow], t
     evidence about one unchanging answer; neighbours overlap and share voice and transcript, so it would be overconfident,
     and one window that finds ``y`` impossible would rule it out for the whole clip.
 
-    What a head or a read-out says is pooled likewise, numbers by their mean; diagnostics are means. A free generation stands
-    with its window alone.
+    What a head or a read-out says is pooled likewise, numbers by their mean; diagnostics are means. The distance of a modality
+    from the training data is that of its farthest window. A free generation stands with its window alone.
 
     Args:
         statistic: which point of a score's distribution is its value.
@@ -121,6 +121,7 @@ def pool_windows(answers: Sequence[Prediction], windows: Sequence[ClipWindow], t
         log_probabilities=[],
         generated=None,
         parsed=None,
+        training_distance=_farthest([answer.training_distance for answer in answers]),
         diagnostics=_mean_diagnostics([answer.diagnostics for answer in answers]),
         windows=[
             WindowAnswer(window.start, window.end, a.value, a.probabilities, a.generated, a.parsed)
@@ -169,6 +170,12 @@ def _outside(values: Sequence[float | None]) -> float | None:
     """Logarithm of the mean probability outside the answers."""
     known = [value for value in values if value is not None]
     return None if not known else float(logsumexp(known) - math.log(len(known)))
+
+
+def _farthest(distances: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """``{modality: distance}`` of the farthest window that has the modality."""
+    modalities = dict.fromkeys(modality for own in distances for modality in own)
+    return {modality: max(own[modality] for own in distances if modality in own) for modality in modalities}
 
 
 def _mean_diagnostics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

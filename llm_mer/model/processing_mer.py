@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from llm_mer.data.long_clips import REFUSE
+from llm_mer.data.long_clips import MAX_STEPS, REFUSE
 from llm_mer.data.missing_values import check_sequence
 from llm_mer.data.normalisation import GLOBAL, NONE, UTTERANCE
 from llm_mer.data.schema import Utterance
@@ -102,8 +102,8 @@ class MerProcessor:
     text_source: str = "backbone"
     chat: str = "auto"
     max_text_tokens: int = 128
-    max_audio_steps: int = 400
-    max_vision_steps: int = 200
+    max_audio_steps: int = MAX_STEPS["audio"]
+    max_vision_steps: int = MAX_STEPS["vision"]
     max_prompt_tokens: int = 1024
     long_clips: str = REFUSE
     answer_start: str = JOINED

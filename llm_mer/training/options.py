@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from llm_mer.adapters.registry import BUILT_IN, DEFAULT_ADAPTER
 from llm_mer.backbones.lora_sharing import LORA_SHARING, SHARED
-from llm_mer.data.long_clips import LONG_CLIPS, REFUSE
+from llm_mer.data.long_clips import LONG_CLIPS, MAX_STEPS, REFUSE
 from llm_mer.data.normalisation import NORMALISATIONS, parse_normalisation
 from llm_mer.errors import UserError
 from llm_mer.training.bounds import CHANCE, NOT_NEGATIVE, POSITIVE, SEED, check_bounds
@@ -96,8 +96,8 @@ class DataArguments:
         default=None, metadata={"help": "only so many evaluation utterances, drawn over languages"}
     )
     max_text_tokens: int = field(default=128, metadata={"help": "transcript tokens the adapter reads; longer is cut"})
-    max_audio_steps: int = field(default=400, metadata={"help": "most audio steps the adapter reads"})
-    max_vision_steps: int = field(default=200, metadata={"help": "most vision steps the adapter reads"})
+    max_audio_steps: int = field(default=MAX_STEPS["audio"], metadata={"help": "most audio steps the adapter reads"})
+    max_vision_steps: int = field(default=MAX_STEPS["vision"], metadata={"help": "most vision steps the adapter reads"})
     long_clips: str = field(
         default=REFUSE,
         metadata={

@@ -133,6 +133,7 @@ def drawn(task: Task, count: int, seed: int) -> tuple[list[Prediction], np.ndarr
     found = []
     for row in log_probs:
         prediction = Prediction("clip", task.name, "en", "", outside_mass=float(row[0]), seconds=0.5)
+        prediction.training_distance = {"audio": float(-row[3])} | ({"vision": 0.5} if not found else {})
         prediction.diagnostics = {"gate": [float(row[1]), float(row[2])]}
         fill_distribution(prediction, task, row, "median")
         prediction.head_log_probabilities = row.tolist() if task.kind == "classification" else None
@@ -152,6 +153,7 @@ def test_the_answer_is_the_mean_of_the_windows_probabilities(name: str) -> None:
     assert np.allclose(list(pooled.probabilities.values()), mean, atol=1e-6)
     assert pooled.outside_mass == pytest.approx(np.log(np.exp(log_probs[:, 0]).mean()))
     assert pooled.diagnostics["gate"] == pytest.approx(log_probs[:, 1:3].mean(axis=0), abs=1e-4)
+    assert pooled.training_distance == {"audio": pytest.approx(-log_probs[:, 3].min()), "vision": 0.5}
     assert pooled.seconds == 1.5
     if name == "emotion":
         assert pooled.value == pooled.head_value == task.label_names[int(mean.argmax())]

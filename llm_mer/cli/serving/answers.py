@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llm_mer.data.flags import FLAGS
 from llm_mer.data.schema import Utterance
 from llm_mer.errors import UserError
 from llm_mer.features.media import audio_source, check_length
@@ -110,6 +111,7 @@ def remarks(prediction: Prediction) -> list[str]:
         lines.append(f"calibrated with temperature {prediction.temperature:.3g}")
     if prediction.read_out is not None:
         lines.append(f"read off the hidden state: {_text(prediction.read_out)}")
+    lines += [f"{flag.replace('_', ' ')}: {FLAGS[flag]}" for flag in prediction.flags]
     lines += [f"{w.start:.1f} to {w.end:.1f} s: {_text(w.value)}" for w in prediction.windows]
     if prediction.head_value is not None and prediction.precision is not None:
         lines.append(f"the adapter's own head: {_text(prediction.head_value)}")

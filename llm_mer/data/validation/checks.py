@@ -219,6 +219,8 @@ class Inspection:
             if labels.task.target in targets:
                 labels.update(utterance)
         self._check_text(utterance)
+        for flag in utterance.flags:
+            self._note(WARNING, flag, utterance.split, utterance.id)
         features = self._check_features(utterance)
         self._check_sharing(utterance, features, place)
         self._check_dialogue(utterance)

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llm_mer.data.flags import FLAGS
 from llm_mer.data.schema import SPLITS
 from llm_mer.prompting.languages import LANGUAGES
 
@@ -41,6 +42,7 @@ ADVICE: dict[str, str] = {
     "hidden characters": "remove zero-width characters and byte order marks: the model would read them",
     "unicode form": "use NFC: tokenizers read decomposed letters differently",
     "encoding": "decode the text with its own encoding and write UTF-8",
+    **{flag: f"{meaning}: listen to or look at the recording, or leave it out" for flag, meaning in FLAGS.items()},
     "zero features": "leave the modality out there, so that it counts as missing",
     "constant": "a feature that never changes in training is uninformative: does the extractor work?",
     "leak": "a single feature predicts the training labels: how was it computed?",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llm_mer.evaluation.conditions import AS_IS, DIALOGUE, GENERATION
 from llm_mer.evaluation.curves import curve
 from llm_mer.evaluation.metrics import class_scores, headline_metric
-from llm_mer.evaluation.subsets import DISTANCE, EVERYTHING, LENGTH, TAG, TURN
+from llm_mer.evaluation.subsets import DISTANCE, EVERYTHING, FLAG, LENGTH, TAG, TURN
 from llm_mer.prompting.tasks import Task
 from llm_mer.reporting import plots
 from llm_mer.reporting.blocks import Cell, Picture, Section, Table, Verdict
@@ -77,6 +77,7 @@ def score_section(main: LoadedEvaluation) -> Section:
 
 SUBSET_DESCRIPTIONS: dict[str, str] = {
     TAG: "the subsets named by the data's tags",
+    FLAG: "recordings with a flag (silence, low level, clipping, black, blank or frozen pictures), and the others",
     LENGTH: "by length of the transcript, in words of English and characters of Chinese",
     TURN: "by position in the conversation",
     DISTANCE: "by distance of the features from the training data, of the modality that is farthest",
