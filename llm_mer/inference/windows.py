@@ -77,7 +77,7 @@ class ClipWindows:
             return [ClipWindow(0.0, total)]
         count = math.ceil((total - self.overlap) / (self.seconds - self.overlap) - ROUNDING)
         starts = np.linspace(0.0, total - self.seconds, max(count, 2))
-        return [ClipWindow(round(float(start), 3), round(float(start) + self.seconds, 3)) for start in starts]
+        return [ClipWindow(float(start), float(start) + self.seconds) for start in starts]
 
     def cut_out(self, utterance: Utterance, window: ClipWindow) -> Utterance:
         """The utterance with the steps of a window; its transcript stays whole, since nobody knows when a word is said."""
@@ -109,8 +109,8 @@ def pool_windows(answers: Sequence[Prediction], windows: Sequence[ClipWindow], t
     evidence about one unchanging answer; neighbours overlap and share voice and transcript, so it would be overconfident,
     and one window that finds ``y`` impossible would rule it out for the whole clip.
 
-    What a head or a read-out says is pooled likewise, numbers by their mean; diagnostics are means. The distance of a modality
-    from the training data is that of its farthest window. A free generation stands with its window alone.
+    What a head or a read-out says is pooled likewise, numbers by their mean; diagnostics are means. The distance of a
+    modality from the training data is that of its farthest window. A free generation stands with its window alone.
 
     Args:
         statistic: which point of a score's distribution is its value.
@@ -124,7 +124,7 @@ def pool_windows(answers: Sequence[Prediction], windows: Sequence[ClipWindow], t
         training_distance=_farthest([answer.training_distance for answer in answers]),
         diagnostics=_mean_diagnostics([answer.diagnostics for answer in answers]),
         windows=[
-            WindowAnswer(window.start, window.end, a.value, a.probabilities, a.generated, a.parsed)
+            WindowAnswer(round(window.start, 3), round(window.end, 3), a.value, a.probabilities, a.generated, a.parsed)
             for window, a in zip(windows, answers, strict=True)
         ],
         outside_mass=_outside([a.outside_mass for a in answers]),

@@ -67,14 +67,16 @@ def windowed(trained: Path) -> MerPipeline:
 
 
 @pytest.mark.parametrize("steps", [301, 302, 399, 400, 401, 900, 5900])
-@pytest.mark.parametrize(("seconds", "overlap"), [(30.0, 0.0), (30.0, 5.0), (7.3, 2.9), (40.0, 39.0)])
+@pytest.mark.parametrize(("seconds", "overlap"), [(30.0, 0.0), (30.0, 5.0), (7.3, 2.9), (31.0, 30.0)])
+@pytest.mark.parametrize("rates", [{"audio": 10.0, "vision": 5.0}, {"audio": 12.5, "vision": 6.0}])
 def test_windows_are_the_fewest_that_overlap_enough_and_together_the_whole_clip(
-    steps: int, seconds: float, overlap: float
+    steps: int, seconds: float, overlap: float, rates: dict[str, float]
 ) -> None:
-    windows = ClipWindows(seconds, overlap, LIMITS)
-    clip = lengthened(make_utterances("test", 1)[0], steps)
+    windows = ClipWindows(seconds, overlap, StepLimits({"audio": 400, "vision": 200}, rates))
+    vision = round(steps / rates["audio"] * rates["vision"])
+    clip = lengthened(make_utterances("test", 1)[0], steps, vision)
     found = windows.windows_of(clip)
-    total = steps / 10
+    total = max(steps / rates["audio"], vision / rates["vision"])
     if total <= seconds:
         assert found == [ClipWindow(0.0, total)]
         return
@@ -83,7 +85,7 @@ def test_windows_are_the_fewest_that_overlap_enough_and_together_the_whole_clip(
     shared = [a.end - b.start for a, b in itertools.pairwise(found)]
     assert min(shared) >= overlap - 4e-3
     assert len(found) == 2 or (len(found) - 1) * seconds - (len(found) - 2) * overlap < total + 1e-3  # one fewer is too few
-    for modality, rate in LIMITS.rates.items():
+    for modality, rate in rates.items():
         given = getattr(clip, f"{modality}_features")
         parts = [getattr(windows.cut_out(clip, w), f"{modality}_features") for w in found]
         assert all(len(part) <= LIMITS.steps[modality] for part in parts)
