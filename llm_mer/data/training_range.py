@@ -29,8 +29,8 @@ from llm_mer.errors import UserError
 DIRECTIONS = 32
 MOST_UTTERANCES = 1000
 """Utterances of a split that are looked at, evenly spaced over it."""
-FEWEST_UTTERANCES = 20
-"""From fewer nothing is estimated, and from fewer held-out ones no limit."""
+FEWEST_UTTERANCES, FEWEST_HELD_OUT = 80, 20
+"""From fewer training utterances nothing is estimated, and from fewer others no limit: both would call new ones far."""
 WITHIN = 0.99
 """Share of the held-out utterances that lie within a distance of 1."""
 
@@ -61,7 +61,7 @@ class TrainingRange:
         Returns:
             None where there are too few, or nothing varies.
         """
-        if len(training) < FEWEST_UTTERANCES or len(held_out) == 0:
+        if len(training) < FEWEST_UTTERANCES or len(held_out) < FEWEST_HELD_OUT:
             return None
         from sklearn.covariance import ledoit_wolf_shrinkage
 
@@ -138,7 +138,7 @@ def fit_training_ranges(
 ) -> dict[str, TrainingRange]:
     """The range of each modality that enough training utterances have.
 
-    Without ``held_out`` utterances of their own, or with fewer than :data:`FEWEST_UTTERANCES` of a modality, every fifth of
+    Without ``held_out`` utterances of their own, or with fewer than :data:`FEWEST_HELD_OUT` of a modality, every fifth of
     the training utterances is held out in their place.
     """
     chosen, found = list(modalities), {}
@@ -146,7 +146,7 @@ def fit_training_ranges(
     others: dict[str, list[np.ndarray]] = {} if held_out is None else _collect_means(held_out, chosen)
     for modality in chosen:
         own, other = training[modality], others.get(modality, [])
-        if len(other) < FEWEST_UTTERANCES:
+        if len(other) < FEWEST_HELD_OUT:
             own, other = [x for i, x in enumerate(own) if i % 5], own[::5]
         fitted = TrainingRange.fit(np.array(own), np.array(other))
         if fitted is not None:

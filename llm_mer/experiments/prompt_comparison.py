@@ -228,7 +228,7 @@ def predict(pipeline: MerPipeline, variant: Variant, dataset: Any, generate: boo
 
     base = pipeline.predictor
     processor = dataclasses.replace(base.processor, prompts=list(variant.templates))
-    predictor = Predictor(base.model, processor, base.batch_size, generate=generate)
+    predictor = Predictor(base.model, processor, base.batch_size, generate=generate, warns_of_distance=False)
     predictions = predictor.predict(dataset, progress=variant.name if progress else None)
     if variant.order is not None:
         for prediction in predictions:

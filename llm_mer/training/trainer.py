@@ -299,7 +299,8 @@ class MerTraining(Trainer):
         # Where parameters are sharded, every forward needs every process: all answer all questions, in the same order.
         alone = is_sharded(trainer.model)
         rank, world = (0, 1) if alone else (trainer.accelerator.process_index, trainer.accelerator.num_processes)
-        predictor = Predictor(trainer.model, self.processor, batch_size=trainer.args.per_device_eval_batch_size)
+        batch_size = trainer.args.per_device_eval_batch_size
+        predictor = Predictor(trainer.model, self.processor, batch_size=batch_size, warns_of_distance=False)
         quiet = trainer.args.disable_tqdm or not trainer.is_world_process_zero()
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
             return predict_all(predictor, dataset, "evaluate", ProcessGroup(rank, world), progress=not quiet)

@@ -11,7 +11,13 @@ from sklearn.covariance import LedoitWolf, ledoit_wolf
 
 from llm_mer.data.dataset import MerDataset
 from llm_mer.data.schema import Utterance
-from llm_mer.data.training_range import DIRECTIONS, FEWEST_UTTERANCES, TrainingRange, fit_training_ranges
+from llm_mer.data.training_range import (
+    DIRECTIONS,
+    FEWEST_HELD_OUT,
+    FEWEST_UTTERANCES,
+    TrainingRange,
+    fit_training_ranges,
+)
 from llm_mer.errors import UserError
 
 
@@ -79,16 +85,18 @@ def test_steps_count_by_their_mean() -> None:
 
 
 def test_too_little_is_not_known() -> None:
-    few = correlated(FEWEST_UTTERANCES - 1, 4, 0)
+    few, enough = correlated(FEWEST_UTTERANCES - 1, 4, 0), correlated(FEWEST_UTTERANCES, 4, 0)
     assert TrainingRange.fit(few, few) is None
-    assert TrainingRange.fit(np.ones((50, 4)), np.ones((50, 4))) is None
-    assert TrainingRange.fit(correlated(50, 4, 0), np.zeros((0, 4))) is None
+    assert TrainingRange.fit(np.ones((90, 4)), np.ones((90, 4))) is None
+    assert TrainingRange.fit(enough, enough[: FEWEST_HELD_OUT - 1]) is None
+    assert TrainingRange.fit(enough, enough[:FEWEST_HELD_OUT]) is not None
 
 
 def test_fewer_utterances_than_features_give_finite_distances() -> None:
-    training = correlated(25, 60, 0)
-    found = fit(training, training[:10])
-    distances = [found.distance(row[None]) for row in correlated(5, 60, 1)]
+    size = FEWEST_UTTERANCES + 40
+    training = correlated(FEWEST_UTTERANCES, size, 0)
+    found = fit(training, training[:FEWEST_HELD_OUT])
+    distances = [found.distance(row[None]) for row in correlated(5, size, 1)]
     assert np.isfinite(distances).all()
     assert min(distances) > 0
 
@@ -105,7 +113,7 @@ def test_it_reads_back_from_plain_containers_with_the_same_distances(size: int) 
     "change", [{"mean": [0.0]}, {"limit": 0.0}, {"rest": None}, {"directions": [[1.0], [2.0]]}, {"variances": "x"}]
 )
 def test_a_damaged_range_is_refused(change: dict[str, object]) -> None:
-    entry = fit(correlated(50, 4, 0), correlated(30, 4, 1)).to_dict()
+    entry = fit(correlated(90, 4, 0), correlated(30, 4, 1)).to_dict()
     with pytest.raises(UserError, match="training_ranges of audio: damaged"):
         TrainingRange.from_dict({**entry, **change}, "training_ranges of audio")
 
@@ -121,7 +129,7 @@ def dataset(rows: np.ndarray, split: str) -> MerDataset:
 def test_without_validation_data_every_fifth_training_utterance_is_held_out() -> None:
     rows = correlated(100, 4, 0).astype(np.float32)
     expected = fit(np.array([row for i, row in enumerate(rows) if i % 5]), rows[::5])
-    for held_out in (None, dataset(correlated(FEWEST_UTTERANCES - 1, 4, 1), "valid")):
+    for held_out in (None, dataset(correlated(FEWEST_HELD_OUT - 1, 4, 1), "valid")):
         found = fit_training_ranges(dataset(rows, "train"), held_out, ["audio", "vision"])
         assert list(found) == ["audio"]
         assert found["audio"].utterances == 80

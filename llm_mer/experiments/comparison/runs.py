@@ -220,7 +220,8 @@ def _predict_conditions(
 
     assert trainer.model is not None
     adapter = fusion_adapter_of(trainer.model)
-    predictor = Predictor(trainer.model, trainer.processor, batch_size=chosen.training.per_device_eval_batch_size)
+    batch_size = chosen.training.per_device_eval_batch_size
+    predictor = Predictor(trainer.model, trainer.processor, batch_size=batch_size, warns_of_distance=False)
     start = time.perf_counter()
     by_condition = {AS_IS: predictor.predict(plan.dataset)}
     milliseconds = 1000 * (time.perf_counter() - start) / len(plan.dataset)

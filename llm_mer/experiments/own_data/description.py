@@ -91,6 +91,12 @@ def warnings_of(plan: Plan) -> list[str]:
         found.append(f"{counts['test']} test clips tell little: look at the intervals, not at the scores alone")
     if not counts["valid"]:
         found.append("no clip is kept for validation, so the last checkpoint is taken and not the best one")
+    unknown = sum(utterance.speaker is None for utterance in plan.utterances)
+    if unknown and plan.splits.drawn and any(utterance.audio or utterance.vision for utterance in plan.utterances):
+        found.append(
+            f"{unknown} of {len(plan.utterances)} clips name no speaker: the same voices and faces may be in training and "
+            "test, and scores then tell how well people are answered who were learnt from; add a column speaker"
+        )
     for target in plan.targets.learnt:
         if target.task.kind != "classification":
             continue

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from own_tables import MOODS, SENTENCES, write_table
+from own_tables import MOODS, SENTENCES, make_clips, write_table
 
 from llm_mer.errors import UserError
 from llm_mer.experiments.own_data.description import describe_plan
@@ -103,6 +103,20 @@ def test_columns_are_found_in_any_case_and_those_that_describe_a_clip_are_left_o
     both = plan_of(tmp_path / "clips.csv", targets=["gender", "Mood"], given={"backbone": "tiny:llama"})
     assert [target.task.name for target in both.targets.learnt] == ["Mood", "gender"]
     assert both.targets.left_out["comment"] == "not among --targets"
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_clips_without_speakers_are_warned_of_where_splits_are_drawn(drawn: bool, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    clips = make_clips(tmp_path, 24)
+    splits = ["train", "train", "valid", "test"]
+    nameless = [[row[0], row[1], row[3], splits[n // 3 % 4]] for n, row in enumerate(clips)]
+    path = write_table(tmp_path / "clips.csv", ("file", "text", "mood", "notes" if drawn else "split"), nameless)
+    warning = "24 of 24 clips name no speaker: the same voices and faces may be in training and test"
+    assert (warning in describe_plan(plan_of(path))) == drawn
+    named = [[row[0], row[1], row[3], row[2]] for row in clips]
+    known = write_table(tmp_path / "known.csv", ("file", "text", "mood", "speaker"), named)
+    assert "name no speaker" not in describe_plan(plan_of(known))
 
 
 @pytest.mark.parametrize(
