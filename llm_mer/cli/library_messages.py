@@ -33,6 +33,12 @@ HIDDEN_LOG_MESSAGES: tuple[LogMessage, ...] = (
         "deepspeed 0.19.8",
         "imported because it is installed, not because it was requested; this program reports its own device",
     ),
+    LogMessage(
+        "transformers.trainer",
+        "The best checkpoint checkpoint-",
+        "transformers 5.23",
+        "trainer_state.json names it without a folder; training/state_file.py finds it again, or refuses to go on",
+    ),
 )
 
 PROGRESS_BAR_OPT_OUT = {

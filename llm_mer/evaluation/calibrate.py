@@ -17,6 +17,7 @@ from llm_mer.evaluation.proper_scores import answer_arrays
 from llm_mer.inference.answer_values import poolable_scores
 from llm_mer.inference.pipeline import MerPipeline
 from llm_mer.inference.prediction import Prediction, require_finite_answers
+from llm_mer.model.prompt_lengths import backbone_positions, check_prompt_lengths
 from llm_mer.prompting.tasks import Task
 from llm_mer.scoring.pooling import MAX_WEIGHT, fit_pool, pool
 from llm_mer.scoring.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature, scale_by_temperature
@@ -58,6 +59,8 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     dataset = pipeline.questions(utterances, tasks, languages=config.languages)
     pipeline.long_clips = config.long_clips or pipeline.predictor.processor.long_clips
     pipeline.check_dataset_lengths(dataset, where)
+    positions = None if pipeline.description.backbone is None else backbone_positions(pipeline.predictor.core.config)
+    check_prompt_lengths(pipeline.predictor.processor, dataset, positions, where)
     with lock_output(pipeline.folder / "calibration"):
         predictions = pipeline.predictor.predict(dataset, progress="calibrate")
         require_finite_answers(predictions)

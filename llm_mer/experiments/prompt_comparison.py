@@ -169,6 +169,7 @@ def compare_prompts(
     from llm_mer.data.folds import check_fold
     from llm_mer.data.reading import find_split, read_utterances
     from llm_mer.inference.pipeline import MerPipeline
+    from llm_mer.model.prompt_lengths import backbone_positions, check_prompt_lengths
     from llm_mer.training.run_data import check_prompts
 
     if not config.data:
@@ -201,9 +202,13 @@ def compare_prompts(
     if OWN_PROMPT not in datasets:
         known = ", ".join(task.name for task in pipeline.tasks)
         raise UserError(f"{config.data}, split {config.split!r}: no utterance has a label for {known}")
+    positions = backbone_positions(pipeline.predictor.core.config)
     for variant in variants:
         if variant.name in datasets:
             check_prompts(datasets[variant.name], variant.templates)
+            processor = dataclasses.replace(pipeline.predictor.processor, prompts=list(variant.templates))
+            where = f"{config.data}, split {config.split!r}, prompt {variant.name!r}"
+            check_prompt_lengths(processor, datasets[variant.name], positions, where)
     by_variant = {
         variant.name: predict(pipeline, variant, datasets[variant.name], config.generate, progress)
         for variant in variants

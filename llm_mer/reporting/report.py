@@ -126,9 +126,18 @@ def run(config: ReportConfig) -> str:
     output = Path(config.output)
     if output.is_dir():
         raise UserError(f"--output {output}: is a folder; name the HTML file to write")
+    if output.is_file() and not _is_page(output):
+        raise UserError(f"--output {output}: holds something else than a page; name another file, or delete it")
     page, facts = build_page(config)
     with naming_path(output):
         output.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(output, page)
     written = f"written to {output} ({len(page.encode('utf-8')) / 1024:.0f} KiB)"
     return "\n".join([*([facts_text(facts)] if facts else []), written])
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file is empty or begins as an HTML page does."""
+    with path.open("rb") as file:
+        beginning = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return not beginning or beginning.startswith((b"<!doctype html", b"<html"))

@@ -13,12 +13,12 @@ import torch
 from transformers.integrations import get_available_reporting_integrations
 from trl import SFTConfig
 
-from llm_mer.errors import UserError
+from llm_mer.errors import UserError, first_line
 from llm_mer.evaluation.metrics import is_lower_better
 from llm_mer.resources.files import resolve_file
 from llm_mer.storage.json_text import parse_json
-from llm_mer.training.bounds import NOT_NEGATIVE, POSITIVE, SEED, Interval, check_bounds
-from llm_mer.training.optimizers import check_optimizer
+from llm_mer.training.bounds import CHANCE, NOT_NEGATIVE, POSITIVE, SEED, Interval, check_bounds
+from llm_mer.training.optimizers import check_checkpointing_options, check_optimizer
 from llm_mer.training.options import SECRETS, TrainingOptions
 
 IGNORED: dict[str, str] = {
@@ -44,6 +44,8 @@ IGNORED: dict[str, str] = {
     "label_names": "questions know their labels",
     "prediction_loss_only": "evaluation answers every question",
     "batch_eval_metrics": "metrics are of the whole split",
+    "include_for_metrics": "metrics are of the answers",
+    "eval_do_concat_batches": "metrics are of the whole split",
     "do_train": "training is what this command does",
     "do_eval": "say eval_strategy",
     "do_predict": "use llm-mer evaluate",
@@ -57,7 +59,9 @@ IGNORED: dict[str, str] = {
 
 BOUNDS: dict[str, Interval] = {
     **dict.fromkeys(("seed", "data_seed"), SEED),
-    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm"), NOT_NEGATIVE),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "eval_delay"), NOT_NEGATIVE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), CHANCE),
+    "dataloader_num_workers": NOT_NEGATIVE,
     "num_train_epochs": POSITIVE,
     **dict.fromkeys(
         (
@@ -83,7 +87,10 @@ class MerTrainingArguments(TrainingOptions, SFTConfig):  # type: ignore[misc]
             if getattr(self, name) is not None:
                 raise UserError(f"{name}: a token is read from the environment only: export HF_TOKEN=…")
         for entry in dataclasses.fields(self):
-            if entry.name in IGNORED and getattr(self, entry.name) != entry.default:
+            if entry.name not in IGNORED:
+                continue
+            default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+            if getattr(self, entry.name) != default:
                 value, why = getattr(self, entry.name), IGNORED[entry.name]
                 raise UserError(f"{entry.name}: {value!r} would have no effect here: {why}; leave it out")
         if self.seeds is not None:
@@ -122,13 +129,17 @@ class MerTrainingArguments(TrainingOptions, SFTConfig):  # type: ignore[misc]
         if not isinstance(given, dict):
             raise UserError(f'dataset_kwargs: {given!r}; it must be an object, e.g. {{"skip_prepare_dataset": true}}')
         self.dataset_kwargs = {**given, "skip_prepare_dataset": True}
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except TypeError as error:  # an option that is an object with a name it does not have
+            raise UserError(f"options of the trainer: {first_line(error)}; see --help_all") from None
         # It would wait for the accelerator after every micro-batch, to hide what training/finite.py stops at.
         self.logging_nan_inf_filter = False
 
     def _check_machine(self) -> None:
         """Refuse what this machine or this launch has not."""
         check_optimizer(str(getattr(self.optim, "value", self.optim)))
+        check_checkpointing_options(self.gradient_checkpointing_kwargs)
         if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
             raise UserError("fp16: true needs a GPU; on a CPU it would compute in float32 and say nothing: leave it out")
         if self.fsdp and "RANK" not in os.environ:

@@ -57,7 +57,8 @@ class _EpochEnd(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         keep_parameters_gathered(getattr(self.trainer, "model_wrapped", None), fusion_adapter_of(self.trainer.model))
         reduce_gradients_in_parameter_order(self.trainer.accelerator)
-        find_best_checkpoint(state, Path(args.output_dir))
+        resumed = None if args.resume_from_checkpoint is None else Path(args.resume_from_checkpoint)
+        find_best_checkpoint(state, Path(args.output_dir), resumed, needed=args.load_best_model_at_end)
         path = Path(args.output_dir) / TRAJECTORIES
         if state.global_step == 0:
             if state.is_world_process_zero:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
+from llm_mer.adapters import adapter_class
 from llm_mer.checkpoints.description import CheckpointDescription
 from llm_mer.errors import UserError
+from llm_mer.prompting.tasks import Task
 from llm_mer.training.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -46,3 +49,27 @@ def check_initial_adapter(initial: CheckpointDescription, config: RunConfig, che
         raise UserError(f"{where} was trained with {', '.join(told)}; say so here too, or its weights mean something else")
     for name, (before, now) in different.items():
         logger.warning("%s was trained with %s %r; here it is %r", where, name, before, now)
+
+
+def check_initial_head(initial: CheckpointDescription, tasks: Sequence[Task], checkpoint: str) -> None:
+    """Refuse a checkpoint whose adapter has a head for other tasks than this run's, or another number of labels.
+
+    Raises:
+        UserError: naming what its head answers and what this run asks.
+    """
+    options = initial.model["adapter_config"]
+    full = bool(options.get("auxiliary_head"))
+    if not (full or adapter_class(initial.model["adapter"]).has_classifier):
+        return
+    labels = next((task.num_classes for task in tasks if task.kind == "classification"), 0)
+    scores = full and any(task.kind == "regression" for task in tasks)
+    there = _head_words(int(options.get("num_classes") or 0), full and options.get("score_range") is not None)
+    if there != (here := _head_words(labels, scores)):
+        raise UserError(
+            f"init_checkpoint: {checkpoint} has an adapter's head for {there}, and the tasks of this run ask for {here}; "
+            f"name tasks as there ({', '.join(initial.processor['tasks'])}), or train anew"
+        )
+
+
+def _head_words(labels: int, scores: bool) -> str:
+    return " and ".join([*([f"{labels} labels"] if labels else []), *(["a score"] if scores else [])]) or "nothing"

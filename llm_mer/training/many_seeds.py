@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llm_mer.checkpoints.backbone_reference import identify_backbone
-from llm_mer.checkpoints.description import stack_versions
+from llm_mer.checkpoints.description import DESCRIPTION_FILE, stack_versions
 from llm_mer.checkpoints.run_differences import RunSetup, compare_settings, questions_digest, run_differences
 from llm_mer.checkpoints.run_manifest import MANIFEST, RunManifest, weights_digest
 from llm_mer.data.reading import read_utterances
@@ -50,6 +50,11 @@ def train_seeds(config: RunConfig, command: Sequence[str]) -> Path:
             "output_dir"
         )
     output = Path(str(training.output_dir))
+    if (output / DESCRIPTION_FILE).is_file():
+        raise UserError(
+            f"output_dir: {output} holds a model, and seeds beside it would be taken for its own, or it for theirs; name "
+            "another folder for the seeds"
+        )
     with lock_outputs([output], ProcessGroup(training.process_index, training.world_size)):
         return _train_seeds(config, command, output)
 

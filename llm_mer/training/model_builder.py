@@ -34,7 +34,7 @@ from llm_mer.model.read_out import read_out_sizes
 from llm_mer.prompting.answer_start import BARE, JOINED
 from llm_mer.prompting.tasks import Task
 from llm_mer.prompting.templates import load_prompts
-from llm_mer.training.initial_checkpoint import check_initial_adapter
+from llm_mer.training.initial_checkpoint import check_initial_adapter, check_initial_head
 from llm_mer.training.options import ModelArguments
 from llm_mer.training.run_config import RunConfig
 from llm_mer.training.run_data import RunData
@@ -195,6 +195,7 @@ def _load_initial(config: RunConfig, run: RunData) -> CheckpointDescription | No
             "merged from"
         )
     check_initial_adapter(initial, config, model.init_checkpoint)
+    check_initial_head(initial, run.tasks, model.init_checkpoint)
     verify_checkpoint(folder)
     check_initial(initial, run, model.init_checkpoint, config.data.data)
     sizes_here = read_out_sizes(run.tasks) if model.read_out else None

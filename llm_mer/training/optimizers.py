@@ -1,11 +1,13 @@
-"""Whether an optimiser of transformers can be had here, told before anything is read or loaded."""
+"""Whether an optimiser and a schedule of transformers can be had as asked for, told before anything is read or loaded."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from typing import Any
 
-from transformers import Trainer
+import torch
+from transformers import Trainer, get_scheduler
 from transformers.training_args import OptimizerNames
 
 from llm_mer.errors import UserError, first_line
@@ -50,14 +52,68 @@ def check_optimizer(name: str) -> None:
 
 
 def check_optimizer_arguments(arguments: Any) -> None:
-    """Refuse ``optim_args`` that the optimiser of :class:`transformers.TrainingArguments` cannot be built with.
+    """Refuse ``optim_args`` and ``optim_target_modules`` that the optimiser cannot be built with, or does not read.
+
+    Raises:
+        UserError: naming the options.
+    """
+    name = str(arguments.optim.value)
+    if name.startswith(NEEDS_MODEL):
+        return
+    if arguments.optim_target_modules:
+        raise UserError(
+            f"optim_target_modules: {arguments.optim_target_modules!r} would have no effect: optim {name} trains every "
+            "trainable weight in the same way; leave it out"
+        )
+    built = _built_with(arguments, arguments.optim_args)
+    parts = (arguments.optim_args or "").replace(" ", "").split(",")
+    for place, part in enumerate(parts):
+        rest = ",".join(parts[:place] + parts[place + 1 :])
+        if part and _built_with(arguments, rest or None) == built:
+            raise UserError(f"optim_args: {part!r} changes nothing of optim {name}; leave it out")
+
+
+def _built_with(arguments: Any, optim_args: str | None) -> Any:
+    """The optimiser's class and arguments with this text as ``optim_args``."""
+    changed = copy.copy(arguments)
+    changed.optim_args = optim_args
+    try:
+        return Trainer.get_optimizer_cls_and_kwargs(changed)
+    except (ImportError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"optim: {arguments.optim.value}, optim_args: {optim_args}: {first_line(error)}") from None
+
+
+def check_schedule(arguments: Any) -> None:
+    """Refuse a schedule that cannot be built with ``lr_scheduler_kwargs``, or lacks one of them.
 
     Raises:
         UserError: naming both options.
     """
-    if str(arguments.optim.value).startswith(NEEDS_MODEL):
-        return
+    name, options = str(arguments.lr_scheduler_type.value), arguments.lr_scheduler_kwargs
+    steps = arguments.max_steps if arguments.max_steps > 0 else 1000  # by epochs, nobody knows yet, and it does not matter
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
     try:
-        Trainer.get_optimizer_cls_and_kwargs(arguments)
-    except (ImportError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"optim: {arguments.optim.value}, optim_args: {arguments.optim_args}: {first_line(error)}") from None
+        get_scheduler(
+            name,
+            optimizer,
+            num_warmup_steps=arguments.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=dict(options or {}),
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"lr_scheduler_type: {name}, lr_scheduler_kwargs: {options or 'none'}: {first_line(error)}"
+        ) from None
+
+
+CHECKPOINTING_OPTIONS = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
+"""What :func:`torch.utils.checkpoint.checkpoint` takes beside a function and its inputs (torch 2.13)."""
+
+
+def check_checkpointing_options(options: Any) -> None:
+    """Refuse ``gradient_checkpointing_kwargs`` that torch does not know. Raises :class:`UserError` naming them."""
+    if isinstance(options, dict) and (unknown := sorted(set(options) - set(CHECKPOINTING_OPTIONS))):
+        raise UserError(
+            f"gradient_checkpointing_kwargs: {unknown[0]!r} is no option of it; choose from "
+            + ", ".join(CHECKPOINTING_OPTIONS)
+        )

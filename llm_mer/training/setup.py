@@ -50,7 +50,7 @@ from llm_mer.training.describe import describe_run, with_missing_steps
 from llm_mer.training.injection_schedule import InjectionSchedule
 from llm_mer.training.model_builder import BuiltModel, build_model, resolve_backbone
 from llm_mer.training.objectives import TOKENS
-from llm_mer.training.optimizers import check_optimizer_arguments
+from llm_mer.training.optimizers import check_optimizer_arguments, check_schedule
 from llm_mer.training.progress import log_progress_without_terminal
 from llm_mer.training.resume import check_resume, find_resume_checkpoint
 from llm_mer.training.run_config import RunConfig
@@ -104,6 +104,7 @@ def _check_options(config: RunConfig) -> dict[str, float]:
             f"{training.n_gpu} finetune.py …, or show it one: CUDA_VISIBLE_DEVICES=0"
         )
     check_optimizer_arguments(training)
+    check_schedule(training)
     loss_weights = check_loss_weights(model)
     check_objective(model, training)
     check_learning_rates(model, training)

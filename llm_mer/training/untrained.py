@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from llm_mer.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 WITHOUT_WARM_UP = ("constant", "greedy", "reduce_lr_on_plateau")
@@ -34,6 +36,25 @@ def weights_warning(computed: Mapping[str, float], weights: Mapping[str, float])
     return f"loss_weights: none of the losses computed here ({', '.join(names)}) weighs more than 0: nothing is trained"
 
 
+def check_evaluations(args: Any, state: Any) -> None:
+    """Refuse a delay of evaluations beyond the end of a run that chooses its checkpoint by them, or stops early.
+
+    ``args`` and ``state`` are the trainer's. ``eval_delay`` counts epochs or steps, as ``eval_strategy`` does.
+
+    Raises:
+        UserError: naming the delay and the run's length.
+    """
+    if not (args.load_best_model_at_end or getattr(args, "early_stopping_patience", None)):
+        return
+    by_epoch = args.eval_strategy == "epoch"
+    length, unit = (state.num_train_epochs, "epochs") if by_epoch else (state.max_steps, "steps")
+    if args.eval_delay and args.eval_delay > length:
+        raise UserError(
+            f"eval_delay: {args.eval_delay:g}, but the run has {length} {unit}: nothing would be evaluated, and no "
+            "checkpoint be told to be the best; take a smaller one"
+        )
+
+
 class UntrainedCheck(TrainerCallback):
     """Looks at the schedule before the first step, and at the losses after it."""
 
@@ -42,6 +63,7 @@ class UntrainedCheck(TrainerCallback):
         self._looked = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        check_evaluations(args, state)
         if args.lr_scheduler_type in WITHOUT_WARM_UP or not state.is_world_process_zero:
             return
         if (told := warm_up_warning(state.max_steps, args.get_warmup_steps(state.max_steps))) is not None:

@@ -40,6 +40,36 @@ def evaluate(path: Path, ground: Ground) -> Any:
     return run(EvaluateConfig(str(ground.checkpoint()), [str(path)], limit=4, resamples=5), progress=False)
 
 
+def calibrate(path: Path, ground: Ground) -> Any:
+    from llm_mer.evaluation.calibrate import calibrate as run
+    from llm_mer.evaluation.options import CalibrateConfig
+
+    return run(CalibrateConfig(str(ground.checkpoint()), str(path)))
+
+
+def compare_prompts(path: Path, ground: Ground) -> Any:
+    from llm_mer.experiments.options import PromptComparisonConfig
+    from llm_mer.experiments.prompt_comparison import compare_prompts as run
+
+    return run(PromptComparisonConfig(checkpoint=str(ground.checkpoint()), data=str(path), resamples=5), progress=False)
+
+
+def with_model(ground: Ground) -> Path:
+    """The training's output folder, with a model in it."""
+    return ground.write("run/llm_mer.json", "{}").parent
+
+
+def some_answers(ground: Ground) -> Path:
+    """An evaluation's folder with answers in it."""
+    return ground.write("evaluation/predictions.jsonl", '{"id": "a"}\n').parent
+
+
+def pushed_config(ground: Ground) -> Path:
+    """A configuration that pushes what it trains."""
+    told = f"data: {ground.store}\nbackbone: none\npush_to_hub: true\nhub_model_id: a/b\n"
+    return ground.write("pushed.yaml", told)
+
+
 def with_long_text(split: str) -> Build:
     """A store with one transcript of 300 sentences."""
 
@@ -227,5 +257,112 @@ SETUP_FAULTS: tuple[Fault, ...] = (
     Fault("media: pixels without sense", flat_pixels(Fraction(9)), frames, "pixels 9 times as wide as high; at most 8"),
     Fault(
         "media: pixels on edge", flat_pixels(Fraction(1, 12)), frames, "pixels 0.0833333 times as wide as high; at most 8"
+    ),
+    Fault(
+        "options: a schedule that lacks an argument",
+        nowhere,
+        train(lr_scheduler_type="cosine_with_min_lr"),
+        r"lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: none: .*min_lr",
+        "",
+    ),
+    Fault(
+        "options: a schedule that lacks its decay",
+        nowhere,
+        train(lr_scheduler_type="warmup_stable_decay"),
+        r"lr_scheduler_type: warmup_stable_decay, .*num_decay_steps",
+        "",
+    ),
+    Fault(
+        "options: an argument that no schedule knows",
+        nowhere,
+        train(lr_scheduler_type="polynomial", lr_scheduler_kwargs='{"foo": 1}'),
+        r"lr_scheduler_type: polynomial, lr_scheduler_kwargs: .*foo",
+        "",
+    ),
+    Fault("options: a beta above one", nowhere, train(adam_beta1=1.5), r"adam_beta1: 1.5; it must lie in \[0, 1\)", ""),
+    Fault("options: a negative epsilon", nowhere, train(adam_epsilon=-1), r"adam_epsilon: -1.0; it must be at least 0", ""),
+    Fault(
+        "options: less than no worker",
+        nowhere,
+        train(dataloader_num_workers=-1),
+        r"dataloader_num_workers: -1; it must be at least 0",
+        "",
+    ),
+    Fault(
+        "options: an accelerator's option that is none",
+        nowhere,
+        train(accelerator_config='{"foo": true}'),
+        r"options of the trainer: .*'foo'",
+        "",
+    ),
+    Fault(
+        "options: a checkpointing option that is none",
+        nowhere,
+        train(gradient_checkpointing_kwargs='{"foo": 1}'),
+        r"gradient_checkpointing_kwargs: 'foo' is no option of it; choose from use_reentrant",
+        "",
+    ),
+    Fault(
+        "options: an optimiser's argument without effect",
+        nowhere,
+        train(optim_args="foo=1"),
+        r"optim_args: 'foo=1' changes nothing of optim adamw",
+        "",
+    ),
+    Fault(
+        "options: target modules of an optimiser without them",
+        nowhere,
+        train(optim="sgd", optim_target_modules="all-linear"),
+        r"optim_target_modules: .* would have no effect",
+        "",
+    ),
+    Fault(
+        "options: inputs for metrics",
+        nowhere,
+        train(include_for_metrics=["inputs"]),
+        r"include_for_metrics: .* would have no effect here",
+        "",
+    ),
+    Fault(
+        "options: evaluation batches apart",
+        nowhere,
+        train(eval_do_concat_batches="false"),
+        r"eval_do_concat_batches: False would have no effect here",
+        "",
+    ),
+    Fault(
+        "options: seeds beside a model",
+        with_model,
+        train(seeds=["1", "2"]),
+        r"output_dir: .*run holds a model, and seeds beside it",
+        "run",
+    ),
+    Fault(
+        "options: a push that a comparison would not make",
+        pushed_config,
+        cli("compare", "--config", "{}", "--adapters", "gated_projector", "--seeds", "1"),
+        r"push_to_hub: true, but a comparison pushes nothing",
+        "",
+    ),
+    Fault(
+        "options: a report in the place of answers",
+        some_answers,
+        cli("report", "--evaluations", "{}", "--output", "{}/predictions.jsonl"),
+        r"--output .*predictions.jsonl: holds something else than a page",
+        "predictions.jsonl",
+    ),
+    Fault(
+        "length: of a prompt of a calibration",
+        with_long_text("valid"),
+        calibrate,
+        r"split 'valid': utterance 'valid-002': the prompt of task",
+        "",
+    ),
+    Fault(
+        "length: of a prompt of a comparison of prompts",
+        with_long_text("test"),
+        compare_prompts,
+        r"split 'test', prompt '.*': utterance 'test-002': the prompt of task",
+        "",
     ),
 )

@@ -21,6 +21,7 @@ from conftest import adapter_weights, training_options
 from transformers import Trainer
 
 import llm_mer.training.trainer
+from llm_mer.checkpoints.run_manifest import weights_digest
 from llm_mer.cli.train import finetune
 from llm_mer.distributed.process_group import ProcessGroup
 from llm_mer.errors import UserError
@@ -144,6 +145,29 @@ def test_the_best_checkpoint_is_kept_when_a_run_goes_on_in_a_folder_that_moved(
     state = json.loads((moved / "checkpoint-4" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == "checkpoint-1"
     assert find_corruption(moved / "checkpoint-1") is None
+
+
+def test_a_run_that_goes_on_from_its_last_step_loads_the_best_one_and_refuses_to_go_on_without_it(
+    arguments: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed after its last checkpoint, before the best one was loaded and saved."""
+    falling = iter(range(100, 0, -1))
+    monkeypatch.setattr(llm_mer.training.trainer, "summarise", lambda *_: {"eval_score": float(next(falling))})
+    changes: dict[str, Any] = {**SAVING, "eval_strategy": "steps", "eval_steps": 1, "limit_eval": 4, "max_steps": 2}
+    changes |= {"load_best_model_at_end": "true", "save_total_limit": 4, "backbone": "none"}
+    whole = finetune(arguments(**changes))
+    for name, lost in (("killed", ()), ("lost", ("checkpoint-1",))):
+        for step in ("checkpoint-1", "checkpoint-2"):
+            if step not in lost:
+                shutil.copytree(whole / step, tmp_path / name / step)
+    killed = finetune(arguments(output=tmp_path / "killed", resume_from_checkpoint="true", **changes))
+    for name in ("model.safetensors", "trainer_state.json"):
+        assert (killed / name).exists() == (whole / name).exists()
+    best = json.loads((killed / "trainer_state.json").read_text())["best_model_checkpoint"]
+    assert best == "checkpoint-1"
+    assert weights_digest(killed) == weights_digest(whole) == weights_digest(whole / "checkpoint-1")
+    with pytest.raises(UserError, match=r"the best checkpoint so far, checkpoint-1, lies not in .*load_best_model_at_end"):
+        finetune(arguments(output=tmp_path / "lost", resume_from_checkpoint="true", **changes))
 
 
 def test_a_run_that_begins_anew_goes_on_from_nothing_that_another_left(

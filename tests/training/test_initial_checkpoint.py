@@ -37,6 +37,15 @@ def test_another_adapter_is_refused_before_a_backbone_is_loaded(
         build_trainer(parse_arguments(arguments(init_checkpoint=trained, **{**START, **changes})))
 
 
+@pytest.mark.usefixtures("no_backbone")
+def test_a_head_for_other_tasks_is_told_before_its_weights_are_read(
+    trained: Path, arguments: Callable[..., list[str]]
+) -> None:
+    message = "has an adapter's head for 6 labels and a score, and the tasks of this run ask for a score; name tasks"
+    with pytest.raises(UserError, match=f"init_checkpoint: .*{message}"):
+        build_trainer(parse_arguments(arguments(init_checkpoint=trained, **{**START, "tasks": ["sentiment"]})))
+
+
 def test_what_is_of_training_alone_may_differ_and_an_adapters_own_option_is_told(
     trained: Path, arguments: Callable[..., list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from llm_mer.errors import UserError
 from llm_mer.training.parsing import parse_arguments
 from llm_mer.training.setup import build_trainer
 from llm_mer.training.untrained import warm_up_warning, weights_warning
@@ -50,3 +51,12 @@ def test_a_run_of_one_step_in_its_warm_up_and_without_a_weight_says_both(
     with caplog.at_level(logging.WARNING):
         build_trainer(parse_arguments(arguments(max_steps=1, limit_train=8, warmup_steps=0))).train()
     assert "nothing is trained" not in caplog.text
+
+
+def test_evaluations_delayed_beyond_the_end_are_refused_where_a_checkpoint_is_chosen_by_them(
+    arguments: Callable[..., list[str]],
+) -> None:
+    changes = {"max_steps": 1, "limit_train": 8, "limit_eval": 4, "eval_strategy": "steps", "eval_steps": 1, "eval_delay": 2}
+    changes |= {"load_best_model_at_end": "true", "save_strategy": "steps", "save_steps": 1, "backbone": "none"}
+    with pytest.raises(UserError, match="eval_delay: 2, but the run has 1 steps: nothing would be evaluated"):
+        build_trainer(parse_arguments(arguments(**changes))).train()

@@ -70,7 +70,10 @@ def base_config(config: CompareConfig, adapter: str) -> RunConfig:
         if not separator:
             raise UserError(f"overrides: {text!r}; write option=value")
         arguments += [f"--{name}", value]
-    return parse_arguments(arguments)
+    base = parse_arguments(arguments)
+    if base.training.given["push_to_hub"]:
+        raise UserError("push_to_hub: true, but a comparison pushes nothing; leave it out (llm-mer push does)")
+    return base
 
 
 def base_of_run(config: CompareConfig, run: PlannedRun, base: RunConfig | None = None) -> RunConfig:

@@ -27,6 +27,8 @@ MAX_ANSWERS = 201
 """Answers of a score: so many steps from the lower to the upper end."""
 LEADING_DIGITS = (1, 2, 3, 5, 10)
 DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
+THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
+"""What is one thousand and more to some, and a number with three decimals to others."""
 PERCENT = re.compile(r"[+-]?[0-9]+([.,][0-9]+)?\s*%")
 UNKNOWN = frozenset(("na", "n/a", "#n/a", "nan", "null", "-", "?", "inf", "-inf"))
 """Texts that stand for a value that is not known."""
@@ -192,6 +194,11 @@ def _refuse_number(name: str, cell: Cell) -> None:
     remedy = "a number is written with a point and without a unit"
     if DECIMAL_COMMA.fullmatch(cell.text):
         remedy = f"a decimal comma is not read: write {cell.text.replace(',', '.')}"
+        if THOUSANDS.fullmatch(cell.text):
+            remedy = (
+                f"a comma is not read: write {cell.text.replace(',', '')} if it parts thousands, "
+                f"{cell.text.replace(',', '.')} if decimals"
+            )
     elif PERCENT.fullmatch(cell.text):
         remedy = f"write {cell.text.rstrip('% ').replace(',', '.')} without the sign"
     raise UserError(f"{cell.where}: column {name!r} is {quote(cell.value)}; {remedy}")

@@ -49,6 +49,7 @@ def test_a_column_is_scores_labels_or_neither(values: Sequence[Any], found: obje
         (["1", "2", "5", "3"], 2, "has the numbers 1, 2, 3, 5: scores, or numbered classes.* --range x=0:5 .* --classes x"),
         (["0", "1", "1"], 2, "has the numbers 0, 1: scores, or numbered classes"),
         (["3.5", "4,5"], 3, "is '4,5'; a decimal comma is not read: write 4.5"),
+        (["1,234", "2,468"], 2, "is '1,234'; a comma is not read: write 1234 if it parts thousands, 1.234 if decimals"),
         (["70%", "80%"], 2, "is '70%'; write 70 without the sign"),
         (["1.5", "2.5", "good"], 4, "is 'good', and a number in 2 of 3 rows; .* or say --classes x"),
         (["1.5", "n/a"], 3, "is 'n/a'; leave the cell empty where it is not known"),
