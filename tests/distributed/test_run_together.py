@@ -67,7 +67,7 @@ def refuse(*_: Any, **__: Any) -> Any:
     raise PermissionError(errno.EACCES, "Permission denied", "/the/place")
 
 
-REFUSED = ["UserError: /the/place: Permission denied; give this user access to it, or name another place"] * 2
+REFUSED = ["UserError: /the/place: Permission denied; give this user access to it, or name another path"] * 2
 
 
 def test_results_come_to_every_rank_and_none_from_one_that_did_nothing() -> None:
@@ -114,7 +114,7 @@ def test_a_folder_of_answers_that_one_rank_cannot_make_is_told_by_every_rank(
     first, second = outcomes(lock)
     assert first == second
     assert first.endswith(
-        "answers.jsonl: cannot be written: Permission denied; give this user access to it, or name another place"
+        "answers.jsonl: cannot be written: Permission denied; give this user access to it, or name another path"
     )
 
 
