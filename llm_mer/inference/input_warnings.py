@@ -11,6 +11,9 @@ from llm_mer.inference.unread import describe_unread
 
 logger = logging.getLogger(__name__)
 
+WARNED = 1.25
+"""The distance from the training data that is worth a warning: a few of a hundred utterances like them lie just beyond 1."""
+
 
 class InputWarnings:
     """Remembers what it has said, so that a long list of utterances is not a long list of warnings."""
@@ -44,7 +47,7 @@ class InputWarnings:
     def distance(self, ids: Sequence[str], distances: Sequence[Mapping[str, float]]) -> None:
         """Name the first utterance whose modality is far from the training data."""
         for identifier, found in zip(ids, distances, strict=True):
-            new = {m: distance for m, distance in found.items() if distance > 1 and m not in self._far}
+            new = {m: distance for m, distance in found.items() if distance > WARNED and m not in self._far}
             self._far.update(new)
             for modality, distance in new.items():
                 logger.warning(
